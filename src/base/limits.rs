@@ -1,0 +1,91 @@
+//! Every bound of the system in one place, and the relations between them, checked by the compiler.
+
+/// The unit of disk I/O: batches start and end on it.
+pub const BLOCK_BYTES: usize = 4096;
+/// A log segment.
+pub const SEGMENT_BYTES: usize = 16 << 20;
+/// A log batch holds at most this, or one entry if that is larger.
+pub const BATCH_BYTES_MAX: usize = 1 << 20;
+/// Batches of a shard that may be under way to the disk at once.
+pub const BATCHES_IN_FLIGHT_MAX: usize = 4;
+/// With a write under way, a batch waits until it holds this much.
+pub const BATCH_BYTES_GATHER: usize = 128 << 10;
+/// The largest payload that any configuration allows.
+pub const PAYLOAD_BYTES_HARD_MAX: usize = 4 << 20;
+/// The largest payload unless configured otherwise.
+pub const PAYLOAD_BYTES_DEFAULT_MAX: usize = 1 << 20;
+/// A frame's body after the hello: a batch of payloads and what describes them.
+pub const FRAME_BYTES_MAX: usize = 8 << 20;
+/// A frame's body before the hello is done.
+pub const FRAME_BYTES_HELLO_MAX: usize = 4 << 10;
+/// The encoded commands of one entry.
+pub const ENTRY_BYTES_MAX: usize = FRAME_BYTES_MAX;
+/// Items of one request: jobs enqueued, tokens acknowledged, jobs leased.
+pub const ITEMS_MAX: usize = 1024;
+/// Due delays and expiries that one entry handles.
+pub const ADVANCE_ITEMS_MAX: u32 = 1024;
+
+/// Length of a queue's name in bytes; a name is `[A-Za-z0-9._:-]+`.
+pub const QUEUE_NAME_BYTES_MAX: usize = 128;
+/// Length of an idempotency key in bytes.
+pub const KEY_BYTES_MAX: usize = 256;
+/// Headers of one job.
+pub const HEADERS_MAX: usize = 32;
+/// Names and values of one job's headers together, in bytes.
+pub const HEADERS_BYTES_MAX: usize = 4 << 10;
+/// A failure reason is cut at this many bytes.
+pub const REASON_BYTES_MAX: usize = 256;
+/// A job's result, in bytes.
+pub const RESULT_BYTES_MAX: usize = 4 << 10;
+/// A worker's name, in bytes.
+pub const WORKER_NAME_BYTES_MAX: usize = 128;
+
+/// Priority classes; 0 is served first.
+pub const PRIORITIES: usize = 8;
+/// Jobs of one leaf page.
+pub const LEAF_JOBS: u64 = 64;
+
+/// Outcomes that a session keeps for commands.
+pub const SESSION_WINDOW: u64 = 4096;
+/// Outcomes that a session keeps for polls.
+pub const SESSION_POLL_WINDOW: u64 = 64;
+/// Sessions of a group.
+pub const SESSIONS_MAX: usize = 16_384;
+/// Outcomes kept by all sessions of a group, in bytes.
+pub const SESSION_BYTES_MAX: usize = 64 << 20;
+/// A session without command and heartbeat is dropped after this.
+pub const SESSION_IDLE_MS: u64 = 15 * 60 * 1000;
+/// The leases of a session that is silent this long go back, unless it asked for another time.
+pub const WORKER_TIMEOUT_MS: u64 = 10_000;
+/// The leases of a session whose connection closed without a word go back after this.
+pub const WORKER_CLOSED_MS: u64 = 1_000;
+/// A long poll waits at most this.
+pub const POLL_WAIT_MS_MAX: u64 = 60_000;
+/// Polls that wait, a shard.
+pub const POLLS_WAITING_MAX: usize = 65_536;
+/// Proposed and not yet applied, a group; more is refused as busy.
+pub const GROUP_UNCOMMITTED_BYTES_MAX: usize = 64 << 20;
+/// Requests and replies under way, a connection; reading stops beyond it.
+pub const CONNECTION_BYTES_MAX: usize = 4 << 20;
+/// A group's wall offset is corrected when it is off by more than this.
+pub const WALL_DRIFT_MS_MAX: u64 = 100;
+/// While something is due, a leader that wrote nothing for this long stamps the time.
+pub const TIME_STAMP_MS: u64 = 5_000;
+
+/// Groups of a new cluster, for each shard of its first node.
+pub const GROUPS_PER_SHARD: usize = 8;
+/// Groups of a new cluster, at the least.
+pub const GROUPS_MIN: usize = 64;
+/// Groups of a cluster, at the most: a job id holds 16 bits of it.
+pub const GROUPS_MAX: usize = 1 << 16;
+/// Bases of a group that are kept: the newest and the one before, should the newest be damaged.
+pub const BASES_KEPT: usize = 2;
+
+const _: () = assert!(SEGMENT_BYTES.is_multiple_of(BLOCK_BYTES));
+const _: () = assert!(PAYLOAD_BYTES_DEFAULT_MAX <= PAYLOAD_BYTES_HARD_MAX);
+const _: () = assert!(PAYLOAD_BYTES_HARD_MAX + HEADERS_BYTES_MAX + KEY_BYTES_MAX < FRAME_BYTES_MAX);
+// A segment holds its head, its footer and the largest batch.
+const _: () = assert!(ENTRY_BYTES_MAX + BATCH_BYTES_MAX < SEGMENT_BYTES);
+const _: () = assert!(BATCH_BYTES_GATHER <= BATCH_BYTES_MAX);
+const _: () = assert!(WORKER_CLOSED_MS <= WORKER_TIMEOUT_MS);
+const _: () = assert!(WORKER_TIMEOUT_MS < SESSION_IDLE_MS);

@@ -1,0 +1,3 @@
+//! rrq-bench
+
+fn main() {}

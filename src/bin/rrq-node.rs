@@ -1,0 +1,3 @@
+//! rrq-node
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! rrqctl
+
+fn main() {}

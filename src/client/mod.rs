@@ -1,0 +1,1 @@
+//! placeholder of a folder to come

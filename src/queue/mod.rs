@@ -1,0 +1,4 @@
+//! The job state machine of a group.
+
+pub mod command;
+pub mod view;

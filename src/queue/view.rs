@@ -1,0 +1,198 @@
+//! What reads of the job machine return: copies, detached from its state.
+
+use crate::base::ids::{JobId, Partition, QueueUid, SessionId, Token};
+use crate::base::units::{GroupTime, WallTime};
+use crate::queue::command::Backoff;
+use bytes::Bytes;
+
+/// The state of a live job. Completed and cancelled jobs are not live: asking for one yields
+/// `Finished`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum JobState {
+    /// Ready to be leased.
+    Pending = 1,
+    /// Waits for its run-at, or for its backoff.
+    Delayed = 2,
+    /// Leased by a worker.
+    InFlight = 3,
+    /// Out of attempts, out of time, or buried.
+    Dead = 4,
+}
+
+impl JobState {
+    /// The state of a stored number.
+    #[must_use]
+    pub fn from_u8(raw: u8) -> Option<Self> {
+        [Self::Pending, Self::Delayed, Self::InFlight, Self::Dead]
+            .into_iter()
+            .find(|state| *state as u8 == raw)
+    }
+}
+
+/// Everything about a job that its enqueue fixed, besides its record: written once, never changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Body {
+    /// What the worker gets.
+    pub payload: Bytes,
+    /// Small names and values.
+    pub headers: Vec<(String, Bytes)>,
+    /// The idempotency key.
+    pub key: Option<Bytes>,
+    /// How long a worker may run it, in milliseconds; 0 = no limit.
+    pub run_limit_ms: u32,
+    /// Its own backoff.
+    pub backoff: Option<Backoff>,
+}
+
+/// A live job as a read shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobView {
+    /// The job.
+    pub id: JobId,
+    /// Its state.
+    pub state: JobState,
+    /// Its class.
+    pub priority: u8,
+    /// Grants so far.
+    pub attempts: u16,
+    /// Grants at which it dies.
+    pub max_attempts: u16,
+    /// Delayed by run-at: when it is due, wall time.
+    pub run_at: Option<WallTime>,
+    /// Delayed by backoff, or leased: milliseconds left of the group's time.
+    pub remaining_ms: Option<u64>,
+    /// When it was enqueued.
+    pub enqueued_at: WallTime,
+    /// When its time to live ends.
+    pub expires_at: Option<WallTime>,
+    /// The present grant, if it is leased.
+    pub token: Option<Token>,
+    /// Who leases it.
+    pub owner: Option<SessionId>,
+    /// Why its last attempt failed, cut at 256 bytes; empty if it never did.
+    pub last_failure: Bytes,
+    /// Payload, headers, key, limits.
+    pub body: Body,
+}
+
+/// Counters of a queue (over the partitions of this group).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueStats {
+    /// Ready to be leased.
+    pub pending: u64,
+    /// Waiting for a run-at or a backoff.
+    pub delayed: u64,
+    /// Leased.
+    pub in_flight: u64,
+    /// Dead.
+    pub dead: u64,
+    /// Payload bytes of all live jobs.
+    pub bytes: u64,
+    /// Idempotency keys remembered.
+    pub keys: u64,
+    /// Jobs ever made.
+    pub enqueued_total: u64,
+    /// Grants ever made.
+    pub leased_total: u64,
+    /// Jobs acknowledged.
+    pub completed_total: u64,
+    /// Nacks, including those that killed the job.
+    pub nacked_total: u64,
+    /// Leases that ended by time or with their worker.
+    pub expired_total: u64,
+    /// Jobs that became dead or were dropped instead.
+    pub dead_total: u64,
+    /// Jobs cancelled.
+    pub cancelled_total: u64,
+    /// When the oldest pending job was enqueued.
+    pub oldest_pending: Option<WallTime>,
+}
+
+/// A session as its leader watches it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionView {
+    /// The session.
+    pub id: SessionId,
+    /// Its epoch.
+    pub epoch: u32,
+    /// Whether the leases of this epoch were ended: it must attach before it leases.
+    pub ended: bool,
+    /// Jobs that it holds.
+    pub leases: u64,
+    /// Silent this long, its leases go back, in milliseconds.
+    pub worker_timeout_ms: u32,
+    /// The highest number applied, over both windows.
+    pub last_seq: u64,
+}
+
+/// Where a body is on this node's disk; local, never part of the state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BodyLocation {
+    /// The payload file: start number (high 32 bits) and number within that start.
+    pub file: u64,
+    /// Offset of the encoded body.
+    pub offset: u64,
+    /// Length of the encoded body.
+    pub len: u32,
+}
+
+/// Names a page of a group's hot state. Pages sort by kind, then queue, partition, number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PageKey {
+    /// What the page holds.
+    pub kind: PageKind,
+    /// The queue, or 0.
+    pub queue: QueueUid,
+    /// The partition, or 0.
+    pub partition: Partition,
+    /// Leaf number, key bucket or session; else 0.
+    pub number: u64,
+}
+
+/// What a page holds. The numbers are on disk for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum PageKind {
+    /// The group: machine version, time, wall offset, counters.
+    Group = 1,
+    /// A queue's home record.
+    Queue = 2,
+    /// A partition: settings in force, next sequence, counters.
+    Partition = 3,
+    /// 64 records of 64 bytes.
+    Leaf = 4,
+    /// The last failure reasons of a leaf.
+    Reasons = 5,
+    /// The idempotency keys of a partition whose hash starts alike.
+    Keys = 6,
+    /// A session with its outcomes.
+    Session = 7,
+}
+
+impl PageKind {
+    /// The kind of a stored number.
+    #[must_use]
+    pub fn from_u8(raw: u8) -> Option<Self> {
+        [
+            Self::Group,
+            Self::Queue,
+            Self::Partition,
+            Self::Leaf,
+            Self::Reasons,
+            Self::Keys,
+            Self::Session,
+        ]
+        .into_iter()
+        .find(|kind| *kind as u8 == raw)
+    }
+}
+
+/// The point of the log at which something is applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ApplyAt {
+    /// The entry's index.
+    pub index: crate::base::ids::LogIndex,
+    /// The entry's stamp.
+    pub time: GroupTime,
+}

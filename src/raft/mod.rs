@@ -1,0 +1,1 @@
+//! One member of one Raft group: a pure state machine.

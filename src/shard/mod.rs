@@ -1,0 +1,1 @@
+//! The engine of a core: everything that it decides.

@@ -1,0 +1,1 @@
+//! Hot-state checkpoints: their files and how they are read.

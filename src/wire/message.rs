@@ -1,0 +1,234 @@
+//! Requests and replies of the client protocol as plain values; `client.rs` is their codec.
+
+use crate::base::code::Code;
+use crate::base::ids::{
+    ClusterId, GroupId, JobId, LogIndex, NodeId, Partition, QueueUid, SessionId, Term,
+};
+use crate::queue::command::{Command, Outcome, QueueInfo};
+use crate::queue::view::{JobState, JobView, QueueStats};
+use bytes::Bytes;
+
+/// The first frame of a client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientHello {
+    /// The lowest protocol version that the client speaks.
+    pub protocol_min: u32,
+    /// The highest.
+    pub protocol_max: u32,
+    /// Name and version of the client, for logs.
+    pub agent: String,
+}
+
+/// The node's answer to a hello.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerHello {
+    /// The version that both speak from here on.
+    pub protocol: u32,
+    /// Version of the node, for logs.
+    pub version: String,
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// This node.
+    pub node: NodeId,
+    /// This shard: the listener that the client reached.
+    pub shard: u16,
+    /// How many groups the cluster has, a power of two. The home group of a queue is
+    /// `crc32c(name) & (groups - 1)`.
+    pub groups: u32,
+    /// The largest payload of a job, in bytes.
+    pub payload_bytes_max: u32,
+    /// The nodes of the cluster as far as known.
+    pub nodes: Vec<NodeAddresses>,
+}
+
+/// Where the shards of a node listen: group g lives on shard `g % addresses.len()`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeAddresses {
+    /// The node.
+    pub node: NodeId,
+    /// `host:port` of each shard, in order.
+    pub addresses: Vec<String>,
+}
+
+/// A request. Replies come in any order and carry its id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// Chosen by the client; unique among its requests under way on this connection.
+    pub id: u64,
+    /// What is asked.
+    pub body: RequestBody,
+}
+
+/// What is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RequestBody {
+    /// A command of the job machine, to be committed.
+    Command {
+        /// The group.
+        group: GroupId,
+        /// The command; for a lease of a queue without ready jobs, see `wait_ms`.
+        command: Command,
+        /// Leases only: wait so long for the first job (a long poll). 0 answers at once.
+        wait_ms: u32,
+    },
+    /// A live job.
+    GetJob {
+        /// Its id.
+        job: JobId,
+    },
+    /// The job that a key names.
+    GetJobByKey {
+        /// The queue.
+        queue: QueueUid,
+        /// The partition.
+        partition: Partition,
+        /// The group of that partition.
+        group: GroupId,
+        /// The key.
+        key: Bytes,
+    },
+    /// The first jobs of a state.
+    Peek {
+        /// The queue.
+        queue: QueueUid,
+        /// The partition.
+        partition: Partition,
+        /// The group of that partition.
+        group: GroupId,
+        /// Which jobs.
+        state: JobState,
+        /// At most so many.
+        limit: u32,
+    },
+    /// The home record of a queue by its name.
+    GetQueue {
+        /// The name.
+        name: String,
+    },
+    /// The queues of a group with their counters.
+    ListQueues {
+        /// The group.
+        group: GroupId,
+    },
+    /// These sessions are alive.
+    Heartbeat {
+        /// Sessions.
+        sessions: Vec<(GroupId, SessionId)>,
+    },
+    /// What this shard is and does.
+    Status,
+    /// The client leaves on purpose: its sessions' leases go back at once.
+    Bye,
+}
+
+/// A reply.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// The request's id.
+    pub id: u64,
+    /// Where a command took effect, or where a read was made.
+    pub stamp: Option<CommitStamp>,
+    /// The answer.
+    pub body: ReplyBody,
+}
+
+/// A place in the history of a group: replies sorted by it are the order in which all happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CommitStamp {
+    /// The group.
+    pub group: GroupId,
+    /// The term of the leader that answers.
+    pub term: Term,
+    /// The index applied.
+    pub index: LogIndex,
+}
+
+/// The answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReplyBody {
+    /// What the machine said. A lease is answered by [`ReplyBody::Leased`].
+    Outcome(Outcome),
+    /// Leased jobs; none if the wait ended first.
+    Leased(Vec<LeasedJob>),
+    /// A job.
+    Job(Box<JobView>),
+    /// Jobs.
+    Jobs(Vec<JobView>),
+    /// A queue with its counters.
+    Queues(Vec<(QueueInfo, QueueStats)>),
+    /// A shard.
+    Status(ShardStatus),
+    /// Heartbeats are taken; these sessions are not known here.
+    HeartbeatTaken {
+        /// Unknown sessions.
+        unknown: Vec<(GroupId, SessionId)>,
+    },
+    /// Refused, or its fate is unknown.
+    Error(ErrorReply),
+}
+
+/// A job in the hands of a worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeasedJob {
+    /// What to show on ack, nack, extend.
+    pub lease_gen: u32,
+    /// The job with its body.
+    pub job: JobView,
+    /// How long the lease is from now, in milliseconds.
+    pub lease_ms: u32,
+}
+
+/// An error of a whole request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ErrorReply {
+    /// Its stable code.
+    pub code: Code,
+    /// For people.
+    pub message: String,
+    /// Try there: `host:port` of the leader, if known.
+    pub leader: Option<String>,
+    /// Whether the request may have taken effect: only where nobody can know.
+    pub maybe_applied: bool,
+}
+
+/// A shard as `rrqctl status` shows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ShardStatus {
+    /// The shard.
+    pub shard: u16,
+    /// Shards of this node.
+    pub shards: u16,
+    /// Milliseconds since the process was started.
+    pub uptime_ms: u64,
+    /// Client connections.
+    pub connections: u64,
+    /// Bytes of log since the last checkpoint.
+    pub log_bytes_since_checkpoint: u64,
+    /// Durable position of the log.
+    pub durable_lsn: u64,
+    /// Whether enqueues are refused because the disk is full.
+    pub disk_full: bool,
+    /// Groups of the shard.
+    pub groups: Vec<GroupStatus>,
+}
+
+/// A group as `rrqctl status` shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupStatus {
+    /// The group.
+    pub group: GroupId,
+    /// Its term.
+    pub term: Term,
+    /// Whether this node leads it.
+    pub leader: bool,
+    /// Committed.
+    pub commit: LogIndex,
+    /// Applied.
+    pub applied: LogIndex,
+    /// Index of its newest base.
+    pub base: LogIndex,
+    /// Sessions open.
+    pub sessions: u64,
+    /// Why it does not serve; empty if it does.
+    pub halted: String,
+}

@@ -1,0 +1,3 @@
+//! The wire protocol.
+
+pub mod message;
