@@ -1,0 +1,33 @@
+//! What an engine is told at its start, and never again.
+
+use crate::base::ids::{NodeId, ShardId};
+use crate::queue::command::QueueSettings;
+use crate::wal::writer::LogIdentity;
+
+/// The settings of one shard's engine.
+#[derive(Clone, Debug)]
+pub struct ShardConfig {
+    /// Whose log it is: cluster, disk, shard, WAL set.
+    pub identity: LogIdentity,
+    /// This node.
+    pub node: NodeId,
+    /// This shard.
+    pub shard: ShardId,
+    /// Shards of this node; group g lives on shard `g % shards`.
+    pub shards: u16,
+    /// Groups of the cluster, a power of two.
+    pub groups: u32,
+    /// The start number of this process, from the superblock: part of the names of files.
+    pub start_number: u32,
+    /// Seeds election timeouts and segment epochs.
+    pub seed: u64,
+    /// Largest payload of a job, in bytes.
+    pub payload_bytes_max: usize,
+    /// Whether a queue is made at its first use.
+    pub auto_create: bool,
+    /// Settings of a queue made at its first use.
+    pub queue_defaults: QueueSettings,
+    /// A checkpoint round is cut each so many bytes of log, or twice the last round's pages if
+    /// that is more.
+    pub checkpoint_log_bytes: u64,
+}

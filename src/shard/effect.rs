@@ -1,0 +1,105 @@
+//! What to do: the only way out of a [`ShardEngine`](super::engine::ShardEngine). Imperative.
+//!
+//! The driver performs [`Effect::WriteWal`] in order of their batch numbers (several may be under
+//! way at once); everything else may run in any order. What promises durability is kept inside the
+//! engine until it is durable, so a driver cannot answer too early.
+
+use super::input::Origin;
+use crate::base::checksum::Hash128;
+use crate::base::ids::{GroupId, ShardId};
+use crate::wal::record::RootLocation;
+use crate::wal::writer::WalWrite;
+use crate::wire::message::{Reply, Request};
+use bytes::Bytes;
+
+/// A file of a checkpoint: its number is the start number (high 32 bits) and a counter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum CheckpointFile {
+    /// Pages and roots of one round.
+    Run(u64),
+    /// Bodies of jobs.
+    Payload(u64),
+}
+
+/// What to do.
+#[derive(Debug)]
+pub enum Effect {
+    /// Write a batch at its place, durably; then [`Input::WalSynced`](super::input::Input).
+    /// A failure ends the process: recovery decides.
+    WriteWal(WalWrite),
+    /// Make a segment: take a spare or zero a new file, give it its name, sync the directory; then
+    /// `SegmentReady`.
+    PrepareSegment {
+        /// Its number.
+        number: u64,
+    },
+    /// These segments are not needed any more: keep their files as spares or delete them.
+    DropSegments {
+        /// Their numbers.
+        numbers: Vec<u64>,
+    },
+    /// Read the hot state of a group off the shard thread; then `GroupLoaded`.
+    LoadGroup {
+        /// The group.
+        group: GroupId,
+        /// Where its root is.
+        root: RootLocation,
+        /// What its root must hash to.
+        root_hash: Hash128,
+    },
+    /// Append a chunk to a checkpoint file, which is made by its first chunk.
+    WriteChunk {
+        /// The round that it belongs to.
+        round: u64,
+        /// The file.
+        file: CheckpointFile,
+        /// Where.
+        offset: u64,
+        /// What.
+        bytes: Bytes,
+    },
+    /// Sync these files, then the directory; then `FilesSynced`, or `RoundFailed` if a chunk of
+    /// the round could not be written.
+    SyncFiles {
+        /// The round.
+        round: u64,
+        /// Its files.
+        files: Vec<CheckpointFile>,
+    },
+    /// Write the shard's manifest: temporary file, sync, rename, sync directory; then
+    /// `ManifestWritten`.
+    WriteManifest {
+        /// Its bytes.
+        bytes: Bytes,
+    },
+    /// Unlink checkpoint files that nothing refers to.
+    DropFiles {
+        /// Which.
+        files: Vec<CheckpointFile>,
+    },
+    /// Answer a client; through the shard that holds the connection.
+    Reply {
+        /// Who asked.
+        to: Origin,
+        /// The answer.
+        reply: Reply,
+    },
+    /// Hand a request to the shard whose group it is for. If its inbox is full, answer `Busy`.
+    Forward {
+        /// That shard.
+        to: ShardId,
+        /// Who asked.
+        from: Origin,
+        /// What.
+        request: Request,
+    },
+    /// Tell a shard that got forwarded requests of this connection that it closed.
+    ForwardClosed {
+        /// That shard.
+        to: ShardId,
+        /// The connection.
+        from: Origin,
+    },
+    /// All is durable and the checkpoint is cut: the shard can end.
+    Stopped,
+}

@@ -1,0 +1,73 @@
+//! What happened: the only way into a [`ShardEngine`](super::engine::ShardEngine). Past tense.
+
+use crate::base::ids::{ConnId, GroupId, ShardId};
+use crate::snapshot::view::LoadedGroup;
+use crate::wire::message::Request;
+
+/// Where a request came from: a connection of a shard of this node. Another shard than the one
+/// that handles it means that the request was forwarded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Origin {
+    /// The shard that holds the connection.
+    pub shard: ShardId,
+    /// The connection.
+    pub conn: ConnId,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum Input {
+    /// A client asked something. Its hello is done.
+    ClientRequest {
+        /// Who asked.
+        from: Origin,
+        /// What.
+        request: Request,
+    },
+    /// A client's connection ended, by it or by the network.
+    ClientClosed {
+        /// Which.
+        from: Origin,
+    },
+    /// A batch of the log is on disk, whole.
+    WalSynced {
+        /// Its number.
+        batch_seq: u64,
+    },
+    /// A segment can be written: preallocated, and its name durable.
+    SegmentReady {
+        /// Its number.
+        number: u64,
+    },
+    /// The hot state of a group was read and verified, or could not be.
+    GroupLoaded {
+        /// The group.
+        group: GroupId,
+        /// Its pages and bodies, or what is damaged, in a sentence for the operator.
+        result: Result<LoadedGroup, String>,
+    },
+    /// All chunks of a checkpoint round so far, and the names of their files, are on disk.
+    FilesSynced {
+        /// The round.
+        round: u64,
+    },
+    /// A checkpoint round could not be written (no space): its files are gone, the log stays.
+    RoundFailed {
+        /// The round.
+        round: u64,
+    },
+    /// The manifest is on disk under its name.
+    ManifestWritten,
+    /// The room left on the disk changed.
+    DiskSpace {
+        /// Whether enqueues must wait: less is left than the log and two checkpoints need.
+        full: bool,
+        /// Whether even leases and nacks must wait: only acks, which shrink the state, go on.
+        exhausted: bool,
+    },
+    /// The process shall stop: finish what is proposed, cut a checkpoint, then say
+    /// [`Effect::Stopped`](super::effect::Effect::Stopped).
+    StopRequested,
+    /// Nothing but time: a deadline may have passed.
+    TimePassed,
+}
