@@ -38,9 +38,13 @@
 //! | [`builder`] | jobs and pages to bytes, in slices |
 //! | [`view`] | bytes to headers, roots, pages, bodies; every way in which they can be wrong |
 //! | [`load`] | a whole group from its root, by few large reads |
+//! | [`manifest`] | the second anchor of a shard's bases |
+//! | [`superblock`] | whose disk this is, and which log is in force |
 
 pub mod builder;
 mod fields;
 pub mod layout;
 pub mod load;
+pub mod manifest;
+pub mod superblock;
 pub mod view;
