@@ -270,7 +270,7 @@ fn request() -> impl Strategy<Value = Request> {
             |(queue, partition, group, state, limit)| RequestBody::Peek {
                 queue, partition, group, state, limit
             }),
-        1 => "[A-Za-z0-9._:-]{1,20}".prop_map(|name| RequestBody::GetQueue { name }),
+        1 => ("[A-Za-z0-9._:-]{1,20}", any::<bool>()).prop_map(|(name, create)| RequestBody::GetQueue { name, create }),
         1 => group().prop_map(|group| RequestBody::ListQueues { group }),
         1 => vec((group(), session_id()), 0..5)
             .prop_map(|sessions| RequestBody::Heartbeat { sessions }),

@@ -91,11 +91,13 @@ pub struct JobQueue {
 }
 
 impl JobQueue {
-    /// The machine of a group at its formation: empty, at version 1, wall offset 0.
+    /// The machine of a group at its formation: empty, at version 1, with the wall offset that its
+    /// base holds.
     #[must_use]
-    pub fn new(group: GroupId) -> Self {
+    pub fn new(group: GroupId, wall_offset_ms: i64) -> Self {
         Self {
             loaded: true,
+            wall_offset_ms,
             ..Self::absent(group)
         }
     }

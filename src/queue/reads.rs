@@ -135,6 +135,12 @@ impl JobQueue {
         self.links.sessions.get(id).map(|slot| view(id, slot))
     }
 
+    /// Whether the outcome of this call is kept: proposing it again repeats the outcome.
+    #[must_use]
+    pub fn has_outcome(&self, call: &SessionCall) -> bool {
+        self.links.sessions.has_outcome(call)
+    }
+
     /// All sessions, by id.
     #[must_use]
     pub fn sessions(&self) -> Vec<SessionView> {

@@ -227,6 +227,13 @@ impl Sessions {
         assert!(was, "session {owner} does not hold job {job}");
     }
 
+    /// Whether the outcome of this number is kept, so that it would be repeated.
+    pub(super) fn has_outcome(&self, call: &SessionCall) -> bool {
+        self.slots.get(&call.id).is_some_and(|slot| {
+            slot.page.windows[call.window as usize].outcomes.contains_key(&call.seq)
+        })
+    }
+
     /// Decides about a command with a place in a session, and forgets what its client has seen.
     pub(super) fn admit(&mut self, call: &SessionCall) -> Admission {
         let Some(slot) = self.slots.get_mut(&call.id) else {

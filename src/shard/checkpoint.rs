@@ -35,8 +35,7 @@ use crate::base::entry::EntryKind;
 use crate::base::ids::{GroupId, JobId, ShardId};
 use crate::base::limits::BASES_KEPT;
 use crate::base::units::{Lsn, Monotonic};
-use crate::queue::body::encode_body;
-use crate::queue::frozen::FrozenState;
+use crate::queue::{FrozenState, encode_body};
 use crate::queue::view::{BodyLocation, PageKey};
 use crate::snapshot::builder::{PayloadBuilder, RunBuilder};
 use crate::snapshot::layout::{

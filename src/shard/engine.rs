@@ -19,7 +19,7 @@ use crate::base::ids::{GroupId, Incarnation, JobId, LogIndex, SessionId, ShardId
 use crate::base::limits::{ADVANCE_ITEMS_MAX, TIME_STAMP_MS, WALL_DRIFT_MS_MAX};
 use crate::base::units::{GroupTime, Lsn, Monotonic, Now};
 use crate::queue::command::{Command, Grant, Op, Outcome};
-use crate::queue::job_queue::{JobQueue, PagesNeeded};
+use crate::queue::{JobQueue, PagesNeeded};
 use crate::queue::view::{ApplyAt, BodyLocation};
 use crate::raft::log::RaftLog;
 use crate::raft::message::Voter;

@@ -8,7 +8,7 @@ use super::loading::BaseFiles;
 use super::polls::{Place, Poll, Polls};
 use crate::base::ids::{GroupId, Incarnation, LogIndex};
 use crate::base::units::Monotonic;
-use crate::queue::job_queue::JobQueue;
+use crate::queue::JobQueue;
 use crate::raft::node::RaftNode;
 use crate::snapshot::layout::{GroupMeta, Voter};
 use crate::wal::record::BaseRecord;
