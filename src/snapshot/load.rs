@@ -23,7 +23,7 @@ pub const SPAN_BYTES_MAX: u64 = 1 << 20;
 pub const SPAN_GAP_BYTES_MAX: u64 = 64 << 10;
 
 /// A group as its checkpoint holds it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoadedGroup {
     /// The group and the index.
     pub meta: GroupMeta,
