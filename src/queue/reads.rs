@@ -6,7 +6,7 @@
 use crate::base::checksum::Hash128;
 use crate::base::ids::{JobId, Partition, QueueUid, SessionId, Token};
 use crate::base::units::{GroupTime, WallTime};
-use crate::queue::command::{QueueInfo, Rejection};
+use crate::queue::command::{QueueInfo, Rejection, SessionCall};
 use crate::queue::job_queue::{JobQueue, QueueRecord};
 use crate::queue::leaf::{leaf_of, slot_of};
 use crate::queue::partition::{PartitionState, owner_of};

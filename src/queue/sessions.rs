@@ -230,7 +230,9 @@ impl Sessions {
     /// Whether the outcome of this number is kept, so that it would be repeated.
     pub(super) fn has_outcome(&self, call: &SessionCall) -> bool {
         self.slots.get(&call.id).is_some_and(|slot| {
-            slot.page.windows[call.window as usize].outcomes.contains_key(&call.seq)
+            slot.page.windows[call.window as usize]
+                .outcomes
+                .contains_key(&call.seq)
         })
     }
 

@@ -177,7 +177,10 @@ impl RaftLog {
     /// If `index` is not within the log.
     pub fn start_at(&mut self, index: LogIndex) {
         let (base, last) = (self.base.0, self.last_index());
-        assert!(base <= index && index <= last, "{index} is not within {base} to {last}");
+        assert!(
+            base <= index && index <= last,
+            "{index} is not within {base} to {last}"
+        );
         self.applied = index;
         self.committed = self.committed.max(index);
         let unapplied = self.entries.iter().filter(|entry| entry.index > index);

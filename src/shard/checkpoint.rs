@@ -35,8 +35,8 @@ use crate::base::entry::EntryKind;
 use crate::base::ids::{GroupId, JobId, ShardId};
 use crate::base::limits::BASES_KEPT;
 use crate::base::units::{Lsn, Monotonic};
-use crate::queue::{FrozenState, encode_body};
 use crate::queue::view::{BodyLocation, PageKey};
+use crate::queue::{BodyCursor, FrozenState, encode_body};
 use crate::snapshot::builder::{PayloadBuilder, RunBuilder};
 use crate::snapshot::layout::{
     BodyEntry, BodyPlace, FileHeader, FileKind, GroupMeta, Owner, PageName, PayloadUse, RootRef,
@@ -79,11 +79,23 @@ struct Written {
 
 enum Phase {
     Idle,
-    Freezing { waiting: BTreeSet<usize>, frozen: VecDeque<Frozen> },
+    Freezing {
+        waiting: BTreeSet<usize>,
+        frozen: VecDeque<Frozen>,
+    },
     Writing(Box<Writing>),
-    Syncing { written: Vec<Written> },
-    Placing { written: Vec<Written>, group: usize, body: usize },
-    Publishing { ticket: Ticket, written: Vec<Written> },
+    Syncing {
+        written: Vec<Written>,
+    },
+    Placing {
+        written: Vec<Written>,
+        group: usize,
+        body: usize,
+    },
+    Publishing {
+        ticket: Ticket,
+        written: Vec<Written>,
+    },
 }
 
 struct Writing {
@@ -101,6 +113,7 @@ struct Writing {
 /// The group being written: bodies first, since the root names their places.
 struct Current {
     frozen: Frozen,
+    cursor: BodyCursor,
     bodies_done: bool,
     bodies: Vec<BodyEntry>,
     placed: Vec<(JobId, BodyLocation)>,
@@ -196,7 +209,12 @@ impl Checkpointer {
         let file = file_number(self.start_number.into(), self.next_file)
             .expect("the start number has 32 bits");
         self.next_file += 1;
-        FileHeader { kind, owner: self.owner, shard: self.shard, file }
+        FileHeader {
+            kind,
+            owner: self.owner,
+            shard: self.shard,
+            file,
+        }
     }
 }
 
@@ -205,9 +223,15 @@ impl ShardEngine {
     pub(super) fn start_due_round(&mut self) {
         let checkpoints = &self.checkpoints;
         let log_bytes = checkpoints.log_bytes(self.wal.end_lsn());
-        let budget = self.config.checkpoint_log_bytes.max(2 * checkpoints.last_pages_bytes);
+        let budget = self
+            .config
+            .checkpoint_log_bytes
+            .max(2 * checkpoints.last_pages_bytes);
         let waits = checkpoints.retry_at.is_some_and(|at| at > self.now.mono);
-        let loading = self.groups.iter().any(|group| group.phase == GroupPhase::Loading);
+        let loading = self
+            .groups
+            .iter()
+            .any(|group| group.phase == GroupPhase::Loading);
         if log_bytes >= budget && checkpoints.is_idle() && !waits && !loading && !self.stopping() {
             self.start_round(|_| true);
         }
@@ -230,18 +254,27 @@ impl ShardEngine {
         }
         if !waiting.is_empty() {
             self.checkpoints.round += 1;
-            self.checkpoints.phase = Phase::Freezing { waiting, frozen: VecDeque::new() };
+            self.checkpoints.phase = Phase::Freezing {
+                waiting,
+                frozen: VecDeque::new(),
+            };
         }
     }
 
     /// A CHECKPOINT entry was applied. Those of an earlier process have no round and cut nothing.
     pub(super) fn on_cut_applied(&mut self, slot: usize) {
-        let Phase::Freezing { waiting, frozen } = &mut self.checkpoints.phase else { return };
+        let Phase::Freezing { waiting, frozen } = &mut self.checkpoints.phase else {
+            return;
+        };
         if !waiting.remove(&slot) {
             return;
         }
         let group = &self.groups[slot];
-        frozen.push_back(Frozen { slot, meta: group.meta(&self.config), state: group.queue.freeze() });
+        frozen.push_back(Frozen {
+            slot,
+            meta: group.meta(&self.config),
+            state: group.queue.freeze(),
+        });
         if waiting.is_empty() {
             let queue = std::mem::take(frozen);
             let header = self.checkpoints.header(FileKind::Run);
@@ -277,13 +310,20 @@ impl ShardEngine {
         }
         match std::mem::replace(&mut self.checkpoints.phase, Phase::Idle) {
             Phase::Writing(writing) => self.step_writing(writing),
-            Phase::Placing { written, group, body } => self.step_placing(written, group, body),
+            Phase::Placing {
+                written,
+                group,
+                body,
+            } => self.step_placing(written, group, body),
             _ => unreachable!("only writing and placing want a turn"),
         }
     }
 
     fn step_writing(&mut self, mut writing: Box<Writing>) {
-        let next = writing.current.take().or_else(|| writing.queue.pop_front().map(Current::new));
+        let next = writing
+            .current
+            .take()
+            .or_else(|| writing.queue.pop_front().map(Current::new));
         match next {
             Some(current) if !current.bodies_done => self.step_bodies(&mut writing, current),
             Some(current) => self.step_pages(&mut writing, current),
@@ -299,17 +339,28 @@ impl ShardEngine {
         self.emit_chunks(&mut writing);
         let round = self.checkpoints.round;
         self.checkpoints.last_pages_bytes = writing.pages_bytes;
-        self.effects.push(Effect::SyncFiles { round, files: writing.files });
-        self.checkpoints.phase = Phase::Syncing { written: writing.written };
+        self.effects.push(Effect::SyncFiles {
+            round,
+            files: writing.files,
+        });
+        self.checkpoints.phase = Phase::Syncing {
+            written: writing.written,
+        };
     }
 
     fn step_bodies(&mut self, writing: &mut Writing, mut current: Current) {
-        let slice = current.frozen.state.next_bodies(SLICE_BYTES);
+        let slice = current.cursor.next_bodies(SLICE_BYTES);
         current.bodies_done = slice.is_empty();
         for body in slice {
-            let stays = body.location.filter(|at| !self.checkpoints.rewrite.contains(&at.file));
+            let stays = body
+                .location
+                .filter(|at| !self.checkpoints.rewrite.contains(&at.file));
             let place = if let Some(at) = stays {
-                BodyPlace { file: at.file, offset: at.offset, len: at.len }
+                BodyPlace {
+                    file: at.file,
+                    offset: at.offset,
+                    len: at.len,
+                }
             } else {
                 let encoded = encode_body(&body.body);
                 let (_, payload) = writing.payload.get_or_insert_with(|| {
@@ -318,13 +369,24 @@ impl ShardEngine {
                     (header.file, PayloadBuilder::new(&header))
                 });
                 let place = payload.add_body(body.job, &encoded);
-                let at = BodyLocation { file: place.file, offset: place.offset, len: place.len };
+                let at = BodyLocation {
+                    file: place.file,
+                    offset: place.offset,
+                    len: place.len,
+                };
                 current.placed.push((body.job, at));
                 place
             };
-            current.bodies.push(BodyEntry { job: body.job, place });
+            current.bodies.push(BodyEntry {
+                job: body.job,
+                place,
+            });
         }
-        if writing.payload.as_ref().is_some_and(|(_, file)| file.len() >= PAYLOAD_FILE_BYTES) {
+        if writing
+            .payload
+            .as_ref()
+            .is_some_and(|(_, file)| file.len() >= PAYLOAD_FILE_BYTES)
+        {
             self.close_payload_file(writing);
         }
         writing.current = Some(current);
@@ -353,9 +415,10 @@ impl ShardEngine {
         }
         let payloads = payload_use(&current.bodies);
         let meta = &current.frozen.meta;
-        let root = writing.run.finish_group(meta, current.bodies).unwrap_or_else(|error| {
-            panic!("the root of group {group} cannot be written: {error}")
-        });
+        let root = writing
+            .run
+            .finish_group(meta, current.bodies)
+            .unwrap_or_else(|error| panic!("the root of group {group} cannot be written: {error}"));
         let before = &self.groups[current.frozen.slot].bases[0];
         writing.written.push(Written {
             slot: current.frozen.slot,
@@ -391,7 +454,12 @@ impl ShardEngine {
         *len = (*len).max(end);
         self.counters.checkpoint_bytes_total += bytes.len() as u64;
         let round = self.checkpoints.round;
-        self.effects.push(Effect::WriteChunk { round, file, offset, bytes });
+        self.effects.push(Effect::WriteChunk {
+            round,
+            file,
+            offset,
+            bytes,
+        });
     }
 
     /// A chunk is on its way no more.
@@ -413,12 +481,19 @@ impl ShardEngine {
         else {
             panic!("round {round} was synced before it was written");
         };
-        self.checkpoints.phase = Phase::Placing { written, group: 0, body: 0 };
+        self.checkpoints.phase = Phase::Placing {
+            written,
+            group: 0,
+            body: 0,
+        };
     }
 
     /// The round could not be written. Its files are gone; the log stays, and so do the bases.
     pub(super) fn on_round_failed(&mut self, round: u64) {
-        assert!(round == self.checkpoints.round, "round {round} failed out of turn");
+        assert!(
+            round == self.checkpoints.round,
+            "round {round} failed out of turn"
+        );
         if let Phase::Syncing { written } =
             std::mem::replace(&mut self.checkpoints.phase, Phase::Idle)
         {
@@ -454,7 +529,11 @@ impl ShardEngine {
             }
         }
         if group < written.len() {
-            self.checkpoints.phase = Phase::Placing { written, group, body };
+            self.checkpoints.phase = Phase::Placing {
+                written,
+                group,
+                body,
+            };
             return;
         }
         let tickets: Vec<Ticket> = written
@@ -470,7 +549,9 @@ impl ShardEngine {
 
     /// Puts the new bases in force once their records are durable, and drops what that frees.
     pub(super) fn publish_if_durable(&mut self, durable: Ticket) {
-        let Phase::Publishing { ticket, .. } = &self.checkpoints.phase else { return };
+        let Phase::Publishing { ticket, .. } = &self.checkpoints.phase else {
+            return;
+        };
         if *ticket > durable {
             return;
         }
@@ -479,7 +560,10 @@ impl ShardEngine {
         else {
             unreachable!("the phase was just looked at");
         };
-        for Written { slot, base, files, .. } in written {
+        for Written {
+            slot, base, files, ..
+        } in written
+        {
             let group = &mut self.groups[slot];
             group.bases.insert(0, base);
             group.bases.truncate(BASES_KEPT);
@@ -502,8 +586,9 @@ impl ShardEngine {
             return;
         }
         let groups = self.groups.iter();
-        let kept: BTreeSet<CheckpointFile> =
-            groups.flat_map(|group| group.base_files.iter().flat_map(BaseFiles::all)).collect();
+        let kept: BTreeSet<CheckpointFile> = groups
+            .flat_map(|group| group.base_files.iter().flat_map(BaseFiles::all))
+            .collect();
         let all = self.checkpoints.files.keys();
         let files: Vec<CheckpointFile> = all.filter(|file| !kept.contains(file)).copied().collect();
         for file in &files {
@@ -516,7 +601,10 @@ impl ShardEngine {
 
     /// Once, when the bases of all groups are known: what a crash left is dropped.
     pub(super) fn drop_orphans(&mut self) {
-        let loading = self.groups.iter().any(|group| group.phase == GroupPhase::Loading);
+        let loading = self
+            .groups
+            .iter()
+            .any(|group| group.phase == GroupPhase::Loading);
         if !self.checkpoints.orphans_dropped && !loading {
             self.checkpoints.orphans_dropped = true;
             self.drop_unreferenced_files();
@@ -526,14 +614,20 @@ impl ShardEngine {
 
     fn choose_files_to_rewrite(&mut self) {
         let mut live: BTreeMap<u64, u64> = BTreeMap::new();
-        for files in self.groups.iter().filter_map(|group| group.base_files.first()) {
+        for files in self
+            .groups
+            .iter()
+            .filter_map(|group| group.base_files.first())
+        {
             for (file, bytes) in &files.payloads {
                 *live.entry(*file).or_default() += bytes;
             }
         }
         let half_dead = |(file, bytes): (u64, u64)| {
             let total = self.checkpoints.files.get(&CheckpointFile::Payload(file));
-            total.is_some_and(|total| bytes * 2 < *total).then_some(file)
+            total
+                .is_some_and(|total| bytes * 2 < *total)
+                .then_some(file)
         };
         self.checkpoints.rewrite = live.into_iter().filter_map(half_dead).collect();
     }
@@ -564,9 +658,15 @@ impl ShardEngine {
             start: checkpoints.start_number.into(),
             sequence: checkpoints.manifest_sequence,
             durable,
-            groups: self.groups.iter().map(|group| manifest_group(&group.bases)).collect(),
+            groups: self
+                .groups
+                .iter()
+                .map(|group| manifest_group(&group.bases))
+                .collect(),
         };
-        self.effects.push(Effect::WriteManifest { bytes: manifest.encode().into() });
+        self.effects.push(Effect::WriteManifest {
+            bytes: manifest.encode().into(),
+        });
     }
 
     /// The manifest is durable.
@@ -577,7 +677,14 @@ impl ShardEngine {
 
 impl Current {
     fn new(frozen: Frozen) -> Self {
-        Self { frozen, bodies_done: false, bodies: Vec::new(), placed: Vec::new() }
+        let cursor = frozen.state.bodies();
+        Self {
+            frozen,
+            cursor,
+            bodies_done: false,
+            bodies: Vec::new(),
+            placed: Vec::new(),
+        }
     }
 }
 
@@ -594,8 +701,11 @@ fn payload_use(bodies: &[BodyEntry]) -> Vec<PayloadUse> {
     let mut files: BTreeMap<u64, PayloadUse> = BTreeMap::new();
     for body in bodies {
         let file = body.place.file;
-        let used =
-            files.entry(file).or_insert(PayloadUse { file, live_bytes: 0, live_bodies: 0 });
+        let used = files.entry(file).or_insert(PayloadUse {
+            file,
+            live_bytes: 0,
+            live_bodies: 0,
+        });
         used.live_bytes += body.place.record_bytes();
         used.live_bodies += 1;
     }
@@ -610,11 +720,19 @@ fn base_record(meta: &GroupMeta, root: &RootRef, log_start_lsn: Lsn) -> BaseReco
         term: meta.term,
         time: meta.time,
         root_hash: root.hash,
-        root: Some(RootLocation { file: root.file, offset: root.offset, len: root.len }),
+        root: Some(RootLocation {
+            file: root.file,
+            offset: root.offset,
+            len: root.len,
+        }),
         log_start_lsn,
         machine_version: meta.machine_version,
         wall_offset_ms: meta.wall_offset_ms,
-        voters: meta.voters.iter().map(|voter| (voter.node, voter.disk)).collect(),
+        voters: meta
+            .voters
+            .iter()
+            .map(|voter| (voter.node, voter.disk))
+            .collect(),
     }
 }
 
@@ -629,7 +747,10 @@ pub(super) fn root_ref(base: &BaseRecord) -> Option<RootRef> {
 }
 
 fn manifest_base(base: &BaseRecord) -> ManifestBase {
-    let voter = |(node, disk): &(_, _)| Voter { node: *node, disk: *disk };
+    let voter = |(node, disk): &(_, _)| Voter {
+        node: *node,
+        disk: *disk,
+    };
     ManifestBase {
         meta: GroupMeta {
             group: base.group,

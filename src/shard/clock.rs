@@ -16,7 +16,10 @@ pub(super) struct GroupClock {
 impl GroupClock {
     /// Goes on from the last stamp.
     pub(super) fn start(last_stamp: GroupTime, now: Monotonic) -> Self {
-        Self { since: now, from: last_stamp }
+        Self {
+            since: now,
+            from: last_stamp,
+        }
     }
 
     /// The group's time.
@@ -41,8 +44,18 @@ mod tests {
         let clock = GroupClock::start(GroupTime(500), Monotonic(7_000_000));
         assert_eq!(clock.at(Monotonic(7_000_000)), GroupTime(500));
         assert_eq!(clock.at(Monotonic(9_000_000)), GroupTime(502));
-        assert_eq!(clock.at(Monotonic(0)), GroupTime(500), "a clock that falls is ignored");
-        assert_eq!(clock.when(GroupTime(502), Monotonic(0)), Monotonic(9_000_000));
-        assert_eq!(clock.when(GroupTime(1), Monotonic(8_000_000)), Monotonic(8_000_000));
+        assert_eq!(
+            clock.at(Monotonic(0)),
+            GroupTime(500),
+            "a clock that falls is ignored"
+        );
+        assert_eq!(
+            clock.when(GroupTime(502), Monotonic(0)),
+            Monotonic(9_000_000)
+        );
+        assert_eq!(
+            clock.when(GroupTime(1), Monotonic(8_000_000)),
+            Monotonic(8_000_000)
+        );
     }
 }

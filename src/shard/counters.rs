@@ -82,7 +82,11 @@ mod tests {
 
     #[test]
     fn every_counter_is_visited_once_with_its_value() {
-        let counters = Counters { jobs_enqueued_total: 3, disk_full: 1, ..Counters::default() };
+        let counters = Counters {
+            jobs_enqueued_total: 3,
+            disk_full: 1,
+            ..Counters::default()
+        };
         let mut seen = Vec::new();
         counters.each(|name, help, rises, value| seen.push((name, help, rises, value)));
         assert_eq!(seen.len(), Counters::LEN);

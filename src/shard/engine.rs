@@ -19,8 +19,8 @@ use crate::base::ids::{GroupId, Incarnation, JobId, LogIndex, SessionId, ShardId
 use crate::base::limits::{ADVANCE_ITEMS_MAX, TIME_STAMP_MS, WALL_DRIFT_MS_MAX};
 use crate::base::units::{GroupTime, Lsn, Monotonic, Now};
 use crate::queue::command::{Command, Grant, Op, Outcome};
-use crate::queue::{JobQueue, PagesNeeded};
 use crate::queue::view::{ApplyAt, BodyLocation};
+use crate::queue::{JobQueue, PagesNeeded};
 use crate::raft::log::RaftLog;
 use crate::raft::message::Voter;
 use crate::raft::node::{Proposal, ProposeError, RaftConfig, RaftNode};
@@ -110,12 +110,28 @@ impl ShardEngine {
         files: BTreeMap<CheckpointFile, u64>,
         now: Now,
     ) -> Self {
-        let Recovered { start, groups: mut logs, torn, damage, bytes, .. } = recovered;
+        let Recovered {
+            start,
+            groups: mut logs,
+            torn,
+            damage,
+            bytes,
+            ..
+        } = recovered;
         let mut wal = LogWriter::new(config.identity, start, config.seed);
-        let owner = Owner { cluster: config.identity.cluster, disk: config.identity.disk };
+        let owner = Owner {
+            cluster: config.identity.cluster,
+            disk: config.identity.disk,
+        };
         let log = (wal.end_lsn(), bytes);
-        let checkpoints =
-            Checkpointer::new(owner, config.shard, config.start_number, files, log, now.mono);
+        let checkpoints = Checkpointer::new(
+            owner,
+            config.shard,
+            config.start_number,
+            files,
+            log,
+            now.mono,
+        );
         let mut groups = Vec::new();
         let mut effects = Vec::new();
         for id in groups_of(config.shard, config.shards, config.groups) {
@@ -125,10 +141,18 @@ impl ShardEngine {
                     wal.append(Record::Base(base.clone()));
                     GroupLogStatus::Intact
                 } else {
-                    GroupLogStatus::Damaged { what: "none of its records is left".into() }
+                    GroupLogStatus::Damaged {
+                        what: "none of its records is left".into(),
+                    }
                 };
                 let (incarnation, hard) = (base.incarnation, LoggedHardState::default());
-                GroupLog { incarnation, hard, bases: vec![base], entries: Vec::new(), status }
+                GroupLog {
+                    incarnation,
+                    hard,
+                    bases: vec![base],
+                    entries: Vec::new(),
+                    status,
+                }
             });
             groups.push(open_group(&config, id, log, now, &mut effects));
         }
@@ -209,7 +233,10 @@ impl ShardEngine {
         }
         let timer = self.timers.first().map(|(at, _)| *at);
         let manifest = self.checkpoints.next_manifest(self.wal.durable_lsn());
-        [timer, self.beacon_at, manifest].into_iter().flatten().min()
+        [timer, self.beacon_at, manifest]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// What was counted since the start.
@@ -221,7 +248,9 @@ impl ShardEngine {
     /// Whether every group that is not damaged serves.
     #[must_use]
     pub fn serving(&self) -> bool {
-        self.groups.iter().all(|group| group.is_halted() || group.serves())
+        self.groups
+            .iter()
+            .all(|group| group.is_halted() || group.serves())
     }
 
     /// Why groups do not serve, for the operator.
@@ -230,6 +259,15 @@ impl ShardEngine {
             Phase::Halted(why) => Some((group.id, why.as_str())),
             Phase::Loading | Phase::Serving => None,
         })
+    }
+
+    /// Jobs that are live and not dead, over all groups.
+    #[must_use]
+    pub fn live_jobs(&self) -> u64 {
+        let queues = self.groups.iter().flat_map(|group| group.queue.queues());
+        queues
+            .map(|(_, stats)| stats.pending + stats.delayed + stats.in_flight)
+            .sum()
     }
 
     pub(super) fn stopping(&self) -> bool {
@@ -264,13 +302,20 @@ impl ShardEngine {
     ) -> Result<(), Refusal> {
         let group = &mut self.groups[slot];
         let time = group.clock.at(self.now.mono);
-        let index = group.raft.propose(Proposal { kind, time, payload }).map_err(|error| {
-            let code = match error {
-                ProposeError::NotLeader => Code::NotLeader,
-                ProposeError::Busy => Code::Busy,
-            };
-            Refusal::new(code, error.to_string())
-        })?;
+        let index = group
+            .raft
+            .propose(Proposal {
+                kind,
+                time,
+                payload,
+            })
+            .map_err(|error| {
+                let code = match error {
+                    ProposeError::NotLeader => Code::NotLeader,
+                    ProposeError::Busy => Code::Busy,
+                };
+                Refusal::new(code, error.to_string())
+            })?;
         group.last_proposed = self.now.mono;
         group.waiters.extend(waiter.map(|waiter| (index, waiter)));
         self.counters.entries_proposed_total += 1;
@@ -287,14 +332,20 @@ impl ShardEngine {
     pub(super) fn correct_wall(&mut self, slot: usize) {
         let group = &self.groups[slot];
         let time = group.clock.at(self.now.mono);
-        let drift = time.wall(group.queue.wall_offset_ms()).0.abs_diff(self.now.wall.0);
+        let drift = time
+            .wall(group.queue.wall_offset_ms())
+            .0
+            .abs_diff(self.now.wall.0);
         if drift <= WALL_DRIFT_MS_MAX || group.setting_offset || !group.serves() {
             return;
         }
         let offset_ms = i64::try_from(self.now.wall.0).unwrap_or(i64::MAX)
             - i64::try_from(time.0).unwrap_or(i64::MAX);
         self.counters.wall_clock_steps_total += u64::from(drift > WALL_STEP_MS);
-        let command = Command { session: None, op: Op::SetWallOffset { offset_ms } };
+        let command = Command {
+            session: None,
+            op: Op::SetWallOffset { offset_ms },
+        };
         let payload = crate::wire::command::encode_command(&command);
         let proposed = self.propose(slot, EntryKind::Data, payload, Some(Waiter::WallOffset));
         self.groups[slot].setting_offset = proposed.is_ok();
@@ -302,7 +353,8 @@ impl ShardEngine {
 
     /// Proposes what the leader itself wants; if the group is too busy, a timer tries again.
     fn propose_own(&mut self, slot: usize, op: Op, waiter: Option<Waiter>) -> bool {
-        self.propose_command(slot, &Command { session: None, op }, waiter).is_ok()
+        self.propose_command(slot, &Command { session: None, op }, waiter)
+            .is_ok()
     }
 
     // The log.
@@ -312,9 +364,14 @@ impl ShardEngine {
             return;
         }
         let durable = self.wal.durable_ticket();
-        while self.written.front().is_some_and(|written| written.ticket <= durable) {
-            let Written { slot, index, term, .. } =
-                self.written.pop_front().expect("the front was just seen");
+        while self
+            .written
+            .front()
+            .is_some_and(|written| written.ticket <= durable)
+        {
+            let Written {
+                slot, index, term, ..
+            } = self.written.pop_front().expect("the front was just seen");
             self.groups[slot].raft.synced(index, term);
             self.mark(slot);
         }
@@ -346,13 +403,27 @@ impl ShardEngine {
         let mut last = None;
         for entry in ready.entries {
             let (index, term) = (entry.index, entry.term);
-            let ticket = self.wal.append(Record::Entry { group: id, incarnation, entry });
-            if let Some(Written { ticket: before, index: held, term: held_term, .. }) = &mut last
+            let ticket = self.wal.append(Record::Entry {
+                group: id,
+                incarnation,
+                entry,
+            });
+            if let Some(Written {
+                ticket: before,
+                index: held,
+                term: held_term,
+                ..
+            }) = &mut last
                 && *before == ticket
             {
                 (*held, *held_term) = (index, term);
             } else {
-                self.written.extend(last.replace(Written { ticket, slot, index, term }));
+                self.written.extend(last.replace(Written {
+                    ticket,
+                    slot,
+                    index,
+                    term,
+                }));
             }
         }
         // The commit mark rides along, once a batch, so that a restart knows how far it may apply.
@@ -418,13 +489,19 @@ impl ShardEngine {
 
     fn apply(&mut self, slot: usize, entry: &Entry) -> Result<(), String> {
         let group = &mut self.groups[slot];
-        let at = ApplyAt { index: entry.index, time: entry.time };
+        let at = ApplyAt {
+            index: entry.index,
+            time: entry.time,
+        };
         match entry.kind {
             EntryKind::Data => {
                 let command = decode_command(&entry.payload, entry.machine_version)
                     .map_err(|error| format!("entry {} cannot be applied: {error}", entry.index))?;
                 let needed = group.queue.pages_needed(&command);
-                assert!(needed == PagesNeeded::None, "a group serves when its pages are loaded");
+                assert!(
+                    needed == PagesNeeded::None,
+                    "a group serves when its pages are loaded"
+                );
                 let outcome = group.queue.apply(at, &command);
                 group.raft.applied();
                 self.after_apply(slot, entry.index, &command.op, outcome);
@@ -487,7 +564,9 @@ impl ShardEngine {
                 return self.park(slot, poll);
             }
             Outcome::Leased(grants) => {
-                let jobs = grants.iter().filter_map(|grant| self.leased_job(slot, grant));
+                let jobs = grants
+                    .iter()
+                    .filter_map(|grant| self.leased_job(slot, grant));
                 ReplyBody::Leased(jobs.collect())
             }
             other => ReplyBody::Outcome(other),
@@ -498,7 +577,11 @@ impl ShardEngine {
 
     fn leased_job(&self, slot: usize, grant: &Grant) -> Option<LeasedJob> {
         let job = self.groups[slot].queue.job(grant.token.job).ok()?;
-        Some(LeasedJob { lease_gen: grant.token.lease_gen, job, lease_ms: grant.lease_ms })
+        Some(LeasedJob {
+            lease_gen: grant.token.lease_gen,
+            job,
+            lease_ms: grant.lease_ms,
+        })
     }
 
     /// Proposes the waiting leases that can win something now.
@@ -525,14 +608,20 @@ impl ShardEngine {
         let counters = &mut self.counters;
         match (op, outcome) {
             (Op::Enqueue { .. }, Outcome::Enqueued(items)) => {
-                let new = items.iter().filter(|item| matches!(item, Enqueued::New(_))).count();
+                let new = items
+                    .iter()
+                    .filter(|item| matches!(item, Enqueued::New(_)))
+                    .count();
                 counters.jobs_enqueued_total += new as u64;
             }
             (Op::Lease { .. }, Outcome::Leased(grants)) => {
                 counters.jobs_leased_total += grants.len() as u64;
             }
             (Op::Ack { .. } | Op::Nack { .. }, Outcome::Items(items)) => {
-                let done = items.iter().filter(|item| **item == ItemOutcome::Done).count() as u64;
+                let done = items
+                    .iter()
+                    .filter(|item| **item == ItemOutcome::Done)
+                    .count() as u64;
                 match op {
                     Op::Ack { .. } => counters.jobs_acked_total += done,
                     _ => counters.jobs_nacked_total += done,
@@ -557,13 +646,21 @@ impl ShardEngine {
                 Waiter::Advance | Waiter::WallOffset => continue,
             };
             let (message, leader) = (why.clone(), None);
-            let error =
-                ErrorReply { code: Code::GroupHalted, message, leader, maybe_applied: true };
+            let error = ErrorReply {
+                code: Code::GroupHalted,
+                message,
+                leader,
+                maybe_applied: true,
+            };
             self.reply(to, request, None, ReplyBody::Error(error));
         }
         for poll in polls {
             self.unpark(slot, &poll);
-            self.refuse(poll.to, poll.request, &Refusal::new(Code::GroupHalted, why.clone()));
+            self.refuse(
+                poll.to,
+                poll.request,
+                &Refusal::new(Code::GroupHalted, why.clone()),
+            );
         }
         self.round_without(slot);
         self.counters.groups_halted = self.halted().count() as u64;
@@ -584,7 +681,12 @@ impl ShardEngine {
     }
 
     fn install(&mut self, slot: usize, state: GroupState) -> Result<(), String> {
-        let GroupState { base, loaded, files, .. } = state;
+        let GroupState {
+            base,
+            loaded,
+            files,
+            ..
+        } = state;
         let group = &mut self.groups[slot];
         let mut pages = Vec::with_capacity(loaded.pages.len());
         for (name, bytes) in loaded.pages {
@@ -599,7 +701,9 @@ impl ShardEngine {
             Some((bodies[at].bytes.clone(), BodyLocation { file, offset, len }))
         };
         let mut queue = JobQueue::absent(group.id);
-        queue.load(&pages, &mut find).map_err(|error| error.to_string())?;
+        queue
+            .load(&pages, &mut find)
+            .map_err(|error| error.to_string())?;
         group.queue = queue;
         group.bases.drain(..base);
         group.bases.truncate(files.len());
@@ -621,8 +725,11 @@ impl ShardEngine {
     // Time.
 
     fn fire_timers(&mut self) {
-        while let Some((_, slot)) =
-            self.timers.first().copied().filter(|(at, _)| *at <= self.now.mono)
+        while let Some((_, slot)) = self
+            .timers
+            .first()
+            .copied()
+            .filter(|(at, _)| *at <= self.now.mono)
         {
             self.timers.pop_first();
             self.groups[slot].timer = None;
@@ -638,7 +745,12 @@ impl ShardEngine {
         while let Some(poll) = self.groups[slot].polls.take_late(now) {
             self.unpark(slot, &poll);
             let stamp = self.stamp(slot);
-            self.reply(poll.to, poll.request, Some(stamp), ReplyBody::Leased(Vec::new()));
+            self.reply(
+                poll.to,
+                poll.request,
+                Some(stamp),
+                ReplyBody::Leased(Vec::new()),
+            );
         }
         if self.stopping() {
             return;
@@ -648,7 +760,9 @@ impl ShardEngine {
             self.propose_own(slot, op, None);
         }
         if self.advance_at(slot).is_some_and(|at| at <= now) {
-            let op = Op::Advance { limit: ADVANCE_ITEMS_MAX };
+            let op = Op::Advance {
+                limit: ADVANCE_ITEMS_MAX,
+            };
             let proposed = self.propose_own(slot, op, Some(Waiter::Advance));
             let group = &mut self.groups[slot];
             group.advancing = proposed;
@@ -668,13 +782,20 @@ impl ShardEngine {
     fn advance_at(&self, slot: usize) -> Option<Monotonic> {
         let group = &self.groups[slot];
         let due = group.queue.next_due().filter(|_| !group.advancing)?;
-        Some(group.clock.when(due, self.now.mono).max(group.advance_not_before))
+        Some(
+            group
+                .clock
+                .when(due, self.now.mono)
+                .max(group.advance_not_before),
+        )
     }
 
     /// When the time is to be stamped, so that a restart forgets little of it.
     fn stamp_at(&self, slot: usize) -> Option<Monotonic> {
         let group = &self.groups[slot];
-        let stamp = group.last_proposed.plus(Duration::from_millis(TIME_STAMP_MS));
+        let stamp = group
+            .last_proposed
+            .plus(Duration::from_millis(TIME_STAMP_MS));
         group.queue.waits_on_time().then_some(stamp)
     }
 
@@ -764,10 +885,19 @@ fn open_group(
     now: Now,
     effects: &mut Vec<Effect>,
 ) -> Group {
-    let GroupLog { incarnation, hard, bases, entries, status } = log;
+    let GroupLog {
+        incarnation,
+        hard,
+        bases,
+        entries,
+        status,
+    } = log;
     let newest = bases[0].clone();
     let oldest = bases.last().expect("a group has a base");
-    let me = Voter { node: config.node, disk: config.identity.disk };
+    let me = Voter {
+        node: config.node,
+        disk: config.identity.disk,
+    };
     let roots: Vec<_> = bases.iter().filter_map(root_ref).collect();
     let phase = match status {
         _ if newest.voters != [(me.node, me.disk)] => Phase::Halted(halted(
@@ -779,16 +909,23 @@ fn open_group(
             &format!("it needs machine version {}", newest.machine_version),
         )),
         GroupLogStatus::Damaged { what } => Phase::Halted(halted(id, &what)),
-        GroupLogStatus::Recovering { since } => {
-            Phase::Halted(halted(id, &format!("its log is in doubt since entry {since}")))
-        }
+        GroupLogStatus::Recovering { since } => Phase::Halted(halted(
+            id,
+            &format!("its log is in doubt since entry {since}"),
+        )),
         GroupLogStatus::Intact if newest.root.is_some() => {
-            effects.push(Effect::LoadGroup { group: id, bases: roots });
+            effects.push(Effect::LoadGroup {
+                group: id,
+                bases: roots,
+            });
             Phase::Loading
         }
         GroupLogStatus::Intact => Phase::Serving,
     };
-    let last_time = entries.last().map_or(newest.time, |entry| entry.time).max(newest.time);
+    let last_time = entries
+        .last()
+        .map_or(newest.time, |entry| entry.time)
+        .max(newest.time);
     let mut raft_log = RaftLog::new((oldest.index, oldest.term), entries);
     if newest.index <= raft_log.last_index() {
         raft_log.start_at(newest.index);
@@ -842,12 +979,23 @@ fn halted(group: GroupId, why: &str) -> String {
 
 fn log_hard_state(state: HardState) -> LoggedHardState {
     let tag = |disk: [u8; 16]| u32::from_le_bytes([disk[0], disk[1], disk[2], disk[3]]);
-    let vote = state.vote.map(|vote| Vote { node: vote.node, disk_tag: tag(vote.disk.0) });
-    LoggedHardState { term: state.term, vote, commit: state.commit }
+    let vote = state.vote.map(|vote| Vote {
+        node: vote.node,
+        disk_tag: tag(vote.disk.0),
+    });
+    LoggedHardState {
+        term: state.term,
+        vote,
+        commit: state.commit,
+    }
 }
 
 /// A vote for anybody but the only voter cannot be: it is void.
 fn raft_hard_state(state: LoggedHardState, me: Voter) -> HardState {
     let vote = state.vote.filter(|vote| vote.node == me.node).map(|_| me);
-    HardState { term: state.term, vote, commit: state.commit }
+    HardState {
+        term: state.term,
+        vote,
+        commit: state.commit,
+    }
 }

@@ -86,12 +86,19 @@ impl Group {
     /// The group as of what is applied.
     pub(super) fn meta(&self, config: &ShardConfig) -> GroupMeta {
         let index = self.raft.log().applied();
-        let voter = Voter { node: config.node, disk: config.identity.disk };
+        let voter = Voter {
+            node: config.node,
+            disk: config.identity.disk,
+        };
         GroupMeta {
             group: self.id,
             incarnation: self.incarnation,
             index,
-            term: self.raft.log().term_at(index).expect("the applied entry is held until compacted"),
+            term: self
+                .raft
+                .log()
+                .term_at(index)
+                .expect("the applied entry is held until compacted"),
             time: self.queue.time(),
             machine_version: self.queue.version(),
             wall_offset_ms: self.queue.wall_offset_ms(),
@@ -112,6 +119,7 @@ impl Group {
     /// Whether nothing is under way.
     pub(super) fn is_quiet(&self) -> bool {
         self.is_halted()
-            || (self.waiters.is_empty() && self.raft.log().applied() == self.raft.log().last_index())
+            || (self.waiters.is_empty()
+                && self.raft.log().applied() == self.raft.log().last_index())
     }
 }

@@ -37,17 +37,33 @@ pub(super) struct Liveness {
 
 impl Liveness {
     /// Starts to watch a session, in full.
-    pub(super) fn watch(&mut self, id: SessionId, timeout_ms: u32, conn: Option<Origin>, now: Monotonic) {
+    pub(super) fn watch(
+        &mut self,
+        id: SessionId,
+        timeout_ms: u32,
+        conn: Option<Origin>,
+        now: Monotonic,
+    ) {
         self.forget(id);
         let check_at = now.plus(Duration::from_millis(timeout_ms.into()));
-        self.watched.insert(id, Watched { heard: now, conn, closed: None, check_at });
+        self.watched.insert(
+            id,
+            Watched {
+                heard: now,
+                conn,
+                closed: None,
+                check_at,
+            },
+        );
         self.checks.insert((check_at, id));
     }
 
     /// A command or heartbeat came. The connection that it was bound to before, if that changed;
     /// `None` inside if the session is not watched.
     pub(super) fn heard(&mut self, id: SessionId, conn: Origin, now: Monotonic) -> Heard {
-        let Some(watched) = self.watched.get_mut(&id) else { return Heard::Unknown };
+        let Some(watched) = self.watched.get_mut(&id) else {
+            return Heard::Unknown;
+        };
         watched.heard = now;
         watched.closed = None;
         match watched.conn.replace(conn) {
@@ -84,7 +100,10 @@ impl Liveness {
                 self.forget(id);
                 continue;
             };
-            let watched = self.watched.get(&id).expect("a session with a check is watched");
+            let watched = self
+                .watched
+                .get(&id)
+                .expect("a session with a check is watched");
             let holds = session.leases > 0 && !session.ended;
             let timeout = Duration::from_millis(session.worker_timeout_ms.into());
             let silent = watched.heard.plus(timeout);
@@ -99,10 +118,17 @@ impl Liveness {
                 deadline.min(now.plus(timeout))
             } else {
                 ops.push(if holds {
-                    Op::EndLeases { session: id, epoch: session.epoch }
+                    Op::EndLeases {
+                        session: id,
+                        epoch: session.epoch,
+                    }
                 } else {
                     let last_seq = session.last_seq;
-                    Op::DropSession { session: id, epoch: session.epoch, last_seq }
+                    Op::DropSession {
+                        session: id,
+                        epoch: session.epoch,
+                        last_seq,
+                    }
                 });
                 now.plus(RECHECK)
             };
@@ -120,7 +146,10 @@ impl Liveness {
     }
 
     fn reschedule(&mut self, id: SessionId, at: Monotonic) {
-        let watched = self.watched.get_mut(&id).expect("only a watched session is rescheduled");
+        let watched = self
+            .watched
+            .get_mut(&id)
+            .expect("only a watched session is rescheduled");
         self.checks.remove(&(watched.check_at, id));
         watched.check_at = at;
         self.checks.insert((at, id));
@@ -147,7 +176,10 @@ mod tests {
     use crate::base::ids::{ConnId, ShardId};
 
     const ID: SessionId = SessionId(1);
-    const CONN: Origin = Origin { shard: ShardId(0), conn: ConnId(5) };
+    const CONN: Origin = Origin {
+        shard: ShardId(0),
+        conn: ConnId(5),
+    };
 
     fn seconds(count: u64) -> Monotonic {
         Monotonic(count * 1_000_000_000)
@@ -177,7 +209,10 @@ mod tests {
         let mut liveness = watching();
         assert_eq!(liveness.heard(ID, CONN, seconds(9)), Heard::Same);
         assert!(liveness.check(seconds(10), view(1)).is_empty());
-        let end = Op::EndLeases { session: ID, epoch: 3 };
+        let end = Op::EndLeases {
+            session: ID,
+            epoch: 3,
+        };
         assert!(liveness.check(seconds(18), view(1)).is_empty());
         assert_eq!(liveness.check(seconds(19), view(1)), [end]);
     }
@@ -190,8 +225,14 @@ mod tests {
         assert_eq!(liveness.check(seconds(3), view(1)).len(), 1);
 
         let mut liveness = watching();
-        let other = Origin { conn: ConnId(6), ..CONN };
-        assert_eq!(liveness.heard(ID, other, seconds(1)), Heard::Moved { before: Some(CONN) });
+        let other = Origin {
+            conn: ConnId(6),
+            ..CONN
+        };
+        assert_eq!(
+            liveness.heard(ID, other, seconds(1)),
+            Heard::Moved { before: Some(CONN) }
+        );
         liveness.closed(ID, CONN, seconds(2));
         assert!(liveness.check(seconds(4), view(1)).is_empty());
     }
@@ -200,9 +241,16 @@ mod tests {
     fn a_session_without_leases_is_dropped_after_fifteen_minutes() {
         let mut liveness = watching();
         for second in (10..900).step_by(10) {
-            assert!(liveness.check(seconds(second), view(0)).is_empty(), "at {second} s");
+            assert!(
+                liveness.check(seconds(second), view(0)).is_empty(),
+                "at {second} s"
+            );
         }
-        let drop = Op::DropSession { session: ID, epoch: 3, last_seq: 7 };
+        let drop = Op::DropSession {
+            session: ID,
+            epoch: 3,
+            last_seq: 7,
+        };
         assert_eq!(liveness.check(seconds(900), view(0)), [drop]);
         assert!(liveness.check(seconds(902), |_| None).is_empty());
         assert_eq!(liveness.next_check(), None);

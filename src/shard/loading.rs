@@ -22,14 +22,21 @@ impl BaseFiles {
     /// The files of a base with this root, these run files and these bodies.
     pub(super) fn new(root: &RootRef, mut runs: Vec<u64>, payloads: &[PayloadUse]) -> Self {
         runs.push(root.file);
-        let payloads = payloads.iter().map(|used| (used.file, used.live_bytes)).collect();
+        let payloads = payloads
+            .iter()
+            .map(|used| (used.file, used.live_bytes))
+            .collect();
         Self { runs, payloads }
     }
 
     /// All of them.
     pub(super) fn all(&self) -> impl Iterator<Item = CheckpointFile> {
         let runs = self.runs.iter().map(|file| CheckpointFile::Run(*file));
-        runs.chain(self.payloads.keys().map(|file| CheckpointFile::Payload(*file)))
+        runs.chain(
+            self.payloads
+                .keys()
+                .map(|file| CheckpointFile::Payload(*file)),
+        )
     }
 }
 
@@ -67,11 +74,18 @@ pub fn load_group<E: Display>(
                 for older in &bases[base + 1..] {
                     let bytes = read(older.file, older.offset, older.len as usize);
                     let Ok(bytes) = bytes else { break };
-                    let Ok(decoded) = Root::decode(&bytes, older.hash) else { break };
+                    let Ok(decoded) = Root::decode(&bytes, older.hash) else {
+                        break;
+                    };
                     let payloads = decoded.payload_files();
                     files.push(BaseFiles::new(older, decoded.run_files(), &payloads));
                 }
-                return Ok(GroupState { base, loaded, files, damage });
+                return Ok(GroupState {
+                    base,
+                    loaded,
+                    files,
+                    damage,
+                });
             }
             Err(error) => damage.push(error.to_string()),
         }

@@ -26,9 +26,9 @@ pub fn shard_of(group: GroupId, shards: u16) -> ShardId {
 /// The groups that a shard runs, ascending.
 pub fn groups_of(shard: ShardId, shards: u16, groups: u32) -> impl Iterator<Item = GroupId> {
     let first = u32::from(shard.0);
-    (first..groups).step_by(usize::from(shards)).map(|group| {
-        GroupId(u16::try_from(group).expect("at most 65536 groups"))
-    })
+    (first..groups)
+        .step_by(usize::from(shards))
+        .map(|group| GroupId(u16::try_from(group).expect("at most 65536 groups")))
 }
 
 #[cfg(test)]
@@ -38,8 +38,9 @@ mod tests {
     #[test]
     fn every_group_has_one_shard() {
         for shards in [1_u16, 2, 3, 64] {
-            let mut all: Vec<_> =
-                (0..shards).flat_map(|shard| groups_of(ShardId(shard), shards, 64)).collect();
+            let mut all: Vec<_> = (0..shards)
+                .flat_map(|shard| groups_of(ShardId(shard), shards, 64))
+                .collect();
             all.sort_unstable();
             assert_eq!(all, (0..64).map(GroupId).collect::<Vec<_>>());
             for group in all {
@@ -50,7 +51,10 @@ mod tests {
 
     #[test]
     fn home_groups_are_fixed_for_ever() {
-        assert_eq!(home_group("default", 64), GroupId(crc32c(&[b"default"]) as u16 & 63));
+        assert_eq!(
+            home_group("default", 64),
+            GroupId(crc32c(&[b"default"]) as u16 & 63)
+        );
         assert_eq!(home_group("emails", 1), GroupId(0));
     }
 }

@@ -43,8 +43,12 @@ pub(super) struct Polls {
 impl Polls {
     /// Lets a poll wait at its place in the line.
     pub(super) fn park(&mut self, poll: Poll) {
-        self.deadlines.insert((poll.deadline, poll.place, poll.number));
-        self.waiting.entry(poll.place).or_default().insert(poll.number, poll);
+        self.deadlines
+            .insert((poll.deadline, poll.place, poll.number));
+        self.waiting
+            .entry(poll.place)
+            .or_default()
+            .insert(poll.number, poll);
     }
 
     /// Takes a poll out, if it still waits.
@@ -65,14 +69,21 @@ impl Polls {
 
     /// A poll whose wait is over.
     pub(super) fn take_late(&mut self, now: Monotonic) -> Option<Poll> {
-        let (_, place, number) = self.deadlines.first().copied().filter(|(at, ..)| *at <= now)?;
+        let (_, place, number) = self
+            .deadlines
+            .first()
+            .copied()
+            .filter(|(at, ..)| *at <= now)?;
         self.remove(place, number)
     }
 
     /// Every poll; the group stops serving.
     pub(super) fn take_all(&mut self) -> Vec<Poll> {
         self.deadlines.clear();
-        std::mem::take(&mut self.waiting).into_values().flat_map(BTreeMap::into_values).collect()
+        std::mem::take(&mut self.waiting)
+            .into_values()
+            .flat_map(BTreeMap::into_values)
+            .collect()
     }
 
     /// The polls that can be proposed now, given how many jobs are ready at each place.
@@ -100,7 +111,10 @@ impl Polls {
 
     /// A lease was applied.
     pub(super) fn unclaim(&mut self, place: Place, max: u32) {
-        let claimed = self.claimed.get_mut(&place).expect("what is applied was claimed");
+        let claimed = self
+            .claimed
+            .get_mut(&place)
+            .expect("what is applied was claimed");
         *claimed -= u64::from(max);
         if *claimed == 0 {
             self.claimed.remove(&place);
@@ -117,10 +131,19 @@ mod tests {
     const PLACE: Place = (QueueUid::FIRST, Partition(0));
 
     fn poll(number: u64, max: u32) -> Poll {
-        let op = Op::Lease { queue: PLACE.0, partition: PLACE.1, max, lease_ms: 0, epoch: 0 };
+        let op = Op::Lease {
+            queue: PLACE.0,
+            partition: PLACE.1,
+            max,
+            lease_ms: 0,
+            epoch: 0,
+        };
         Poll {
             number,
-            to: Origin { shard: ShardId(0), conn: ConnId(number) },
+            to: Origin {
+                shard: ShardId(0),
+                conn: ConnId(number),
+            },
             request: number,
             command: Command { session: None, op },
             place: PLACE,
@@ -159,7 +182,10 @@ mod tests {
         polls.park(poll(1, 1));
         polls.park(poll(2, 1));
         assert_eq!(polls.next_deadline(), Some(Monotonic(101)));
-        assert_eq!(polls.take_late(Monotonic(101)).map(|poll| poll.number), Some(1));
+        assert_eq!(
+            polls.take_late(Monotonic(101)).map(|poll| poll.number),
+            Some(1)
+        );
         assert!(polls.take_late(Monotonic(101)).is_none());
         assert_eq!(numbers(&polls.take_all()), [2]);
         assert_eq!(polls.next_deadline(), None);

@@ -32,7 +32,10 @@ pub(super) struct Refusal {
 
 impl Refusal {
     pub(super) fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        Self {
+            code,
+            message: message.into(),
+        }
     }
 }
 
@@ -78,14 +81,20 @@ impl ShardEngine {
         }
         self.counters.requests_forwarded_total += 1;
         self.conns.entry(from).or_default().forwarded.insert(shard);
-        self.effects.push(Effect::Forward { to: shard, from, request });
+        self.effects.push(Effect::Forward {
+            to: shard,
+            from,
+            request,
+        });
     }
 
     fn on_shard_request(&mut self, from: Origin, request: Request) {
         let body = match request.body {
             RequestBody::Heartbeat { sessions } => {
                 let unknown = |at: &(GroupId, SessionId)| !self.on_heartbeat(from, at.0, at.1);
-                ReplyBody::HeartbeatTaken { unknown: sessions.into_iter().filter(unknown).collect() }
+                ReplyBody::HeartbeatTaken {
+                    unknown: sessions.into_iter().filter(unknown).collect(),
+                }
             }
             RequestBody::Bye => {
                 self.on_bye(from);
@@ -111,9 +120,9 @@ impl ShardEngine {
             return Err(Refusal::new(Code::NotLeader, message));
         }
         match request.body {
-            RequestBody::Command { command, wait_ms, .. } => {
-                self.on_command(from, slot, request.id, command, wait_ms)
-            }
+            RequestBody::Command {
+                command, wait_ms, ..
+            } => self.on_command(from, slot, request.id, command, wait_ms),
             RequestBody::GetQueue { name, create } => {
                 self.on_get_queue(from, slot, request.id, &name, create)
             }
@@ -131,12 +140,25 @@ impl ShardEngine {
         let queue = &self.groups[slot].queue;
         let answer = match body {
             RequestBody::GetJob { job } => queue.job(job).map(|job| ReplyBody::Job(Box::new(job))),
-            RequestBody::GetJobByKey { queue: uid, partition, key, .. } => {
-                queue.job_by_key(uid, partition, &key).map(|job| ReplyBody::Job(Box::new(job)))
-            }
-            RequestBody::Peek { queue: uid, partition, state, limit, .. } => {
+            RequestBody::GetJobByKey {
+                queue: uid,
+                partition,
+                key,
+                ..
+            } => queue
+                .job_by_key(uid, partition, &key)
+                .map(|job| ReplyBody::Job(Box::new(job))),
+            RequestBody::Peek {
+                queue: uid,
+                partition,
+                state,
+                limit,
+                ..
+            } => {
                 let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-                queue.peek(uid, partition, state, limit).map(ReplyBody::Jobs)
+                queue
+                    .peek(uid, partition, state, limit)
+                    .map(ReplyBody::Jobs)
             }
             _ => Ok(ReplyBody::Queues(queue.queues())),
         };
@@ -153,7 +175,12 @@ impl ShardEngine {
     ) -> Result<(), Refusal> {
         if let Some(info) = self.groups[slot].queue.queue_by_name(name) {
             let stamp = self.stamp(slot);
-            self.reply(from, request, Some(stamp), ReplyBody::Outcome(Outcome::Queue(info)));
+            self.reply(
+                from,
+                request,
+                Some(stamp),
+                ReplyBody::Outcome(Outcome::Queue(info)),
+            );
             return Ok(());
         }
         if !create || !self.config.auto_create {
@@ -161,7 +188,11 @@ impl ShardEngine {
             return Err(Refusal::new(Code::NoSuchQueue, message));
         }
         let settings = self.config.queue_defaults;
-        let op = Op::CreateQueue { name: name.to_owned(), settings, must_be_new: false };
+        let op = Op::CreateQueue {
+            name: name.to_owned(),
+            settings,
+            must_be_new: false,
+        };
         self.on_command(from, slot, request, Command { session: None, op }, 0)
     }
 
@@ -231,7 +262,14 @@ impl ShardEngine {
         command: Command,
         wait_ms: u32,
     ) -> Result<(), Refusal> {
-        let Op::Lease { queue, partition, max, epoch, .. } = command.op else {
+        let Op::Lease {
+            queue,
+            partition,
+            max,
+            epoch,
+            ..
+        } = command.op
+        else {
             unreachable!("only leases come here");
         };
         let machine = &self.groups[slot].queue;
@@ -260,7 +298,10 @@ impl ShardEngine {
             return Ok(());
         }
         if self.counters.polls_waiting >= POLLS_WAITING_MAX as u64 {
-            return Err(Refusal::new(Code::Busy, "too many leases are waiting on this shard"));
+            return Err(Refusal::new(
+                Code::Busy,
+                "too many leases are waiting on this shard",
+            ));
         }
         self.park(slot, poll);
         Ok(())
@@ -268,7 +309,11 @@ impl ShardEngine {
 
     pub(super) fn park(&mut self, slot: usize, poll: Poll) {
         self.counters.polls_waiting += 1;
-        self.conns.entry(poll.to).or_default().polls.insert((slot, poll.place, poll.number));
+        self.conns
+            .entry(poll.to)
+            .or_default()
+            .polls
+            .insert((slot, poll.place, poll.number));
         self.groups[slot].polls.park(poll);
         self.mark(slot);
     }
@@ -302,14 +347,21 @@ impl ShardEngine {
 
     /// A session was heard on a connection; false if it is not known here.
     fn hear(&mut self, from: Origin, slot: usize, session: SessionId) -> bool {
-        match self.groups[slot].liveness.heard(session, from, self.now.mono) {
+        match self.groups[slot]
+            .liveness
+            .heard(session, from, self.now.mono)
+        {
             Heard::Unknown => false,
             Heard::Same => true,
             Heard::Moved { before } => {
                 if let Some(conn) = before.and_then(|before| self.conns.get_mut(&before)) {
                     conn.sessions.remove(&(slot, session));
                 }
-                self.conns.entry(from).or_default().sessions.insert((slot, session));
+                self.conns
+                    .entry(from)
+                    .or_default()
+                    .sessions
+                    .insert((slot, session));
                 true
             }
         }
@@ -318,10 +370,18 @@ impl ShardEngine {
     /// Binds a session that was just opened.
     pub(super) fn watch_session(&mut self, slot: usize, session: SessionId, conn: Option<Origin>) {
         let group = &mut self.groups[slot];
-        let Some(view) = group.queue.session(session) else { return };
-        group.liveness.watch(session, view.worker_timeout_ms, conn, self.now.mono);
+        let Some(view) = group.queue.session(session) else {
+            return;
+        };
+        group
+            .liveness
+            .watch(session, view.worker_timeout_ms, conn, self.now.mono);
         if let Some(conn) = conn {
-            self.conns.entry(conn).or_default().sessions.insert((slot, session));
+            self.conns
+                .entry(conn)
+                .or_default()
+                .sessions
+                .insert((slot, session));
         }
     }
 
@@ -333,9 +393,14 @@ impl ShardEngine {
 
     /// The client leaves on purpose: its sessions are closed, without grace.
     fn on_bye(&mut self, from: Origin) {
-        let Some(conn) = self.conns.get_mut(&from) else { return };
+        let Some(conn) = self.conns.get_mut(&from) else {
+            return;
+        };
         for (slot, session) in std::mem::take(&mut conn.sessions) {
-            let command = Command { session: None, op: Op::CloseSession { session } };
+            let command = Command {
+                session: None,
+                op: Op::CloseSession { session },
+            };
             // If the group is too busy to take it, the silence of the session ends its leases.
             if self.groups[slot].serves() {
                 let _ = self.propose_command(slot, &command, None);
@@ -344,14 +409,19 @@ impl ShardEngine {
         let conn = self.conns.get(&from).expect("it was just there");
         let shards: Vec<_> = conn.forwarded.iter().copied().collect();
         for to in shards {
-            let request = Request { id: 0, body: RequestBody::Bye };
+            let request = Request {
+                id: 0,
+                body: RequestBody::Bye,
+            };
             self.effects.push(Effect::Forward { to, from, request });
         }
     }
 
     /// A connection is gone: its polls leave the line, its sessions have a short grace.
     pub(super) fn on_client_closed(&mut self, from: Origin) {
-        let Some(conn) = self.conns.remove(&from) else { return };
+        let Some(conn) = self.conns.remove(&from) else {
+            return;
+        };
         for (slot, place, number) in conn.polls {
             if self.groups[slot].polls.remove(place, number).is_some() {
                 self.counters.polls_waiting -= 1;
@@ -359,7 +429,9 @@ impl ShardEngine {
             }
         }
         for (slot, session) in conn.sessions {
-            self.groups[slot].liveness.closed(session, from, self.now.mono);
+            self.groups[slot]
+                .liveness
+                .closed(session, from, self.now.mono);
             self.mark(slot);
         }
         for to in conn.forwarded {
@@ -369,7 +441,11 @@ impl ShardEngine {
 
     pub(super) fn stamp(&self, slot: usize) -> CommitStamp {
         let group = &self.groups[slot];
-        CommitStamp { group: group.id, term: group.raft.term(), index: group.raft.log().applied() }
+        CommitStamp {
+            group: group.id,
+            term: group.raft.term(),
+            index: group.raft.log().applied(),
+        }
     }
 
     pub(super) fn reply(
@@ -381,7 +457,10 @@ impl ShardEngine {
     ) {
         // Ids of clients start at 1; 0 is what a shard asks of another for itself.
         if id != 0 {
-            self.effects.push(Effect::Reply { to, reply: Reply { id, stamp, body } });
+            self.effects.push(Effect::Reply {
+                to,
+                reply: Reply { id, stamp, body },
+            });
         }
     }
 
