@@ -5,6 +5,7 @@ use super::disk::SimDisk;
 use super::ledger::Ledger;
 use crate::base::checksum::Hash128;
 use crate::base::ids::{ClusterId, ConnId, DiskId, GroupId, NodeId, ShardId};
+use crate::base::limits::FRAME_BYTES_MAX;
 use crate::base::prng::Prng;
 use crate::base::units::{Monotonic, Now, WallTime};
 use crate::queue::command::{Outcome, QueueSettings, Rejection};
@@ -99,6 +100,8 @@ pub struct World {
     start_number: u32,
     events: BTreeMap<(Monotonic, u64), Event>,
     next_event: u64,
+    /// When the engine wants to be called although nothing happens.
+    deadline: Option<Monotonic>,
     clients: Vec<SimClient>,
     /// The connections of the clients, made anew at each crash.
     conn_base: u64,
@@ -160,6 +163,7 @@ impl World {
             start_number: 1,
             events: BTreeMap::new(),
             next_event: 0,
+            deadline: None,
             clients,
             conn_base: 0,
             ledger: Ledger::default(),
@@ -203,8 +207,15 @@ impl World {
 
     /// One event.
     fn step(&mut self, produce: bool) {
-        let ((at, _), event) = self.events.pop_first().expect("clients act for ever");
-        self.now = self.now.max(at);
+        let next = self.events.first_key_value().map(|((at, _), _)| *at);
+        let event = if self.deadline.is_some_and(|at| next.is_none_or(|next| at <= next)) {
+            self.now = self.now.max(self.deadline.take().expect("it was just seen"));
+            Event::Deadline
+        } else {
+            let ((at, _), event) = self.events.pop_first().expect("clients act for ever");
+            self.now = self.now.max(at);
+            event
+        };
         match event {
             Event::WalDone(batch_seq) => {
                 self.disk.complete_write(batch_seq);
@@ -286,10 +297,8 @@ impl World {
                 self.perform(effect);
             }
         }
-        if let Some(at) = self.engine.next_deadline() {
-            let wait = at.since(self.now).max(Duration::from_micros(1));
-            self.schedule(wait, Event::Deadline);
-        }
+        let soonest = self.now.plus(Duration::from_micros(1));
+        self.deadline = self.engine.next_deadline().map(|at| at.max(soonest));
     }
 
     fn perform(&mut self, effect: Effect) {
@@ -485,6 +494,7 @@ fn owner() -> Owner {
 
 fn unframe(bytes: &BytesMut) -> Bytes {
     let mut decoder = FrameDecoder::default();
+    decoder.set_body_bytes_max(FRAME_BYTES_MAX);
     decoder.push(bytes);
     let frame = decoder.next().expect("a frame is decoded as it was sent");
     frame.expect("a whole frame was sent").body
