@@ -306,7 +306,7 @@ impl JobQueue {
                 });
             } else if let Some(id) = due(&deadlines.leases, now) {
                 self.on_due(id, |partition, id, links| {
-                    partition.lose(id, REASON_LEASE, links)
+                    partition.lose(id, REASON_LEASE, links);
                 });
             } else if let Some(id) = due(&deadlines.ttls, wall) {
                 self.on_due(id, |partition, id, links| {
@@ -351,7 +351,7 @@ impl JobQueue {
         let held: Vec<JobId> = slot.held.iter().copied().collect();
         for id in held {
             self.on_due(id, |partition, id, links| {
-                partition.lose(id, REASON_WORKER, links)
+                partition.lose(id, REASON_WORKER, links);
             });
         }
     }
