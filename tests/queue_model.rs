@@ -1425,3 +1425,24 @@ fn machine_and_model_agree_on_fresh_seeds() {
         run(seed, COMMANDS_PER_SEED);
     }
 }
+
+/// A planted bug must be found, or the model proves nothing.
+#[cfg(feature = "bug-bank")]
+mod planted {
+    use super::run;
+    use rrq::base::bugs::{Bug, plant};
+
+    #[test]
+    #[should_panic(expected = "left == right")]
+    fn a_stale_token_that_is_accepted_is_found() {
+        plant(Some(Bug::StaleTokenAccepted));
+        run(1, 20_000);
+    }
+
+    #[test]
+    #[should_panic(expected = "left == right")]
+    fn sessions_forgotten_by_a_checkpoint_are_found() {
+        plant(Some(Bug::SessionsForgotten));
+        run(1, 20_000);
+    }
+}
