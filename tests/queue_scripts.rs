@@ -1,13 +1,13 @@
 //! Golden scripts: named situations of the job machine, as traces to be read.
 //!
 //! A script in `tests/scripts/queue/` has blocks: lines of commands, `----`, what they print, an
-//! empty line. `#` begins a comment. `UPDATE=1` writes what is printed into the scripts; explain the
-//! difference before you keep it. Every command is followed by a proof of all invariants, and every
-//! script ends with its pages read back into an equal state.
+//! empty line. `#` begins a comment. `UPDATE=1` writes what is printed into the scripts; explain
+//! the difference before you keep it. Every command is followed by a proof of all invariants, and
+//! every script ends with its pages read back into an equal state.
 //!
 //! ```text
 //! at 500 | wall +1000              the stamp of the next entries; the wall offset
-//! create q lease=1000 attempts=2 backoff=fixed:100:5000:0 dead=drop jobs=3 bytes=9 window=50 keys=2
+//! create q lease=9 attempts=2 backoff=fixed:100:500:0 dead=drop jobs=3 bytes=9 window=50 keys=2
 //! alter q [v=2] ... | pause q | resume q | delete q | purge q pending,delayed,dead
 //! enqueue q payload=x prio=0 after=5 at=7 ttl=9 lease=3 attempts=1 key=k backoff=... ; payload=y
 //! lease q max=2 ms=100 epoch=1
@@ -17,8 +17,8 @@
 //! s1/4/2 <command>                 in session 1 as number 4, lowest unseen 2
 //! show q | get 0 | key q k | due | sessions
 //! ```
-//! Jobs are written by their sequence, tokens as `sequence@generation`; a queue is named by its name,
-//! or by `uid:n`. The queue of jobs is the last one named by `create` or `use`.
+//! Jobs are written by their sequence, tokens as `sequence@generation`; a queue is named by its
+//! name, or by `uid:n`. The queue of jobs is the last one named by `create` or `use`.
 
 use bytes::Bytes;
 use rrq::base::ids::{GroupId, JobId, LogIndex, Partition, QueueUid, SessionId, Token};

@@ -1,7 +1,8 @@
 //! Pages: the hot state of a group in bytes, and what can be wrong with them.
 //!
-//! A page's bytes are a function of the state alone: canonical order, zeroed free slots, no history,
-//! no location. Little-endian; every page but a leaf begins with the version of its layout, u16, 1.
+//! A page's bytes are a function of the state alone: canonical order, zeroed free slots, no
+//! history, no location. Little-endian; every page but a leaf begins with the version of its
+//! layout, u16, 1.
 //!
 //! ```text
 //! group       number 0

@@ -55,8 +55,8 @@ impl JobQueue {
         self.view_of(state, id).ok_or(Rejection::Finished)
     }
 
-    /// Up to `limit` jobs of a state: pending ones in the order in which they would be leased, others
-    /// by sequence.
+    /// Up to `limit` jobs of a state: pending ones in the order in which they would be leased,
+    /// others by sequence.
     ///
     /// # Errors
     /// `QueueChanged` if the queue is not here.

@@ -95,13 +95,13 @@ fn rich() -> JobQueue {
     let items = (0..70).map(|n: u8| NewJob {
         payload: Bytes::from(vec![n; usize::from(n % 5)]),
         priority: Some(n % 8),
-        start: if n % 9 == 0 {
+        start: if n.is_multiple_of(9) {
             Start::After(50)
         } else {
             Start::Now
         },
         ttl_ms: u64::from(n % 3) * 1000,
-        key: (n % 20 == 0).then(|| Bytes::from(vec![n])),
+        key: n.is_multiple_of(20).then(|| Bytes::from(vec![n])),
         headers: vec![("h".to_owned(), Bytes::from_static(b"v"))],
         ..NewJob::default()
     });
