@@ -1,7 +1,7 @@
 //! How long a failed job waits: a pure function of curve, attempts and job id.
 //!
-//! Saturating throughout; jitter is drawn by mixing id and attempts, so that every replica draws the
-//! same. Left out on purpose: the deadline itself (the caller adds group time).
+//! Saturating throughout; jitter is drawn by mixing id and attempts, so that every replica draws
+//! the same. Left out on purpose: the deadline itself (the caller adds group time).
 
 use crate::base::ids::JobId;
 use crate::base::prng::mix;

@@ -1,8 +1,8 @@
 //! A proof of all invariants of the machine, by counting everything again: O(n), for tests, the
 //! simulator and inspection.
 //!
-//! Orders are derived anew from records and keys and compared with those that were kept up change by
-//! change; counters, names, owners and bytes likewise.
+//! Orders are derived anew from records and keys and compared with those that were kept up change
+//! by change; counters, names, owners and bytes likewise.
 
 use crate::base::ids::{JobId, Partition, QueueUid, SessionId};
 use crate::base::units::{GroupTime, WallTime};

@@ -1,8 +1,8 @@
 //! The state of a group at one entry, held still while the machine goes on.
 //!
 //! Freezing shares leaves, buckets of keys and sessions with the machine, which copies one when it
-//! changes it. Pages and bodies are then made in slices, in the order of their keys, so that a shard
-//! is never busy with it for long.
+//! changes it. Pages and bodies are then made in slices, in the order of their keys, so that a
+//! shard is never busy with it for long.
 
 use crate::base::bugs::{self, Bug};
 use crate::base::checksum::Hash128;
@@ -157,8 +157,8 @@ impl FrozenState {
 }
 
 impl BodyCursor {
-    /// The next bodies in the order of job ids, up to `max_bytes` encoded but at least one; empty at
-    /// the end.
+    /// The next bodies in the order of job ids, up to `max_bytes` encoded but at least one; empty
+    /// at the end.
     pub fn next_bodies(&mut self, max_bytes: usize) -> Vec<FrozenBody> {
         let mut bodies = Vec::new();
         let mut bytes = 0;

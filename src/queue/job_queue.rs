@@ -12,6 +12,7 @@ use crate::queue::command::{
 };
 use crate::queue::leaf::{leaf_of, slot_of};
 use crate::queue::partition::{Links, PartitionState};
+use crate::queue::seq_set::SeqSet;
 use crate::queue::sessions::Admission;
 use crate::queue::settings::{admit, name_is_valid};
 use crate::queue::view::{ApplyAt, BodyLocation};
@@ -429,7 +430,7 @@ impl JobQueue {
         let orders = &partition.orders;
         let mut jobs = Vec::new();
         if states.pending {
-            jobs.extend(orders.ready.iter().flat_map(|class| class.iter()));
+            jobs.extend(orders.ready.iter().flat_map(SeqSet::iter));
         }
         if states.delayed {
             jobs.extend(orders.delayed.iter());

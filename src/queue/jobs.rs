@@ -34,6 +34,9 @@ const REASON_WORKER: &str = "worker lost";
 const REASON_TTL: &str = "expired";
 const REASON_GRANTS: &str = "grants exhausted";
 
+/// From this length on a value shares the memory of its entry instead of being copied.
+const SHARED_BYTES_MIN: usize = 64 << 10;
+
 type Done = Result<(), Rejection>;
 
 impl JobQueue {
@@ -134,14 +137,7 @@ impl JobQueue {
             let position = u16::try_from(position).expect("items are bounded by ITEMS_MAX");
             let max_attempts = partition.head.settings.max_attempts;
             let record = new_record(item, wall, max_attempts, index, position);
-            let body = Body {
-                payload: item.payload.clone(),
-                headers: item.headers.clone(),
-                key: item.key.clone(),
-                run_limit_ms: item.run_limit_ms,
-                backoff: item.backoff,
-            };
-            partition.insert(id, record, Arc::new(body), links);
+            partition.insert(id, record, Arc::new(new_body(item)), links);
             Enqueued::New(id)
         });
         Outcome::Enqueued(outcomes.collect())
@@ -306,7 +302,7 @@ impl JobQueue {
                 });
             } else if let Some(id) = due(&deadlines.leases, now) {
                 self.on_due(id, |partition, id, links| {
-                    partition.lose(id, REASON_LEASE, links)
+                    partition.lose(id, REASON_LEASE, links);
                 });
             } else if let Some(id) = due(&deadlines.ttls, wall) {
                 self.on_due(id, |partition, id, links| {
@@ -351,7 +347,7 @@ impl JobQueue {
         let held: Vec<JobId> = slot.held.iter().copied().collect();
         for id in held {
             self.on_due(id, |partition, id, links| {
-                partition.lose(id, REASON_WORKER, links)
+                partition.lose(id, REASON_WORKER, links);
             });
         }
     }
@@ -492,6 +488,27 @@ fn new_record(
         payload_crc: crc32c(&[&item.payload]),
         lease_gen: 0,
         owner: 0,
+    }
+}
+
+fn new_body(item: &NewJob) -> Body {
+    let header = |(name, value): &(String, Bytes)| (name.clone(), detached(value));
+    Body {
+        payload: detached(&item.payload),
+        headers: item.headers.iter().map(header).collect(),
+        key: item.key.as_ref().map(detached),
+        run_limit_ms: item.run_limit_ms,
+        backoff: item.backoff,
+    }
+}
+
+/// What a command brings is a slice of its entry, or of all that was read with it; one job that
+/// stays would keep the whole in memory. So all but large values are copied.
+fn detached(bytes: &Bytes) -> Bytes {
+    if bytes.len() < SHARED_BYTES_MIN {
+        Bytes::copy_from_slice(bytes)
+    } else {
+        bytes.clone()
     }
 }
 

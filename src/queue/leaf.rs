@@ -115,10 +115,34 @@ struct Block {
     leaves: [Option<Arc<Leaf>>; BLOCK_LEAVES as usize],
 }
 
+impl Block {
+    fn new() -> Self {
+        Self {
+            used: 0,
+            reasoned: 0,
+            leaves: [const { None }; BLOCK_LEAVES as usize],
+        }
+    }
+}
+
 /// The leaves of a partition, by number. Cloning shares all of them.
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub(super) struct Leaves {
     blocks: BTreeMap<u64, Arc<Block>>,
+    /// The last leaf and block that became empty, for the next: a queue that is nearly empty would
+    /// else make and drop a leaf for each job.
+    spare_leaf: Option<Arc<Leaf>>,
+    spare_block: Option<Arc<Block>>,
+}
+
+impl Clone for Leaves {
+    fn clone(&self) -> Self {
+        Self {
+            blocks: self.blocks.clone(),
+            spare_leaf: None,
+            spare_block: None,
+        }
+    }
 }
 
 impl Leaves {
@@ -147,17 +171,18 @@ impl Leaves {
     /// Puts a job in its slot, which must be free.
     pub(super) fn insert(&mut self, seq: u64, record: Record, body: Arc<Body>) {
         let (number, slot) = (leaf_of(seq), slot_of(seq));
-        let block = self.blocks.entry(number / BLOCK_LEAVES).or_insert_with(|| {
-            Arc::new(Block {
-                used: 0,
-                reasoned: 0,
-                leaves: [const { None }; BLOCK_LEAVES as usize],
-            })
-        });
+        let spare = &mut self.spare_block;
+        let fresh = || spare.take().unwrap_or_else(|| Arc::new(Block::new()));
+        let block = self
+            .blocks
+            .entry(number / BLOCK_LEAVES)
+            .or_insert_with(fresh);
         let block = Arc::make_mut(block);
         let place = (number % BLOCK_LEAVES) as usize;
         block.used |= 1 << place;
-        let leaf = block.leaves[place].get_or_insert_with(|| Arc::new(Leaf::new()));
+        let spare = &mut self.spare_leaf;
+        let fresh = || spare.take().unwrap_or_else(|| Arc::new(Leaf::new()));
+        let leaf = block.leaves[place].get_or_insert_with(fresh);
         let leaf = Arc::make_mut(leaf);
         assert!(
             leaf.live & 1 << slot == 0,
@@ -192,10 +217,15 @@ impl Leaves {
             let block = self.blocks.get_mut(&key).expect("a leaf has its block");
             let block = Arc::make_mut(block);
             let place = (number % BLOCK_LEAVES) as usize;
-            block.leaves[place] = None;
+            // Free slots are zero and empty, so what has become empty is as good as new.
+            let mut leaf = block.leaves[place].take();
+            if let Some(leaf) = leaf.as_mut().and_then(Arc::get_mut) {
+                leaf.locations = Vec::new();
+            }
+            self.spare_leaf = leaf;
             block.used &= !(1 << place);
             if block.used == 0 {
-                self.blocks.remove(&key);
+                self.spare_block = self.blocks.remove(&key);
             }
         }
         record

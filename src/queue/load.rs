@@ -1,9 +1,9 @@
 //! Pages to machine: the inverse of `frozen.rs`, for bytes that are not trusted.
 //!
 //! Each page is checked by itself (`page.rs`), then against the others: queues have their
-//! partitions, jobs their queue, owners their session, counters what they count. So a page that is
-//! missing is noticed too. Orders are not in pages; they are made anew. On an error the machine is
-//! as it was.
+//! partitions, jobs their queue, owners their session, counters what they count. So a missing page
+//! is noticed too, but for one of reasons or an idle session, which only the root can miss. Orders
+//! are not in pages; they are made anew. On an error the machine is as it was.
 
 use crate::base::checksum::crc32c;
 use crate::base::ids::{JobId, Partition, QueueUid, SessionId};

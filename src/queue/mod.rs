@@ -13,8 +13,8 @@
 //!                                  (gone)   Dead ──────────────────────────────┘
 //! ```
 //!
-//! Waiting jobs also die of their time to live; any but a dead one can be cancelled; dead ones can be
-//! deleted. A job that is done, cancelled or deleted leaves the state.
+//! Waiting jobs also die of their time to live; any but a dead one can be cancelled; dead ones can
+//! be deleted. A job that is done, cancelled or deleted leaves the state.
 //!
 //! # Invariants
 //! - Every live job stands in exactly the orders that its record says (`partition.rs`), and every
@@ -27,8 +27,8 @@
 //!
 //! # What `apply` may never do
 //! Read a clock, draw a random number, wait, do I/O, depend on which pages or bodies are in memory,
-//! refuse by an error instead of an outcome, or expire anything by the way: what is due is handled by
-//! the command `Advance` alone.
+//! refuse by an error instead of an outcome, or expire anything by the way: what is due is handled
+//! by the command `Advance` alone.
 //!
 //! What is deliberately absent: who leads, what is durable, connections, long polls (a poll that
 //! finds nothing is proposed again under its number), and the encoding of commands.

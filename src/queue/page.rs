@@ -1,17 +1,37 @@
 //! Pages: the hot state of a group in bytes, and what can be wrong with them.
 //!
-//! A page's bytes are a function of the state alone: canonical order, zeroed free slots, no history,
-//! no location. Little-endian; every page but a leaf begins with the version of its layout, u16, 1.
+//! A page's bytes are a function of the state alone: canonical order, zeroed free slots, no
+//! history, no location. Little-endian; every page but a leaf begins with the version of its
+//! layout, u16, 1.
 //!
-//! | page | number | layout |
-//! | --- | --- | --- |
-//! | group | 0 | 0 version u16, 2 machine version u16, 4 group u16, 6 zeros (2), 8 time u64, 16 wall offset i64, 24 queue counter u32, 28 session counter u32, 32 home groups u32, 36 zeros (4), then for each home group, rising: group u16, zeros (6), highest applied home index u64 |
-//! | queue | 0 | 0 version u16, 2 paused u8, 3 zero, 4 queue version u32, 8 settings (64, `settings.rs`), 72 groups u16, 74 name length u16, then each group u16 and the name |
-//! | partition | 0 | 0 version u16, 2 paused u8, 3 zero, 4 queue version u32, 8 next sequence u64, 16 settings (64), 80 thirteen counters u64 in the order of `QueueStats` |
-//! | leaf | seq / 64 | 64 records (64, `record.rs`): 4096 bytes, no version of its own |
-//! | reasons | of its leaf | 0 version u16, 2 count u16, then for each slot, rising: slot u8, zero, length u16, text |
-//! | keys | top 12 bits | 0 version u16, 2 zeros (2), 4 count u32, then for each key, rising: hash (16), sequence u64, fingerprint u64, expires u48, zeros (2) |
-//! | session | its id | 0 version u16, 2 ended u8, 3 zero, 4 epoch u32, 8 worker timeout u32, 12 zeros (4), then for commands and for polls: lowest u64, last u64, count u32, zeros (4), and each outcome, rising: number u64, length u32, outcome (`outcome.rs`) |
+//! ```text
+//! group       number 0
+//!   0 version u16    2 machine version u16   4 group u16         6 zeros (2)
+//!   8 time u64      16 wall offset i64      24 queue counter u32
+//!  28 session counter u32                   32 home groups u32  36 zeros (4)
+//!  40 for each home group, rising: group u16, zeros (6), highest applied home index u64
+//! queue       number 0
+//!   0 version u16    2 paused u8   3 zero    4 queue version u32
+//!   8 settings (64, `settings.rs`)          72 groups u16       74 name length u16
+//!  76 each group u16, then the name
+//! partition   number 0
+//!   0 version u16    2 paused u8   3 zero    4 queue version u32
+//!   8 next sequence u64            16 settings (64)
+//!  80 thirteen counters u64, in the order of `QueueStats`
+//! leaf        number = sequence / 64
+//!   0 64 records (64, `record.rs`): 4096 bytes, no version of its own
+//! reasons     number of its leaf
+//!   0 version u16    2 count u16
+//!   4 for each slot, rising: slot u8, zero, length u16, text
+//! keys        number = top 12 bits of the hash
+//!   0 version u16    2 zeros (2)    4 count u32
+//!   8 for each key, rising: hash (16), sequence u64, fingerprint u64, expires u48, zeros (2)
+//! session     number = its id
+//!   0 version u16    2 ended u8    3 zero    4 epoch u32
+//!   8 worker timeout u32           12 zeros (4)
+//!  16 for commands, then for polls: lowest u64, last u64, count u32, zeros (4),
+//!     and for each outcome, rising: number u64, length u32, outcome (`outcome.rs`)
+//! ```
 //!
 //! To change a layout: raise its version with a machine version, keep reading the old one. Decoders
 //! trust nothing: they are bounded, check order and ranges, and name what is wrong.
@@ -105,12 +125,19 @@ impl PageError {
 /// What the group page holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct GroupPage {
+    /// The group.
     pub(super) group: GroupId,
+    /// The version of the machine.
     pub(super) version: u16,
+    /// The highest stamp applied.
     pub(super) time: GroupTime,
+    /// Wall time = group time + this, in milliseconds.
     pub(super) wall_offset_ms: i64,
+    /// The highest counter of a queue uid ever given.
     pub(super) queue_counter: u32,
+    /// The highest session id ever given.
     pub(super) session_counter: u32,
+    /// The highest home index applied of each home group.
     pub(super) home_applied: BTreeMap<GroupId, LogIndex>,
 }
 

@@ -10,6 +10,7 @@ use crate::queue::command::{QueueInfo, Rejection, SessionCall};
 use crate::queue::job_queue::{JobQueue, QueueRecord};
 use crate::queue::leaf::{leaf_of, slot_of};
 use crate::queue::partition::{PartitionState, owner_of};
+use crate::queue::seq_set::SeqSet;
 use crate::queue::sessions::view;
 use crate::queue::view::{JobState, JobView, QueueStats, SessionView};
 use std::sync::Arc;
@@ -54,8 +55,8 @@ impl JobQueue {
         self.view_of(state, id).ok_or(Rejection::Finished)
     }
 
-    /// Up to `limit` jobs of a state: pending ones in the order in which they would be leased, others
-    /// by sequence.
+    /// Up to `limit` jobs of a state: pending ones in the order in which they would be leased,
+    /// others by sequence.
     ///
     /// # Errors
     /// `QueueChanged` if the queue is not here.
@@ -76,7 +77,7 @@ impl JobQueue {
             JobState::InFlight => std::slice::from_ref(&orders.in_flight),
             JobState::Dead => std::slice::from_ref(&orders.dead),
         };
-        let seqs = sets.iter().flat_map(|set| set.iter()).take(limit);
+        let seqs = sets.iter().flat_map(SeqSet::iter).take(limit);
         let view = |seq| {
             let id = JobId::new(self.group, queue, partition, seq);
             self.view_of(place, id).expect("a job in an order is live")

@@ -2,9 +2,9 @@
 //!
 //! Layout, little-endian: 0 state u8 (0 free), 1 priority u8, 2 flags u16 (bit 0: `when` is wall
 //! time), 4 attempts u16, 6 max_attempts u16, 8 when u48, 14 enqueued_at u48 (wall), 20 expires_at
-//! u48 (wall, 0 none), 26 payload position u16, 28 lease_ms u32 (own, 0 the queue's), 32 payload_len
-//! u32, 36 payload_crc u32, 40 lease_gen u32, 44 owner u32 (session, 0 none), 48 payload log index
-//! u64, 56 eight zeros. A free slot is all zeros.
+//! u48 (wall, 0 none), 26 payload position u16, 28 lease_ms u32 (own, 0 the queue's), 32
+//! payload_len u32, 36 payload_crc u32, 40 lease_gen u32, 44 owner u32 (session, 0 none), 48
+//! payload log index u64, 56 eight zeros. A free slot is all zeros.
 //!
 //! Left out on purpose: what the enqueue fixed beside the payload (`body.rs`), the last failure
 //! (its leaf's page of reasons), and any order that a job stands in (derived, `partition.rs`).

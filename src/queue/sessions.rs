@@ -11,8 +11,8 @@
 //! ```
 //!
 //! Not kept: an empty grant (the long poll asks again under its number) and the refusals that say
-//! that nothing was looked at. Which jobs a session holds is derived from their records. Left out on
-//! purpose: timeouts; a leader watches them and says so by a command.
+//! that nothing was looked at. Which jobs a session holds is derived from their records. Left out
+//! on purpose: timeouts; a leader watches them and says so by a command.
 
 use crate::base::ids::{JobId, SessionId};
 use crate::base::limits::{

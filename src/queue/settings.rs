@@ -1,9 +1,9 @@
 //! Settings of queues and backoffs: their bounds and their bytes.
 //!
-//! Bytes of settings, 64, little-endian: 0 lease_ms u32, 4 max_attempts u16, 6 dead u8, 7 partitions
-//! u8, 8 backoff (16), 24 idempotency_window_ms u64, 32 idempotency_keys_max u32, 36 retain u32,
-//! 40 jobs_max u64, 48 bytes_max u64, 56 eight zeros. Of a backoff, 16: 0 kind u8, 1 jitter_percent
-//! u8, 2 two zeros, 4 base_ms u32, 8 factor_milli u32, 12 cap_ms u32.
+//! Bytes of settings, 64, little-endian: 0 lease_ms u32, 4 max_attempts u16, 6 dead u8, 7
+//! partitions u8, 8 backoff (16), 24 idempotency_window_ms u64, 32 idempotency_keys_max u32, 36
+//! retain u32, 40 jobs_max u64, 48 bytes_max u64, 56 eight zeros. Of a backoff, 16: 0 kind u8, 1
+//! jitter_percent u8, 2 two zeros, 4 base_ms u32, 8 factor_milli u32, 12 cap_ms u32.
 
 use crate::base::limits::QUEUE_NAME_BYTES_MAX;
 use crate::queue::codec::{Read, Reader};
