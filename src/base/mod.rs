@@ -11,4 +11,5 @@ pub mod ids;
 pub mod limits;
 pub mod lookup;
 pub mod prng;
+pub mod report;
 pub mod units;
