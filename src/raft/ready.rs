@@ -1,0 +1,41 @@
+//! What a member wants done, and in which order.
+
+use crate::base::entry::Entry;
+use crate::base::ids::{LogIndex, Term};
+use crate::raft::message::Voter;
+
+/// What must survive a crash besides the entries (thesis 3.8). `commit` is only a hint that saves
+/// work: it may be older than the truth.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HardState {
+    /// The highest term seen.
+    pub term: Term,
+    /// Who got the vote of that term.
+    pub vote: Option<Voter>,
+    /// Committed as far as known.
+    pub commit: LogIndex,
+}
+
+/// Work for the engine.
+///
+/// 1. `hard_state` and `entries` go into the log, the hard state first, in one batch or in
+///    batches in this order.
+/// 2. When an entry is durable, [`synced`](crate::raft::node::RaftNode::synced) is told its index
+///    and term. Only then can it be committed; nothing that promises it may leave before.
+/// 3. Committed entries are read by
+///    [`next_committed`](crate::raft::node::RaftNode::next_committed) and applied in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ready {
+    /// To be written because term or vote changed.
+    pub hard_state: Option<HardState>,
+    /// To be written, in order.
+    pub entries: Vec<Entry>,
+}
+
+impl Ready {
+    /// Whether there is nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.hard_state.is_none() && self.entries.is_empty()
+    }
+}

@@ -1,0 +1,296 @@
+//! Pages and bodies to the bytes of run and payload files, in slices.
+//!
+//! ```text
+//! RunBuilder:      new ─ (add_page | keep_page)* finish_group ─ … ─ finish
+//! PayloadBuilder:  new ─ add_body* ───────────────────────────────── finish
+//!                        └── take_output at any time: whole blocks, in file order
+//! ```
+//!
+//! Nothing is written here: the caller takes `(offset, bytes)` slices, each a whole number of
+//! 4 KiB blocks at a multiple of 4 KiB (the last one too: files are padded), and writes them as it
+//! sees fit. What is not taken stays in memory. Layouts are told in [`crate::snapshot::layout`].
+
+use crate::base::checksum::{Hash128, crc32c};
+use crate::base::ids::{GroupId, JobId};
+use crate::base::limits::BLOCK_BYTES;
+use crate::snapshot::layout::{
+    ALIGN_BYTES, BODY_BYTES_MAX, BODY_HEAD_BYTES, BodyEntry, BodyPlace, FileHeader, FileKind,
+    GroupMeta, PageEntry, PageName, Root, RootRef,
+};
+use bytes::{Bytes, BytesMut};
+
+/// A slice of output is at most this long.
+pub const OUTPUT_BYTES_MAX: usize = 1 << 20;
+
+const _: () = assert!(OUTPUT_BYTES_MAX.is_multiple_of(BLOCK_BYTES));
+
+/// Why a file cannot be built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BuildError {
+    /// The group has more pages and jobs than a root of 4 GiB can list.
+    #[error("the root of group {group} would take {bytes} bytes, more than 4 GiB")]
+    RootTooLarge {
+        /// The group.
+        group: GroupId,
+        /// What its root, or a list in it, would hold.
+        bytes: u64,
+    },
+    /// A page is 4 GiB or longer.
+    #[error("a page of group {group} takes {bytes} bytes, more than 4 GiB")]
+    PageTooLarge {
+        /// The group.
+        group: GroupId,
+        /// The page's length.
+        bytes: u64,
+    },
+}
+
+/// The end of a file that is being built: what is not taken yet.
+#[derive(Debug)]
+struct Output {
+    taken: u64,
+    buffer: BytesMut,
+}
+
+impl Output {
+    fn new(header: &FileHeader) -> Self {
+        Self {
+            taken: 0,
+            buffer: BytesMut::from(&header.encode()[..]),
+        }
+    }
+
+    fn end(&self) -> u64 {
+        self.taken + self.buffer.len() as u64
+    }
+
+    fn put(&mut self, bytes: &[u8]) {
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    fn align(&mut self, to: u64) {
+        let padding = self.end().next_multiple_of(to) - self.end();
+        self.buffer.resize(self.buffer.len() + padding as usize, 0);
+    }
+
+    fn take(&mut self) -> Option<(u64, Bytes)> {
+        let whole = self.buffer.len() / BLOCK_BYTES * BLOCK_BYTES;
+        if whole == 0 {
+            return None;
+        }
+        let slice = self.buffer.split_to(whole.min(OUTPUT_BYTES_MAX)).freeze();
+        let offset = self.taken;
+        self.taken += slice.len() as u64;
+        Some((offset, slice))
+    }
+}
+
+/// Builds the run file of one checkpoint round: all groups that are due, one after the other.
+#[derive(Debug)]
+pub struct RunBuilder {
+    file: u64,
+    output: Output,
+    /// The group that has pages and no root yet.
+    open: Option<GroupId>,
+    pages: Vec<PageEntry>,
+}
+
+impl RunBuilder {
+    /// Starts the file.
+    ///
+    /// # Panics
+    /// If the header is not that of a run file.
+    #[must_use]
+    pub fn new(header: &FileHeader) -> Self {
+        assert_eq!(header.kind, FileKind::Run, "a run file has a run header");
+        Self {
+            file: header.file,
+            output: Output::new(header),
+            open: None,
+            pages: Vec::new(),
+        }
+    }
+
+    fn open(&mut self, group: GroupId) {
+        let open = *self.open.get_or_insert(group);
+        assert_eq!(open, group, "a group is finished before the next begins");
+    }
+
+    /// Writes a page of `group`. Groups come one after the other; ascending names waste the least.
+    ///
+    /// # Errors
+    /// If the page is 4 GiB or longer.
+    ///
+    /// # Panics
+    /// If another group is not finished.
+    pub fn add_page(
+        &mut self,
+        group: GroupId,
+        name: PageName,
+        bytes: &[u8],
+    ) -> Result<PageEntry, BuildError> {
+        let too_large = |_| BuildError::PageTooLarge {
+            group,
+            bytes: bytes.len() as u64,
+        };
+        let len = u32::try_from(bytes.len()).map_err(too_large)?;
+        self.open(group);
+        let in_place = !bytes.is_empty() && bytes.len().is_multiple_of(BLOCK_BYTES);
+        self.output.align(if in_place {
+            BLOCK_BYTES as u64
+        } else {
+            ALIGN_BYTES
+        });
+        let entry = PageEntry {
+            name,
+            len,
+            hash: Hash128::of(bytes),
+            file: self.file,
+            offset: self.output.end(),
+            crc: crc32c(&[bytes]),
+        };
+        self.output.put(bytes);
+        self.pages.push(entry);
+        Ok(entry)
+    }
+
+    /// Names a page of `group` that did not change and lies in an older run file of this disk.
+    ///
+    /// # Panics
+    /// If another group is not finished.
+    pub fn keep_page(&mut self, group: GroupId, entry: PageEntry) {
+        self.open(group);
+        self.pages.push(entry);
+    }
+
+    /// Writes the root of the group over the pages since the last root. `bodies` are all its live
+    /// jobs, in any order.
+    ///
+    /// # Errors
+    /// If the root would be 4 GiB or longer; the group's pages then lie in the file unnamed.
+    ///
+    /// # Panics
+    /// If the pages are another group's, a page or job is named twice, or a job is another group's.
+    pub fn finish_group(
+        &mut self,
+        meta: &GroupMeta,
+        mut bodies: Vec<BodyEntry>,
+    ) -> Result<RootRef, BuildError> {
+        self.open(meta.group);
+        self.open = None;
+        let mut pages = std::mem::take(&mut self.pages);
+        pages.sort_unstable_by_key(|page| page.name);
+        bodies.sort_unstable_by_key(|body| body.job);
+        for pair in pages.windows(2) {
+            assert!(pair[0].name < pair[1].name, "{:?} twice", pair[0].name);
+        }
+        for pair in bodies.windows(2) {
+            assert!(pair[0].job < pair[1].job, "job {} twice", pair[0].job);
+        }
+        for body in &bodies {
+            assert_eq!(body.job.group(), meta.group, "job {} strayed", body.job);
+        }
+        let root = Root {
+            meta: meta.clone(),
+            pages,
+            bodies,
+        };
+        let (bytes, hash) = root.encode()?;
+        self.output.align(ALIGN_BYTES);
+        let offset = self.output.end();
+        self.output.put(&bytes);
+        Ok(RootRef {
+            file: self.file,
+            offset,
+            len: bytes.len() as u32,
+            hash,
+        })
+    }
+
+    /// Pads the file to whole blocks; its length. The last slices are then there to take.
+    ///
+    /// # Panics
+    /// If a group is not finished.
+    pub fn finish(&mut self) -> u64 {
+        assert_eq!(self.open, None, "a group has pages and no root");
+        self.output.align(BLOCK_BYTES as u64);
+        self.output.end()
+    }
+
+    /// The next slice to write and its offset, whole blocks; `None` until more is added.
+    pub fn take_output(&mut self) -> Option<(u64, Bytes)> {
+        self.output.take()
+    }
+}
+
+/// Builds a payload file.
+#[derive(Debug)]
+pub struct PayloadBuilder {
+    file: u64,
+    output: Output,
+}
+
+impl PayloadBuilder {
+    /// Starts the file.
+    ///
+    /// # Panics
+    /// If the header is not that of a payload file.
+    #[must_use]
+    pub fn new(header: &FileHeader) -> Self {
+        assert_eq!(header.kind, FileKind::Payload, "a payload file says so");
+        Self {
+            file: header.file,
+            output: Output::new(header),
+        }
+    }
+
+    /// Writes the encoded body of a job; where it lies.
+    ///
+    /// # Panics
+    /// If the body exceeds [`BODY_BYTES_MAX`]: no entry could have brought it.
+    pub fn add_body(&mut self, job: JobId, body: &[u8]) -> BodyPlace {
+        assert!(
+            body.len() <= BODY_BYTES_MAX,
+            "the body of job {job} has {} bytes",
+            body.len()
+        );
+        let len = body.len() as u32;
+        let id = job.to_bytes();
+        let crc = crc32c(&[&len.to_le_bytes(), &id, body]);
+        self.output.align(ALIGN_BYTES);
+        self.output.put(&len.to_le_bytes());
+        self.output.put(&crc.to_le_bytes());
+        self.output.put(&id);
+        let place = BodyPlace {
+            file: self.file,
+            offset: self.output.end(),
+            len,
+        };
+        assert!(place.offset >= (BLOCK_BYTES + BODY_HEAD_BYTES) as u64);
+        self.output.put(body);
+        place
+    }
+
+    /// The file's length so far: what a caller compares with its bound before the next body.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.output.end()
+    }
+
+    /// Whether no body has been added.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.output.end() == BLOCK_BYTES as u64
+    }
+
+    /// Pads the file to whole blocks; its length. The last slices are then there to take.
+    pub fn finish(&mut self) -> u64 {
+        self.output.align(BLOCK_BYTES as u64);
+        self.output.end()
+    }
+
+    /// The next slice to write and its offset, whole blocks; `None` until more is added.
+    pub fn take_output(&mut self) -> Option<(u64, Bytes)> {
+        self.output.take()
+    }
+}

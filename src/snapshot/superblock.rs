@@ -1,0 +1,267 @@
+//! The superblock of a node: whose disk this is, and which log is in force.
+//!
+//! Two copies, each a file of 4 KiB. The driver writes one, then the other, each by a temporary
+//! name, sync, rename, directory sync; so at any moment at least one copy is whole.
+//!
+//! # Layout, format 1
+//!
+//! | offset | size | field | why it is there |
+//! | --- | --- | --- | --- |
+//! | 0 | 8 | magic `rrqsuper` | |
+//! | 8 | 2 | format, 1 | older binaries refuse a newer format by name |
+//! | 10 | 2 | number of shards | another number than the machine's is a change to be made, or refused |
+//! | 12 | 4 | node id | a directory of another node is refused |
+//! | 16 | 8 | generation | the higher of two valid copies is in force |
+//! | 24 | 16 | disk id | made with the directory |
+//! | 40 | 16 | cluster id, zero = none formed | |
+//! | 56 | 4 | WAL set in force | switching it by the rename switches the whole log |
+//! | 60 | 4 | number of groups | fixed at formation |
+//! | 64 | 8 | start number | raised at each start before the log is opened |
+//! | 72 | 1 | flags: bit 0 = forming | formation was begun and is continued after a crash |
+//! | 73 | 1 | length of the next field, at most 62 | |
+//! | 74 | 62 | version of the binary that made the directory, UTF-8, zero-filled | for people |
+//! | 136 | 3956 | reserved | |
+//! | 4092 | 4 | CRC-32C of bytes 0..4092 | |
+//!
+//! # Which copy: the decision table
+//!
+//! | one copy | other copy | outcome |
+//! | --- | --- | --- |
+//! | valid | valid, other generation | the higher generation: a crash fell between the two writes |
+//! | valid | valid, same generation and content | either |
+//! | valid | valid, same generation, other content | [`SuperblockError::Contradiction`]: nothing we do makes that |
+//! | valid | damaged or missing | the valid one; the driver writes the other anew |
+//! | too new | anything | [`SuperblockError::TooNew`]: an older binary would undo what a newer one did |
+//! | missing | missing | [`SuperblockError::Missing`]: a fresh directory, if it is empty |
+//! | damaged | damaged or missing | [`SuperblockError::BothDamaged`] |
+//!
+//! # To change this format
+//!
+//! Raise [`FORMAT`], keep the older decoders, keep magic, format and checksum in place, give a zero
+//! of every reserved byte today's meaning, and add a superblock of the old format to the fixtures.
+
+use crate::base::ids::{ClusterId, DiskId, NodeId};
+use crate::snapshot::fields::{Fields, Malformed, u16_at};
+use crate::snapshot::layout::{HEADER_BYTES, HEADER_CRC_AT, seal_block};
+use crate::snapshot::view::{block_checksums, format_is_known};
+
+/// The format that this binary writes, and the newest that it reads.
+pub const FORMAT: u16 = 1;
+/// Bytes of a copy.
+pub const SUPERBLOCK_BYTES: usize = HEADER_BYTES;
+/// The longest version text.
+pub const CREATED_BY_BYTES_MAX: usize = 62;
+
+const MAGIC: [u8; 8] = *b"rrqsuper";
+const FORMING: u8 = 1;
+const USED_BYTES: usize = 136;
+
+const _: () = assert!(USED_BYTES == 74 + CREATED_BY_BYTES_MAX);
+const _: () = assert!(USED_BYTES < HEADER_CRC_AT);
+const _: () = assert!(
+    FORMAT == crate::snapshot::layout::FORMAT,
+    "one number, until they part"
+);
+
+/// What a node knows of itself before it opens anything else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Superblock {
+    /// Rises with every write.
+    pub generation: u64,
+    /// The node.
+    pub node: NodeId,
+    /// The data directory.
+    pub disk: DiskId,
+    /// The cluster; all zero while none is formed.
+    pub cluster: ClusterId,
+    /// Formation was begun and not finished.
+    pub forming: bool,
+    /// The WAL set in force.
+    pub wal_set: u32,
+    /// Shards that the log was written by.
+    pub shards: u16,
+    /// Groups, fixed at formation.
+    pub groups: u32,
+    /// How often the node was started.
+    pub start: u64,
+    /// The version of the binary that made the directory, at most [`CREATED_BY_BYTES_MAX`] bytes.
+    pub created_by: String,
+}
+
+/// Why there is no superblock to go by.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SuperblockError {
+    /// There is no such file. Said by the driver; of both copies, by [`choose`].
+    #[error("there is no superblock")]
+    Missing,
+    /// The file is shorter than a superblock.
+    #[error("the superblock is cut off: {found} bytes of {SUPERBLOCK_BYTES}")]
+    Truncated {
+        /// Bytes there.
+        found: u64,
+    },
+    /// Not a superblock.
+    #[error("not a superblock of rrq: it starts with {found:02x?}")]
+    BadMagic {
+        /// The first eight bytes.
+        found: [u8; 8],
+    },
+    /// A newer binary wrote it.
+    #[error("superblock format {found} is newer than the newest that this version reads, {max}")]
+    TooNew {
+        /// Its format.
+        found: u16,
+        /// The newest that this binary reads.
+        max: u16,
+    },
+    /// The copy is damaged.
+    #[error(
+        "the superblock's checksum at byte {offset} is {expected:08x}, its bytes give {found:08x}"
+    )]
+    BadChecksum {
+        /// Where the checksum stands.
+        offset: u64,
+        /// The checksum stored.
+        expected: u32,
+        /// The checksum of the bytes.
+        found: u32,
+    },
+    /// Whole, but senseless.
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    /// Both copies are valid, of one generation, and differ.
+    #[error("the two superblocks of generation {generation} differ")]
+    Contradiction {
+        /// Their generation.
+        generation: u64,
+    },
+    /// Neither copy is valid.
+    #[error("both superblocks are damaged: {first}; {second}")]
+    BothDamaged {
+        /// What is wrong with the first.
+        first: Box<SuperblockError>,
+        /// What is wrong with the second.
+        second: Box<SuperblockError>,
+    },
+}
+
+impl Superblock {
+    /// One copy.
+    ///
+    /// # Panics
+    /// If the version text is longer than [`CREATED_BY_BYTES_MAX`].
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let created_by = self.created_by.as_bytes();
+        assert!(
+            created_by.len() <= CREATED_BY_BYTES_MAX,
+            "a version of {} bytes: {}",
+            created_by.len(),
+            self.created_by
+        );
+        let mut out = Vec::with_capacity(SUPERBLOCK_BYTES);
+        out.extend_from_slice(&MAGIC);
+        out.extend_from_slice(&FORMAT.to_le_bytes());
+        out.extend_from_slice(&self.shards.to_le_bytes());
+        out.extend_from_slice(&self.node.0.to_le_bytes());
+        out.extend_from_slice(&self.generation.to_le_bytes());
+        out.extend_from_slice(&self.disk.0);
+        out.extend_from_slice(&self.cluster.0);
+        out.extend_from_slice(&self.wal_set.to_le_bytes());
+        out.extend_from_slice(&self.groups.to_le_bytes());
+        out.extend_from_slice(&self.start.to_le_bytes());
+        out.push(if self.forming { FORMING } else { 0 });
+        out.push(created_by.len() as u8);
+        out.extend_from_slice(created_by);
+        seal_block(out)
+    }
+
+    /// Reads one copy.
+    ///
+    /// # Errors
+    /// By name, see [`SuperblockError`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, SuperblockError> {
+        let truncated = SuperblockError::Truncated {
+            found: bytes.len() as u64,
+        };
+        let block = bytes.get(..SUPERBLOCK_BYTES).ok_or(truncated)?;
+        let mut magic = [0; 8];
+        magic.copy_from_slice(&block[..8]);
+        if magic != MAGIC {
+            return Err(SuperblockError::BadMagic { found: magic });
+        }
+        let (expected, found) = block_checksums(block);
+        if expected != found {
+            return Err(SuperblockError::BadChecksum {
+                offset: HEADER_CRC_AT as u64,
+                expected,
+                found,
+            });
+        }
+        if u16_at(block, 8) > FORMAT {
+            return Err(SuperblockError::TooNew {
+                found: u16_at(block, 8),
+                max: FORMAT,
+            });
+        }
+        let mut fields = Fields::new(&block[..HEADER_CRC_AT], 8);
+        format_is_known(&mut fields)?;
+        let shards = fields.u16("number of shards")?;
+        let node = NodeId(fields.u32("node id")?);
+        let generation = fields.u64("generation")?;
+        let disk = DiskId(fields.id("disk id")?);
+        let cluster = ClusterId(fields.id("cluster id")?);
+        let wal_set = fields.u32("WAL set")?;
+        let groups = fields.u32("number of groups")?;
+        let start = fields.u64("start number")?;
+        let bad_flags = fields.malformed("flags");
+        let flags = fields.u8("flags")?;
+        if flags & !FORMING != 0 {
+            return Err(bad_flags.into());
+        }
+        let bad_version = fields.malformed("version text");
+        let len = usize::from(fields.u8("version text")?);
+        let text = std::str::from_utf8(fields.take(len, "version text")?);
+        fields.zeros(CREATED_BY_BYTES_MAX.checked_sub(len).ok_or(bad_version)?)?;
+        fields.zeros(HEADER_CRC_AT - USED_BYTES)?;
+        Ok(Self {
+            generation,
+            node,
+            disk,
+            cluster,
+            forming: flags & FORMING != 0,
+            wal_set,
+            shards,
+            groups,
+            start,
+            created_by: text.map_err(|_| bad_version)?.to_owned(),
+        })
+    }
+}
+
+/// The superblock in force, by the table above. A copy that is not there is
+/// `Err(SuperblockError::Missing)`.
+///
+/// # Errors
+/// If neither copy is to be trusted, or a newer binary wrote one.
+pub fn choose(
+    first: Result<Superblock, SuperblockError>,
+    second: Result<Superblock, SuperblockError>,
+) -> Result<Superblock, SuperblockError> {
+    use SuperblockError::{BothDamaged, Contradiction, Missing, TooNew};
+    match (first, second) {
+        (Err(newer @ TooNew { .. }), _) | (_, Err(newer @ TooNew { .. })) => Err(newer),
+        (Ok(first), Ok(second)) if first.generation == second.generation && first != second => {
+            Err(Contradiction {
+                generation: first.generation,
+            })
+        }
+        (Ok(first), Ok(second)) if first.generation < second.generation => Ok(second),
+        (Ok(valid), _) | (_, Ok(valid)) => Ok(valid),
+        (Err(Missing), Err(Missing)) => Err(Missing),
+        (Err(first), Err(second)) => Err(BothDamaged {
+            first: Box::new(first),
+            second: Box::new(second),
+        }),
+    }
+}

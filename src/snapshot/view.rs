@@ -1,0 +1,640 @@
+//! Bytes to headers, roots, pages and bodies; every way in which they can be wrong, by name.
+//!
+//! Checks go from the outside in, and each is made before what it guards is believed: length,
+//! magic, checksum, format, then (of a root) the hash that the base promised, then every field.
+//! So a flipped bit anywhere is `BadChecksum`, and `TooNew` is only said of bytes that a newer
+//! binary wrote whole. The layouts are told in [`crate::snapshot::layout`].
+
+use crate::base::checksum::{Hash128, crc32c};
+use crate::base::ids::{
+    ClusterId, DiskId, GroupId, Incarnation, JobId, LogIndex, NodeId, ShardId, Term,
+};
+use crate::base::limits::{BLOCK_BYTES, LEAF_JOBS};
+use crate::base::units::GroupTime;
+use crate::snapshot::fields::{Fields, u16_at, u32_at};
+use crate::snapshot::layout::{
+    ALIGN_BYTES, BODY_BYTES_MAX, BODY_HEAD_BYTES, BODY_PLACE_BYTES, BodyEntry, BodyPlace,
+    CANONICAL_HEAD_BYTES, DIRECTORY_ENTRY_BYTES, FORMAT, FileHeader, FileKind, GROUP_BYTES,
+    GroupMeta, HEADER_BYTES, HEADER_CRC_AT, HEADER_USED_BYTES, LEAF_LIST_HEAD_BYTES, Owner,
+    PAGE_PLACE_BYTES, PAYLOAD_USE_BYTES, PageEntry, PageName, PayloadUse, ROOT_HEAD_BYTES,
+    ROOT_MAGIC, Root, VOTER_BYTES, Voter,
+};
+
+pub use crate::snapshot::fields::Malformed;
+
+/// Why the first block of a file is not the header asked for.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HeaderError {
+    /// The file is shorter than a header.
+    #[error("the header is cut off: {found} bytes of {HEADER_BYTES}")]
+    Truncated {
+        /// Bytes there.
+        found: u64,
+    },
+    /// The file is neither a run nor a payload file.
+    #[error("not a checkpoint file of rrq: it starts with {found:02x?}")]
+    BadMagic {
+        /// The first eight bytes.
+        found: [u8; 8],
+    },
+    /// A newer binary wrote it.
+    #[error("format {found} is newer than the newest that this version reads, {max}")]
+    TooNew {
+        /// Its format.
+        found: u16,
+        /// The newest that this binary reads.
+        max: u16,
+    },
+    /// The header is damaged.
+    #[error("the checksum at byte {offset} is {expected:08x}, the bytes give {found:08x}")]
+    BadChecksum {
+        /// Where the checksum stands.
+        offset: u64,
+        /// The checksum stored.
+        expected: u32,
+        /// The checksum of the bytes.
+        found: u32,
+    },
+    /// Whole, but senseless.
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    /// A run file where a payload file should be, or the other way round.
+    #[error("a {found:?} file where a {expected:?} file should be")]
+    OtherKind {
+        /// What was asked for.
+        expected: FileKind,
+        /// What is there.
+        found: FileKind,
+    },
+    /// The file was written in another cluster.
+    #[error("belongs to cluster {found}, not to {expected}")]
+    OtherCluster {
+        /// Our cluster.
+        expected: ClusterId,
+        /// The file's.
+        found: ClusterId,
+    },
+    /// The file was written on another disk.
+    #[error("was written on disk {found}, not on {expected}")]
+    OtherDisk {
+        /// Our disk.
+        expected: DiskId,
+        /// The file's.
+        found: DiskId,
+    },
+    /// The file bears another file's name.
+    #[error("is file {found:016x}, not {expected:016x}: renamed or swapped")]
+    OtherFile {
+        /// The number asked for.
+        expected: u64,
+        /// The number in the header.
+        found: u64,
+    },
+}
+
+impl FileHeader {
+    /// Reads the first block of a file.
+    ///
+    /// # Errors
+    /// By name, see [`HeaderError`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, HeaderError> {
+        let truncated = HeaderError::Truncated {
+            found: bytes.len() as u64,
+        };
+        let block = bytes.get(..HEADER_BYTES).ok_or(truncated)?;
+        let mut magic = [0; 8];
+        magic.copy_from_slice(&block[..8]);
+        let kind = [FileKind::Run, FileKind::Payload]
+            .into_iter()
+            .find(|kind| kind.magic() == magic)
+            .ok_or(HeaderError::BadMagic { found: magic })?;
+        let (expected, found) = block_checksums(block);
+        if expected != found {
+            return Err(HeaderError::BadChecksum {
+                offset: HEADER_CRC_AT as u64,
+                expected,
+                found,
+            });
+        }
+        if u16_at(block, 8) > FORMAT {
+            return Err(HeaderError::TooNew {
+                found: u16_at(block, 8),
+                max: FORMAT,
+            });
+        }
+        let mut fields = Fields::new(&block[..HEADER_CRC_AT], 8);
+        format_is_known(&mut fields)?;
+        let shard = ShardId(fields.u16("shard")?);
+        fields.zeros(4)?;
+        let owner = Owner {
+            cluster: ClusterId(fields.id("cluster id")?),
+            disk: DiskId(fields.id("disk id")?),
+        };
+        let file = fields.u64("file number")?;
+        fields.zeros(HEADER_CRC_AT - HEADER_USED_BYTES)?;
+        Ok(Self {
+            kind,
+            owner,
+            shard,
+            file,
+        })
+    }
+
+    /// The header is that of file `file` of `owner`, of the given kind. The shard is not asked:
+    /// files are linked into another shard's folder when the number of shards changes.
+    ///
+    /// # Errors
+    /// The first difference.
+    pub fn check(&self, kind: FileKind, owner: &Owner, file: u64) -> Result<(), HeaderError> {
+        if self.kind != kind {
+            return Err(HeaderError::OtherKind {
+                expected: kind,
+                found: self.kind,
+            });
+        }
+        if self.owner.cluster != owner.cluster {
+            return Err(HeaderError::OtherCluster {
+                expected: owner.cluster,
+                found: self.owner.cluster,
+            });
+        }
+        if self.owner.disk != owner.disk {
+            return Err(HeaderError::OtherDisk {
+                expected: owner.disk,
+                found: self.owner.disk,
+            });
+        }
+        if self.file != file {
+            return Err(HeaderError::OtherFile {
+                expected: file,
+                found: self.file,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// The checksum that a 4 KiB block holds, and the one that its bytes give.
+pub(super) fn block_checksums(block: &[u8]) -> (u32, u32) {
+    let stored = u32_at(block, HEADER_CRC_AT);
+    (stored, crc32c(&[&block[..HEADER_CRC_AT]]))
+}
+
+/// Takes a format number that was found not to be too new.
+pub(super) fn format_is_known(fields: &mut Fields<'_>) -> Result<(), Malformed> {
+    let unknown = fields.malformed("format number");
+    match fields.u16("format number")? {
+        FORMAT => Ok(()),
+        _ => Err(unknown),
+    }
+}
+
+/// Why bytes are not the root that a base names.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RootError {
+    /// Fewer bytes than the root has.
+    #[error("the root is cut off: {found} bytes of {needed}")]
+    Truncated {
+        /// Bytes of the whole root, or of its head.
+        needed: u64,
+        /// Bytes there.
+        found: u64,
+    },
+    /// No root begins here.
+    #[error("no root begins here, but {found:02x?}")]
+    BadMagic {
+        /// The first eight bytes.
+        found: [u8; 8],
+    },
+    /// A newer binary wrote it.
+    #[error("root format {found} is newer than the newest that this version reads, {max}")]
+    TooNew {
+        /// Its format.
+        found: u16,
+        /// The newest that this binary reads.
+        max: u16,
+    },
+    /// The root is damaged.
+    #[error("the root's checksum at byte {offset} is {expected:08x}, its bytes give {found:08x}")]
+    BadChecksum {
+        /// Where the checksum stands, from the start of the root.
+        offset: u64,
+        /// The checksum stored.
+        expected: u32,
+        /// The checksum of the bytes.
+        found: u32,
+    },
+    /// The root is whole, but another one.
+    #[error("the root's hash is {found:?}, its base names {expected:?}")]
+    HashMismatch {
+        /// The hash that the base promises.
+        expected: Hash128,
+        /// The hash of the canonical part.
+        found: Hash128,
+    },
+    /// Whole, but senseless.
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+}
+
+impl Root {
+    /// Reads a whole root, which must hash to `expected`.
+    ///
+    /// # Errors
+    /// By name, see [`RootError`].
+    pub fn decode(bytes: &[u8], expected: Hash128) -> Result<Self, RootError> {
+        let canonical = checked_canonical(bytes)?;
+        let hash = Hash128::of(canonical);
+        if hash != expected {
+            return Err(RootError::HashMismatch {
+                expected,
+                found: hash,
+            });
+        }
+        let mut fields = Fields::new(&bytes[..ROOT_HEAD_BYTES + canonical.len()], ROOT_HEAD_BYTES);
+        let (meta, mut pages) = canonical_part(&mut fields)?;
+        fields.end()?;
+        let mut fields = Fields::new(bytes, ROOT_HEAD_BYTES + canonical.len());
+        page_places(&mut fields, &mut pages)?;
+        let bodies = body_places(&mut fields, meta.group)?;
+        fields.end()?;
+        Ok(Self {
+            meta,
+            pages,
+            bodies,
+        })
+    }
+}
+
+/// The canonical part of a root whose length, magic, checksum and format are right.
+fn checked_canonical(bytes: &[u8]) -> Result<&[u8], RootError> {
+    let truncated = |needed: u64| RootError::Truncated {
+        needed,
+        found: bytes.len() as u64,
+    };
+    let head_bytes = ROOT_HEAD_BYTES + CANONICAL_HEAD_BYTES;
+    let head = bytes
+        .get(..head_bytes)
+        .ok_or_else(|| truncated(head_bytes as u64))?;
+    let mut magic = [0; 8];
+    magic.copy_from_slice(&head[..8]);
+    if magic != ROOT_MAGIC {
+        return Err(RootError::BadMagic { found: magic });
+    }
+    let len = u32_at(head, 8) as usize;
+    if len > bytes.len() {
+        return Err(truncated(len as u64));
+    }
+    let malformed = |offset, what| Malformed { offset, what };
+    if len < bytes.len() {
+        return Err(malformed(8, "length of the root").into());
+    }
+    let (expected, found) = (u32_at(head, 16), crc32c(&[&bytes[..16], &bytes[20..]]));
+    if expected != found {
+        return Err(RootError::BadChecksum {
+            offset: 16,
+            expected,
+            found,
+        });
+    }
+    if u16_at(head, ROOT_HEAD_BYTES) > FORMAT {
+        return Err(RootError::TooNew {
+            found: u16_at(head, ROOT_HEAD_BYTES),
+            max: FORMAT,
+        });
+    }
+    Fields::new(head, 20).zeros(4)?;
+    let canonical = u32_at(head, 12) as usize;
+    bytes[ROOT_HEAD_BYTES..]
+        .get(..canonical)
+        .ok_or_else(|| malformed(12, "length of the canonical part").into())
+}
+
+/// Takes a group block.
+pub(super) fn group_block(fields: &mut Fields<'_>) -> Result<GroupMeta, Malformed> {
+    let group = GroupId(fields.u16("group")?);
+    let machine_version = fields.u16("machine version")?;
+    let incarnation = Incarnation(fields.u32("incarnation")?);
+    let index = LogIndex(fields.u64("index")?);
+    let term = Term(fields.u64("term")?);
+    let time = GroupTime(fields.u64("group time")?);
+    let wall_offset_ms = fields.i64("wall offset")?;
+    let count = fields.u16("number of voters")?;
+    fields.zeros(6)?;
+    let count = fields.room(u32::from(count), VOTER_BYTES, "number of voters")?;
+    let mut voters: Vec<Voter> = Vec::with_capacity(count);
+    for _ in 0..count {
+        let unsorted = fields.malformed("order of voters");
+        let node = NodeId(fields.u32("voter")?);
+        fields.zeros(4)?;
+        let disk = DiskId(fields.id("voter")?);
+        if voters.last().is_some_and(|last| last.node >= node) {
+            return Err(unsorted);
+        }
+        voters.push(Voter { node, disk });
+    }
+    Ok(GroupMeta {
+        group,
+        incarnation,
+        index,
+        term,
+        time,
+        machine_version,
+        wall_offset_ms,
+        voters,
+    })
+}
+
+const _: () = assert!(GROUP_BYTES == 2 + 2 + 4 + 8 + 8 + 8 + 8 + 2 + 6);
+
+/// The group and its directory; the places of the pages are still zero.
+fn canonical_part(fields: &mut Fields<'_>) -> Result<(GroupMeta, Vec<PageEntry>), Malformed> {
+    format_is_known(fields)?;
+    fields.zeros(2)?;
+    let count = fields.u32("number of pages")?;
+    let meta = group_block(fields)?;
+    let count = fields.room(count, DIRECTORY_ENTRY_BYTES, "number of pages")?;
+    let mut pages: Vec<PageEntry> = Vec::with_capacity(count);
+    for _ in 0..count {
+        let unsorted = fields.malformed("order of pages");
+        let kind = fields.u8("kind of a page")?;
+        fields.zeros(3)?;
+        let len = fields.u32("length of a page")?;
+        let name = PageName {
+            kind,
+            queue: fields.u64("name of a page")?,
+            partition: fields.u64("name of a page")?,
+            number: fields.u64("name of a page")?,
+        };
+        let hash = Hash128(fields.id("hash of a page")?);
+        if pages.last().is_some_and(|last| last.name >= name) {
+            return Err(unsorted);
+        }
+        pages.push(PageEntry {
+            name,
+            len,
+            hash,
+            file: 0,
+            offset: 0,
+            crc: 0,
+        });
+    }
+    Ok((meta, pages))
+}
+
+fn page_places(fields: &mut Fields<'_>, pages: &mut [PageEntry]) -> Result<(), Malformed> {
+    fields.room(pages.len() as u32, PAGE_PLACE_BYTES, "places of pages")?;
+    for page in pages {
+        let misplaced = fields.malformed("place of a page");
+        page.file = fields.u64("place of a page")?;
+        page.offset = fields.u64("place of a page")?;
+        page.crc = fields.u32("checksum of a page")?;
+        fields.zeros(4)?;
+        let len = page.len as usize;
+        let align = if len > 0 && len.is_multiple_of(BLOCK_BYTES) {
+            BLOCK_BYTES as u64
+        } else {
+            ALIGN_BYTES
+        };
+        let fits = page.offset.checked_add(u64::from(page.len)).is_some();
+        if page.offset < HEADER_BYTES as u64 || !page.offset.is_multiple_of(align) || !fits {
+            return Err(misplaced);
+        }
+    }
+    Ok(())
+}
+
+fn body_places(fields: &mut Fields<'_>, group: GroupId) -> Result<Vec<BodyEntry>, Malformed> {
+    let at_files = fields.malformed("payload files");
+    let files = fields.u32("number of payload files")?;
+    let leaves = fields.u32("number of leaf lists")?;
+    let count = fields.room(files, PAYLOAD_USE_BYTES, "number of payload files")?;
+    let mut listed: Vec<PayloadUse> = Vec::with_capacity(count);
+    for _ in 0..count {
+        listed.push(PayloadUse {
+            file: fields.u64("payload file")?,
+            live_bytes: fields.u64("payload file")?,
+            live_bodies: fields.u64("payload file")?,
+        });
+    }
+    let least = LEAF_LIST_HEAD_BYTES + BODY_PLACE_BYTES;
+    fields.room(leaves, least, "number of leaf lists")?;
+    let mut bodies = Vec::new();
+    // What the lists use of each file must come to what the table says.
+    let mut left = listed.clone();
+    let mut last: Option<JobId> = None;
+    for _ in 0..leaves {
+        leaf_list(fields, group, &mut last, &mut left, &mut bodies)?;
+    }
+    let spent = |used: &PayloadUse| used.live_bytes == 0 && used.live_bodies == 0;
+    let ascending = listed.windows(2).all(|pair| pair[0].file < pair[1].file);
+    if !ascending || !left.iter().all(spent) || listed.iter().any(spent) {
+        return Err(at_files);
+    }
+    Ok(bodies)
+}
+
+fn leaf_list(
+    fields: &mut Fields<'_>,
+    group: GroupId,
+    last: &mut Option<JobId>,
+    left: &mut [PayloadUse],
+    bodies: &mut Vec<BodyEntry>,
+) -> Result<(), Malformed> {
+    let bad_leaf = fields.malformed("first job of a leaf list");
+    let first = JobId::from_bytes(fields.id("first job of a leaf list")?);
+    let first = first
+        .ok()
+        .filter(|job| job.group() == group && job.seq().is_multiple_of(LEAF_JOBS))
+        .ok_or(bad_leaf)?;
+    let count = fields.u32("number of bodies")?;
+    fields.zeros(4)?;
+    if count == 0 {
+        return Err(fields.malformed("number of bodies"));
+    }
+    let count = fields.room(count, BODY_PLACE_BYTES, "number of bodies")?;
+    for _ in 0..count {
+        let misplaced = fields.malformed("place of a body");
+        let slot = u64::from(fields.u8("slot of a body")?);
+        fields.zeros(3)?;
+        let file = fields.u32("payload file of a body")? as usize;
+        let offset = fields.u64("offset of a body")?;
+        let len = fields.u32("length of a body")?;
+        fields.zeros(4)?;
+        if slot >= LEAF_JOBS {
+            return Err(misplaced);
+        }
+        let job = JobId::new(group, first.queue(), first.partition(), first.seq() + slot);
+        let used = left.get_mut(file).ok_or(misplaced)?;
+        let place = BodyPlace {
+            file: used.file,
+            offset,
+            len,
+        };
+        let fits = offset >= (HEADER_BYTES + BODY_HEAD_BYTES) as u64
+            && offset.is_multiple_of(ALIGN_BYTES)
+            && offset.checked_add(u64::from(len)).is_some()
+            && len as usize <= BODY_BYTES_MAX
+            && last.is_none_or(|before| before < job);
+        let bytes = used.live_bytes.checked_sub(place.record_bytes());
+        let count = used.live_bodies.checked_sub(1);
+        let (true, Some(bytes), Some(count)) = (fits, bytes, count) else {
+            return Err(misplaced);
+        };
+        (used.live_bytes, used.live_bodies) = (bytes, count);
+        *last = Some(job);
+        bodies.push(BodyEntry { job, place });
+    }
+    Ok(())
+}
+
+/// Why bytes are not the page of a directory entry.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PageError {
+    /// Too few bytes, or too many.
+    #[error("the page has {found} bytes, the directory says {expected}")]
+    WrongLength {
+        /// The directory's.
+        expected: u64,
+        /// Bytes there.
+        found: u64,
+    },
+    /// The page is damaged.
+    #[error("the page's checksum is {found:08x}, the root says {expected:08x}")]
+    BadChecksum {
+        /// The root's.
+        expected: u32,
+        /// The checksum of the bytes.
+        found: u32,
+    },
+    /// The bytes are whole, but another page's.
+    #[error("the page's hash is {found:?}, the directory says {expected:?}")]
+    HashMismatch {
+        /// The directory's.
+        expected: Hash128,
+        /// The hash of the bytes.
+        found: Hash128,
+    },
+}
+
+/// The bytes are those that the directory names.
+///
+/// # Errors
+/// By name, see [`PageError`].
+pub fn verify_page(entry: &PageEntry, bytes: &[u8]) -> Result<(), PageError> {
+    if bytes.len() as u64 != u64::from(entry.len) {
+        return Err(PageError::WrongLength {
+            expected: u64::from(entry.len),
+            found: bytes.len() as u64,
+        });
+    }
+    let crc = crc32c(&[bytes]);
+    if crc != entry.crc {
+        return Err(PageError::BadChecksum {
+            expected: entry.crc,
+            found: crc,
+        });
+    }
+    let hash = Hash128::of(bytes);
+    if hash != entry.hash {
+        return Err(PageError::HashMismatch {
+            expected: entry.hash,
+            found: hash,
+        });
+    }
+    Ok(())
+}
+
+/// Why bytes are not the body of a job.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BodyError {
+    /// Fewer bytes than the record has.
+    #[error("the record is cut off: {found} bytes of {needed}")]
+    Truncated {
+        /// Bytes of the whole record, or of its head.
+        needed: u64,
+        /// Bytes there.
+        found: u64,
+    },
+    /// The record is damaged.
+    #[error("the record's checksum at byte {offset} is {expected:08x}, its bytes give {found:08x}")]
+    BadChecksum {
+        /// Where the checksum stands, from the start of the record.
+        offset: u64,
+        /// The checksum stored.
+        expected: u32,
+        /// The checksum of the bytes.
+        found: u32,
+    },
+    /// The record is whole and has another length than its root says.
+    #[error("the body has {found} bytes, the root says {expected}")]
+    WrongLength {
+        /// The root's.
+        expected: u32,
+        /// The record's.
+        found: u32,
+    },
+    /// The record is whole and another job's.
+    #[error("the body is that of job {found}, not of {expected}")]
+    OtherJob {
+        /// The job asked for.
+        expected: JobId,
+        /// The job in the record.
+        found: JobId,
+    },
+    /// Whole, but senseless.
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+}
+
+/// Reads the record at the start of `bytes`; what follows it is left alone. The job, and the body.
+///
+/// # Errors
+/// By name, see [`BodyError`].
+pub fn decode_body_record(bytes: &[u8]) -> Result<(JobId, &[u8]), BodyError> {
+    let truncated = |needed: usize| BodyError::Truncated {
+        needed: needed as u64,
+        found: bytes.len() as u64,
+    };
+    let head = bytes
+        .get(..BODY_HEAD_BYTES)
+        .ok_or_else(|| truncated(BODY_HEAD_BYTES))?;
+    let len = u32_at(head, 0) as usize;
+    let needed = BODY_HEAD_BYTES.saturating_add(len);
+    let body = bytes
+        .get(BODY_HEAD_BYTES..needed)
+        .ok_or_else(|| truncated(needed))?;
+    let (expected, found) = (u32_at(head, 4), crc32c(&[&head[..4], &head[8..], body]));
+    if expected != found {
+        return Err(BodyError::BadChecksum {
+            offset: 4,
+            expected,
+            found,
+        });
+    }
+    let mut fields = Fields::new(head, 8);
+    let reserved = fields.malformed("job id");
+    let job = JobId::from_bytes(fields.id("job id")?).map_err(|_| reserved)?;
+    Ok((job, body))
+}
+
+/// Reads the record of `entry`, head included, from the start of `bytes`; the body.
+///
+/// # Errors
+/// By name, see [`BodyError`].
+pub fn verify_body<'a>(entry: &BodyEntry, bytes: &'a [u8]) -> Result<&'a [u8], BodyError> {
+    let (job, body) = decode_body_record(bytes)?;
+    if job != entry.job {
+        return Err(BodyError::OtherJob {
+            expected: entry.job,
+            found: job,
+        });
+    }
+    if body.len() != entry.place.len as usize {
+        return Err(BodyError::WrongLength {
+            expected: entry.place.len,
+            found: body.len() as u32,
+        });
+    }
+    Ok(body)
+}
