@@ -2,7 +2,7 @@
 
 use crate::base::code::Code;
 use crate::base::ids::{
-    ClusterId, GroupId, JobId, LogIndex, NodeId, Partition, QueueUid, SessionId, Term,
+    ClusterId, GroupId, JobId, LogIndex, NodeId, Partition, QueueUid, SessionId, Term, Token,
 };
 use crate::queue::command::{Command, Outcome, QueueInfo};
 use crate::queue::view::{JobState, JobView, QueueStats};
@@ -100,7 +100,8 @@ pub enum RequestBody {
         /// At most so many.
         limit: u32,
     },
-    /// The home record of a queue by its name.
+    /// The home record of a queue by its name, with its counters; answered by
+    /// [`ReplyBody::Queues`] with one, or by [`Code::NoSuchQueue`].
     GetQueue {
         /// The name.
         name: String,
@@ -176,6 +177,17 @@ pub struct LeasedJob {
     pub job: JobView,
     /// How long the lease is from now, in milliseconds.
     pub lease_ms: u32,
+}
+
+impl LeasedJob {
+    /// What to show on ack, nack, extend.
+    #[must_use]
+    pub fn token(&self) -> Token {
+        Token {
+            job: self.job.id,
+            lease_gen: self.lease_gen,
+        }
+    }
 }
 
 /// An error of a whole request.
