@@ -8,7 +8,7 @@ use crate::base::code::Code;
 use crate::base::ids::NodeId;
 use crate::base::limits::{PAYLOAD_BYTES_DEFAULT_MAX, PAYLOAD_BYTES_HARD_MAX};
 use crate::base::report::Report;
-use crate::shard::config::{BackoffKind, DeadPolicy, QueueSettings};
+use crate::wire::{BackoffKind, DeadPolicy, QueueSettings};
 use clap::Parser;
 use std::ffi::OsString;
 use std::fmt::Display;

@@ -131,29 +131,29 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Obeys until the other end is gone. `ready` is told of each segment made.
+    /// Obeys until the other end is gone. `ready` is told of each segment made. No room is waited
+    /// for: checkpoints, which drop segments, make some.
     ///
     /// # Errors
-    /// The first fault of the disk other than no room, with what was being done.
+    /// Any other fault of the disk.
     pub fn obey(
         mut self,
         orders: &Receiver<Order>,
-        mut ready: impl FnMut(u64, PathBuf),
-    ) -> Result<(), (io::Error, String)> {
+        mut ready: impl FnMut(u64),
+    ) -> Result<(), Report> {
         let mut wanted: VecDeque<u64> = VecDeque::new();
         loop {
             let idle = wanted.is_empty();
-            let patience = if idle && !self.wants_spares() { Duration::MAX } else { RETRY_EVERY };
-            let first = if idle && self.wants_spares() {
-                orders.try_recv().map_err(|_| RecvTimeoutError::Timeout)
-            } else if idle {
-                orders.recv().map_err(|_| RecvTimeoutError::Disconnected)
-            } else {
-                orders.recv_timeout(patience)
+            let first = match idle {
+                true if self.wants_spares() => orders.recv_timeout(Duration::ZERO),
+                true => orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                false => orders.recv_timeout(RETRY_EVERY),
             };
             match first {
                 Ok(Order::Prepare(number)) => wanted.push_back(number),
-                Ok(Order::Drop(numbers)) => self.recycle(&numbers).map_err(at("drop segments"))?,
+                Ok(Order::Drop(numbers)) => {
+                    self.recycle(&numbers).map_err(|error| self.failed("drop segments", &error))?;
+                }
                 Ok(Order::MayMakeAhead(may)) => self.may_make_ahead = may,
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
                 Err(RecvTimeoutError::Timeout) if idle => {
@@ -162,7 +162,7 @@ impl Pool {
                         Err(error) if error.kind() == io::ErrorKind::StorageFull => {
                             self.may_make_ahead = false;
                         }
-                        Err(error) => return Err(at("make a spare segment")(error)),
+                        Err(error) => return Err(self.failed("make a spare segment", &error)),
                     }
                     continue;
                 }
@@ -170,25 +170,32 @@ impl Pool {
             }
             while let Some(&number) = wanted.front() {
                 match self.prepare(number) {
-                    Ok(path) => ready(number, path),
+                    Ok(()) => ready(number),
                     Err(error) if error.kind() == io::ErrorKind::StorageFull => {
                         if space::give_up_ballast(&self.data_dir) {
                             continue;
                         }
                         break;
                     }
-                    Err(error) => return Err(at("make a segment")(error)),
+                    Err(error) => return Err(self.failed("make a segment", &error)),
                 }
                 wanted.pop_front();
             }
         }
     }
 
+    fn failed(&self, what: &str, error: &io::Error) -> Report {
+        let what = format!("cannot {what} in {}", self.folder.display());
+        Report::error(Code::LogWriteFailed, what)
+            .location(error.to_string())
+            .fix("look for errors of the disk (dmesg), then start again: nothing acknowledged is lost")
+    }
+
     fn wants_spares(&self) -> bool {
         self.may_make_ahead && self.spares.len() < SPARES_AHEAD
     }
 
-    fn prepare(&mut self, number: u64) -> io::Result<PathBuf> {
+    fn prepare(&mut self, number: u64) -> io::Result<()> {
         let spare = match self.spares.pop() {
             Some(spare) => spare,
             None => self.make_spare()?,
@@ -198,7 +205,7 @@ impl Pool {
         if named.is_err() && spare.exists() {
             self.spares.push(spare);
         }
-        named.map(|()| path)
+        named
     }
 
     fn make_spare(&mut self) -> io::Result<PathBuf> {
@@ -246,10 +253,6 @@ impl Pool {
         // A name that comes back after a crash is a segment before the base: dropped again.
         Ok(())
     }
-}
-
-fn at(what: &str) -> impl Fn(io::Error) -> (io::Error, String) {
-    move |error| (error, what.to_owned())
 }
 
 const _: () = assert!(SEGMENT_BYTES.is_multiple_of(ZEROS_BYTES));
