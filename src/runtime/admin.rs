@@ -23,23 +23,27 @@ use std::sync::Arc;
 /// If there is no thread or reactor for it.
 pub fn start(listener: TcpListener, metrics: Arc<NodeMetrics>) -> std::io::Result<()> {
     listener.set_nonblocking(true)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()?;
     let routes = Router::new()
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(scrape))
         .with_state(metrics);
-    std::thread::Builder::new().name("rrq-admin".into()).spawn(move || {
-        runtime.block_on(async move {
-            let served = match tokio::net::TcpListener::from_std(listener) {
-                Ok(listener) => axum::serve(listener, routes).await,
-                Err(error) => Err(error),
-            };
-            if let Err(error) = served {
-                tracing::error!(%error, "metrics and health are not served any more");
-            }
-        });
-    })?;
+    std::thread::Builder::new()
+        .name("rrq-admin".into())
+        .spawn(move || {
+            runtime.block_on(async move {
+                let served = match tokio::net::TcpListener::from_std(listener) {
+                    Ok(listener) => axum::serve(listener, routes).await,
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = served {
+                    tracing::error!(%error, "metrics and health are not served any more");
+                }
+            });
+        })?;
     Ok(())
 }
 
@@ -54,6 +58,10 @@ async fn scrape(State(metrics): State<Arc<NodeMetrics>>) -> impl IntoResponse {
     let kind = [(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)];
     match metrics.text() {
         Ok(text) => (StatusCode::OK, kind, text),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, kind, format!("{error}\n")),
+        Err(error) => (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            kind,
+            format!("{error}\n"),
+        ),
     }
 }

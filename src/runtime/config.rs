@@ -184,10 +184,12 @@ pub fn load(
         1 => Err(faults.swap_remove(0).report().into()),
         n => {
             let list: Vec<String> = faults.iter().map(Fault::line).collect();
-            Err(Report::error(Code::BadConfig, format!("{n} errors in the configuration"))
-                .location(list.join("\n"))
-                .fix("configs/single.toml shows every key with its bounds")
-                .into())
+            Err(
+                Report::error(Code::BadConfig, format!("{n} errors in the configuration"))
+                    .location(list.join("\n"))
+                    .fix("configs/single.toml shows every key with its bounds")
+                    .into(),
+            )
         }
     }
 }
@@ -199,9 +201,14 @@ fn usage(error: clap::Error) -> NoConfig {
     let text = error.to_string();
     let text = text.trim_start_matches("error: ");
     let what: Vec<&str> = text.lines().take_while(|line| !line.is_empty()).collect();
-    let hint = text.lines().find_map(|line| line.trim().strip_prefix("tip: "));
+    let hint = text
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("tip: "));
     Report::error(Code::BadArgument, what.join("\n"))
-        .fix(hint.map_or_else(|| "rrq-node --help lists all flags".to_owned(), str::to_owned))
+        .fix(hint.map_or_else(
+            || "rrq-node --help lists all flags".to_owned(),
+            str::to_owned,
+        ))
         .into()
 }
 
@@ -238,7 +245,9 @@ impl Source<'_> {
     fn fault(&self, what: String, span: Range<usize>) -> Fault {
         let start = span.start.min(self.text.len());
         let line_start = self.text[..start].rfind('\n').map_or(0, |at| at + 1);
-        let line_end = self.text[start..].find('\n').map_or(self.text.len(), |at| start + at);
+        let line_end = self.text[start..]
+            .find('\n')
+            .map_or(self.text.len(), |at| start + at);
         let number = self.text[..start].matches('\n').count() + 1;
         let column = self.text[line_start..start].chars().count();
         let end = span.end.clamp(start, line_end);
@@ -250,7 +259,10 @@ impl Source<'_> {
             location: format!("{}:{number}:{}", self.path.display(), column + 1),
             excerpt: format!(
                 "{number} | {}\n{:digits$} | {:column$}{:^<width$}",
-                &self.text[line_start..line_end], "", "", ""
+                &self.text[line_start..line_end],
+                "",
+                "",
+                ""
             ),
         }
     }
@@ -260,7 +272,12 @@ fn read_file(config: &mut NodeConfig, path: &Path, text: &str, faults: &mut Vec<
     let source = Source { path, text };
     let (table, errors) = DeTable::parse_recoverable(text);
     for error in errors {
-        let what = error.message().lines().next().unwrap_or("not TOML").to_owned();
+        let what = error
+            .message()
+            .lines()
+            .next()
+            .unwrap_or("not TOML")
+            .to_owned();
         faults.push(source.fault(what, error.span().unwrap_or(0..0)));
     }
     if faults.is_empty() {
@@ -323,7 +340,9 @@ fn read_env(
     faults: &mut Vec<Fault>,
 ) {
     for (name, text) in env {
-        let Some(key) = KEYS.iter().find(|key| env_name(key) == name) else { continue };
+        let Some(key) = KEYS.iter().find(|key| env_name(key) == name) else {
+            continue;
+        };
         if let Err(Refusal::Value(rule)) = set(config, key, &text) {
             faults.push(Fault {
                 code: Code::BadConfig,
@@ -343,7 +362,11 @@ fn read_flags(config: &mut NodeConfig, flags: Flags, faults: &mut Vec<Fault>) {
         ("--listen", "listen.client", flags.listen),
         ("--admin", "listen.admin", flags.admin),
         ("--shards", "shards.count", flags.shards),
-        ("--shard-per-core", "shards.count", when(flags.shard_per_core, "per-core")),
+        (
+            "--shard-per-core",
+            "shards.count",
+            when(flags.shard_per_core, "per-core"),
+        ),
         ("--no-pin", "shards.pin", when(flags.no_pin, "false")),
         ("--dev", "dev", when(flags.dev, "true")),
         ("--payload-max", "limits.payload_max", flags.payload_max),
@@ -374,7 +397,10 @@ fn check(config: &mut NodeConfig, faults: &mut Vec<Fault>) {
             excerpt: String::new(),
         });
     };
-    for (key, address) in [("listen.client", config.client), ("listen.admin", config.admin)] {
+    for (key, address) in [
+        ("listen.client", config.client),
+        ("listen.admin", config.admin),
+    ] {
         if !address.ip().is_loopback() && !config.insecure {
             let what = format!(
                 "{address} is not loopback, and there is no authentication yet: --insecure if all \
@@ -385,7 +411,10 @@ fn check(config: &mut NodeConfig, faults: &mut Vec<Fault>) {
     }
     let backoff = &mut config.queue_defaults.backoff;
     if backoff.cap_ms < backoff.base_ms {
-        fault("backoff_cap is below backoff_base".to_owned(), "queue_defaults");
+        fault(
+            "backoff_cap is below backoff_base".to_owned(),
+            "queue_defaults",
+        );
     }
 }
 
@@ -420,8 +449,15 @@ fn distance(a: &str, b: &str) -> usize {
     row[b.len()]
 }
 
-const SECTIONS: &[&str] =
-    &["node", "listen", "shards", "limits", "queue_defaults", "log", "checkpoint"];
+const SECTIONS: &[&str] = &[
+    "node",
+    "listen",
+    "shards",
+    "limits",
+    "queue_defaults",
+    "log",
+    "checkpoint",
+];
 
 const KEYS: &[&str] = &[
     "dev",
@@ -523,8 +559,9 @@ fn set(config: &mut NodeConfig, key: &str, text: &str) -> Result<(), Refusal> {
             }
         }
         "log.level" => {
-            config.log_level =
-                text.parse().map_err(|_| rule("error, warn, info, debug or trace"))?;
+            config.log_level = text
+                .parse()
+                .map_err(|_| rule("error, warn, info, debug or trace"))?;
         }
         "log.format" => {
             config.log_json = match text {
@@ -560,10 +597,16 @@ where
 }
 
 fn address(text: &str) -> Result<SocketAddr, Refusal> {
-    text.parse().map_err(|_| rule("an address and a port, for example 127.0.0.1:7411"))
+    text.parse()
+        .map_err(|_| rule("an address and a port, for example 127.0.0.1:7411"))
 }
 
-const SIZE_UNITS: &[(&str, u64)] = &[("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("B", 1)];
+const SIZE_UNITS: &[(&str, u64)] = &[
+    ("KiB", 1 << 10),
+    ("MiB", 1 << 20),
+    ("GiB", 1 << 30),
+    ("B", 1),
+];
 const TIME_UNITS: &[(&str, u64)] = &[
     ("ms", 1),
     ("min", 60_000),
@@ -576,7 +619,9 @@ fn size(text: &str, range: RangeInclusive<u64>) -> Result<u64, Refusal> {
     with_unit(text, SIZE_UNITS, &range).ok_or_else(|| {
         let shown = |bytes| in_unit(bytes, SIZE_UNITS);
         let (low, high) = (shown(*range.start()), shown(*range.end()));
-        rule(format!("{low} to {high}, a whole number with B, KiB, MiB or GiB"))
+        rule(format!(
+            "{low} to {high}, a whole number with B, KiB, MiB or GiB"
+        ))
     })
 }
 
@@ -584,7 +629,9 @@ fn duration(text: &str, range: RangeInclusive<u64>) -> Result<u64, Refusal> {
     with_unit(text, TIME_UNITS, &range).ok_or_else(|| {
         let shown = |ms| in_unit(ms, TIME_UNITS);
         let (low, high) = (shown(*range.start()), shown(*range.end()));
-        rule(format!("{low} to {high}, a whole number with ms, s, min, h or d"))
+        rule(format!(
+            "{low} to {high}, a whole number with ms, s, min, h or d"
+        ))
     })
 }
 
@@ -592,7 +639,11 @@ fn with_unit(text: &str, units: &[(&str, u64)], range: &RangeInclusive<u64>) -> 
     let (digits, factor) = units
         .iter()
         .find_map(|(unit, factor)| text.strip_suffix(unit).map(|digits| (digits, factor)))?;
-    let value = digits.trim_end().parse::<u64>().ok()?.checked_mul(*factor)?;
+    let value = digits
+        .trim_end()
+        .parse::<u64>()
+        .ok()?
+        .checked_mul(*factor)?;
     range.contains(&value).then_some(value)
 }
 
@@ -612,12 +663,20 @@ mod tests {
         let (mut config, mut faults) = (NodeConfig::default(), Vec::new());
         read_file(&mut config, Path::new("node.toml"), text, &mut faults);
         check(&mut config, &mut faults);
-        if faults.is_empty() { Ok(config) } else { Err(faults) }
+        if faults.is_empty() {
+            Ok(config)
+        } else {
+            Err(faults)
+        }
     }
 
     fn with(args: &[&str], env: &[(&str, &str)]) -> Result<NodeConfig, String> {
-        let args = std::iter::once("rrq-node").chain(args.iter().copied()).map(OsString::from);
-        let env = env.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned()));
+        let args = std::iter::once("rrq-node")
+            .chain(args.iter().copied())
+            .map(OsString::from);
+        let env = env
+            .iter()
+            .map(|(name, text)| ((*name).to_owned(), (*text).to_owned()));
         load(args, env).map_err(|error| match error {
             NoConfig::Asked(text) => text,
             NoConfig::Wrong(report) => report.to_string(),
@@ -629,18 +688,31 @@ mod tests {
         let text = include_str!("../../configs/single.toml");
         let read = parse(text).expect("the file that we ship is sound");
         // What a file says outright is not "as made" or "as stored" any more.
-        let told = NodeConfig { shards: Shards::PerCore, node: Some(NodeId(1)), ..read.clone() };
-        let fresh = NodeConfig { shards: Shards::PerCore, node: Some(NodeId(1)), ..<_>::default() };
+        let told = NodeConfig {
+            shards: Shards::PerCore,
+            node: Some(NodeId(1)),
+            ..read.clone()
+        };
+        let fresh = NodeConfig {
+            shards: Shards::PerCore,
+            node: Some(NodeId(1)),
+            ..<_>::default()
+        };
         assert_eq!(format!("{told:?}"), format!("{fresh:?}"));
         for key in KEYS {
             let name = key.rsplit('.').next().expect("a key has a name");
-            assert!(text.contains(&format!("\n{name} = ")), "{key} is missing in the file");
+            assert!(
+                text.contains(&format!("\n{name} = ")),
+                "{key} is missing in the file"
+            );
         }
     }
 
     #[test]
     fn a_typo_is_shown_with_its_place_and_the_nearest_key() {
-        let fault = parse("[log]\nlevle = \"info\"\n").expect_err("a typo").remove(0);
+        let fault = parse("[log]\nlevle = \"info\"\n")
+            .expect_err("a typo")
+            .remove(0);
         assert_eq!(
             fault.report().to_string(),
             "error[RRQ-2002]: unknown key `log.levle`: did you mean `log.level`?\n  \
@@ -648,32 +720,55 @@ mod tests {
              fix:   configs/single.toml shows every key with its bounds"
         );
         let faults = parse("[lisen]\nclient = \"x\"\n[log]\nlevel = \"loud\"\n");
-        let lines: Vec<String> = faults.expect_err("two faults").iter().map(Fault::line).collect();
-        assert_eq!(lines, [
-            "node.toml:1:2: unknown key `lisen`: did you mean `listen`?",
-            "node.toml:4:9: log.level = \"loud\": must be error, warn, info, debug or trace",
-        ]);
+        let lines: Vec<String> = faults
+            .expect_err("two faults")
+            .iter()
+            .map(Fault::line)
+            .collect();
+        assert_eq!(
+            lines,
+            [
+                "node.toml:1:2: unknown key `lisen`: did you mean `listen`?",
+                "node.toml:4:9: log.level = \"loud\": must be error, warn, info, debug or trace",
+            ]
+        );
         assert!(parse("[log\n").is_err());
         assert!(parse("dev = [1]\n").is_err());
     }
 
     #[test]
     fn flags_win_over_the_environment_and_bounds_hold_everywhere() {
-        let env = [("RRQ_SHARDS__COUNT", "3"), ("RRQ_LIMITS__PAYLOAD_MAX", "64KiB")];
+        let env = [
+            ("RRQ_SHARDS__COUNT", "3"),
+            ("RRQ_LIMITS__PAYLOAD_MAX", "64KiB"),
+        ];
         let config = with(&["--shards", "2"], &env).expect("sound");
         assert_eq!(config.shards, Shards::Exactly(2));
         assert_eq!(config.payload_bytes_max, 64 << 10);
         let error = with(&["--payload-max", "5MiB"], &[]).expect_err("too large");
-        assert!(error.contains("--payload-max = \"5MiB\": must be 1B to 4MiB"), "{error}");
+        assert!(
+            error.contains("--payload-max = \"5MiB\": must be 1B to 4MiB"),
+            "{error}"
+        );
         assert!(error.starts_with("error[RRQ-2001]"), "{error}");
         let error = with(&["--shards", "0"], &[("RRQ_DEV", "maybe")]).expect_err("two");
-        assert!(error.contains("2 errors") && error.contains("RRQ_DEV"), "{error}");
+        assert!(
+            error.contains("2 errors") && error.contains("RRQ_DEV"),
+            "{error}"
+        );
         let error = with(&["--listen", "0.0.0.0:7411"], &[]).expect_err("open to all");
         assert!(error.contains("--insecure"), "{error}");
         assert!(with(&["--listen", "0.0.0.0:7411", "--insecure"], &[]).is_ok());
         let error = with(&["--shrads", "2"], &[]).expect_err("a typo");
-        assert!(error.starts_with("error[RRQ-2001]") && error.contains("--shards"), "{error}");
-        assert!(with(&["--help"], &[]).expect_err("help").contains("--shard-per-core"));
+        assert!(
+            error.starts_with("error[RRQ-2001]") && error.contains("--shards"),
+            "{error}"
+        );
+        assert!(
+            with(&["--help"], &[])
+                .expect_err("help")
+                .contains("--shard-per-core")
+        );
     }
 
     #[test]

@@ -216,7 +216,11 @@ impl<S: Shard> Session<'_, S> {
     }
 
     /// One read and what is in it. Ready if something was read.
-    fn read(&mut self, stream: &mut TcpStream, context: &mut Context<'_>) -> Result<Poll<()>, Gone> {
+    fn read(
+        &mut self,
+        stream: &mut TcpStream,
+        context: &mut Context<'_>,
+    ) -> Result<Poll<()>, Gone> {
         let mut buffer = self.shard.read_buffer().borrow_mut();
         match Pin::new(stream).poll_read(context, &mut buffer) {
             Poll::Pending => return Ok(Poll::Pending),
@@ -278,16 +282,28 @@ impl<S: Shard> Session<'_, S> {
                 None => return self.last_words(error.error.code(), error.to_string()),
             },
         };
-        if !self.connection.charge(request.id, frame.body.len() + REQUEST_BYTES) {
-            let text = format!("request {} is still under way on this connection", request.id);
+        if !self
+            .connection
+            .charge(request.id, frame.body.len() + REQUEST_BYTES)
+        {
+            let text = format!(
+                "request {} is still under way on this connection",
+                request.id
+            );
             return self.last_words(Code::BadRequest, text);
         }
-        self.shard.push(Input::ClientRequest { from: self.origin, request });
+        self.shard.push(Input::ClientRequest {
+            from: self.origin,
+            request,
+        });
     }
 
     fn last_words(&mut self, code: Code, text: String) {
         tracing::debug!(%code, text, conn = %self.origin.conn, "a client is cut off");
-        encode_reply(&error_reply(0, code, text), &mut self.connection.out.borrow_mut());
+        encode_reply(
+            &error_reply(0, code, text),
+            &mut self.connection.out.borrow_mut(),
+        );
         self.phase = Phase::LastWords;
         self.timer = Some(Timer::new(LAST_WORDS_WITHIN));
     }

@@ -45,11 +45,15 @@ pub struct DataDir {
     path: PathBuf,
     /// What is known of this node. The start number is this process's own.
     pub superblock: Superblock,
+    /// The copy to write first: the one that is bad or older.
+    stale: usize,
+    /// Nothing is made yet but the lock.
+    new: bool,
     _lock: File,
 }
 
 impl DataDir {
-    /// Opens the directory, or makes it, and raises the start number.
+    /// Opens the directory, or makes it, and takes its lock; see [`Self::begin`].
     ///
     /// # Errors
     /// By name, whatever keeps this process from working on it.
@@ -74,23 +78,44 @@ impl DataDir {
         let copies = COPIES.map(|name| read_copy(&path.join(name)));
         let stale = stale_copy(&copies);
         let [first, second] = copies;
-        let damaged = [&first, &second].into_iter().find_map(|copy| copy.as_ref().err().cloned());
+        let damaged = [&first, &second]
+            .into_iter()
+            .find_map(|copy| copy.as_ref().err().cloned());
         let superblock = match choose(first, second) {
             Ok(superblock) => superblock,
             Err(SuperblockError::Missing) if found == Found::Nothing => {
-                form(&path, config, cores)?
+                form(config, cores).map_err(|error| unusable(&path, "form", &error))?
             }
             Err(error) => return Err(no_superblock(&path, &error)),
         };
-        let mut dir = Self { path, superblock, _lock: lock };
-        dir.check(config)?;
-        if let (Some(error), true) = (damaged, found == Found::Node) {
+        let dir = Self {
+            path,
+            superblock,
+            stale,
+            new: found == Found::Nothing,
+            _lock: lock,
+        };
+        if !dir.new {
+            dir.check(config)?;
+        }
+        if let (Some(error), false) = (damaged, dir.superblock.forming) {
             tracing::warn!(%error, "one superblock is bad and is written anew from the other");
         }
-        dir.superblock.start += 1;
-        dir.superblock.generation += 1;
-        dir.write_copy(stale, found == Found::Nothing)?;
         Ok(dir)
+    }
+
+    /// Raises the start number; a new directory gets its folders first. To be done before the log
+    /// is opened, and after all that could still refuse the start.
+    ///
+    /// # Errors
+    /// If the directory cannot be written.
+    pub fn begin(&mut self) -> Result<(), Report> {
+        if self.new {
+            make_folders(&self.path, self.superblock.shards)?;
+        }
+        self.superblock.start += 1;
+        self.superblock.generation += 1;
+        self.write_copy(self.stale, self.new)
     }
 
     /// Where it is.
@@ -108,7 +133,8 @@ impl DataDir {
     /// The folder of a shard's log.
     #[must_use]
     pub fn wal(&self, shard: u16) -> PathBuf {
-        self.shard(shard).join(format!("wal-{:04}", self.superblock.wal_set))
+        self.shard(shard)
+            .join(format!("wal-{:04}", self.superblock.wal_set))
     }
 
     /// Writes both copies anew, after every shard has served: formation is over, and should one
@@ -149,7 +175,10 @@ impl DataDir {
             let wal = self.wal(shard);
             let names = names(&wal).map_err(|error| missing(&wal, &error.to_string()))?;
             if !superblock.forming && !names.iter().any(|name| is_segment(name)) {
-                return Err(missing(&wal.join("*.seg"), "no segment of the log is there"));
+                return Err(missing(
+                    &wal.join("*.seg"),
+                    "no segment of the log is there",
+                ));
             }
         }
         Ok(())
@@ -210,7 +239,9 @@ pub fn sync_folder(folder: &Path) -> io::Result<()> {
 /// # Errors
 /// What the file system says.
 pub fn names(folder: &Path) -> io::Result<Vec<String>> {
-    fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+    fs::read_dir(folder)?
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+        .collect()
 }
 
 /// Whether a file of a log's folder is a segment in use, not a spare.
@@ -222,7 +253,9 @@ pub fn is_segment(name: &str) -> bool {
 /// The number of a segment file.
 #[must_use]
 pub fn segment_number(name: &str) -> Option<u64> {
-    let digits = name.strip_suffix(".seg").filter(|digits| digits.len() == 16)?;
+    let digits = name
+        .strip_suffix(".seg")
+        .filter(|digits| digits.len() == 16)?;
     u64::from_str_radix(digits, 16).ok()
 }
 
@@ -247,51 +280,69 @@ fn survey(path: &Path) -> Result<Found, Report> {
     let ours = |name: &str| {
         [LOCK, space::BALLAST, "lost+found"].contains(&name)
             || name.starts_with("shard-")
-            || COPIES.iter().any(|copy| name.strip_suffix(".tmp") == Some(copy))
+            || COPIES
+                .iter()
+                .any(|copy| name.strip_suffix(".tmp") == Some(copy))
     };
     if let Some(name) = names.iter().find(|name| !ours(name)) {
         let what = format!("{} holds something else than rrq data", path.display());
         return Err(Report::error(Code::ForeignDirectory, what)
-            .location(format!("{} and {} more", path.join(name).display(), names.len() - 1))
+            .location(format!(
+                "{} and {} more",
+                path.join(name).display(),
+                names.len() - 1
+            ))
             .why("a data directory belongs to rrq alone; nothing was changed in this one")
             .fix("--data-dir with a directory that is new or empty"));
     }
-    let used = names.iter().filter(|name| name.starts_with("shard-")).any(|name| {
-        let shard = path.join(name);
-        let in_log = |folder: &str| {
-            let log = self::names(&shard.join(folder)).unwrap_or_default();
-            log.iter().any(|name| is_segment(name))
-        };
-        self::names(&shard).unwrap_or_default().iter().any(|name| {
-            if name.starts_with("wal-") { in_log(name) } else { !name.ends_with(".tmp") }
-        })
-    });
+    let used = names
+        .iter()
+        .filter(|name| name.starts_with("shard-"))
+        .any(|name| {
+            let shard = path.join(name);
+            let in_log = |folder: &str| {
+                let log = self::names(&shard.join(folder)).unwrap_or_default();
+                log.iter().any(|name| is_segment(name))
+            };
+            self::names(&shard).unwrap_or_default().iter().any(|name| {
+                if name.starts_with("wal-") {
+                    in_log(name)
+                } else {
+                    !name.ends_with(".tmp")
+                }
+            })
+        });
     if used {
         return Err(no_superblock(path, &SuperblockError::Missing));
     }
     Ok(Found::Nothing)
 }
 
-/// Makes the folders and identity of a new node.
-fn form(path: &Path, config: &NodeConfig, cores: usize) -> Result<Superblock, Report> {
+/// The identity of a new node.
+fn form(config: &NodeConfig, cores: usize) -> io::Result<Superblock> {
     let shards = match config.shards {
         Shards::Exactly(count) => count,
         Shards::AsMade | Shards::PerCore => cores.min(64) as u16,
     };
-    let groups = (GROUPS_PER_SHARD * usize::from(shards)).max(GROUPS_MIN).next_power_of_two();
-    let superblock = Superblock {
+    let groups = (GROUPS_PER_SHARD * usize::from(shards))
+        .max(GROUPS_MIN)
+        .next_power_of_two();
+    Ok(Superblock {
         generation: 0,
         node: config.node.unwrap_or(NodeId(1)),
-        disk: DiskId(random().map_err(|error| unusable(path, "form", &error))?),
-        cluster: ClusterId(random().map_err(|error| unusable(path, "form", &error))?),
+        disk: DiskId(random()?),
+        cluster: ClusterId(random()?),
         forming: true,
         wal_set: 1,
         shards,
         groups: groups as u32,
         start: 0,
         created_by: env!("CARGO_PKG_VERSION").to_owned(),
-    };
-    let folders = || {
+    })
+}
+
+fn make_folders(path: &Path, shards: u16) -> Result<(), Report> {
+    let make = || {
         for shard in 0..shards {
             let shard = shard_folder(path, shard);
             fs::create_dir_all(shard.join("wal-0001"))?;
@@ -299,11 +350,10 @@ fn form(path: &Path, config: &NodeConfig, cores: usize) -> Result<Superblock, Re
         }
         sync_folder(path)
     };
-    folders().map_err(|error: io::Error| match error.kind() {
+    make().map_err(|error: io::Error| match error.kind() {
         io::ErrorKind::StorageFull => disk_full(path),
         _ => unusable(path, "make folders in", &error),
-    })?;
-    Ok(superblock)
+    })
 }
 
 fn shard_folder(path: &Path, shard: u16) -> PathBuf {
@@ -350,7 +400,11 @@ fn take_lock(path: &Path) -> Result<File, Report> {
         })?;
     let begun = Instant::now();
     while !sys::try_lock(&file).map_err(|error| unusable(&lock_path, "lock", &error))? {
-        let holder = fs::read_to_string(&lock_path).unwrap_or_default().trim().parse::<u32>().ok();
+        let holder = fs::read_to_string(&lock_path)
+            .unwrap_or_default()
+            .trim()
+            .parse::<u32>()
+            .ok();
         let alive = holder.is_some_and(process::is_alive);
         let patience = if alive { HOLDER_GRACE } else { HOLDER_PATIENCE };
         if begun.elapsed() > patience {
@@ -392,14 +446,21 @@ fn no_superblock(path: &Path, error: &SuperblockError) -> Report {
             Code::FormatTooNew,
             format!("data directory {shown} was written by a newer version of rrq"),
         )
-        .location(format!("{error}; this is rrq {}", env!("CARGO_PKG_VERSION")))
+        .location(format!(
+            "{error}; this is rrq {}",
+            env!("CARGO_PKG_VERSION")
+        ))
         .why("an older version would undo what the newer one did; nothing was changed")
         .fix("run the newer version"),
         SuperblockError::Missing => Report::error(
             Code::FileMissing,
             format!("data directory {shown} holds a log, but neither copy of its superblock"),
         )
-        .location(COPIES.map(|name| path.join(name).display().to_string()).join(", "))
+        .location(
+            COPIES
+                .map(|name| path.join(name).display().to_string())
+                .join(", "),
+        )
         .why("without it nobody knows whose log this is; nothing was changed")
         .fix("put the two files back from a backup"),
         SuperblockError::BothDamaged { first, second } => Report::error(
@@ -429,15 +490,21 @@ fn missing(file: &Path, why: &str) -> Report {
 /// The directory cannot be used.
 #[must_use]
 pub fn unusable(path: &Path, verb: &str, error: &io::Error) -> Report {
-    Report::error(Code::DirectoryUnusable, format!("cannot {verb} {}", path.display()))
-        .location(error.to_string())
-        .fix("a --data-dir that this user may create, read and write")
+    Report::error(
+        Code::DirectoryUnusable,
+        format!("cannot {verb} {}", path.display()),
+    )
+    .location(error.to_string())
+    .fix("a --data-dir that this user may create, read and write")
 }
 
 /// The disk is full before anything works.
 #[must_use]
 pub fn disk_full(path: &Path) -> Report {
-    Report::error(Code::DiskFullAtStart, format!("no room on the disk of {}", path.display()))
-        .why("a start needs some MiB for the log; nothing is lost")
-        .fix("make room, then start again")
+    Report::error(
+        Code::DiskFullAtStart,
+        format!("no room on the disk of {}", path.display()),
+    )
+    .why("a start needs some MiB for the log; nothing is lost")
+    .fix("make room, then start again")
 }

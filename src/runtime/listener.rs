@@ -56,7 +56,10 @@ pub async fn accept(listener: TcpListener, hub: Rc<Hub>, admission: Admission) {
             continue;
         }
         if !admission.enter() {
-            let text = format!("{} clients are connected, no more are admitted", admission.max);
+            let text = format!(
+                "{} clients are connected, no more are admitted",
+                admission.max
+            );
             glommio::spawn_local(refuse(stream, text)).detach();
             continue;
         }
@@ -77,7 +80,10 @@ async fn serve(stream: TcpStream, hub: &Hub) {
     sys::keep_alive(&stream);
     let connection = Rc::new(Connection::default());
     let conn = hub.add(connection.clone());
-    let origin = Origin { shard: hub.shard(), conn };
+    let origin = Origin {
+        shard: hub.shard(),
+        conn,
+    };
     connection::serve(stream, origin, &connection, hub).await;
     hub.remove(conn);
     connection::Shard::push(hub, Input::ClientClosed { from: origin });

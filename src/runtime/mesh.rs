@@ -56,18 +56,19 @@ impl Mesh {
         self.of(self.me)
     }
 
-    /// Hands a request over, or refuses it.
-    ///
-    /// # Errors
-    /// The reply to give instead.
-    pub fn forward(&self, to: ShardId, from: Origin, request: Request) -> Result<(), Reply> {
-        let sent = self.of(to).try_send(Letter::Request(from, request), FORWARDED_MAX);
-        sent.map_err(|letter| {
-            let Letter::Request(_, request) = letter else {
-                unreachable!("a mailbox gives back what it was given")
-            };
-            error_reply(request.id, Code::Busy, "too many requests wait for that shard")
-        })
+    /// Hands a request over; the reply to give instead, if too many wait there.
+    #[must_use]
+    pub fn forward(&self, to: ShardId, from: Origin, request: Request) -> Option<Reply> {
+        match self
+            .of(to)
+            .try_send(Letter::Request(from, request), FORWARDED_MAX)
+        {
+            Err(Letter::Request(_, request)) => {
+                let text = "too many requests wait for that shard";
+                Some(error_reply(request.id, Code::Busy, text))
+            }
+            _ => None,
+        }
     }
 
     /// Sends an answer to the shard that holds the connection.
@@ -88,6 +89,15 @@ impl Mesh {
 /// A refusal that the runtime makes itself: the request was never let in.
 #[must_use]
 pub fn error_reply(id: u64, code: Code, message: impl Into<String>) -> Reply {
-    let error = ErrorReply { code, message: message.into(), leader: None, maybe_applied: false };
-    Reply { id, stamp: None, body: ReplyBody::Error(error) }
+    let error = ErrorReply {
+        code,
+        message: message.into(),
+        leader: None,
+        maybe_applied: false,
+    };
+    Reply {
+        id,
+        stamp: None,
+        body: ReplyBody::Error(error),
+    }
 }

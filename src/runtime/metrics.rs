@@ -9,6 +9,9 @@ use prometheus::{
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
+/// How a number of a shard is read.
+type Read = fn(&ShardMetrics) -> u64;
+
 /// The numbers of one shard; the shard writes them once a turn.
 #[derive(Debug)]
 pub struct ShardMetrics {
@@ -94,7 +97,11 @@ impl NodeMetrics {
         if self.stopping.load(Relaxed) {
             return Some("stopping".to_owned());
         }
-        let waiting = self.shards.iter().enumerate().filter(|(_, shard)| !shard.serving.load(Relaxed));
+        let waiting = self
+            .shards
+            .iter()
+            .enumerate()
+            .filter(|(_, shard)| !shard.serving.load(Relaxed));
         let waiting: Vec<String> = waiting.map(|(shard, _)| shard.to_string()).collect();
         (!waiting.is_empty()).then(|| format!("recovering: shards {}", waiting.join(", ")))
     }
@@ -111,9 +118,16 @@ impl NodeMetrics {
         let build = IntGauge::with_opts(opts)?;
         build.set(1);
         registry.register(Box::new(build))?;
-        let opts = Opts::new("rrq_recovery_seconds", "How long each part of the start took.");
+        let opts = Opts::new(
+            "rrq_recovery_seconds",
+            "How long each part of the start took.",
+        );
         let recovery = GaugeVec::new(opts, &["phase"])?;
-        let phases = self.recovery.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let phases = self
+            .recovery
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         for (phase, seconds) in phases {
             recovery.with_label_values(&[phase]).set(seconds);
         }
@@ -124,8 +138,16 @@ impl NodeMetrics {
                 "Bytes free on the disk of the data directory.",
                 self.disk_free_bytes.load(Relaxed) as f64,
             ),
-            ("rrq_ready", "Whether every shard serves.", f64::from(self.not_ready().is_none())),
-            ("rrq_clients", "Clients connected.", self.clients.load(Relaxed) as f64),
+            (
+                "rrq_ready",
+                "Whether every shard serves.",
+                f64::from(self.not_ready().is_none()),
+            ),
+            (
+                "rrq_clients",
+                "Clients connected.",
+                self.clients.load(Relaxed) as f64,
+            ),
         ] {
             let gauge = Gauge::new(name, help)?;
             gauge.set(value);
@@ -154,14 +176,22 @@ impl NodeMetrics {
             let value = |shard: &ShardMetrics| shard.values[at].load(Relaxed);
             self.register(registry, name, help.trim(), rises, value)?;
         }
-        let rows: [(&str, &str, bool, fn(&ShardMetrics) -> u64); 3] = [
-            ("connections", "Clients of the shard.", false, |shard| shard.connections.load(Relaxed)),
-            ("shard_pokes_total", "Wakes of an executor whose beat stood still.", true, |shard| {
-                shard.pulse.pokes.load(Relaxed)
+        let rows: [(&str, &str, bool, Read); 3] = [
+            ("connections", "Clients of the shard.", false, |shard| {
+                shard.connections.load(Relaxed)
             }),
-            ("shard_stalls_total", "Times that an executor did not run for 50 ms.", true, |shard| {
-                shard.pulse.stalls.load(Relaxed)
-            }),
+            (
+                "shard_pokes_total",
+                "Wakes of an executor whose beat stood still.",
+                true,
+                |shard| shard.pulse.pokes.load(Relaxed),
+            ),
+            (
+                "shard_stalls_total",
+                "Times that an executor did not run for 50 ms.",
+                true,
+                |shard| shard.pulse.stalls.load(Relaxed),
+            ),
         ];
         rows.into_iter().try_for_each(|(name, help, rises, value)| {
             self.register(registry, name, help, rises, value)
@@ -177,7 +207,11 @@ impl NodeMetrics {
         value: impl Fn(&ShardMetrics) -> u64,
     ) -> Result<(), prometheus::Error> {
         let opts = Opts::new(format!("rrq_{name}"), help);
-        let values = self.shards.iter().enumerate().map(|(at, shard)| (at.to_string(), value(shard)));
+        let values = self
+            .shards
+            .iter()
+            .enumerate()
+            .map(|(at, shard)| (at.to_string(), value(shard)));
         if rises {
             let counter = IntCounterVec::new(opts, &["shard"])?;
             values.for_each(|(shard, value)| counter.with_label_values(&[&shard]).inc_by(value));
@@ -185,7 +219,9 @@ impl NodeMetrics {
         } else {
             let gauge = IntGaugeVec::new(opts, &["shard"])?;
             values.for_each(|(shard, value)| {
-                gauge.with_label_values(&[&shard]).set(i64::try_from(value).unwrap_or(i64::MAX));
+                gauge
+                    .with_label_values(&[&shard])
+                    .set(i64::try_from(value).unwrap_or(i64::MAX));
             });
             registry.register(Box::new(gauge))
         }
@@ -214,7 +250,10 @@ mod tests {
             "rrq_wal_write_seconds_count{shard=\"1\"} 0",
             "rrq_ready 1",
         ] {
-            assert!(text.lines().any(|other| other == line), "{line} is missing in\n{text}");
+            assert!(
+                text.lines().any(|other| other == line),
+                "{line} is missing in\n{text}"
+            );
         }
         assert_eq!(text.matches("# TYPE rrq_wal_write_seconds ").count(), 1);
     }

@@ -78,15 +78,19 @@ pub fn run(config: NodeConfig) -> Result<(), Report> {
     sys::raise_open_files();
     preflight::kernel()?;
     let cores = preflight::cores();
-    let dir = DataDir::open(&config, cores)?;
+    let mut dir = DataDir::open(&config, cores)?;
     let shards = dir.superblock.shards;
     let (clients, admin) = preflight::listeners(&config, shards)?;
+    dir.begin()?;
     let addresses = Addresses::of(&clients, &admin)?;
     let (events, inbox) = channel();
     watch_signals(events.clone())?;
 
     let pulses: Vec<Arc<Pulse>> = (0..shards).map(|_| Arc::default()).collect();
-    let boxes = pulses.iter().map(|pulse| Mailbox::new(pulse.clone())).collect();
+    let boxes = pulses
+        .iter()
+        .map(|pulse| Mailbox::new(pulse.clone()))
+        .collect();
     let metrics = NodeMetrics::new(&pulses).map_err(|error| no_thread("metrics", &error))?;
     let node = Node {
         config,
@@ -98,7 +102,8 @@ pub fn run(config: NodeConfig) -> Result<(), Report> {
         pulses,
         begun,
     };
-    node.metrics.recovered("open", begun.elapsed().as_secs_f64());
+    node.metrics
+        .recovered("open", begun.elapsed().as_secs_f64());
     poker::start(node.pulses.clone()).map_err(|error| no_thread("poker", &error))?;
     let helpers = node.start_executors(clients, cores)?;
     node.start_helpers(helpers)?;
@@ -114,8 +119,14 @@ struct Addresses {
 impl Addresses {
     fn of(clients: &[TcpListener], admin: &TcpListener) -> Result<Self, Report> {
         let ask = || {
-            let clients = clients.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
-            Ok(Self { clients, admin: admin.local_addr()? })
+            let clients = clients
+                .iter()
+                .map(TcpListener::local_addr)
+                .collect::<Result<_, _>>()?;
+            Ok(Self {
+                clients,
+                admin: admin.local_addr()?,
+            })
         };
         ask().map_err(|error: io::Error| no_thread("listeners", &error))
     }
@@ -165,7 +176,11 @@ impl Node {
         for (shard, listener) in (0..self.shards()).zip(clients) {
             let (segments, segment_orders) = channel();
             let (snapshots, snapshot_orders) = channel();
-            helpers.push(Helpers { shard, segments: segment_orders, snapshots: snapshot_orders });
+            helpers.push(Helpers {
+                shard,
+                segments: segment_orders,
+                snapshots: snapshot_orders,
+            });
             let parts = self.parts(shard, listener, segments, snapshots);
             let placement = match allowed.get(usize::from(shard)) {
                 Some(&core) if pinned => Placement::Fixed(core),
@@ -196,7 +211,12 @@ impl Node {
         snapshots: Sender<snapshot_files::Order>,
     ) -> Parts {
         let (config, superblock) = (&self.config, &self.dir.superblock);
-        let addresses = self.addresses.clients.iter().map(ToString::to_string).collect();
+        let addresses = self
+            .addresses
+            .clients
+            .iter()
+            .map(ToString::to_string)
+            .collect();
         Parts {
             config: ShardConfig {
                 identity: self.identity(shard),
@@ -219,14 +239,20 @@ impl Node {
                 shard,
                 groups: superblock.groups,
                 payload_bytes_max: config.payload_bytes_max as u32,
-                nodes: vec![NodeAddresses { node: superblock.node, addresses }],
+                nodes: vec![NodeAddresses {
+                    node: superblock.node,
+                    addresses,
+                }],
             },
             listener,
             admission: Admission {
                 clients: self.metrics.clients.clone(),
                 max: config.connections_max,
             },
-            mesh: Mesh { me: ShardId(shard), boxes: self.boxes.clone() },
+            mesh: Mesh {
+                me: ShardId(shard),
+                boxes: self.boxes.clone(),
+            },
             pulse: self.pulses[usize::from(shard)].clone(),
             wal_folder: self.dir.wal(shard),
             segments,
@@ -239,10 +265,18 @@ impl Node {
     /// Two threads a shard. One reads the log and then looks after its files; the other after the
     /// checkpoints, so that a slow sync there does not hold up a segment.
     fn start_helpers(&self, helpers: Vec<Helpers>) -> Result<(), Report> {
-        for Helpers { shard, segments, snapshots } in helpers {
+        for Helpers {
+            shard,
+            segments,
+            snapshots,
+        } in helpers
+        {
             let (data_dir, folder) = (self.dir.path().to_owned(), self.dir.shard(shard));
             let superblock = &self.dir.superblock;
-            let owner = Owner { cluster: superblock.cluster, disk: superblock.disk };
+            let owner = Owner {
+                cluster: superblock.cluster,
+                disk: superblock.disk,
+            };
             let files = SnapshotFiles::new(folder.clone(), data_dir.clone(), owner)
                 .map_err(|error| unusable(&folder, "read", &error))?;
             let boxes = self.boxes.clone();
@@ -262,7 +296,9 @@ impl Node {
                     let log = recover::recover(&folder, identity, owner, &found.segments)?;
                     metrics.recovered("replay", begun.elapsed().as_secs_f64());
                     mine.send(Letter::Recovered(Box::new(log)));
-                    found.pool.obey(&segments, |number| mine.send(Letter::SegmentMade(number)))
+                    found
+                        .pool
+                        .obey(&segments, |number| mine.send(Letter::SegmentMade(number)))
                 };
                 if let Err(report) = recover() {
                     let _ = events.send(Event::Failed(report));
@@ -287,7 +323,8 @@ impl Node {
                 Ok(Event::Running) => {
                     running += 1;
                     if running == self.shards() {
-                        self.metrics.recovered("executors", self.begun.elapsed().as_secs_f64());
+                        self.metrics
+                            .recovered("executors", self.begun.elapsed().as_secs_f64());
                     }
                 }
                 Ok(Event::Serving(_)) => {
@@ -303,7 +340,9 @@ impl Node {
                 Ok(Event::Stop) => {
                     stop_by = Some(Instant::now() + STOP_WITHIN);
                     self.metrics.stopping.store(true, Relaxed);
-                    self.boxes.iter().for_each(|mailbox| mailbox.send(Letter::Stop));
+                    self.boxes
+                        .iter()
+                        .for_each(|mailbox| mailbox.send(Letter::Stop));
                 }
                 Ok(Event::Failed(report)) => return Err(report),
                 Err(RecvTimeoutError::Timeout) => {
@@ -331,7 +370,11 @@ impl Node {
             self.shards(),
             if self.shards() == 1 { "" } else { "s" },
             self.dir.path().display(),
-            if self.config.dev { " (--dev: jobs may be lost)" } else { "" },
+            if self.config.dev {
+                " (--dev: jobs may be lost)"
+            } else {
+                ""
+            },
             std::process::id(),
         );
         if let Err(error) = line.and_then(|()| out.flush()) {
@@ -347,7 +390,9 @@ impl Node {
         self.thread("rrq-space", move || {
             loop {
                 if let Some(level) = space.look() {
-                    boxes.iter().for_each(|mailbox| mailbox.send(Letter::Space(level)));
+                    boxes
+                        .iter()
+                        .for_each(|mailbox| mailbox.send(Letter::Space(level)));
                 }
                 metrics.disk_free_bytes.store(space.free_bytes, Relaxed);
                 std::thread::sleep(space::LOOK_EVERY);
@@ -356,15 +401,20 @@ impl Node {
     }
 
     fn thread(&self, name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), Report> {
-        let started = std::thread::Builder::new().name(name.to_owned()).spawn(body);
+        let started = std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(body);
         started.map(drop).map_err(|error| no_thread(name, &error))
     }
 }
 
 fn no_thread(what: &str, error: &dyn std::fmt::Display) -> Report {
-    Report::error(Code::TooManyShards, format!("this machine cannot carry the node: {what}"))
-        .location(error.to_string())
-        .fix("fewer --shards, or higher limits of threads, files and locked memory (ulimit -a)")
+    Report::error(
+        Code::TooManyShards,
+        format!("this machine cannot carry the node: {what}"),
+    )
+    .location(error.to_string())
+    .fix("fewer --shards, or higher limits of threads, files and locked memory (ulimit -a)")
 }
 
 /// The first signal is an event, the second ends the process.
@@ -398,18 +448,25 @@ fn start_logs(config: &NodeConfig) {
     let _ = if config.log_json {
         registry.with(lines.json()).try_init()
     } else {
-        registry.with(lines.with_ansi(io::IsTerminal::is_terminal(&io::stderr()))).try_init()
+        registry
+            .with(lines.with_ansi(io::IsTerminal::is_terminal(&io::stderr())))
+            .try_init()
     };
 }
 
 /// A bug ends all shards at once: one that unwinds alone would leave a node that half answers.
 fn end_with_panics() {
     std::panic::set_hook(Box::new(|panic| {
-        let place = panic.location().map_or("an unknown place".to_owned(), ToString::to_string);
+        let place = panic
+            .location()
+            .map_or("an unknown place".to_owned(), ToString::to_string);
         let thread = std::thread::current();
         let text = panic.payload_as_str().unwrap_or("no message");
         let report = Report::error(Code::Bug, format!("rrq has a bug: {text}"))
-            .location(format!("{place}, thread {}", thread.name().unwrap_or("without a name")))
+            .location(format!(
+                "{place}, thread {}",
+                thread.name().unwrap_or("without a name")
+            ))
             .why("the process ends; nothing acknowledged is lost")
             .fix("start again, and report this message");
         eprintln!("{report}");

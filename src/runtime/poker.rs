@@ -87,7 +87,10 @@ impl<T> Mailbox<T> {
     /// A mailbox whose bell is the executor's.
     #[must_use]
     pub fn new(pulse: Arc<Pulse>) -> Self {
-        Self { letters: Mutex::default(), pulse }
+        Self {
+            letters: Mutex::default(),
+            pulse,
+        }
     }
 
     /// Puts a letter in and rings.
@@ -165,24 +168,26 @@ impl Watch {
 /// # Errors
 /// If no thread can be started.
 pub fn start(pulses: Vec<Arc<Pulse>>) -> std::io::Result<()> {
-    std::thread::Builder::new().name("rrq-poker".into()).spawn(move || {
-        let mut watches: Vec<Watch> = pulses.iter().map(|_| Watch::default()).collect();
-        loop {
-            std::thread::sleep(LOOK_EVERY);
-            for (shard, (pulse, watch)) in pulses.iter().zip(&mut watches).enumerate() {
-                match watch.look(pulse.beat.load(Ordering::Relaxed)) {
-                    Verdict::Runs => continue,
-                    Verdict::Poke => {}
-                    Verdict::Stalls => {
-                        pulse.stalls.fetch_add(1, Ordering::Relaxed);
+    std::thread::Builder::new()
+        .name("rrq-poker".into())
+        .spawn(move || {
+            let mut watches: Vec<Watch> = pulses.iter().map(|_| Watch::default()).collect();
+            loop {
+                std::thread::sleep(LOOK_EVERY);
+                for (shard, (pulse, watch)) in pulses.iter().zip(&mut watches).enumerate() {
+                    match watch.look(pulse.beat.load(Ordering::Relaxed)) {
+                        Verdict::Runs => continue,
+                        Verdict::Poke => {}
+                        Verdict::Stalls => {
+                            pulse.stalls.fetch_add(1, Ordering::Relaxed);
+                        }
+                        Verdict::Deaf => abort(ShardId(shard as u16)),
                     }
-                    Verdict::Deaf => abort(ShardId(shard as u16)),
+                    pulse.pokes.fetch_add(1, Ordering::Relaxed);
+                    pulse.poke();
                 }
-                pulse.pokes.fetch_add(1, Ordering::Relaxed);
-                pulse.poke();
             }
-        }
-    })?;
+        })?;
     Ok(())
 }
 
@@ -190,9 +195,12 @@ fn abort(shard: ShardId) -> ! {
     let seconds = (LOOK_EVERY * DEAF_LOOKS).as_secs();
     eprintln!(
         "{}",
-        Report::error(Code::ShardStalled, format!("shard {shard} did not run for {seconds} s"))
-            .why("its thread is stuck; the process ends so that a restart can go on at once")
-            .fix("restart rrq-node: nothing acknowledged is lost")
+        Report::error(
+            Code::ShardStalled,
+            format!("shard {shard} did not run for {seconds} s")
+        )
+        .why("its thread is stuck; the process ends so that a restart can go on at once")
+        .fix("restart rrq-node: nothing acknowledged is lost")
     );
     std::process::abort()
 }
@@ -211,7 +219,11 @@ mod tests {
     fn a_beat_that_stands_still_is_poked_then_deaf_from_the_start_on() {
         let mut watch = Watch::default();
         for look in 1..DEAF_LOOKS {
-            let expected = if look == STALL_LOOKS { Verdict::Stalls } else { Verdict::Poke };
+            let expected = if look == STALL_LOOKS {
+                Verdict::Stalls
+            } else {
+                Verdict::Poke
+            };
             assert_eq!(watch.look(0), expected, "look {look}");
         }
         assert_eq!(watch.look(0), Verdict::Deaf);

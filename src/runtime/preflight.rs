@@ -41,7 +41,10 @@ pub fn kernel() -> Result<(), Report> {
     if limit < MEMLOCK_MIN_BYTES {
         let what = format!("locked-memory limit too low: {} KiB", limit >> 10);
         return Err(Report::error(Code::MemlockTooLow, what)
-            .location(format!("RLIMIT_MEMLOCK; needed: {} KiB", MEMLOCK_MIN_BYTES >> 10))
+            .location(format!(
+                "RLIMIT_MEMLOCK; needed: {} KiB",
+                MEMLOCK_MIN_BYTES >> 10
+            ))
             .why("io_uring keeps its rings in locked memory")
             .fix(
                 "ulimit -l unlimited   (systemd: LimitMEMLOCK=infinity; \
@@ -68,7 +71,10 @@ fn no_io_uring(error: &io::Error) -> Report {
             "the kernel refuses the memory: too little may be locked",
             "ulimit -l unlimited   (systemd: LimitMEMLOCK=infinity; Docker: --ulimit memlock=-1)",
         ),
-        _ => ("the kernel is too old or built without it", "Linux 5.8 or newer, with io_uring"),
+        _ => (
+            "the kernel is too old or built without it",
+            "Linux 5.8 or newer, with io_uring",
+        ),
     };
     let setting = match disabled {
         "" => String::new(),
@@ -86,12 +92,22 @@ fn no_io_uring(error: &io::Error) -> Report {
 /// # Errors
 /// If it lives in memory and `dev` does not permit it.
 pub fn durable(directory: &Path, dev: bool) -> Result<(), Report> {
-    let there = directory.ancestors().find(|path| path.exists()).unwrap_or(Path::new("."));
-    let there = if there.as_os_str().is_empty() { Path::new(".") } else { there };
+    let there = directory
+        .ancestors()
+        .find(|path| path.exists())
+        .unwrap_or(Path::new("."));
+    let there = if there.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        there
+    };
     match sys::file_system(there) {
         Ok(system) if system.is_memory() && !dev => Err(Report::error(
             Code::NotDurable,
-            format!("data directory {} is in memory (tmpfs)", directory.display()),
+            format!(
+                "data directory {} is in memory (tmpfs)",
+                directory.display()
+            ),
         )
         .why("jobs acknowledged as durable would be lost at a reboot")
         .fix("--data-dir on a disk (ext4, xfs), or --dev to accept losing jobs")),
@@ -106,7 +122,10 @@ pub fn durable(directory: &Path, dev: bool) -> Result<(), Report> {
 /// EINVAL from a file system that cannot do it.
 pub fn try_direct_io(file: &Path) -> io::Result<()> {
     const BLOCK: usize = 4096;
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(file)?;
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_DIRECT)
+        .open(file)?;
     let mut buffer = vec![0; 2 * BLOCK];
     let start = buffer.as_ptr().align_offset(BLOCK);
     file.read_exact_at(&mut buffer[start..start + BLOCK], 0)
@@ -135,12 +154,22 @@ pub fn listeners(
         let mut address = config.client;
         if address.port() != 0 {
             let port = address.port().checked_add(shard).ok_or_else(|| {
-                Report::error(Code::BadConfig, format!("no port for shard {shard} after {address}"))
-                    .fix(format!("--listen with a port up to {}", u16::MAX - shards + 1))
+                Report::error(
+                    Code::BadConfig,
+                    format!("no port for shard {shard} after {address}"),
+                )
+                .fix(format!(
+                    "--listen with a port up to {}",
+                    u16::MAX - shards + 1
+                ))
             })?;
             address.set_port(port);
         }
-        bind(address, &format!("client port of shard {shard}"), "--listen")
+        bind(
+            address,
+            &format!("client port of shard {shard}"),
+            "--listen",
+        )
     });
     let clients = clients.collect::<Result<_, _>>()?;
     let admin = bind(config.admin, "admin port", "--admin")?;
@@ -160,7 +189,9 @@ fn bind(address: SocketAddr, purpose: &str, flag: &str) -> Result<TcpListener, R
                 format!("cannot listen on {address} ({purpose})"),
             )
             .location(error.to_string())
-            .fix(format!("{flag} with an address of this machine and a port that is free")));
+            .fix(format!(
+                "{flag} with an address of this machine and a port that is free"
+            )));
         }
         let holder = process::listener_of(address);
         let alive = holder.is_none_or(process::is_alive);
@@ -172,7 +203,9 @@ fn bind(address: SocketAddr, purpose: &str, flag: &str) -> Result<TcpListener, R
             return Err(Report::error(Code::PortInUse, what)
                 .location(who)
                 .why("two processes cannot listen on one port")
-                .fix(format!("{stop}{flag} with another port; port 0 takes any that is free")));
+                .fix(format!(
+                    "{stop}{flag} with another port; port 0 takes any that is free"
+                )));
         }
         std::thread::sleep(HOLDER_RETRY);
     }

@@ -9,12 +9,19 @@ use std::path::Path;
 #[must_use]
 pub fn is_alive(pid: u32) -> bool {
     const EXITING: u64 = 0x4;
-    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
+        return false;
+    };
     // The name may hold blanks and brackets; what follows the last bracket is numbers.
-    let Some((_, rest)) = stat.rsplit_once(')') else { return false };
+    let Some((_, rest)) = stat.rsplit_once(')') else {
+        return false;
+    };
     let fields: Vec<&str> = rest.split_whitespace().collect();
     let state = fields.first().copied().unwrap_or_default();
-    let flags = fields.get(6).and_then(|flags| flags.parse::<u64>().ok()).unwrap_or(0);
+    let flags = fields
+        .get(6)
+        .and_then(|flags| flags.parse::<u64>().ok())
+        .unwrap_or(0);
     !matches!(state, "Z" | "X" | "x") && flags & EXITING == 0
 }
 
@@ -35,7 +42,10 @@ pub fn listener_of(address: SocketAddr) -> Option<u32> {
         let pid = entry.file_name().to_str()?.parse::<u32>().ok()?;
         // The first thread of a dying process is gone before the others let go.
         let threads = fs::read_dir(entry.path().join("task")).ok()?;
-        threads.flatten().any(|thread| holds(&thread.path().join("fd"), &target)).then_some(pid)
+        threads
+            .flatten()
+            .any(|thread| holds(&thread.path().join("fd"), &target))
+            .then_some(pid)
     })
 }
 
@@ -48,13 +58,21 @@ fn holds(files: &Path, target: &str) -> bool {
 
 fn listening_inode(address: SocketAddr) -> Option<u64> {
     const LISTEN: &str = "0A";
-    let table = if address.is_ipv4() { "/proc/net/tcp" } else { "/proc/net/tcp6" };
+    let table = if address.is_ipv4() {
+        "/proc/net/tcp"
+    } else {
+        "/proc/net/tcp6"
+    };
     let port = format!(":{:04X}", address.port());
-    fs::read_to_string(table).ok()?.lines().skip(1).find_map(|line| {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        let listens = fields.get(1)?.ends_with(&port) && *fields.get(3)? == LISTEN;
-        listens.then(|| fields.get(9)?.parse().ok())?
-    })
+    fs::read_to_string(table)
+        .ok()?
+        .lines()
+        .skip(1)
+        .find_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let listens = fields.get(1)?.ends_with(&port) && *fields.get(3)? == LISTEN;
+            listens.then(|| fields.get(9)?.parse().ok())?
+        })
 }
 
 #[cfg(test)]

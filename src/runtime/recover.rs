@@ -5,6 +5,11 @@ use crate::wal::recovery::Recovered;
 use crate::wal::writer::LogIdentity;
 use std::path::{Path, PathBuf};
 /// stub
-pub fn recover(_folder: &Path, _identity: LogIdentity, _owner: Owner, _segments: &[(u64, PathBuf)]) -> Result<Recovered, Report> {
+pub fn recover(
+    _folder: &Path,
+    _identity: LogIdentity,
+    _owner: Owner,
+    _segments: &[(u64, PathBuf)],
+) -> Result<Recovered, Report> {
     Ok(Recovered)
 }

@@ -99,7 +99,10 @@ fn wait_for_writes(path: &Path) -> Result<(), Report> {
     let begun = Instant::now();
     while !sys::try_lock(&file).map_err(|error| unusable(path, "lock", &error))? {
         if begun.elapsed() > HOLDER_PATIENCE {
-            let what = format!("{} is still being written by another process", path.display());
+            let what = format!(
+                "{} is still being written by another process",
+                path.display()
+            );
             return Err(Report::error(Code::DirectoryLocked, what)
                 .why("its writes could destroy what this process reads")
                 .fix("stop whatever works in this directory, then start again"));
@@ -152,7 +155,8 @@ impl Pool {
             match first {
                 Ok(Order::Prepare(number)) => wanted.push_back(number),
                 Ok(Order::Drop(numbers)) => {
-                    self.recycle(&numbers).map_err(|error| self.failed("drop segments", &error))?;
+                    self.recycle(&numbers)
+                        .map_err(|error| self.failed("drop segments", &error))?;
                 }
                 Ok(Order::MayMakeAhead(may)) => self.may_make_ahead = may,
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),

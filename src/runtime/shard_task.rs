@@ -115,7 +115,9 @@ impl Hub {
         self.next_conn.set(number + 1);
         let mut connections = self.connections.borrow_mut();
         connections.insert(number, connection);
-        self.numbers().connections.store(connections.len() as u64, Relaxed);
+        self.numbers()
+            .connections
+            .store(connections.len() as u64, Relaxed);
         ConnId(number)
     }
 
@@ -123,7 +125,9 @@ impl Hub {
     pub fn remove(&self, conn: ConnId) {
         let mut connections = self.connections.borrow_mut();
         connections.remove(&conn.0);
-        self.numbers().connections.store(connections.len() as u64, Relaxed);
+        self.numbers()
+            .connections
+            .store(connections.len() as u64, Relaxed);
     }
 
     fn reply(&self, conn: ConnId, reply: &Reply) {
@@ -144,7 +148,10 @@ impl Hub {
     }
 
     fn is_flushed(&self) -> bool {
-        self.connections.borrow().values().all(|connection| connection.is_flushed())
+        self.connections
+            .borrow()
+            .values()
+            .all(|connection| connection.is_flushed())
     }
 }
 
@@ -219,7 +226,11 @@ async fn wait_for_recovery(
     loop {
         poll_fn(|context| {
             *hub.driver.borrow_mut() = Some(context.waker().clone());
-            if mesh.mine().is_empty() { Poll::Pending } else { Poll::Ready(()) }
+            if mesh.mine().is_empty() {
+                Poll::Pending
+            } else {
+                Poll::Ready(())
+            }
         })
         .await;
         let mut came = VecDeque::new();
@@ -269,7 +280,11 @@ impl Driver {
             for input in inputs.drain(..) {
                 self.engine.handle(now, input);
             }
-            if self.engine.next_deadline().is_some_and(|deadline| deadline <= now.mono) {
+            if self
+                .engine
+                .next_deadline()
+                .is_some_and(|deadline| deadline <= now.mono)
+            {
                 self.engine.handle(now, Input::TimePassed);
             }
             self.perform();
@@ -290,7 +305,10 @@ impl Driver {
             Letter::Happened(input) => input,
             Letter::Space(level) => {
                 self.order_segments(segments::Order::MayMakeAhead(!level.full));
-                Input::DiskSpace { full: level.full, exhausted: level.exhausted }
+                Input::DiskSpace {
+                    full: level.full,
+                    exhausted: level.exhausted,
+                }
             }
             Letter::Stop => {
                 self.hub.stopping.set(true);
@@ -328,8 +346,18 @@ impl Driver {
                 self.order_segments(segments::Order::Drop(numbers));
             }
             Effect::LoadGroup { group, bases } => self.order(Order::Load { group, bases }),
-            Effect::WriteChunk { round, file, offset, bytes } => {
-                self.order(Order::Write { round, file, offset, bytes });
+            Effect::WriteChunk {
+                round,
+                file,
+                offset,
+                bytes,
+            } => {
+                self.order(Order::Write {
+                    round,
+                    file,
+                    offset,
+                    bytes,
+                });
             }
             Effect::SyncFiles { round, files } => self.order(Order::Sync { round, files }),
             Effect::WriteManifest { bytes } => self.order(Order::Manifest(bytes)),
@@ -339,7 +367,7 @@ impl Driver {
             }
             Effect::Reply { to, reply } => self.mesh.reply(to, reply),
             Effect::Forward { to, from, request } => {
-                if let Err(refusal) = self.mesh.forward(to, from, request) {
+                if let Some(refusal) = self.mesh.forward(to, from, request) {
                     self.refuse(from, refusal);
                 }
             }
@@ -363,8 +391,12 @@ impl Driver {
             let begun = Instant::now();
             match wal.write(&write).await {
                 Ok(()) => {
-                    hub.numbers().wal_write.observe(begun.elapsed().as_secs_f64());
-                    hub.push(Input::WalSynced { batch_seq: write.batch_seq });
+                    hub.numbers()
+                        .wal_write
+                        .observe(begun.elapsed().as_secs_f64());
+                    hub.push(Input::WalSynced {
+                        batch_seq: write.batch_seq,
+                    });
                 }
                 Err(report) => tell(&events, Event::Failed(report)),
             }
@@ -407,13 +439,21 @@ impl Driver {
 
     async fn wait(&mut self, now: Monotonic) {
         let latest = now.plus(LOOK_EVERY);
-        let wanted = self.engine.next_deadline().map_or(latest, |deadline| deadline.min(latest));
+        let wanted = self
+            .engine
+            .next_deadline()
+            .map_or(latest, |deadline| deadline.min(latest));
         // A timer that rings too early costs a turn; setting one costs about as much.
-        let keep = self.timer.as_ref().is_some_and(|(at, _)| *at <= wanted && *at > now);
+        let keep = self
+            .timer
+            .as_ref()
+            .is_some_and(|(at, _)| *at <= wanted && *at > now);
         if !keep {
             self.timer = Some((wanted, Timer::new(wanted.since(now))));
         }
-        let Some((_, timer)) = &mut self.timer else { return };
+        let Some((_, timer)) = &mut self.timer else {
+            return;
+        };
         let (hub, mesh, stopped) = (&self.hub, &self.mesh, self.stopped);
         let mut first = true;
         poll_fn(|context| {
@@ -439,7 +479,14 @@ fn tell(events: &Sender<Event>, event: Event) {
 }
 
 fn now() -> Now {
-    let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let wall = u64::try_from(wall.as_millis()).unwrap_or(u64::MAX).min(WallTime::MAX.0);
-    Now { mono: Monotonic(sys::boot_time_ns()), wall: WallTime(wall) }
+    let wall = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    let wall = u64::try_from(wall.as_millis())
+        .unwrap_or(u64::MAX)
+        .min(WallTime::MAX.0);
+    Now {
+        mono: Monotonic(sys::boot_time_ns()),
+        wall: WallTime(wall),
+    }
 }

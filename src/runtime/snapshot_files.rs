@@ -122,7 +122,12 @@ impl SnapshotFiles {
                 None => orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
             match order {
-                Ok(Order::Write { round, file, offset, bytes }) => {
+                Ok(Order::Write {
+                    round,
+                    file,
+                    offset,
+                    bytes,
+                }) => {
                     let length = bytes.len();
                     self.write(round, file, offset, &bytes);
                     tell(Input::ChunkWritten { bytes: length });
@@ -165,8 +170,18 @@ impl SnapshotFiles {
         bytes: &[u8],
     ) -> io::Result<()> {
         if !self.open.contains_key(&file) {
-            let made = File::options().write(true).create_new(true).open(self.path(file))?;
-            self.open.insert(file, Open { file: made, round, unsynced: 0 });
+            let made = File::options()
+                .write(true)
+                .create_new(true)
+                .open(self.path(file))?;
+            self.open.insert(
+                file,
+                Open {
+                    file: made,
+                    round,
+                    unsynced: 0,
+                },
+            );
         }
         let open = self.open.get_mut(&file).expect("it was just made");
         open.file.write_all_at(bytes, offset)?;
@@ -199,7 +214,8 @@ impl SnapshotFiles {
 
     fn give_up(&mut self, round: u64) {
         self.given_up.insert(round);
-        let of_round = |(file, open): (&CheckpointFile, &Open)| (open.round == round).then_some(*file);
+        let of_round =
+            |(file, open): (&CheckpointFile, &Open)| (open.round == round).then_some(*file);
         let files: Vec<CheckpointFile> = self.open.iter().filter_map(of_round).collect();
         self.drop_files(&files);
     }
@@ -222,7 +238,11 @@ impl SnapshotFiles {
         let write = || write_durably(&self.folder, &name, bytes, false);
         write().or_else(|error| {
             let full = error.kind() == io::ErrorKind::StorageFull;
-            if full && space::give_up_ballast(&self.data_dir) { write() } else { Err(error) }
+            if full && space::give_up_ballast(&self.data_dir) {
+                write()
+            } else {
+                Err(error)
+            }
         })?;
         let mut all = manifests(&self.folder)?;
         while all.len() > MANIFESTS_KEPT {
@@ -237,7 +257,9 @@ impl SnapshotFiles {
         let mut read = |file: u64, offset: u64, length: usize| {
             let file = match files.entry(file) {
                 std::collections::btree_map::Entry::Occupied(open) => open.into_mut(),
-                std::collections::btree_map::Entry::Vacant(free) => free.insert(find(folder, file)?),
+                std::collections::btree_map::Entry::Vacant(free) => {
+                    free.insert(find(folder, file)?)
+                }
             };
             read_at(file, offset, length)
         };
@@ -253,7 +275,10 @@ impl SnapshotFiles {
     fn remove_orphans(&mut self) {
         let orphans: Vec<_> = self.unnamed.take().into_iter().flatten().collect();
         if !orphans.is_empty() {
-            tracing::info!(files = orphans.len(), "checkpoint files that nothing names are removed");
+            tracing::info!(
+                files = orphans.len(),
+                "checkpoint files that nothing names are removed"
+            );
             self.drop_files(&orphans);
         }
     }
@@ -296,7 +321,11 @@ fn file_name(file: CheckpointFile) -> String {
         CheckpointFile::Run(number) => ("run", number, "run"),
         CheckpointFile::Payload(number) => ("payload", number, "pay"),
     };
-    format!("{prefix}-{:08x}-{:08x}.{suffix}", number >> 32, number & 0xffff_ffff)
+    format!(
+        "{prefix}-{:08x}-{:08x}.{suffix}",
+        number >> 32,
+        number & 0xffff_ffff
+    )
 }
 
 fn file_of(name: &str) -> Option<CheckpointFile> {
@@ -306,7 +335,10 @@ fn file_of(name: &str) -> Option<CheckpointFile> {
         Some(hex(start)? << 32 | hex(counter)?)
     };
     if let Some(body) = name.strip_prefix("run-") {
-        return body.strip_suffix(".run").and_then(number).map(CheckpointFile::Run);
+        return body
+            .strip_suffix(".run")
+            .and_then(number)
+            .map(CheckpointFile::Run);
     }
     let body = name.strip_prefix("payload-")?.strip_suffix(".pay")?;
     number(body).map(CheckpointFile::Payload)
@@ -341,10 +373,16 @@ mod tests {
 
     #[test]
     fn names_say_what_a_file_is() {
-        for file in [CheckpointFile::Run(0x0000_0003_0000_0011), CheckpointFile::Payload(1)] {
+        for file in [
+            CheckpointFile::Run(0x0000_0003_0000_0011),
+            CheckpointFile::Payload(1),
+        ] {
             assert_eq!(file_of(&file_name(file)), Some(file));
         }
-        assert_eq!(file_name(CheckpointFile::Run(3 << 32 | 17)), "run-00000003-00000011.run");
+        assert_eq!(
+            file_name(CheckpointFile::Run(3 << 32 | 17)),
+            "run-00000003-00000011.run"
+        );
         assert_eq!(file_of("run-1.run"), None);
         assert_eq!(file_of("manifest-0000000000000001"), None);
     }

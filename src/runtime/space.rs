@@ -47,7 +47,11 @@ impl Space {
     /// Nothing is known before the first look.
     #[must_use]
     pub fn new(directory: &Path) -> Self {
-        Self { directory: directory.to_owned(), level: Level::default(), free_bytes: 0 }
+        Self {
+            directory: directory.to_owned(),
+            level: Level::default(),
+            free_bytes: 0,
+        }
     }
 
     /// Looks, and refills the ballast if there is room for it; the level if it changed.
@@ -76,7 +80,11 @@ impl Space {
 }
 
 fn judge(before: Level, has_ballast: bool, free_bytes: u64) -> Level {
-    let wanted = if before.full { LOW_BYTES + RESUME_BYTES } else { LOW_BYTES };
+    let wanted = if before.full {
+        LOW_BYTES + RESUME_BYTES
+    } else {
+        LOW_BYTES
+    };
     Level {
         full: free_bytes < wanted || !has_ballast,
         exhausted: !has_ballast && free_bytes < SEGMENT_ROOM_BYTES,
@@ -84,7 +92,11 @@ fn judge(before: Level, has_ballast: bool, free_bytes: u64) -> Level {
 }
 
 fn fill(path: &Path) -> io::Result<()> {
-    let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)?;
     sys::reserve(&file, BALLAST_BYTES)?;
     file.sync_all()
 }
@@ -105,7 +117,13 @@ mod tests {
 
     #[test]
     fn enqueues_stop_early_and_resume_late() {
-        let (calm, full) = (Level::default(), Level { full: true, exhausted: false });
+        let (calm, full) = (
+            Level::default(),
+            Level {
+                full: true,
+                exhausted: false,
+            },
+        );
         assert_eq!(judge(calm, true, LOW_BYTES), calm);
         assert_eq!(judge(calm, true, LOW_BYTES - 1), full);
         assert_eq!(judge(full, true, LOW_BYTES), full);
@@ -114,9 +132,15 @@ mod tests {
 
     #[test]
     fn without_ballast_nothing_resumes() {
-        let full = Level { full: true, exhausted: false };
+        let full = Level {
+            full: true,
+            exhausted: false,
+        };
         assert_eq!(judge(full, false, u64::MAX), full);
-        let out = Level { full: true, exhausted: true };
+        let out = Level {
+            full: true,
+            exhausted: true,
+        };
         assert_eq!(judge(full, false, SEGMENT_ROOM_BYTES - 1), out);
     }
 }

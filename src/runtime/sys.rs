@@ -41,7 +41,10 @@ pub fn probe_io_uring() -> io::Result<()> {
 /// The soft limit of locked memory in bytes, `u64::MAX` for none. io_uring's rings and buffers
 /// count against it unless the process may lock memory anyway (root).
 pub fn memlock_limit() -> u64 {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
     // SAFETY: `limit` is a valid place for the result.
     match unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit) } {
         0 => limit.rlim_cur,
@@ -52,7 +55,10 @@ pub fn memlock_limit() -> u64 {
 /// Raises the soft limit of open files to the hard one: sockets and segments need more than the
 /// usual 1024. A failure leaves what there was.
 pub fn raise_open_files() {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
     // SAFETY: `limit` is a valid place for the result, and is read only after it was filled.
     unsafe {
         if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
@@ -72,12 +78,17 @@ pub fn allowed_cores() -> Vec<usize> {
         return vec![0];
     }
     // SAFETY: every index is below the size of the set.
-    (0..libc::CPU_SETSIZE as usize).filter(|&core| unsafe { libc::CPU_ISSET(core, &set) }).collect()
+    (0..libc::CPU_SETSIZE as usize)
+        .filter(|&core| unsafe { libc::CPU_ISSET(core, &set) })
+        .collect()
 }
 
 /// Nanoseconds since boot, suspended time included: `std::time::Instant` stands still then.
 pub fn boot_time_ns() -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: `time` is a valid place for the result; the clock exists since Linux 2.6.39.
     unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &mut time) };
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
@@ -94,7 +105,11 @@ pub fn try_lock(file: &impl AsRawFd) -> io::Result<bool> {
         return Ok(true);
     }
     let error = io::Error::last_os_error();
-    if error.kind() == io::ErrorKind::WouldBlock { Ok(false) } else { Err(error) }
+    if error.kind() == io::ErrorKind::WouldBlock {
+        Ok(false)
+    } else {
+        Err(error)
+    }
 }
 
 /// What a file system says of itself.

@@ -38,7 +38,10 @@ impl WalWriter {
     /// For the log in `folder`.
     #[must_use]
     pub fn new(folder: PathBuf) -> Self {
-        Self { folder, open: RefCell::default() }
+        Self {
+            folder,
+            open: RefCell::default(),
+        }
     }
 
     /// Opens a segment, whose file is whole, for batches.
@@ -75,7 +78,9 @@ impl WalWriter {
 
     /// Forgets segments that are dropped.
     pub fn close(&self, numbers: &[u64]) {
-        self.open.borrow_mut().retain(|number, _| !numbers.contains(number));
+        self.open
+            .borrow_mut()
+            .retain(|number, _| !numbers.contains(number));
     }
 
     /// Writes a batch; when this returns, it is durable.
@@ -88,9 +93,13 @@ impl WalWriter {
         let end = write.offset + bytes as u64;
         assert!(
             bytes.is_multiple_of(BLOCK_BYTES) && write.offset.is_multiple_of(BLOCK_BYTES as u64),
-            "a batch of {bytes} bytes at {} is not aligned", write.offset
+            "a batch of {bytes} bytes at {} is not aligned",
+            write.offset
         );
-        assert!(end <= SEGMENT_BYTES as u64, "a batch ends at {end}, beyond its segment");
+        assert!(
+            end <= SEGMENT_BYTES as u64,
+            "a batch ends at {end}, beyond its segment"
+        );
         let mut buffer = file.alloc_dma_buffer(bytes);
         write.batch.encode_into(buffer.as_bytes_mut());
         let path = || self.folder.join(format!("{:016x}.seg", write.segment));
