@@ -40,6 +40,8 @@ use std::time::{Duration, Instant};
 
 /// From the signal to the end of the process, whatever the shards do.
 const STOP_WITHIN: Duration = Duration::from_millis(1800);
+/// The superblock's other copy is written so long after the start, not in the way of the first job.
+const SETTLE_AFTER: Duration = Duration::from_secs(1);
 /// Entries of an executor's rings.
 const RING_DEPTH: usize = 128;
 
@@ -107,6 +109,7 @@ pub fn run(config: NodeConfig) -> Result<(), Report> {
     poker::start(node.pulses.clone()).map_err(|error| no_thread("poker", &error))?;
     let helpers = node.start_executors(clients, cores)?;
     node.start_helpers(helpers)?;
+    node.watch_space()?;
     admin::start(admin, node.metrics.clone()).map_err(|error| no_thread("admin", &error))?;
     node.attend(&inbox)
 }
@@ -310,12 +313,11 @@ impl Node {
 
     /// Waits for what happens until the end.
     fn attend(mut self, inbox: &Receiver<Event>) -> Result<(), Report> {
-        let mut serving = 0;
-        let mut stopped = 0;
+        let (mut running, mut serving, mut stopped) = (0, 0, 0);
         let mut stop_by: Option<Instant> = None;
-        let mut running = 0;
+        let mut settle_at: Option<Instant> = None;
         while stopped < self.shards() {
-            let event = match stop_by {
+            let event = match stop_by.or(settle_at) {
                 None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
                 Some(by) => inbox.recv_timeout(by.saturating_duration_since(Instant::now())),
             };
@@ -330,7 +332,8 @@ impl Node {
                 Ok(Event::Serving(_)) => {
                     serving += 1;
                     if serving == self.shards() && stop_by.is_none() {
-                        self.ready()?;
+                        self.ready();
+                        settle_at = Some(Instant::now() + SETTLE_AFTER);
                     }
                 }
                 Ok(Event::Stopped(shard)) => {
@@ -345,18 +348,22 @@ impl Node {
                         .for_each(|mailbox| mailbox.send(Letter::Stop));
                 }
                 Ok(Event::Failed(report)) => return Err(report),
-                Err(RecvTimeoutError::Timeout) => {
+                Err(RecvTimeoutError::Timeout) if stop_by.is_some() => {
                     tracing::warn!("stopped without a last checkpoint: the next start reads more");
                     return Ok(());
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    settle_at = None;
+                    self.dir.settle()?;
                 }
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
         }
-        Ok(())
+        settle_at.map_or(Ok(()), |_| self.dir.settle())
     }
 
-    /// Every shard serves: says so, and does what had to wait.
-    fn ready(&mut self) -> Result<(), Report> {
+    /// Every shard serves: says so.
+    fn ready(&self) {
         let seconds = self.begun.elapsed().as_secs_f64();
         self.metrics.recovered("serve", seconds);
         let mut out = io::stdout().lock();
@@ -380,10 +387,9 @@ impl Node {
         if let Err(error) = line.and_then(|()| out.flush()) {
             tracing::debug!(%error, "nobody reads the standard output");
         }
-        self.dir.settle()?;
-        self.watch_space()
     }
 
+    /// From the start on, so that a full disk is known before the first enqueue.
     fn watch_space(&self) -> Result<(), Report> {
         let (mut space, boxes) = (Space::new(self.dir.path()), self.boxes.clone());
         let metrics = self.metrics.clone();

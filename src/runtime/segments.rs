@@ -58,7 +58,7 @@ pub fn find(folder: &Path, data_dir: &Path) -> Result<Found, Report> {
         data_dir: data_dir.to_owned(),
         spares: Vec::new(),
         next_spare: 0,
-        may_make_ahead: true,
+        may_make_ahead: false,
     };
     for name in names {
         let path = folder.join(&name);
@@ -119,7 +119,7 @@ pub enum Order {
     Prepare(u64),
     /// These are not needed.
     Drop(Vec<u64>),
-    /// Whether spares may be made ahead: not with a full disk.
+    /// Whether spares may be made ahead: not before the first job, nor with a full disk.
     MayMakeAhead(bool),
 }
 

@@ -433,6 +433,7 @@ impl Driver {
             glommio::spawn_local(listener::accept(listener, self.hub.clone(), admission)).detach();
             self.hub.numbers().serving.store(true, Relaxed);
             self.order(snapshot_files::Order::RemoveOrphans);
+            self.order_segments(segments::Order::MayMakeAhead(true));
             tell(&self.events, Event::Serving(self.hub.shard));
         }
     }
