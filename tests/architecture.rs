@@ -10,7 +10,7 @@
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Which folder may name which others.
 #[rustfmt::skip]
@@ -874,8 +874,11 @@ fn files_under(folder: &str) -> Vec<(String, String)> {
     files
 }
 
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+/// The package that is tested: asked when the test runs, since checkouts that share a target
+/// directory also share its programs.
+fn root() -> PathBuf {
+    std::env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from)
 }
 
 fn read(path: &str) -> String {

@@ -124,6 +124,9 @@ impl QueueUid {
     /// The largest counter of a home group.
     pub const COUNTER_MAX: u32 = (1 << 24) - 1;
 
+    /// The first queue of group 0.
+    pub const FIRST: Self = Self(0);
+
     /// The uid of the `counter`-th queue of `home`, or `None` when the counter is used up.
     #[must_use]
     pub fn new(home: GroupId, counter: u32) -> Option<Self> {

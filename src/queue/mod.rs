@@ -1,4 +1,64 @@
 //! The job state machine of a group.
+//!
+//! ```text
+//!              run-at, delay           due
+//!   enqueue ──────────────> Delayed ─────────┐
+//!      │                       ^             v
+//!      └───────────────────────┼────────> Pending <─────────────┬──────────────┐
+//!                         nack │             │ lease            │ release,     │ requeue
+//!                              │             v                  │ lease lost   │
+//!                              └───────── InFlight ─────────────┘              │
+//!                                 ack │      │ last attempt, bury              │
+//!                                     v      v                                 │
+//!                                  (gone)   Dead ──────────────────────────────┘
+//! ```
+//!
+//! Waiting jobs also die of their time to live; any but a dead one can be cancelled; dead ones can
+//! be deleted. A job that is done, cancelled or deleted leaves the state.
+//!
+//! # Invariants
+//! - Every live job stands in exactly the orders that its record says (`partition.rs`), and every
+//!   counter is what it counts; [`check::check`] proves it.
+//! - A waiting job has an attempt left. A job in flight was granted; its token is (id, generation),
+//!   and the generation rises at each grant and requeue and never falls.
+//! - Sequences, queue uids and session ids are given out once.
+//! - A number of a session's window is applied once; its outcome is kept until the client has it.
+//! - Keys are forgotten at the end of their window, never earlier.
+//!
+//! # What `apply` may never do
+//! Read a clock, draw a random number, wait, do I/O, depend on which pages or bodies are in memory,
+//! refuse by an error instead of an outcome, or expire anything by the way: what is due is handled
+//! by the command `Advance` alone.
+//!
+//! What is deliberately absent: who leads, what is durable, connections, long polls (a poll that
+//! finds nothing is proposed again under its number), and the encoding of commands.
 
+mod backoff;
+mod body;
+pub mod check;
+mod codec;
 pub mod command;
+mod deadlines;
+mod frozen;
+mod job_queue;
+mod jobs;
+mod keys;
+mod leaf;
+mod load;
+mod outcome;
+mod page;
+mod partition;
+mod reads;
+mod record;
+mod seq_set;
+mod sessions;
+mod settings;
 pub mod view;
+
+#[cfg(test)]
+mod tests;
+
+pub use body::{decode_body, encode_body};
+pub use frozen::{BodyCursor, FrozenBody, FrozenState};
+pub use job_queue::{JobQueue, MACHINE_VERSION, PagesNeeded};
+pub use page::{PageError, PagePlace};

@@ -171,6 +171,22 @@ impl RaftLog {
         self.applied = self.applied.next();
     }
 
+    /// The state of `index` is here without applying what leads to it: it came from a checkpoint.
+    ///
+    /// # Panics
+    /// If `index` is not within the log.
+    pub fn start_at(&mut self, index: LogIndex) {
+        let (base, last) = (self.base.0, self.last_index());
+        assert!(
+            base <= index && index <= last,
+            "{index} is not within {base} to {last}"
+        );
+        self.applied = index;
+        self.committed = self.committed.max(index);
+        let unapplied = self.entries.iter().filter(|entry| entry.index > index);
+        self.unapplied_bytes = unapplied.map(|entry| entry.payload.len()).sum();
+    }
+
     /// Forgets entries up to `index`, which is applied and durable.
     pub fn compact(&mut self, index: LogIndex) {
         let index = index.min(self.applied).min(self.stable);

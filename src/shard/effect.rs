@@ -5,9 +5,8 @@
 //! engine until it is durable, so a driver cannot answer too early.
 
 use super::input::Origin;
-use crate::base::checksum::Hash128;
 use crate::base::ids::{GroupId, ShardId};
-use crate::wal::record::RootLocation;
+use crate::snapshot::layout::RootRef;
 use crate::wal::writer::WalWrite;
 use crate::wire::message::{Reply, Request};
 use bytes::Bytes;
@@ -38,16 +37,15 @@ pub enum Effect {
         /// Their numbers.
         numbers: Vec<u64>,
     },
-    /// Read the hot state of a group off the shard thread; then `GroupLoaded`.
+    /// Read the hot state of a group off the shard thread, by
+    /// [`load_group`](super::loading::load_group); then `GroupLoaded`.
     LoadGroup {
         /// The group.
         group: GroupId,
-        /// Where its root is.
-        root: RootLocation,
-        /// What its root must hash to.
-        root_hash: Hash128,
+        /// Its bases, newest first.
+        bases: Vec<RootRef>,
     },
-    /// Append a chunk to a checkpoint file, which is made by its first chunk.
+    /// Append a chunk to a checkpoint file, which is made by its first chunk; then `ChunkWritten`.
     WriteChunk {
         /// The round that it belongs to.
         round: u64,

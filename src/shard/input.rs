@@ -1,7 +1,7 @@
 //! What happened: the only way into a [`ShardEngine`](super::engine::ShardEngine). Past tense.
 
+use super::loading::GroupState;
 use crate::base::ids::{ConnId, GroupId, ShardId};
-use crate::snapshot::view::LoadedGroup;
 use crate::wire::message::Request;
 
 /// Where a request came from: a connection of a shard of this node. Another shard than the one
@@ -43,8 +43,13 @@ pub enum Input {
     GroupLoaded {
         /// The group.
         group: GroupId,
-        /// Its pages and bodies, or what is damaged, in a sentence for the operator.
-        result: Result<LoadedGroup, String>,
+        /// Its state, or what is damaged, in a sentence for the operator.
+        result: Result<GroupState, String>,
+    },
+    /// A chunk of a checkpoint round was handed to the disk, or given up with its round.
+    ChunkWritten {
+        /// Its length in bytes.
+        bytes: usize,
     },
     /// All chunks of a checkpoint round so far, and the names of their files, are on disk.
     FilesSynced {

@@ -1,6 +1,39 @@
-//! The engine of a core: everything that it decides.
+//! The engine of a core: everything that it decides, and nothing that it does.
+//!
+//! # The way through
+//!
+//! A request becomes a command, the command a proposal, the proposal an entry in the shard's log
+//! ([`engine`], `requests`). When the batch that carries it is on disk, Raft commits it; then the
+//! job machine of its group applies it, and whoever waits for that index is answered
+//! (`group`). Leases that found nothing wait in `polls`; silent workers are found by `liveness`;
+//! `checkpoint` cuts the hot state of the groups so that the log stays short.
+//!
+//! # The contract
+//!
+//! - Inputs are facts ([`input::Input`]), effects are orders ([`effect::Effect`]).
+//! - Handle, then drain, then handle. Many inputs may be handled before one drain: that is the
+//!   batching. Effects are drained to empty before a driver waits.
+//! - Durability order lives here, once: nothing that promises durability becomes an effect before
+//!   [`WalSynced`](input::Input::WalSynced) says so. A driver only writes batches in order.
+//!
+//! # Who owns what
+//!
+//! One engine a core, one log a shard, many groups. A shard shares nothing with another: a request
+//! for a group of another shard leaves as [`Forward`](effect::Effect::Forward), once.
+//!
+//! Deliberately absent: clocks (time is an argument), files, sockets, threads, and any branch that
+//! asks whether there is one node or many.
 
+mod checkpoint;
+mod clock;
 pub mod config;
+pub mod counters;
 pub mod effect;
 pub mod engine;
+mod group;
 pub mod input;
+mod liveness;
+pub mod loading;
+pub mod placement;
+mod polls;
+mod requests;

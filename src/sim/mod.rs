@@ -1,1 +1,31 @@
-//! The engine under simulated time, disk and faults.
+//! The engine under simulated time, disk and faults: one node, one shard, real codecs.
+//!
+//! # Fault model
+//!
+//! - The process may die at any point, during recovery too. What was never handed to the disk is
+//!   gone.
+//! - A log write under way at that moment lands sector by sector: any subset of its 512-byte sectors,
+//!   whatever became of the writes before it. A write that was reported complete is on disk.
+//! - Writes complete in any order, after any delay.
+//! - A checkpoint file that was not synced keeps any subset of its sectors, or is not there at all. A
+//!   manifest that was not reported written is the old one or the new one.
+//! - Recycled segments hold what was in them before.
+//! - A checkpoint round may fail for lack of space; the disk may be full for a while.
+//! - The wall clock may jump.
+//!
+//! What it may not do: lose or change a byte that was synced (that is damage, and belongs to the
+//! tests of the log and of the checkpoint files), or report a write that did not happen.
+//!
+//! # What is checked
+//!
+//! [`ledger`] holds every promise made to a client against every later answer: no acknowledged job
+//! is lost, none is delivered after its ack, no token is granted twice, a retry never makes a second
+//! job, payloads are what was enqueued.
+//!
+//! A run is a pure function of its seed. What is deliberately absent: several nodes, the network
+//! between client and node (frames arrive whole or not at all), and `runtime/`.
+
+pub mod client;
+pub mod disk;
+pub mod ledger;
+pub mod world;

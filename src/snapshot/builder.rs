@@ -294,3 +294,111 @@ impl PayloadBuilder {
         self.output.take()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::samples::{self, job, meta};
+
+    fn name(kind: u8, number: u64) -> PageName {
+        PageName {
+            kind,
+            queue: 1,
+            partition: 0,
+            number,
+        }
+    }
+
+    fn drain(mut take: impl FnMut() -> Option<(u64, Bytes)>, file: &mut Vec<u8>) {
+        while let Some((offset, bytes)) = take() {
+            assert_eq!(offset, file.len() as u64, "slices come in file order");
+            assert!(bytes.len().is_multiple_of(BLOCK_BYTES));
+            assert!(bytes.len() <= OUTPUT_BYTES_MAX);
+            file.extend_from_slice(&bytes);
+        }
+    }
+
+    #[test]
+    fn slices_are_whole_blocks_and_do_not_depend_on_when_they_are_taken() {
+        let build = |eager: bool| {
+            let mut builder = RunBuilder::new(&samples::header(FileKind::Run, 7));
+            let mut file = Vec::new();
+            for number in 0..700 {
+                let page = vec![number as u8; if number % 3 == 0 { 4096 } else { 100 }];
+                let entry = builder.add_page(GroupId(5), name(4, number), &page);
+                let entry = entry.expect("small");
+                let align = if page.len() == 4096 { 4096 } else { 8 };
+                assert!(entry.offset.is_multiple_of(align));
+                if eager {
+                    drain(|| builder.take_output(), &mut file);
+                }
+            }
+            let root = builder.finish_group(&meta(), Vec::new()).expect("small");
+            let end = builder.finish();
+            drain(|| builder.take_output(), &mut file);
+            assert_eq!(file.len() as u64, end);
+            (root, file)
+        };
+        assert_eq!(build(true), build(false));
+    }
+
+    #[test]
+    fn pages_and_bodies_may_come_in_any_order() {
+        let build = |order: [u64; 3]| {
+            let mut builder = RunBuilder::new(&samples::header(FileKind::Run, 7));
+            for number in order {
+                let page = number.to_le_bytes();
+                builder
+                    .add_page(GroupId(5), name(4, number), &page)
+                    .expect("small");
+            }
+            let place = BodyPlace {
+                file: 8,
+                offset: 4120,
+                len: 1,
+            };
+            let bodies = order.map(|seq| BodyEntry {
+                job: job(seq),
+                place,
+            });
+            builder
+                .finish_group(&meta(), bodies.to_vec())
+                .expect("small")
+        };
+        assert_eq!(build([1, 2, 3]).hash, build([3, 1, 2]).hash);
+    }
+
+    #[test]
+    #[should_panic(expected = "twice")]
+    fn a_page_named_twice_is_a_bug() {
+        let mut builder = RunBuilder::new(&samples::header(FileKind::Run, 7));
+        for _ in 0..2 {
+            builder
+                .add_page(GroupId(5), name(4, 1), b"page")
+                .expect("small");
+        }
+        let _ = builder.finish_group(&meta(), Vec::new());
+    }
+
+    #[test]
+    #[should_panic(expected = "a group is finished before the next begins")]
+    fn groups_do_not_mix() {
+        let mut builder = RunBuilder::new(&samples::header(FileKind::Run, 7));
+        for group in 5..7 {
+            let _ = builder.add_page(GroupId(group), name(4, 1), b"page");
+        }
+    }
+
+    #[test]
+    fn bodies_are_aligned_and_empty_files_know_it() {
+        let mut builder = PayloadBuilder::new(&samples::header(FileKind::Payload, 8));
+        assert!(builder.is_empty());
+        for len in 0..20 {
+            let place = builder.add_body(job(len), &vec![1; len as usize]);
+            assert!(place.offset.is_multiple_of(8));
+            assert_eq!(builder.len(), place.offset + len);
+        }
+        assert!(!builder.is_empty());
+        assert_eq!(builder.finish() % 4096, 0);
+    }
+}

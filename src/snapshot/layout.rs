@@ -498,3 +498,98 @@ impl Root {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::samples;
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    #[test]
+    fn the_header_of_a_run_file_is_these_bytes() {
+        let header = samples::header(FileKind::Run, 0x0000_0009_0000_0007).encode();
+        assert_eq!(
+            hex(&header[..64]),
+            "7272712d72756e0a0100030000000000c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1\
+             d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d107000000090000000000000000000000"
+        );
+        assert!(header[64..4092].iter().all(|byte| *byte == 0));
+        assert_eq!(hex(&header[4092..]), "5688c5bb");
+    }
+
+    #[test]
+    fn the_header_of_a_payload_file_is_these_bytes() {
+        let header = samples::header(FileKind::Payload, 0x0000_0009_0000_0008).encode();
+        assert_eq!(
+            hex(&header[..64]),
+            "7272712d626f64790100030000000000c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1\
+             d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d108000000090000000000000000000000"
+        );
+        assert_eq!(hex(&header[4092..]), "952b5001");
+    }
+
+    #[test]
+    fn a_root_is_these_bytes() {
+        let (root, hash) = samples::root().encode().expect("small");
+        assert_eq!(
+            hex(&root[..ROOT_HEAD_BYTES]),
+            "7272712d726f6f74c0010000c80000000454eab100000000"
+        );
+        let pages = ROOT_HEAD_BYTES + CANONICAL_HEAD_BYTES + GROUP_BYTES + 2 * VOTER_BYTES;
+        assert_eq!(
+            hex(&root[ROOT_HEAD_BYTES..pages]),
+            "01000000020000000500010001000000e8030000000000000400000000000000\
+             c82c010000000000f7ffffffffffffff02000000000000000100000000000000\
+             d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d10200000000000000d2d2d2d2d2d2d2d2\
+             d2d2d2d2d2d2d2d2"
+        );
+        let local = pages + 2 * DIRECTORY_ENTRY_BYTES;
+        assert_eq!(
+            hex(&root[pages..local]),
+            "0100000005000000000000000000000000000000000000000000000000000000\
+             4d167f04fb1ec2a23989900293fc1ba304000000001000000000000000000000\
+             00000000000000000000000000000000cf50a58177fd2e5e6dc6100938f0f156"
+        );
+        assert_eq!(
+            hex(&root[local..]),
+            "0700000000000000001000000000000018261412000000000700000000000000\
+             00200000000000001f2099530000000002000000020000000800000000000000\
+             5000000000000000020000000000000009000000000000002800000000000000\
+             0100000000000000000500050000010000000000000040000200000000000000\
+             000000000000000018100000000000000b000000000000000100000001000000\
+             18100000000000000b0000000000000000050005000001000000000000008000\
+             0100000000000000020000000000000040100000000000000b00000000000000"
+        );
+        assert_eq!(hex(&hash.0), "b92d21f9e95c88223a7841d5a213477f");
+    }
+
+    #[test]
+    fn a_body_record_is_these_bytes() {
+        let (_, record) = samples::body_record(samples::job(70), b"hello");
+        assert_eq!(
+            hex(&record),
+            "05000000e4d20be40005000500000100000000000000460068656c6c6f"
+        );
+    }
+
+    #[test]
+    fn a_file_number_holds_start_and_counter() {
+        assert_eq!(file_number(9, 7), Some(0x0000_0009_0000_0007));
+        assert_eq!(file_number(1 << 32, 0), None);
+    }
+
+    #[test]
+    fn a_root_knows_what_it_keeps_alive() {
+        let root = samples::root();
+        assert_eq!(root.run_files(), [7]);
+        let used = |file, live_bytes, live_bodies| PayloadUse {
+            file,
+            live_bytes,
+            live_bodies,
+        };
+        assert_eq!(root.payload_files(), [used(8, 80, 2), used(9, 40, 1)]);
+    }
+}

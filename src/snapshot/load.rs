@@ -23,7 +23,7 @@ pub const SPAN_BYTES_MAX: u64 = 1 << 20;
 pub const SPAN_GAP_BYTES_MAX: u64 = 64 << 10;
 
 /// A group as its checkpoint holds it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoadedGroup {
     /// The group and the index.
     pub meta: GroupMeta,
@@ -49,14 +49,14 @@ pub struct LoadedBody {
 }
 
 /// What was being read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reading {
     /// The header of a file.
     Header,
     /// The root.
     Root,
-    /// Pages, from the first to the last by place.
-    Pages(PageName, PageName),
+    /// Pages, the first and the last by place; boxed, as errors are to be small.
+    Pages(Box<[PageName; 2]>),
     /// Bodies, the lowest and the highest job among them.
     Bodies(JobId, JobId),
 }
@@ -66,8 +66,8 @@ impl fmt::Display for Reading {
         match self {
             Self::Header => write!(f, "header"),
             Self::Root => write!(f, "root"),
-            Self::Pages(first, last) if first == last => write!(f, "page {first}"),
-            Self::Pages(first, last) => write!(f, "pages {first} to {last}"),
+            Self::Pages(ends) if ends[0] == ends[1] => write!(f, "page {}", ends[0]),
+            Self::Pages(ends) => write!(f, "pages {} to {}", ends[0], ends[1]),
             Self::Bodies(first, last) if first == last => write!(f, "body of job {first}"),
             Self::Bodies(first, last) => write!(f, "bodies of jobs {first} to {last}"),
         }
@@ -228,7 +228,7 @@ impl<E> Files<'_, '_, E> {
         for span in spans {
             let items = &order[span.items.clone()];
             let (first, last) = (items[0], items[items.len() - 1]);
-            let reading = Reading::Pages(entries[first].name, entries[last].name);
+            let reading = Reading::Pages(Box::new([entries[first].name, entries[last].name]));
             let bytes = self.read(FileKind::Run, &span, reading)?;
             for &item in items {
                 let entry = &entries[item];
@@ -318,23 +318,23 @@ impl<E> Files<'_, '_, E> {
         if len == 0 {
             return Ok(Bytes::new());
         }
-        let bytes = (self.read)(file, offset, len as usize).map_err(|error| LoadError::Read {
-            file,
-            offset,
-            len,
-            reading,
-            error,
-        })?;
-        if bytes.len() as u64 == len {
-            return Ok(bytes);
+        match (self.read)(file, offset, len as usize) {
+            Ok(bytes) if bytes.len() as u64 == len => Ok(bytes),
+            Ok(bytes) => Err(LoadError::Truncated {
+                file,
+                offset,
+                reading,
+                needed: len,
+                found: bytes.len() as u64,
+            }),
+            Err(error) => Err(LoadError::Read {
+                file,
+                offset,
+                len,
+                reading,
+                error,
+            }),
         }
-        Err(LoadError::Truncated {
-            file,
-            offset,
-            reading,
-            needed: len,
-            found: bytes.len() as u64,
-        })
     }
 }
 
@@ -371,4 +371,190 @@ fn spans<T>(items: &[T], place: impl Fn(&T) -> (u64, u64, u64)) -> (Vec<usize>, 
         }
     }
     (order, spans)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::ids::GroupId;
+    use crate::snapshot::builder::{PayloadBuilder, RunBuilder};
+    use crate::snapshot::samples::{self, job, meta, owner};
+    use std::collections::BTreeMap;
+
+    /// Files in memory; a reader of them that counts its reads.
+    #[derive(Clone, Default)]
+    struct Disk(BTreeMap<u64, Vec<u8>>);
+
+    impl Disk {
+        fn keep(&mut self, file: u64, mut take: impl FnMut() -> Option<(u64, Bytes)>) {
+            let bytes = self.0.entry(file).or_default();
+            while let Some((_, slice)) = take() {
+                bytes.extend_from_slice(&slice);
+            }
+        }
+
+        fn load(&self, root: &RootRef) -> (Result<LoadedGroup, LoadError<&'static str>>, usize) {
+            let mut reads = 0;
+            let loaded = read_group(&owner(), root, &mut |file, offset, len| {
+                reads += 1;
+                let bytes = self.0.get(&file).ok_or("no such file")?;
+                let rest = bytes.get(offset as usize..).unwrap_or_default();
+                Ok(Bytes::copy_from_slice(&rest[..len.min(rest.len())]))
+            });
+            (loaded, reads)
+        }
+    }
+
+    /// A group of `pages` leaves and `jobs` bodies of `len` bytes, in run file 7, payload file 8.
+    fn disk(pages: u64, jobs: u64, len: usize) -> (Disk, RootRef) {
+        let mut disk = Disk::default();
+        let mut payload = PayloadBuilder::new(&samples::header(FileKind::Payload, 8));
+        // Backwards, so that the order by place is not that by job.
+        let bodies: Vec<BodyEntry> = (0..jobs)
+            .rev()
+            .map(|seq| BodyEntry {
+                job: job(seq),
+                place: payload.add_body(job(seq), &vec![seq as u8; len]),
+            })
+            .collect();
+        payload.finish();
+        disk.keep(8, || payload.take_output());
+        let mut run = RunBuilder::new(&samples::header(FileKind::Run, 7));
+        for number in 0..pages {
+            let name = PageName {
+                kind: 4,
+                queue: 1,
+                partition: 0,
+                number,
+            };
+            run.add_page(GroupId(5), name, &vec![number as u8; 4096])
+                .expect("small");
+        }
+        let root = run.finish_group(&meta(), bodies).expect("small");
+        run.finish();
+        disk.keep(7, || run.take_output());
+        (disk, root)
+    }
+
+    #[test]
+    fn neighbours_are_read_together() {
+        let (disk, root) = disk(3000, 20_000, 100);
+        let (loaded, reads) = disk.load(&root);
+        let loaded = loaded.expect("whole");
+        assert_eq!((loaded.pages.len(), loaded.bodies.len()), (3000, 20_000));
+        assert_eq!(loaded.meta, meta());
+        for (seq, body) in (0..).zip(&loaded.bodies) {
+            assert_eq!(body.job, job(seq));
+            assert_eq!(body.bytes, vec![seq as u8; 100]);
+        }
+        // 11.7 MiB of pages, 2.5 MiB of bodies, two headers and the root.
+        assert_eq!(reads, 12 + 3 + 2 + 1);
+    }
+
+    #[test]
+    fn far_or_large_bodies_are_read_alone() {
+        let (disk, root) = disk(0, 5, (1 << 20) + 1);
+        let (loaded, reads) = disk.load(&root);
+        assert_eq!(loaded.expect("whole").bodies.len(), 5);
+        assert_eq!(reads, 5 + 2 + 1);
+        let place = |at: &u64| (1, *at, *at + 8);
+        let (_, spans) = spans(&[0, 16, 16 + 8 + SPAN_GAP_BYTES_MAX, 1 << 19], place);
+        assert_eq!(spans.len(), 2);
+        assert_eq!(spans[0].items, 0..3);
+    }
+
+    #[test]
+    fn an_empty_group_is_two_reads() {
+        let (disk, root) = disk(0, 0, 0);
+        let (loaded, reads) = disk.load(&root);
+        let loaded = loaded.expect("whole");
+        assert!(loaded.pages.is_empty() && loaded.bodies.is_empty());
+        assert_eq!(reads, 2);
+    }
+
+    #[test]
+    fn a_kept_page_is_read_from_its_older_file() {
+        let (mut disk, first) = disk(2, 3, 9);
+        let before = disk.load(&first).0.expect("whole");
+        let mut run = RunBuilder::new(&samples::header(FileKind::Run, 9));
+        for entry in &before.directory {
+            run.keep_page(GroupId(5), *entry);
+        }
+        let bodies = before.bodies.iter().map(|body| BodyEntry {
+            job: body.job,
+            place: body.place,
+        });
+        let second = run.finish_group(&meta(), bodies.collect()).expect("small");
+        run.finish();
+        disk.keep(9, || run.take_output());
+        assert_eq!(second.hash, first.hash, "the same state");
+        assert_eq!(disk.load(&second).0, Ok(before));
+    }
+
+    #[test]
+    fn each_fault_names_file_and_place() {
+        let (whole, root) = disk(2, 3, 9);
+        let at_page = 8192;
+        let at_body = 4096 + 40;
+        let fails = |file: u64, change: &dyn Fn(&mut Vec<u8>)| {
+            let mut disk = whole.clone();
+            change(disk.0.get_mut(&file).expect("there"));
+            disk.load(&root).0.expect_err("damaged").to_string()
+        };
+        let page = fails(7, &|file| file[at_page] ^= 1);
+        assert!(
+            page.starts_with("file 0000000000000007, page 4/1/0/1 at byte 8192: the page's check"),
+            "{page}"
+        );
+        let body = fails(8, &|file| file[at_body + 24] ^= 1);
+        let expected = format!(
+            "file 0000000000000008, body of job {} at byte {at_body}: the record's checksum",
+            job(1)
+        );
+        assert!(body.starts_with(&expected), "{body}");
+        let header = fails(8, &|file| file[0] ^= 1);
+        assert!(
+            header.starts_with("file 0000000000000008: not a checkpoint file"),
+            "{header}"
+        );
+        let cut = fails(8, &|file| file.truncate(at_body));
+        let expected = format!(
+            "file 0000000000000008 ends in the bodies of jobs {} to {} at byte 4096",
+            job(0),
+            job(2)
+        );
+        assert!(cut.starts_with(&expected), "{cut}");
+        let cut = fails(7, &|file| file.truncate(root.offset as usize + 9));
+        assert!(
+            cut.starts_with("file 0000000000000007 ends in the root at byte 12288: 9 bytes of"),
+            "{cut}"
+        );
+    }
+
+    #[test]
+    fn a_missing_or_swapped_file_is_called_that() {
+        let (mut disk, root) = disk(2, 3, 9);
+        let payload = disk.0.remove(&8).expect("there");
+        let (missing, _) = disk.load(&root);
+        assert!(matches!(
+            missing,
+            Err(LoadError::Read {
+                file: 8,
+                reading: Reading::Header,
+                error: "no such file",
+                ..
+            })
+        ));
+        assert!(payload.starts_with(b"rrq-body"));
+        let run = disk.0[&7].clone();
+        disk.0.insert(8, run);
+        let (swapped, _) = disk.load(&root);
+        assert!(matches!(
+            swapped,
+            Err(LoadError::Header {
+                file: 8,
+                error: HeaderError::OtherKind { .. }
+            })
+        ));
+    }
 }

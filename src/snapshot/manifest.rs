@@ -377,3 +377,192 @@ fn group_bases(fields: &mut Fields<'_>, last: Option<GroupId>) -> Result<Manifes
     }
     Ok(ManifestGroup { newest, previous })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::ids::LogIndex;
+    use crate::snapshot::samples::{self, owner};
+    use proptest::prelude::*;
+
+    fn base(group: u16, root: bool) -> ManifestBase {
+        let root = root.then_some(RootRef {
+            file: 7,
+            offset: 8192,
+            len: 300,
+            hash: Hash128([0xaa; 16]),
+        });
+        ManifestBase {
+            meta: GroupMeta {
+                group: GroupId(group),
+                ..samples::meta()
+            },
+            root,
+            log_start: Lsn(4096),
+        }
+    }
+
+    fn manifest() -> Manifest {
+        let mut previous = base(5, true);
+        previous.meta.index = LogIndex(900);
+        Manifest {
+            owner: owner(),
+            shard: ShardId(3),
+            wal_set: 1,
+            start: 9,
+            sequence: 12,
+            durable: Lsn(1 << 20),
+            groups: vec![
+                ManifestGroup {
+                    newest: base(4, false),
+                    previous: None,
+                },
+                ManifestGroup {
+                    newest: base(5, true),
+                    previous: Some(previous),
+                },
+            ],
+        }
+    }
+
+    fn reseal(bytes: &mut [u8]) {
+        let crc = crc32c(&[&bytes[..16], &bytes[20..]]);
+        bytes[16..20].copy_from_slice(&crc.to_le_bytes());
+    }
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    #[test]
+    fn a_manifest_is_these_bytes() {
+        let bytes = manifest().encode();
+        assert_eq!(
+            hex(&bytes[..HEAD_BYTES]),
+            "7272712d6d616e690100030018020000c7b53a5402000000c1c1c1c1c1c1c1c1\
+             c1c1c1c1c1c1c1c1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d10100000000000000\
+             09000000000000000c000000000000000000100000000000"
+        );
+        let first = GROUP_HEAD_BYTES + BASE_HEAD_BYTES + GROUP_BYTES + 48;
+        assert_eq!(
+            hex(&bytes[HEAD_BYTES..HEAD_BYTES + first]),
+            "0400010000000000000000000000000000000000000000000000000000000000\
+             0000000000000000000000000000000000100000000000000400010001000000\
+             e8030000000000000400000000000000c82c010000000000f7ffffffffffffff\
+             02000000000000000100000000000000d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1\
+             0200000000000000d2d2d2d2d2d2d2d2d2d2d2d2d2d2d2d2"
+        );
+        let second = HEAD_BYTES + first;
+        assert_eq!(
+            hex(&bytes[second..second + 56]),
+            "05000200000000002c0100000000000007000000000000000020000000000000\
+             aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa0010000000000000"
+        );
+        assert_eq!(Manifest::decode(&bytes), Ok(manifest()));
+    }
+
+    #[test]
+    fn a_shard_without_groups_has_a_manifest() {
+        let mut empty = manifest();
+        empty.groups.clear();
+        assert_eq!(Manifest::decode(&empty.encode()), Ok(empty));
+    }
+
+    #[test]
+    fn each_fault_has_its_name() {
+        let whole = manifest().encode();
+        let damaged = |at: usize, value: u8| {
+            let mut bytes = whole.clone();
+            bytes[at] = value;
+            bytes
+        };
+        let resealed = |at: usize, value: u8| {
+            let mut bytes = damaged(at, value);
+            reseal(&mut bytes);
+            Manifest::decode(&bytes)
+        };
+        let truncated = |needed, found| Err(ManifestError::Truncated { needed, found });
+        assert_eq!(Manifest::decode(&whole[..87]), truncated(88, 87));
+        let len = whole.len();
+        assert_eq!(
+            Manifest::decode(&whole[..len - 1]),
+            truncated(len as u64, len as u64 - 1)
+        );
+        assert!(matches!(
+            Manifest::decode(&damaged(0, b'x')),
+            Err(ManifestError::BadMagic { .. })
+        ));
+        assert!(matches!(
+            Manifest::decode(&damaged(8, 2)),
+            Err(ManifestError::BadChecksum { offset: 16, .. })
+        ));
+        let too_new = Err(ManifestError::TooNew { found: 2, max: 1 });
+        assert_eq!(resealed(8, 2), too_new);
+        let malformed = |offset, what| Err(ManifestError::Malformed(Malformed { offset, what }));
+        let mut longer = whole.clone();
+        longer.push(0);
+        let wrong_len = malformed(12, "length of the manifest");
+        assert_eq!(Manifest::decode(&longer), wrong_len);
+        assert_eq!(resealed(8, 0), malformed(8, "format number"));
+        assert_eq!(resealed(60, 1), malformed(60, "reserved field"));
+        assert_eq!(resealed(23, 255), malformed(88, "number of groups"));
+        assert_eq!(
+            resealed(88, 9),
+            malformed(88, "group"),
+            "not its bases' group"
+        );
+        assert_eq!(resealed(90, 3), malformed(88, "group"), "three bases");
+        assert_eq!(resealed(90, 0), malformed(88, "group"), "no base");
+        assert_eq!(
+            resealed(104, 1),
+            malformed(96, "root of a base"),
+            "no root, placed"
+        );
+    }
+
+    #[test]
+    fn another_owner_or_shard_is_foreign() {
+        let whole = manifest();
+        let other_cluster = Owner {
+            cluster: ClusterId([1; 16]),
+            ..owner()
+        };
+        let other_disk = Owner {
+            disk: DiskId([1; 16]),
+            ..owner()
+        };
+        assert_eq!(whole.check(&owner(), ShardId(3)), Ok(()));
+        assert!(matches!(
+            whole.check(&other_cluster, ShardId(3)),
+            Err(ManifestError::OtherCluster { .. })
+        ));
+        assert!(matches!(
+            whole.check(&other_disk, ShardId(3)),
+            Err(ManifestError::OtherDisk { .. })
+        ));
+        assert!(matches!(
+            whole.check(&owner(), ShardId(2)),
+            Err(ManifestError::OtherShard { .. })
+        ));
+    }
+
+    proptest! {
+        /// What the decoder accepts is exactly what the encoder writes.
+        #[test]
+        fn an_accepted_manifest_has_one_form(
+            changes in proptest::collection::vec((20_usize..800, any::<u8>()), 1..4),
+        ) {
+            let mut bytes = manifest().encode();
+            for (at, value) in changes {
+                let at = at % bytes.len();
+                if at >= 20 {
+                    bytes[at] = value;
+                }
+            }
+            reseal(&mut bytes);
+            if let Ok(manifest) = Manifest::decode(&bytes) {
+                prop_assert_eq!(manifest.encode(), bytes);
+            }
+        }
+    }
+}

@@ -46,5 +46,7 @@ mod fields;
 pub mod layout;
 pub mod load;
 pub mod manifest;
+#[cfg(test)]
+mod samples;
 pub mod superblock;
 pub mod view;

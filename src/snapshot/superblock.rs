@@ -265,3 +265,137 @@ pub fn choose(
         }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn superblock(generation: u64) -> Superblock {
+        Superblock {
+            generation,
+            node: NodeId(1),
+            disk: DiskId([0xd1; 16]),
+            cluster: ClusterId([0xc1; 16]),
+            forming: true,
+            wal_set: 2,
+            shards: 3,
+            groups: 64,
+            start: 9,
+            created_by: "rrq 0.1.0".to_owned(),
+        }
+    }
+
+    fn reseal(block: &mut [u8]) {
+        let crc = block_checksums(block).1;
+        block[HEADER_CRC_AT..].copy_from_slice(&crc.to_le_bytes());
+    }
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    #[test]
+    fn a_superblock_is_these_bytes() {
+        let bytes = superblock(4).encode();
+        assert_eq!(
+            hex(&bytes[..USED_BYTES]),
+            "727271737570657201000300010000000400000000000000d1d1d1d1d1d1d1d1\
+             d1d1d1d1d1d1d1d1c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1c10200000040000000\
+             0900000000000000010972727120302e312e3000000000000000000000000000\
+             0000000000000000000000000000000000000000000000000000000000000000\
+             0000000000000000"
+        );
+        assert!(
+            bytes[USED_BYTES..HEADER_CRC_AT]
+                .iter()
+                .all(|byte| *byte == 0)
+        );
+        assert_eq!(hex(&bytes[HEADER_CRC_AT..]), "a282bb1b");
+        assert_eq!(Superblock::decode(&bytes), Ok(superblock(4)));
+    }
+
+    #[test]
+    fn each_fault_has_its_name() {
+        let whole = superblock(4).encode();
+        let damaged = |at: usize, value: u8| {
+            let mut bytes = whole.clone();
+            bytes[at] = value;
+            bytes
+        };
+        let resealed = |at: usize, value: u8| {
+            let mut bytes = damaged(at, value);
+            reseal(&mut bytes);
+            Superblock::decode(&bytes)
+        };
+        assert_eq!(
+            Superblock::decode(&whole[..4095]),
+            Err(SuperblockError::Truncated { found: 4095 })
+        );
+        assert!(matches!(
+            Superblock::decode(&damaged(0, b'x')),
+            Err(SuperblockError::BadMagic { .. })
+        ));
+        assert!(matches!(
+            Superblock::decode(&damaged(8, 2)),
+            Err(SuperblockError::BadChecksum { offset: 4092, .. })
+        ));
+        let too_new = SuperblockError::TooNew { found: 2, max: 1 };
+        assert_eq!(resealed(8, 2), Err(too_new));
+        let malformed = |offset, what| Err(SuperblockError::Malformed(Malformed { offset, what }));
+        assert_eq!(resealed(8, 0), malformed(8, "format number"));
+        assert_eq!(resealed(72, 2), malformed(72, "flags"));
+        assert_eq!(resealed(73, 63), malformed(73, "version text"));
+        assert_eq!(resealed(73, 8), malformed(82, "reserved field"));
+        assert_eq!(resealed(74, 0xff), malformed(73, "version text"));
+        assert_eq!(resealed(200, 1), malformed(136, "reserved field"));
+    }
+
+    #[test]
+    fn each_row_of_the_decision_table() {
+        use SuperblockError::{BothDamaged, Contradiction, Missing, TooNew, Truncated};
+        let (old, new) = (|| Ok(superblock(4)), || Ok(superblock(5)));
+        let damaged = || Err(Truncated { found: 1 });
+        let too_new = || Err(TooNew { found: 2, max: 1 });
+        let both = |first, second| {
+            Err(BothDamaged {
+                first: Box::new(first),
+                second: Box::new(second),
+            })
+        };
+        assert_eq!(choose(old(), new()), new());
+        assert_eq!(choose(new(), old()), new());
+        assert_eq!(choose(new(), new()), new());
+        let other = Superblock {
+            start: 10,
+            ..superblock(5)
+        };
+        let generation = 5;
+        assert_eq!(choose(new(), Ok(other)), Err(Contradiction { generation }));
+        assert_eq!(choose(damaged(), old()), old());
+        assert_eq!(choose(old(), Err(Missing)), old());
+        assert_eq!(choose(new(), too_new()), too_new());
+        assert_eq!(choose(too_new(), damaged()), too_new());
+        assert_eq!(choose(Err(Missing), Err(Missing)), Err(Missing));
+        let short = || Truncated { found: 1 };
+        assert_eq!(choose(damaged(), damaged()), both(short(), short()));
+        assert_eq!(choose(Err(Missing), damaged()), both(Missing, short()));
+    }
+
+    proptest! {
+        /// What the decoder accepts is exactly what the encoder writes.
+        #[test]
+        fn an_accepted_superblock_has_one_form(
+            changes in proptest::collection::vec((8_usize..160, any::<u8>()), 1..4),
+        ) {
+            let mut bytes = superblock(4).encode();
+            for (at, value) in changes {
+                bytes[at] = value;
+            }
+            reseal(&mut bytes);
+            if let Ok(superblock) = Superblock::decode(&bytes) {
+                prop_assert_eq!(superblock.encode(), bytes);
+            }
+        }
+    }
+}

@@ -17,7 +17,7 @@ use crate::snapshot::layout::{
     CANONICAL_HEAD_BYTES, DIRECTORY_ENTRY_BYTES, FORMAT, FileHeader, FileKind, GROUP_BYTES,
     GroupMeta, HEADER_BYTES, HEADER_CRC_AT, HEADER_USED_BYTES, LEAF_LIST_HEAD_BYTES, Owner,
     PAGE_PLACE_BYTES, PAYLOAD_USE_BYTES, PageEntry, PageName, PayloadUse, ROOT_HEAD_BYTES,
-    ROOT_MAGIC, Root, VOTER_BYTES, Voter,
+    ROOT_MAGIC, Root, VOTER_BYTES, Voter, leaf_of,
 };
 
 pub use crate::snapshot::fields::Malformed;
@@ -446,6 +446,7 @@ fn leaf_list(
     let first = first
         .ok()
         .filter(|job| job.group() == group && job.seq().is_multiple_of(LEAF_JOBS))
+        .filter(|job| last.is_none_or(|before| leaf_of(before).0 < *job))
         .ok_or(bad_leaf)?;
     let count = fields.u32("number of bodies")?;
     fields.zeros(4)?;
@@ -637,4 +638,333 @@ pub fn verify_body<'a>(entry: &BodyEntry, bytes: &'a [u8]) -> Result<&'a [u8], B
         });
     }
     Ok(body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::samples::{self, job, owner};
+    use proptest::prelude::*;
+
+    fn reseal_block(block: &mut [u8]) {
+        let crc = block_checksums(block).1;
+        block[HEADER_CRC_AT..HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
+    }
+
+    fn reseal_root(root: &mut [u8]) -> Hash128 {
+        let crc = crc32c(&[&root[..16], &root[20..]]);
+        root[16..20].copy_from_slice(&crc.to_le_bytes());
+        let end = ROOT_HEAD_BYTES + u32_at(root, 12) as usize;
+        Hash128::of(root.get(ROOT_HEAD_BYTES..end).unwrap_or_default())
+    }
+
+    fn header() -> Vec<u8> {
+        samples::header(FileKind::Run, 7).encode()
+    }
+
+    #[test]
+    fn a_header_that_is_whole_is_read() {
+        let header = header();
+        let decoded = FileHeader::decode(&header).expect("whole");
+        assert_eq!(decoded, samples::header(FileKind::Run, 7));
+        assert_eq!(decoded.check(FileKind::Run, &owner(), 7), Ok(()));
+    }
+
+    #[test]
+    fn each_fault_of_a_header_has_its_name() {
+        let whole = header();
+        let damaged = |at: usize, value: u8| {
+            let mut block = whole.clone();
+            block[at] = value;
+            block
+        };
+        let resealed = |at: usize, value: u8| {
+            let mut block = damaged(at, value);
+            reseal_block(&mut block);
+            FileHeader::decode(&block)
+        };
+        assert_eq!(
+            FileHeader::decode(&whole[..HEADER_BYTES - 1]),
+            Err(HeaderError::Truncated { found: 4095 })
+        );
+        assert!(matches!(
+            FileHeader::decode(&damaged(0, b'x')),
+            Err(HeaderError::BadMagic { .. })
+        ));
+        // A flipped format number is damage; only a newer binary's whole header is too new.
+        assert!(matches!(
+            FileHeader::decode(&damaged(8, 2)),
+            Err(HeaderError::BadChecksum { offset: 4092, .. })
+        ));
+        assert_eq!(
+            resealed(8, 2),
+            Err(HeaderError::TooNew { found: 2, max: 1 })
+        );
+        let malformed = |offset, what| Err(HeaderError::Malformed(Malformed { offset, what }));
+        assert_eq!(resealed(8, 0), malformed(8, "format number"));
+        assert_eq!(resealed(12, 1), malformed(12, "reserved field"));
+        assert_eq!(resealed(4091, 1), malformed(56, "reserved field"));
+    }
+
+    #[test]
+    fn a_header_of_another_file_is_foreign() {
+        let header = samples::header(FileKind::Run, 7);
+        let other_cluster = Owner {
+            cluster: ClusterId([9; 16]),
+            ..owner()
+        };
+        let other_disk = Owner {
+            disk: DiskId([9; 16]),
+            ..owner()
+        };
+        assert!(matches!(
+            header.check(FileKind::Payload, &owner(), 7),
+            Err(HeaderError::OtherKind { .. })
+        ));
+        assert!(matches!(
+            header.check(FileKind::Run, &other_cluster, 7),
+            Err(HeaderError::OtherCluster { .. })
+        ));
+        assert!(matches!(
+            header.check(FileKind::Run, &other_disk, 7),
+            Err(HeaderError::OtherDisk { .. })
+        ));
+        assert_eq!(
+            header.check(FileKind::Run, &owner(), 8),
+            Err(HeaderError::OtherFile {
+                expected: 8,
+                found: 7
+            })
+        );
+    }
+
+    #[test]
+    fn a_root_is_read_as_it_was_built() {
+        let root = samples::root();
+        let (bytes, hash) = root.encode().expect("small");
+        assert_eq!(Root::decode(&bytes, hash), Ok(root));
+    }
+
+    #[test]
+    fn the_root_hash_knows_no_places() {
+        let (_, hash) = samples::root().encode().expect("small");
+        let mut elsewhere = samples::root();
+        for page in &mut elsewhere.pages {
+            page.offset += 8192;
+            page.file += 1;
+        }
+        elsewhere.bodies.clear();
+        assert_eq!(elsewhere.encode().expect("small").1, hash);
+        elsewhere.meta.index = elsewhere.meta.index.next();
+        assert_ne!(elsewhere.encode().expect("small").1, hash);
+    }
+
+    #[test]
+    fn each_fault_of_a_root_has_its_name() {
+        let (whole, hash) = samples::root().encode().expect("small");
+        let damaged = |at: usize, value: u8| {
+            let mut bytes = whole.clone();
+            bytes[at] = value;
+            bytes
+        };
+        let resealed = |at: usize, value: u8| {
+            let mut bytes = damaged(at, value);
+            let hash = reseal_root(&mut bytes);
+            Root::decode(&bytes, hash)
+        };
+        let len = whole.len() as u64;
+        assert_eq!(
+            Root::decode(&whole[..31], hash),
+            Err(RootError::Truncated {
+                needed: 32,
+                found: 31
+            })
+        );
+        assert_eq!(
+            Root::decode(&whole[..whole.len() - 1], hash),
+            Err(RootError::Truncated {
+                needed: len,
+                found: len - 1
+            })
+        );
+        assert!(matches!(
+            Root::decode(&damaged(0, b'x'), hash),
+            Err(RootError::BadMagic { .. })
+        ));
+        assert!(matches!(
+            Root::decode(&damaged(whole.len() - 1, 1), hash),
+            Err(RootError::BadChecksum { offset: 16, .. })
+        ));
+        assert!(matches!(
+            Root::decode(&whole, Hash128([1; 16])),
+            Err(RootError::HashMismatch { .. })
+        ));
+        assert_eq!(resealed(24, 2), Err(RootError::TooNew { found: 2, max: 1 }));
+
+        let malformed = |offset, what| Err(RootError::Malformed(Malformed { offset, what }));
+        let mut longer = whole.clone();
+        longer.push(0);
+        let wrong_len = malformed(8, "length of the root");
+        assert_eq!(Root::decode(&longer, hash), wrong_len);
+        assert_eq!(resealed(20, 1), malformed(20, "reserved field"));
+        assert_eq!(resealed(24, 0), malformed(24, "format number"));
+        assert_eq!(
+            resealed(15, 1),
+            malformed(12, "length of the canonical part")
+        );
+        // More pages or voters than there are bytes for: no memory is reserved.
+        let pages = CANONICAL_HEAD_BYTES + ROOT_HEAD_BYTES + GROUP_BYTES + 2 * VOTER_BYTES;
+        assert_eq!(
+            resealed(31, 255),
+            malformed(pages as u64, "number of pages")
+        );
+        assert_eq!(resealed(73, 255), malformed(80, "number of voters"));
+        // The voters, and the pages, in another order.
+        assert_eq!(resealed(80, 200), malformed(104, "order of voters"));
+        let second = pages + DIRECTORY_ENTRY_BYTES;
+        assert_eq!(
+            resealed(pages, 9),
+            malformed(second as u64, "order of pages")
+        );
+
+        let places = pages + 2 * DIRECTORY_ENTRY_BYTES;
+        let misplaced = |offset: usize| malformed(offset as u64, "place of a page");
+        // The first page at byte 4 of the second block; the leaf off its block.
+        assert_eq!(resealed(places + 8, 4), misplaced(places));
+        let leaf = places + PAGE_PLACE_BYTES;
+        assert_eq!(resealed(leaf + 8, 8), misplaced(leaf));
+
+        let files = leaf + PAGE_PLACE_BYTES;
+        let too_many = malformed(files as u64 + 8, "number of payload files");
+        assert_eq!(resealed(files + 3, 255), too_many);
+        let too_many = malformed(files as u64 + 8 + 48, "number of leaf lists");
+        assert_eq!(resealed(files + 7, 255), too_many);
+        // The table says another use than the lists.
+        let table = malformed(files as u64, "payload files");
+        assert_eq!(resealed(files + 8 + 17, 1), table);
+
+        let list = files + 8 + 2 * PAYLOAD_USE_BYTES;
+        let bad_leaf = malformed(list as u64, "first job of a leaf list");
+        assert_eq!(resealed(list, 1), bad_leaf, "another group");
+        assert_eq!(resealed(list + 14, 1), bad_leaf, "not the first of a leaf");
+        assert_eq!(resealed(list + 15, 1), bad_leaf, "reserved bits");
+        let none = malformed(list as u64 + 24, "number of bodies");
+        assert_eq!(resealed(list + 16, 0), none);
+        assert_eq!(resealed(list + 19, 255), none);
+        let body = list + LEAF_LIST_HEAD_BYTES;
+        let misplaced = |offset: usize| malformed(offset as u64, "place of a body");
+        assert_eq!(resealed(body, 64), misplaced(body), "no such slot");
+        assert_eq!(resealed(body + 4, 9), misplaced(body), "no such file");
+        assert_eq!(resealed(body + 9, 0), misplaced(body), "inside the header");
+        assert_eq!(resealed(body + 19, 255), misplaced(body), "too long");
+        let second = body + BODY_PLACE_BYTES;
+        assert_eq!(resealed(second, 0), misplaced(second), "a slot twice");
+    }
+
+    #[test]
+    fn each_fault_of_a_page_has_its_name() {
+        let page = samples::page(b"page bytes");
+        assert_eq!(verify_page(&page, b"page bytes"), Ok(()));
+        assert_eq!(
+            verify_page(&page, b"page byte"),
+            Err(PageError::WrongLength {
+                expected: 10,
+                found: 9
+            })
+        );
+        assert!(matches!(
+            verify_page(&page, b"page bytez"),
+            Err(PageError::BadChecksum { .. })
+        ));
+        let other = PageEntry {
+            crc: crc32c(&[b"page bytez"]),
+            ..page
+        };
+        assert!(matches!(
+            verify_page(&other, b"page bytez"),
+            Err(PageError::HashMismatch { .. })
+        ));
+    }
+
+    #[test]
+    fn each_fault_of_a_body_has_its_name() {
+        let (entry, record) = samples::body_record(job(70), b"hello");
+        assert_eq!(decode_body_record(&record), Ok((job(70), &b"hello"[..])));
+        assert_eq!(verify_body(&entry, &record), Ok(&b"hello"[..]));
+        let truncated = |needed, found| Err(BodyError::Truncated { needed, found });
+        assert_eq!(decode_body_record(&record[..23]), truncated(24, 23));
+        assert_eq!(decode_body_record(&record[..28]), truncated(29, 28));
+        for at in 4..29 {
+            let mut damaged = record.clone();
+            damaged[at] ^= 1;
+            assert!(matches!(
+                decode_body_record(&damaged),
+                Err(BodyError::BadChecksum { offset: 4, .. })
+            ));
+        }
+        let mut reserved = record.clone();
+        reserved[23] = 1;
+        let crc = crc32c(&[&reserved[..4], &reserved[8..]]);
+        reserved[4..8].copy_from_slice(&crc.to_le_bytes());
+        assert_eq!(
+            decode_body_record(&reserved),
+            Err(BodyError::Malformed(Malformed {
+                offset: 8,
+                what: "job id"
+            }))
+        );
+        let mut other = entry;
+        other.job = job(71);
+        assert_eq!(
+            verify_body(&other, &record),
+            Err(BodyError::OtherJob {
+                expected: job(71),
+                found: job(70)
+            })
+        );
+        let mut longer = entry;
+        longer.place.len = 6;
+        assert_eq!(
+            verify_body(&longer, &record),
+            Err(BodyError::WrongLength {
+                expected: 6,
+                found: 5
+            })
+        );
+    }
+
+    proptest! {
+        /// What a decoder accepts is exactly what the encoder writes.
+        #[test]
+        fn an_accepted_root_has_one_form(
+            changes in proptest::collection::vec((20_usize..600, any::<u8>()), 1..4),
+        ) {
+            let (mut bytes, _) = samples::root().encode().expect("small");
+            for (at, value) in changes {
+                let at = at % bytes.len();
+                if at >= 12 {
+                    bytes[at] = value;
+                }
+            }
+            let hash = reseal_root(&mut bytes);
+            if let Ok(root) = Root::decode(&bytes, hash) {
+                prop_assert_eq!(root.encode(), Ok((bytes, hash)));
+            }
+        }
+
+        #[test]
+        fn arbitrary_bytes_under_a_right_checksum_never_panic(
+            rest in proptest::collection::vec(prop_oneof![Just(0_u8), Just(1), any::<u8>()], 8..400),
+            canonical in 0_u32..400,
+        ) {
+            let mut bytes = ROOT_MAGIC.to_vec();
+            bytes.extend_from_slice(&(rest.len() as u32 + 24).to_le_bytes());
+            bytes.extend_from_slice(&canonical.to_le_bytes());
+            bytes.extend_from_slice(&[0; 8]);
+            bytes.extend_from_slice(&rest);
+            bytes[24..26].copy_from_slice(&[1, 0]);
+            let hash = reseal_root(&mut bytes);
+            let _ = Root::decode(&bytes, hash);
+        }
+    }
 }

@@ -175,7 +175,10 @@ pub fn encode_request(request: &Request, out: &mut BytesMut) {
             state: *state as i32,
             limit: *limit,
         }),
-        RequestBody::GetQueue { name } => PbRequest::GetQueue(pb::GetQueue { name: name.clone() }),
+        RequestBody::GetQueue { name, create } => PbRequest::GetQueue(pb::GetQueue {
+            name: name.clone(),
+            create: *create,
+        }),
         RequestBody::ListQueues { group } => PbRequest::ListQueues(pb::ListQueues {
             group: group.0.into(),
         }),
@@ -264,7 +267,10 @@ fn request_body_from_pb(body: PbRequest) -> Result<RequestBody, WireError> {
         }
         PbRequest::GetQueue(request) => {
             check_queue_name(&request.name)?;
-            RequestBody::GetQueue { name: request.name }
+            RequestBody::GetQueue {
+                name: request.name,
+                create: request.create,
+            }
         }
         PbRequest::ListQueues(request) => RequestBody::ListQueues {
             group: group_from_pb(request.group)?,

@@ -595,6 +595,9 @@ pub struct Peek {
 pub struct GetQueue {
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
+    /// Make it with the node's settings if it is not there and the node allows that.
+    #[prost(bool, tag = "2")]
+    pub create: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListQueues {

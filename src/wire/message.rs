@@ -105,6 +105,8 @@ pub enum RequestBody {
     GetQueue {
         /// The name.
         name: String,
+        /// Make it with the node's settings if it is not there and the node allows that.
+        create: bool,
     },
     /// The queues of a group with their counters.
     ListQueues {

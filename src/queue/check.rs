@@ -1,0 +1,289 @@
+//! A proof of all invariants of the machine, by counting everything again: O(n), for tests, the
+//! simulator and inspection.
+//!
+//! Orders are derived anew from records and keys and compared with those that were kept up change
+//! by change; counters, names, owners and bytes likewise.
+
+use crate::base::ids::{JobId, Partition, QueueUid, SessionId};
+use crate::base::units::{GroupTime, WallTime};
+use crate::queue::deadlines::Deadlines;
+use crate::queue::job_queue::JobQueue;
+use crate::queue::keys::bucket_of;
+use crate::queue::leaf::slot_of;
+use crate::queue::outcome::read_outcome;
+use crate::queue::partition::{Orders, PartitionState, due_order, has_ttl};
+use crate::queue::record::Record;
+use crate::queue::sessions::{WINDOWS, window_len};
+use crate::queue::view::{JobState, QueueStats};
+use std::collections::{BTreeMap, BTreeSet};
+
+macro_rules! hold {
+    ($holds:expr, $($why:tt)+) => {
+        if !$holds {
+            return Err(format!($($why)+));
+        }
+    };
+}
+
+/// What is derived over all partitions.
+#[derive(Default)]
+struct Derived {
+    deadlines: Deadlines,
+    held: BTreeMap<SessionId, BTreeSet<JobId>>,
+}
+
+/// Proves every invariant of a machine.
+///
+/// # Errors
+/// The first that does not hold, as a sentence.
+pub fn check(machine: &JobQueue) -> Result<(), String> {
+    hold!(
+        machine.time <= GroupTime::MAX,
+        "time {:?} exceeds 48 bits",
+        machine.time
+    );
+    let mut derived = Derived::default();
+    check_queues(machine)?;
+    for ((queue, number), partition) in &machine.partitions {
+        check_partition(machine, *queue, *number, partition, &mut derived)
+            .map_err(|why| format!("queue {queue} partition {number}: {why}"))?;
+    }
+    hold!(
+        derived.deadlines == machine.links.deadlines,
+        "deadlines are {:?}, records say {:?}",
+        machine.links.deadlines,
+        derived.deadlines
+    );
+    check_sessions(machine, &mut derived.held)
+}
+
+fn check_queues(machine: &JobQueue) -> Result<(), String> {
+    let (queues, names) = (machine.queues.len(), machine.names.len());
+    hold!(queues == names, "{queues} queues have {names} names");
+    let partitions = machine.partitions.len();
+    hold!(
+        queues == partitions,
+        "{queues} queues have {partitions} partitions"
+    );
+    for (uid, record) in &machine.queues {
+        let named = machine.names.get(&record.name);
+        hold!(named == Some(uid), "queue {uid} has the name of {named:?}");
+        let counter = uid.counter();
+        let given = machine.queue_counter;
+        hold!(
+            (1..=given).contains(&counter),
+            "queue {uid} is above the counter {given}"
+        );
+        let home = uid.home();
+        hold!(home == machine.group, "queue {uid} is at home in {home}");
+        let head = machine
+            .partitions
+            .get(&(*uid, Partition(0)))
+            .map(|state| state.head);
+        let in_force = head.map(|head| (head.version, head.paused, head.settings));
+        let wanted = (record.version, record.paused, record.settings);
+        hold!(
+            in_force == Some(wanted),
+            "queue {uid} has {in_force:?} in force, not {wanted:?}"
+        );
+    }
+    Ok(())
+}
+
+fn check_partition(
+    machine: &JobQueue,
+    queue: QueueUid,
+    number: Partition,
+    partition: &PartitionState,
+    derived: &mut Derived,
+) -> Result<(), String> {
+    let mut orders = Orders::default();
+    let mut stats = QueueStats::default();
+    for (leaf_number, leaf) in partition.leaves.from(0) {
+        let live: Vec<usize> = leaf.live_slots().collect();
+        let used = leaf
+            .records()
+            .iter()
+            .enumerate()
+            .filter(|(_, record)| record.state.is_some());
+        let used: Vec<usize> = used.map(|(slot, _)| slot).collect();
+        hold!(
+            live == used && !live.is_empty(),
+            "leaf {leaf_number} marks {live:?}, uses {used:?}"
+        );
+        for (slot, reason) in leaf.reasons() {
+            let fits = live.contains(&usize::from(*slot)) && (1..=256).contains(&reason.len());
+            hold!(
+                fits,
+                "leaf {leaf_number} has a reason of {} bytes at {slot}",
+                reason.len()
+            );
+        }
+        for slot in live {
+            let seq = leaf_number * 64 + slot as u64;
+            hold!(slot == slot_of(seq), "sequence {seq} stands at slot {slot}");
+            let next = partition.head.next_seq;
+            hold!(seq < next, "sequence {seq} is live, the next is {next}");
+            let record = &leaf.records()[slot];
+            record
+                .rules()
+                .map_err(|why| format!("sequence {seq}: {why}: {record:?}"))?;
+            let len = leaf.body(slot).payload.len();
+            let told = record.payload_len as usize;
+            hold!(
+                len == told,
+                "sequence {seq} has {len} bytes, its record says {told}"
+            );
+            let id = JobId::new(machine.group, queue, number, seq);
+            derive(id, record, &mut orders, &mut stats, derived);
+        }
+    }
+    for (bucket, keys) in partition.keys.from(0) {
+        let sorted = keys.is_sorted_by(|a, b| a.hash < b.hash) && !keys.is_empty();
+        hold!(sorted, "bucket {bucket} of keys is not in order");
+        for key in keys {
+            hold!(
+                bucket_of(key.hash) == bucket,
+                "key {:?} is in bucket {bucket}",
+                key.hash
+            );
+            let next = partition.head.next_seq;
+            hold!(
+                key.seq < next,
+                "a key names {}, the next sequence is {next}",
+                key.seq
+            );
+            stats.keys += 1;
+            let due = (key.expires, (queue, number, key.hash));
+            derived.deadlines.keys.insert(due);
+        }
+    }
+    let kept = &partition.orders;
+    hold!(
+        orders == *kept,
+        "orders are {kept:?}, records say {orders:?}"
+    );
+    let totals = partition.head.stats;
+    let live = QueueStats {
+        enqueued_total: totals.enqueued_total,
+        leased_total: totals.leased_total,
+        completed_total: totals.completed_total,
+        nacked_total: totals.nacked_total,
+        expired_total: totals.expired_total,
+        dead_total: totals.dead_total,
+        cancelled_total: totals.cancelled_total,
+        ..stats
+    };
+    hold!(
+        totals == live,
+        "counters are {totals:?}, records say {live:?}"
+    );
+    check_oldest(partition)
+}
+
+fn check_oldest(partition: &PartitionState) -> Result<(), String> {
+    let mut pending = partition.leaves.jobs().filter(|(_, record)| {
+        let state = record.state;
+        state == Some(JobState::Pending)
+    });
+    let oldest = pending
+        .next()
+        .map(|(_, record)| WallTime(record.enqueued_at));
+    let told = partition.stats().oldest_pending;
+    hold!(
+        told == oldest,
+        "the oldest pending job is of {told:?}, records say {oldest:?}"
+    );
+    Ok(())
+}
+
+fn derive(
+    id: JobId,
+    record: &Record,
+    orders: &mut Orders,
+    stats: &mut QueueStats,
+    derived: &mut Derived,
+) {
+    let seq = id.seq();
+    match record.state {
+        Some(JobState::Pending) => {
+            stats.pending += 1;
+            orders.ready[usize::from(record.priority)].insert(seq);
+        }
+        Some(JobState::Delayed) => {
+            stats.delayed += 1;
+            orders.delayed.insert(seq);
+        }
+        Some(JobState::InFlight) => {
+            stats.in_flight += 1;
+            orders.in_flight.insert(seq);
+        }
+        Some(JobState::Dead) => {
+            stats.dead += 1;
+            orders.dead.insert(seq);
+        }
+        None => {}
+    }
+    stats.bytes += u64::from(record.payload_len);
+    if let Some(order) = due_order(record, &mut derived.deadlines) {
+        order.insert((record.when, id));
+    }
+    if has_ttl(record) {
+        derived.deadlines.ttls.insert((record.expires_at, id));
+    }
+    if record.owner != 0 {
+        derived
+            .held
+            .entry(SessionId(record.owner))
+            .or_default()
+            .insert(id);
+    }
+}
+
+fn check_sessions(
+    machine: &JobQueue,
+    held: &mut BTreeMap<SessionId, BTreeSet<JobId>>,
+) -> Result<(), String> {
+    let sessions = &machine.links.sessions;
+    let mut bytes = 0;
+    for (id, slot) in sessions.iter() {
+        let last = sessions.last_id();
+        hold!(
+            (1..=last).contains(&id.0),
+            "session {id} is above the counter {last}"
+        );
+        let owned = held.remove(&id).unwrap_or_default();
+        hold!(
+            owned == slot.held,
+            "session {id} holds {:?}, records say {owned:?}",
+            slot.held
+        );
+        let page = &slot.page;
+        hold!(
+            !page.ended || owned.is_empty(),
+            "session {id} is ended and holds {owned:?}"
+        );
+        for (window, state) in WINDOWS.into_iter().zip(&page.windows) {
+            for (seq, outcome) in &state.outcomes {
+                let low = state.lowest;
+                let inside = *seq >= low && seq - low < window_len(window) && *seq <= state.last;
+                hold!(
+                    inside,
+                    "session {id} keeps number {seq} outside its window at {low}"
+                );
+                read_outcome(outcome).map_err(|why| format!("session {id} number {seq}: {why}"))?;
+            }
+        }
+        bytes += page.bytes();
+    }
+    hold!(
+        held.is_empty(),
+        "jobs are leased by sessions that are not there: {held:?}"
+    );
+    let told = sessions.bytes();
+    hold!(
+        told == bytes,
+        "sessions count {told} bytes of outcomes, they keep {bytes}"
+    );
+    Ok(())
+}

@@ -1,0 +1,289 @@
+//! The state of a group at one entry, held still while the machine goes on.
+//!
+//! Freezing shares leaves, buckets of keys and sessions with the machine, which copies one when it
+//! changes it. Pages and bodies are then made in slices, in the order of their keys, so that a
+//! shard is never busy with it for long.
+
+use crate::base::bugs::{self, Bug};
+use crate::base::checksum::Hash128;
+use crate::base::ids::{JobId, Partition, QueueUid, SessionId};
+use crate::base::limits::LEAF_JOBS;
+use crate::queue::body::encoded_len;
+use crate::queue::job_queue::{JobQueue, QueueRecord};
+use crate::queue::keys::KeyTable;
+use crate::queue::leaf::{Leaves, leaf_of, slot_of};
+use crate::queue::page::{
+    GroupPage, put_group, put_keys, put_leaf, put_partition, put_queue, put_reasons, put_session,
+};
+use crate::queue::partition::{Head, PartitionState};
+use crate::queue::sessions::Session;
+use crate::queue::view::{Body, BodyLocation, PageKey, PageKind};
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+struct FrozenPartition {
+    head: Head,
+    leaves: Leaves,
+    keys: KeyTable,
+}
+
+struct Shared {
+    group: GroupPage,
+    queues: BTreeMap<QueueUid, Arc<QueueRecord>>,
+    partitions: BTreeMap<(QueueUid, Partition), FrozenPartition>,
+    sessions: BTreeMap<SessionId, Arc<Session>>,
+}
+
+/// The state at one entry; yields its pages in the order of their keys.
+pub struct FrozenState {
+    shared: Arc<Shared>,
+    /// The lowest key that can come next; `None` at the end.
+    next: Option<PageKey>,
+}
+
+/// The bodies of all live jobs of a frozen state, in the order of their ids.
+pub struct BodyCursor {
+    shared: Arc<Shared>,
+    /// The lowest place that can come next; `None` at the end.
+    next: Option<(QueueUid, Partition, u64)>,
+}
+
+/// The body of a live job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FrozenBody {
+    /// The job.
+    pub job: JobId,
+    /// Where it was on this node's disk at the freeze, if it was.
+    pub location: Option<BodyLocation>,
+    /// The body.
+    pub body: Arc<Body>,
+    /// Bytes that [`encode_body`](super::encode_body) makes of it.
+    pub encoded_len: usize,
+}
+
+impl JobQueue {
+    /// The state as it is now, held still. Costs a pointer for each 4096 jobs, each used bucket of
+    /// keys and each session.
+    ///
+    /// # Panics
+    /// If the state is not loaded.
+    #[must_use]
+    pub fn freeze(&self) -> FrozenState {
+        assert!(
+            self.loaded,
+            "group {} was frozen before its pages were loaded",
+            self.group
+        );
+        let partition = |(place, state): (&(QueueUid, Partition), &PartitionState)| {
+            let frozen = FrozenPartition {
+                head: state.head,
+                leaves: state.leaves.clone(),
+                keys: state.keys.clone(),
+            };
+            (*place, frozen)
+        };
+        let sessions = &self.links.sessions;
+        let shared = Shared {
+            group: GroupPage {
+                group: self.group,
+                version: self.version,
+                time: self.time,
+                wall_offset_ms: self.wall_offset_ms,
+                queue_counter: self.queue_counter,
+                session_counter: sessions.last_id(),
+                home_applied: self.home_applied.clone(),
+            },
+            queues: self.queues.clone(),
+            partitions: self.partitions.iter().map(partition).collect(),
+            sessions: sessions
+                .iter()
+                .map(|(id, slot)| (id, frozen_session(&slot.page)))
+                .collect(),
+        };
+        FrozenState {
+            shared: Arc::new(shared),
+            next: Some(key(PageKind::Group, QueueUid::default(), Partition(0), 0)),
+        }
+    }
+
+    /// A hash over all pages with their keys: equal for equal states, on every replica.
+    #[must_use]
+    pub fn state_hash(&self) -> Hash128 {
+        let mut frozen = self.freeze();
+        let mut hashes = Vec::new();
+        loop {
+            let pages = frozen.next_pages(1 << 20);
+            if pages.is_empty() {
+                return Hash128::of(&hashes);
+            }
+            for (key, bytes) in pages {
+                hashes.push(key.kind as u8);
+                hashes.extend_from_slice(&key.queue.to_u64().to_le_bytes());
+                hashes.push(key.partition.0);
+                hashes.extend_from_slice(&key.number.to_le_bytes());
+                hashes.extend_from_slice(&Hash128::of(&bytes).0);
+            }
+        }
+    }
+}
+
+impl FrozenState {
+    /// The next pages in the order of their keys, up to `max_bytes` of them but at least one; empty
+    /// at the end.
+    pub fn next_pages(&mut self, max_bytes: usize) -> Vec<(PageKey, Bytes)> {
+        let mut pages = Vec::new();
+        let mut bytes = 0;
+        while let Some(from) = self.next.filter(|_| pages.is_empty() || bytes < max_bytes) {
+            let page = self.shared.page_from(from);
+            self.next = page.as_ref().map(|(key, _)| PageKey {
+                number: key.number + 1,
+                ..*key
+            });
+            bytes += page.as_ref().map_or(0, |(_, page)| page.len());
+            pages.extend(page);
+        }
+        pages
+    }
+
+    /// The bodies of all live jobs, from the first on.
+    #[must_use]
+    pub fn bodies(&self) -> BodyCursor {
+        BodyCursor {
+            shared: Arc::clone(&self.shared),
+            next: Some((QueueUid::default(), Partition(0), 0)),
+        }
+    }
+}
+
+impl BodyCursor {
+    /// The next bodies in the order of job ids, up to `max_bytes` encoded but at least one; empty
+    /// at the end.
+    pub fn next_bodies(&mut self, max_bytes: usize) -> Vec<FrozenBody> {
+        let mut bodies = Vec::new();
+        let mut bytes = 0;
+        let group = self.shared.group.group;
+        if let Some((queue, number, seq)) = self.next.take() {
+            let places = self.shared.partitions.range((queue, number)..);
+            for ((at_queue, at_number), partition) in places {
+                let first = if (*at_queue, *at_number) == (queue, number) {
+                    seq
+                } else {
+                    0
+                };
+                for (leaf_number, leaf) in partition.leaves.from(leaf_of(first)) {
+                    for slot in leaf.live_slots() {
+                        let seq = leaf_number * LEAF_JOBS + slot as u64;
+                        if seq < first {
+                            continue;
+                        }
+                        if !bodies.is_empty() && bytes >= max_bytes {
+                            self.next = Some((*at_queue, *at_number, seq));
+                            return bodies;
+                        }
+                        let body = Arc::clone(leaf.body(slot_of(seq)));
+                        let encoded_len = encoded_len(&body);
+                        bytes += encoded_len;
+                        bodies.push(FrozenBody {
+                            job: JobId::new(group, *at_queue, *at_number, seq),
+                            location: leaf.location(slot),
+                            body,
+                            encoded_len,
+                        });
+                    }
+                }
+            }
+        }
+        bodies
+    }
+}
+
+impl Shared {
+    /// The first page whose key is `from` or above.
+    fn page_from(&self, from: PageKey) -> Option<(PageKey, Bytes)> {
+        let mut from = from;
+        loop {
+            let found = match from.kind {
+                PageKind::Group => (from.number == 0).then(|| (from, put_group(&self.group))),
+                PageKind::Queue => self.queue_from(from),
+                PageKind::Partition => self.partition_from(from),
+                PageKind::Leaf => self.in_partitions(from, |partition, number| {
+                    let (number, leaf) = partition.leaves.from(number).next()?;
+                    Some((number, put_leaf(leaf)))
+                }),
+                PageKind::Reasons => self.in_partitions(from, |partition, number| {
+                    let (number, leaf) = partition.leaves.reasoned_from(number).next()?;
+                    Some((number, put_reasons(leaf.reasons())))
+                }),
+                PageKind::Keys => self.in_partitions(from, |partition, number| {
+                    let (number, keys) = partition.keys.from(u16::try_from(number).ok()?).next()?;
+                    Some((u64::from(number), put_keys(keys)))
+                }),
+                PageKind::Session => self.session_from(from),
+            };
+            if found.is_some() {
+                return found;
+            }
+            let next = PageKind::from_u8(from.kind as u8 + 1)?;
+            from = key(next, QueueUid::default(), Partition(0), 0);
+        }
+    }
+
+    fn queue_from(&self, from: PageKey) -> Option<(PageKey, Bytes)> {
+        self.queues.range(from.queue..).find_map(|(uid, record)| {
+            let key = key(PageKind::Queue, *uid, Partition(0), 0);
+            (key >= from).then(|| (key, put_queue(record)))
+        })
+    }
+
+    fn partition_from(&self, from: PageKey) -> Option<(PageKey, Bytes)> {
+        let mut places = self.partitions.range((from.queue, from.partition)..);
+        places.find_map(|((uid, number), partition)| {
+            let key = key(PageKind::Partition, *uid, *number, 0);
+            (key >= from).then(|| (key, put_partition(&partition.head)))
+        })
+    }
+
+    fn session_from(&self, from: PageKey) -> Option<(PageKey, Bytes)> {
+        let first = SessionId(u32::try_from(from.number).ok()?);
+        let (id, session) = self.sessions.range(first..).next()?;
+        let number = u64::from(id.0);
+        let key = key(PageKind::Session, QueueUid::default(), Partition(0), number);
+        Some((key, put_session(session)))
+    }
+
+    /// The first numbered page of a kind that partitions have many of.
+    fn in_partitions(
+        &self,
+        from: PageKey,
+        first: impl Fn(&FrozenPartition, u64) -> Option<(u64, Bytes)>,
+    ) -> Option<(PageKey, Bytes)> {
+        let mut places = self.partitions.range((from.queue, from.partition)..);
+        places.find_map(|((uid, number), partition)| {
+            let same = (*uid, *number) == (from.queue, from.partition);
+            let (page, bytes) = first(partition, if same { from.number } else { 0 })?;
+            Some((key(from.kind, *uid, *number, page), bytes))
+        })
+    }
+}
+
+fn key(kind: PageKind, queue: QueueUid, partition: Partition, number: u64) -> PageKey {
+    PageKey {
+        kind,
+        queue,
+        partition,
+        number,
+    }
+}
+
+fn frozen_session(session: &Arc<Session>) -> Arc<Session> {
+    if !bugs::on(Bug::SessionsForgotten) {
+        return Arc::clone(session);
+    }
+    let mut forgotten = Session::clone(session);
+    forgotten
+        .windows
+        .iter_mut()
+        .for_each(|window| window.outcomes.clear());
+    Arc::new(forgotten)
+}

@@ -1,0 +1,322 @@
+//! Pages to machine: the inverse of `frozen.rs`, for bytes that are not trusted.
+//!
+//! Each page is checked by itself (`page.rs`), then against the others: queues have their
+//! partitions, jobs their queue, owners their session, counters what they count. So a missing page
+//! is noticed too, but for one of reasons or an idle session, which only the root can miss. Orders
+//! are not in pages; they are made anew. On an error the machine is as it was.
+
+use crate::base::checksum::crc32c;
+use crate::base::ids::{JobId, Partition, QueueUid, SessionId};
+use crate::base::limits::LEAF_JOBS;
+use crate::queue::body::decode_body;
+use crate::queue::codec::Read;
+use crate::queue::job_queue::JobQueue;
+use crate::queue::page::{
+    PageError, PagePlace, read_group, read_keys, read_leaf, read_partition, read_queue,
+    read_reasons, read_session,
+};
+use crate::queue::partition::PartitionState;
+use crate::queue::record::Record;
+use crate::queue::sessions::Sessions;
+use crate::queue::view::{BodyLocation, PageKey, PageKind, QueueStats};
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Where a body comes from: its bytes and their place on this node's disk.
+type Bodies<'a> = dyn FnMut(JobId) -> Option<(Bytes, BodyLocation)> + 'a;
+
+impl JobQueue {
+    /// Takes the state from its pages, in the order of their keys, and from the bodies of its jobs.
+    ///
+    /// # Errors
+    /// [`PageError`] names what is damaged or missing; the machine is then as it was. No bytes make
+    /// it panic.
+    pub fn load(
+        &mut self,
+        pages: &[(PageKey, Bytes)],
+        bodies: &mut dyn FnMut(JobId) -> Option<(Bytes, BodyLocation)>,
+    ) -> Result<(), PageError> {
+        for pair in pages.windows(2) {
+            if pair[0].0 >= pair[1].0 {
+                return Err(PageError::of_page(
+                    pair[1].0,
+                    "it is out of order or twice there",
+                ));
+            }
+        }
+        let mut loading = Loading {
+            machine: Self::absent(self.group),
+            counted: BTreeMap::new(),
+        };
+        // Owners of jobs are sessions, so sessions come before leaves.
+        let order = [
+            PageKind::Group,
+            PageKind::Queue,
+            PageKind::Partition,
+            PageKind::Session,
+            PageKind::Leaf,
+            PageKind::Reasons,
+            PageKind::Keys,
+        ];
+        if pages
+            .first()
+            .is_none_or(|(key, _)| key.kind != PageKind::Group)
+        {
+            return Err(PageError {
+                place: PagePlace::Set,
+                what: "there is no group page".to_owned(),
+            });
+        }
+        for kind in order {
+            for (key, bytes) in pages.iter().filter(|(key, _)| key.kind == kind) {
+                loading.page(*key, bytes, bodies)?;
+            }
+        }
+        *self = loading.finish()?;
+        Ok(())
+    }
+}
+
+struct Loading {
+    machine: JobQueue,
+    /// The counters that the pages of partitions tell, to be compared with what is counted.
+    counted: BTreeMap<(QueueUid, Partition), QueueStats>,
+}
+
+impl Loading {
+    fn page(
+        &mut self,
+        key: PageKey,
+        bytes: &Bytes,
+        bodies: &mut Bodies<'_>,
+    ) -> Result<(), PageError> {
+        let taken = match key.kind {
+            PageKind::Group => self.group(key, bytes),
+            PageKind::Queue => self.queue(key, bytes),
+            PageKind::Partition => self.partition(key, bytes),
+            PageKind::Session => self.session(key, bytes),
+            PageKind::Leaf => return self.leaf(key, bytes, bodies),
+            PageKind::Reasons => self.reasons(key, bytes),
+            PageKind::Keys => self.keys(key, bytes),
+        };
+        taken.map_err(|what| PageError::of_page(key, what))
+    }
+
+    fn group(&mut self, key: PageKey, bytes: &[u8]) -> Read<()> {
+        expect_key(key, QueueUid::default(), Partition(0), Some(0))?;
+        let page = read_group(bytes)?;
+        let machine = &mut self.machine;
+        if page.group != machine.group {
+            return Err("it is of another group");
+        }
+        machine.version = page.version;
+        machine.time = page.time;
+        machine.wall_offset_ms = page.wall_offset_ms;
+        machine.queue_counter = page.queue_counter;
+        machine.home_applied = page.home_applied;
+        machine.links.sessions = Sessions::with_last_id(page.session_counter);
+        Ok(())
+    }
+
+    fn queue(&mut self, key: PageKey, bytes: &[u8]) -> Read<()> {
+        expect_key(key, key.queue, Partition(0), Some(0))?;
+        let record = read_queue(bytes)?;
+        let machine = &mut self.machine;
+        let counter = key.queue.counter();
+        let given = (1..=machine.queue_counter).contains(&counter);
+        if key.queue.home() != machine.group || !given {
+            return Err("its uid was never given out here");
+        }
+        if record.groups.iter().any(|group| *group != machine.group) {
+            return Err("a partition lives in another group");
+        }
+        if machine
+            .names
+            .insert(record.name.clone(), key.queue)
+            .is_some()
+        {
+            return Err("its name is that of another queue");
+        }
+        machine.queues.insert(key.queue, Arc::new(record));
+        Ok(())
+    }
+
+    fn partition(&mut self, key: PageKey, bytes: &[u8]) -> Read<()> {
+        expect_key(key, key.queue, Partition(0), Some(0))?;
+        let mut head = read_partition(bytes)?;
+        let record = self
+            .machine
+            .queues
+            .get(&key.queue)
+            .ok_or("its queue has no page")?;
+        let fits = (record.version, record.paused, record.settings)
+            == (head.version, head.paused, head.settings);
+        if !fits {
+            return Err("its settings differ from those of its queue");
+        }
+        let place = (key.queue, key.partition);
+        self.counted.insert(place, head.stats);
+        let stats = &mut head.stats;
+        for live in [
+            &mut stats.pending,
+            &mut stats.delayed,
+            &mut stats.in_flight,
+            &mut stats.dead,
+            &mut stats.bytes,
+            &mut stats.keys,
+        ] {
+            *live = 0;
+        }
+        let partition = PartitionState::restored(head);
+        self.machine.partitions.insert(place, partition);
+        Ok(())
+    }
+
+    fn session(&mut self, key: PageKey, bytes: &[u8]) -> Read<()> {
+        expect_key(key, QueueUid::default(), Partition(0), None)?;
+        let sessions = &mut self.machine.links.sessions;
+        let id = u32::try_from(key.number).map_err(|_| "its id is out of range")?;
+        if !(1..=sessions.last_id()).contains(&id) {
+            return Err("its id was never given out here");
+        }
+        sessions.restore(SessionId(id), read_session(bytes)?);
+        Ok(())
+    }
+
+    fn leaf(
+        &mut self,
+        key: PageKey,
+        bytes: &[u8],
+        bodies: &mut Bodies<'_>,
+    ) -> Result<(), PageError> {
+        let of_page = |what| PageError::of_page(key, what);
+        let first = key.number.checked_mul(LEAF_JOBS);
+        for (slot, record) in read_leaf(bytes).map_err(of_page)? {
+            let seq = first.and_then(|first| first.checked_add(slot));
+            let (id, partition) = self.place_of(key, seq).map_err(of_page)?;
+            self.check_owner(&record).map_err(of_page)?;
+            let of_body = |what: &str| PageError {
+                place: PagePlace::Body(Some(id)),
+                what: what.to_owned(),
+            };
+            let (bytes, location) = bodies(id).ok_or_else(|| of_body("it is missing"))?;
+            let body = decode_body(&bytes).map_err(|error| of_body(&error.what))?;
+            let fits = body.payload.len() == record.payload_len as usize
+                && crc32c(&[&body.payload]) == record.payload_crc;
+            if !fits {
+                return Err(of_body("its payload is not the one that its record tells"));
+            }
+            let state = self.machine.partitions.get_mut(&partition);
+            let state = state.expect("its place was found above");
+            state.insert(id, record, Arc::new(body), &mut self.machine.links);
+            self.machine.set_body_location(id, location);
+        }
+        Ok(())
+    }
+
+    /// The job at a sequence of a leaf, and its partition, which has given the sequence out.
+    fn place_of(&self, key: PageKey, seq: Option<u64>) -> Read<(JobId, (QueueUid, Partition))> {
+        let place = (key.queue, key.partition);
+        let partition = self
+            .machine
+            .partitions
+            .get(&place)
+            .ok_or("its partition has no page")?;
+        match seq.filter(|seq| *seq < partition.head.next_seq) {
+            Some(seq) => Ok((JobId::new(self.machine.group, place.0, place.1, seq), place)),
+            None => Err("a sequence was never given out"),
+        }
+    }
+
+    fn check_owner(&self, record: &Record) -> Read<()> {
+        if record.owner == 0 {
+            return Ok(());
+        }
+        let slot = self.machine.links.sessions.get(SessionId(record.owner));
+        let slot = slot.ok_or("a job is leased by a session that has no page")?;
+        if slot.page.ended {
+            return Err("a job is leased by a session whose leases were ended");
+        }
+        Ok(())
+    }
+
+    fn reasons(&mut self, key: PageKey, bytes: &[u8]) -> Read<()> {
+        let place = (key.queue, key.partition);
+        let partition = self.machine.partitions.get_mut(&place);
+        let partition = partition.ok_or("its partition has no page")?;
+        for (slot, reason) in read_reasons(bytes)? {
+            let first = key
+                .number
+                .checked_mul(LEAF_JOBS)
+                .ok_or("its number is out of range")?;
+            let seq = first.saturating_add(u64::from(slot));
+            if partition.leaves.record(seq).is_none() {
+                return Err("a reason is of a job that is not live");
+            }
+            partition.leaves.set_reason(seq, reason);
+        }
+        Ok(())
+    }
+
+    fn keys(&mut self, key: PageKey, bytes: &[u8]) -> Read<()> {
+        let place = (key.queue, key.partition);
+        let partition = self.machine.partitions.get_mut(&place);
+        let partition = partition.ok_or("its partition has no page")?;
+        for record in read_keys(bytes, key.number)? {
+            if record.seq >= partition.head.next_seq {
+                return Err("a key names a sequence that was never given out");
+            }
+            let due = (record.expires, (place.0, place.1, record.hash));
+            self.machine.links.deadlines.keys.insert(due);
+            partition.keys.insert(record);
+            partition.head.stats.keys += 1;
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<JobQueue, PageError> {
+        for uid in self.machine.queues.keys() {
+            if !self.machine.partitions.contains_key(&(*uid, Partition(0))) {
+                return Err(PageError {
+                    place: PagePlace::Set,
+                    what: format!("queue {uid} has no page of its partition 0"),
+                });
+            }
+        }
+        for ((queue, partition), state) in &self.machine.partitions {
+            let told = self.counted[&(*queue, *partition)];
+            if told != state.head.stats {
+                let key = PageKey {
+                    kind: PageKind::Partition,
+                    queue: *queue,
+                    partition: *partition,
+                    number: 0,
+                };
+                let what = format!(
+                    "its counters say {told:?}, its jobs and keys are {:?}",
+                    state.head.stats
+                );
+                return Err(PageError::of_page(key, what));
+            }
+        }
+        self.machine.loaded = true;
+        Ok(self.machine)
+    }
+}
+
+fn expect_key(
+    key: PageKey,
+    queue: QueueUid,
+    partition: Partition,
+    number: Option<u64>,
+) -> Read<()> {
+    let fits = key.queue == queue
+        && key.partition == partition
+        && number.is_none_or(|number| key.number == number);
+    if fits {
+        Ok(())
+    } else {
+        Err("its key names a place that such a page cannot have")
+    }
+}

@@ -1,0 +1,191 @@
+//! What can be read of the machine: copies, made between two entries.
+//!
+//! A read never changes anything: a lease that has ended shows 0 milliseconds left until the leader
+//! has it taken back.
+
+use crate::base::checksum::Hash128;
+use crate::base::ids::{JobId, Partition, QueueUid, SessionId, Token};
+use crate::base::units::{GroupTime, WallTime};
+use crate::queue::command::{QueueInfo, Rejection, SessionCall};
+use crate::queue::job_queue::{JobQueue, QueueRecord};
+use crate::queue::leaf::{leaf_of, slot_of};
+use crate::queue::partition::{PartitionState, owner_of};
+use crate::queue::seq_set::SeqSet;
+use crate::queue::sessions::view;
+use crate::queue::view::{JobState, JobView, QueueStats, SessionView};
+use std::sync::Arc;
+
+impl JobQueue {
+    /// A live job.
+    ///
+    /// # Errors
+    /// `QueueChanged` if its queue is not here, `Finished` if its id was given out and it is not
+    /// live, `NotFound` if the id was never given out.
+    pub fn job(&self, id: JobId) -> Result<JobView, Rejection> {
+        let place = self.partition(id.queue(), id.partition());
+        let partition = place.filter(|_| id.group() == self.group);
+        let partition = partition.ok_or(Rejection::QueueChanged)?;
+        self.view_of(partition, id)
+            .ok_or(if id.seq() < partition.head.next_seq {
+                Rejection::Finished
+            } else {
+                Rejection::NotFound
+            })
+    }
+
+    /// The job that a key names.
+    ///
+    /// # Errors
+    /// `QueueChanged` if the queue is not here, `NotFound` if the key is not remembered, `Finished`
+    /// if its job is not live.
+    pub fn job_by_key(
+        &self,
+        queue: QueueUid,
+        partition: Partition,
+        key: &[u8],
+    ) -> Result<JobView, Rejection> {
+        let state = self
+            .partition(queue, partition)
+            .ok_or(Rejection::QueueChanged)?;
+        let known = state
+            .keys
+            .get(Hash128::of(key))
+            .ok_or(Rejection::NotFound)?;
+        let id = JobId::new(self.group, queue, partition, known.seq);
+        self.view_of(state, id).ok_or(Rejection::Finished)
+    }
+
+    /// Up to `limit` jobs of a state: pending ones in the order in which they would be leased,
+    /// others by sequence.
+    ///
+    /// # Errors
+    /// `QueueChanged` if the queue is not here.
+    pub fn peek(
+        &self,
+        queue: QueueUid,
+        partition: Partition,
+        state: JobState,
+        limit: usize,
+    ) -> Result<Vec<JobView>, Rejection> {
+        let place = self
+            .partition(queue, partition)
+            .ok_or(Rejection::QueueChanged)?;
+        let orders = &place.orders;
+        let sets = match state {
+            JobState::Pending => orders.ready.as_slice(),
+            JobState::Delayed => std::slice::from_ref(&orders.delayed),
+            JobState::InFlight => std::slice::from_ref(&orders.in_flight),
+            JobState::Dead => std::slice::from_ref(&orders.dead),
+        };
+        let seqs = sets.iter().flat_map(SeqSet::iter).take(limit);
+        let view = |seq| {
+            let id = JobId::new(self.group, queue, partition, seq);
+            self.view_of(place, id).expect("a job in an order is live")
+        };
+        Ok(seqs.map(view).collect())
+    }
+
+    /// The queue of this name that is at home here.
+    #[must_use]
+    pub fn queue_by_name(&self, name: &str) -> Option<QueueInfo> {
+        let uid = self.names.get(name)?;
+        Some(self.queues[uid].info(*uid, false))
+    }
+
+    /// All queues at home here, by uid, with their counters.
+    #[must_use]
+    pub fn queues(&self) -> Vec<(QueueInfo, QueueStats)> {
+        let one = |(uid, record): (&QueueUid, &Arc<QueueRecord>)| {
+            let partition = &self.partitions[&(*uid, Partition(0))];
+            (record.info(*uid, false), partition.stats())
+        };
+        self.queues.iter().map(one).collect()
+    }
+
+    /// How many jobs a lease could grant now; 0 if the queue is paused.
+    ///
+    /// # Errors
+    /// `QueueChanged` if the queue is not here.
+    pub fn ready(&self, queue: QueueUid, partition: Partition) -> Result<u64, Rejection> {
+        let place = self
+            .partition(queue, partition)
+            .ok_or(Rejection::QueueChanged)?;
+        Ok(if place.head.paused {
+            0
+        } else {
+            place.head.stats.pending
+        })
+    }
+
+    /// The earliest group time at which `Advance` has something to do, at the present wall offset.
+    #[must_use]
+    pub fn next_due(&self) -> Option<GroupTime> {
+        self.links.deadlines.next(self.wall_offset_ms)
+    }
+
+    /// Whether a lease or a backoff waits for group time, so that a leader must keep it moving.
+    #[must_use]
+    pub fn waits_on_time(&self) -> bool {
+        let deadlines = &self.links.deadlines;
+        !deadlines.leases.is_empty() || !deadlines.delays.is_empty()
+    }
+
+    /// A session.
+    #[must_use]
+    pub fn session(&self, id: SessionId) -> Option<SessionView> {
+        self.links.sessions.get(id).map(|slot| view(id, slot))
+    }
+
+    /// Whether the outcome of this call is kept: proposing it again repeats the outcome.
+    #[must_use]
+    pub fn has_outcome(&self, call: &SessionCall) -> bool {
+        self.links.sessions.has_outcome(call)
+    }
+
+    /// All sessions, by id.
+    #[must_use]
+    pub fn sessions(&self) -> Vec<SessionView> {
+        self.links
+            .sessions
+            .iter()
+            .map(|(id, slot)| view(id, slot))
+            .collect()
+    }
+
+    /// How many sessions there are.
+    #[must_use]
+    pub fn session_count(&self) -> usize {
+        self.links.sessions.len()
+    }
+
+    fn partition(&self, queue: QueueUid, partition: Partition) -> Option<&PartitionState> {
+        self.partitions.get(&(queue, partition))
+    }
+
+    fn view_of(&self, partition: &PartitionState, id: JobId) -> Option<JobView> {
+        let slot = slot_of(id.seq());
+        let leaf = partition.leaves.leaf(leaf_of(id.seq()))?;
+        let record = &leaf.records()[slot];
+        let state = record.state?;
+        let wall = |ms: u64| (ms != 0).then_some(WallTime(ms));
+        let remaining = record.when.saturating_sub(self.time.0);
+        Some(JobView {
+            id,
+            state,
+            priority: record.priority,
+            attempts: record.attempts,
+            max_attempts: record.max_attempts,
+            run_at: record.wall.then_some(WallTime(record.when)),
+            remaining_ms: (!record.wall && record.when != 0).then_some(remaining),
+            enqueued_at: WallTime(record.enqueued_at),
+            expires_at: wall(record.expires_at),
+            token: (state == JobState::InFlight).then_some(Token {
+                job: id,
+                lease_gen: record.lease_gen,
+            }),
+            owner: owner_of(record),
+            last_failure: leaf.reason(slot),
+            body: leaf.body(slot).as_ref().clone(),
+        })
+    }
+}

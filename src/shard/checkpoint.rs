@@ -1,0 +1,792 @@
+//! Checkpoint rounds: the hot state of the shard's groups, in one run file a round.
+//!
+//! ```text
+//!   Idle ─> Freezing ─> Writing ─> Syncing ─> Placing ─> Publishing ─> Idle
+//!           (CHECKPOINT  (chunks)   (files)    (bodies)   (BASE records)
+//!            entries)
+//! ```
+//!
+//! A round is due after so many bytes of log. Each group's cut is an entry of its log, so that all
+//! replicas cut at the same index; applying it freezes the state, which costs a pass over page
+//! *pointers*, not over jobs. Encoding and writing go in slices, one a turn, with a bounded number
+//! of bytes on the way to the disk.
+//!
+//! # What a crash leaves
+//!
+//! | crash | afterwards |
+//! | --- | --- |
+//! | before the files are synced | files that no base names: dropped at the next start |
+//! | after that, before the BASE records are durable | the same |
+//! | after that | the new bases are in force; what only older ones named is dropped |
+//!
+//! Nothing is dropped before the BASE record that replaces it is durable, and the base before the
+//! newest stays, with the log from there on, should the newest be damaged.
+//!
+//! Bodies are written once: a round writes those that are in no payload file yet, and those in files
+//! of which less than half is alive. Deliberately absent in this form: leaving out pages that did
+//! not change; each round writes all pages of its groups.
+
+use super::effect::{CheckpointFile, Effect};
+use super::engine::ShardEngine;
+use super::group::Phase as GroupPhase;
+use super::loading::BaseFiles;
+use crate::base::bugs::{self, Bug};
+use crate::base::entry::EntryKind;
+use crate::base::ids::{GroupId, JobId, ShardId};
+use crate::base::limits::BASES_KEPT;
+use crate::base::units::{Lsn, Monotonic};
+use crate::queue::view::{BodyLocation, PageKey};
+use crate::queue::{BodyCursor, FrozenState, encode_body};
+use crate::snapshot::builder::{PayloadBuilder, RunBuilder};
+use crate::snapshot::layout::{
+    BodyEntry, BodyPlace, FileHeader, FileKind, GroupMeta, Owner, PageName, PayloadUse, RootRef,
+    Voter, file_number,
+};
+use crate::snapshot::manifest::{Manifest, ManifestBase, ManifestGroup};
+use crate::wal::record::{BaseRecord, Record, RootLocation};
+use crate::wal::writer::Ticket;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+/// Bytes encoded in one step.
+const SLICE_BYTES: usize = 128 << 10;
+/// Bodies placed in one step.
+const SLICE_BODIES: usize = 1024;
+/// Bytes on the way to the disk; the next slice waits beyond it.
+const OUTSTANDING_BYTES_MAX: usize = 4 << 20;
+/// A payload file is closed at this size, so that dead ones go piece by piece.
+const PAYLOAD_FILE_BYTES: u64 = 64 << 20;
+/// A round that failed for lack of space is tried again after this.
+const RETRY: Duration = Duration::from_secs(5);
+/// The manifest is written at least this often while the log grows.
+const MANIFEST_EVERY: Duration = Duration::from_secs(10);
+
+/// A group's state, frozen at a cut.
+pub(super) struct Frozen {
+    pub(super) slot: usize,
+    pub(super) meta: GroupMeta,
+    pub(super) state: FrozenState,
+}
+
+/// A group whose pages and root are written.
+struct Written {
+    slot: usize,
+    base: BaseRecord,
+    files: BaseFiles,
+    /// Bodies that this round wrote.
+    placed: Vec<(JobId, BodyLocation)>,
+}
+
+enum Phase {
+    Idle,
+    Freezing {
+        waiting: BTreeSet<usize>,
+        frozen: VecDeque<Frozen>,
+    },
+    Writing(Box<Writing>),
+    Syncing {
+        written: Vec<Written>,
+    },
+    Placing {
+        written: Vec<Written>,
+        group: usize,
+        body: usize,
+    },
+    Publishing {
+        ticket: Ticket,
+        written: Vec<Written>,
+    },
+}
+
+struct Writing {
+    queue: VecDeque<Frozen>,
+    current: Option<Current>,
+    run: RunBuilder,
+    run_file: u64,
+    payload: Option<(u64, PayloadBuilder)>,
+    files: Vec<CheckpointFile>,
+    outstanding: usize,
+    pages_bytes: u64,
+    written: Vec<Written>,
+}
+
+/// The group being written: bodies first, since the root names their places.
+struct Current {
+    frozen: Frozen,
+    cursor: BodyCursor,
+    bodies_done: bool,
+    bodies: Vec<BodyEntry>,
+    placed: Vec<(JobId, BodyLocation)>,
+}
+
+/// The checkpoints of a shard.
+pub(super) struct Checkpointer {
+    owner: Owner,
+    shard: ShardId,
+    start_number: u32,
+    next_file: u32,
+    round: u64,
+    phase: Phase,
+    /// What is on disk, with its length.
+    files: BTreeMap<CheckpointFile, u64>,
+    /// Payload files of which less than half is alive: the next round moves what lives.
+    rewrite: BTreeSet<u64>,
+    /// The end of the log at the last cut.
+    cut_at: Lsn,
+    /// Log bytes found at the start, which count as since the last cut until there is one.
+    carried: u64,
+    last_pages_bytes: u64,
+    retry_at: Option<Monotonic>,
+    manifest_sequence: u64,
+    manifest_under_way: bool,
+    /// The durable end of the log that the newest manifest knows.
+    manifest_durable: Lsn,
+    manifest_at: Monotonic,
+    orphans_dropped: bool,
+}
+
+impl Checkpointer {
+    /// A checkpointer that finds these files on disk and this much log to replay.
+    pub(super) fn new(
+        owner: Owner,
+        shard: ShardId,
+        start_number: u32,
+        files: BTreeMap<CheckpointFile, u64>,
+        (log_end, carried): (Lsn, u64),
+        now: Monotonic,
+    ) -> Self {
+        Self {
+            owner,
+            shard,
+            start_number,
+            next_file: 1,
+            round: 0,
+            phase: Phase::Idle,
+            files,
+            rewrite: BTreeSet::new(),
+            cut_at: log_end,
+            carried,
+            last_pages_bytes: 0,
+            retry_at: None,
+            manifest_sequence: u64::from(start_number) << 32,
+            manifest_under_way: false,
+            manifest_durable: Lsn(0),
+            manifest_at: now.plus(MANIFEST_EVERY),
+            orphans_dropped: false,
+        }
+    }
+
+    /// Bytes of log since the last cut.
+    pub(super) fn log_bytes(&self, log_end: Lsn) -> u64 {
+        self.carried + (log_end.0 - self.cut_at.0)
+    }
+
+    /// Whether no round is under way.
+    pub(super) fn is_idle(&self) -> bool {
+        matches!(self.phase, Phase::Idle)
+    }
+
+    /// Whether the newest manifest is on its way.
+    pub(super) fn manifest_under_way(&self) -> bool {
+        self.manifest_under_way
+    }
+
+    /// Whether the next slice can be made at once.
+    pub(super) fn wants_a_turn(&self) -> bool {
+        match &self.phase {
+            Phase::Writing(writing) => writing.outstanding < OUTSTANDING_BYTES_MAX,
+            Phase::Placing { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// When the next manifest is due, if the log has grown since the last.
+    pub(super) fn next_manifest(&self, durable: Lsn) -> Option<Monotonic> {
+        (durable > self.manifest_durable && !self.manifest_under_way).then_some(self.manifest_at)
+    }
+
+    fn header(&mut self, kind: FileKind) -> FileHeader {
+        let file = file_number(self.start_number.into(), self.next_file)
+            .expect("the start number has 32 bits");
+        self.next_file += 1;
+        FileHeader {
+            kind,
+            owner: self.owner,
+            shard: self.shard,
+            file,
+        }
+    }
+}
+
+impl ShardEngine {
+    /// Starts a round if one is due.
+    pub(super) fn start_due_round(&mut self) {
+        let checkpoints = &self.checkpoints;
+        let log_bytes = checkpoints.log_bytes(self.wal.end_lsn());
+        let budget = self
+            .config
+            .checkpoint_log_bytes
+            .max(2 * checkpoints.last_pages_bytes);
+        let waits = checkpoints.retry_at.is_some_and(|at| at > self.now.mono);
+        let loading = self
+            .groups
+            .iter()
+            .any(|group| group.phase == GroupPhase::Loading);
+        if log_bytes >= budget && checkpoints.is_idle() && !waits && !loading && !self.stopping() {
+            self.start_round(|_| true);
+        }
+    }
+
+    /// Starts a round over the groups that serve and that `choose` names.
+    pub(super) fn start_round(&mut self, choose: impl Fn(&super::group::Group) -> bool) {
+        self.checkpoints.retry_at = None;
+        self.checkpoints.cut_at = self.wal.end_lsn();
+        self.checkpoints.carried = 0;
+        let mut waiting = BTreeSet::new();
+        for slot in 0..self.groups.len() {
+            let group = &self.groups[slot];
+            if group.phase != GroupPhase::Serving || !choose(group) {
+                continue;
+            }
+            if self.propose_kind(slot, EntryKind::Checkpoint).is_ok() {
+                waiting.insert(slot);
+            }
+        }
+        if !waiting.is_empty() {
+            self.checkpoints.round += 1;
+            self.checkpoints.phase = Phase::Freezing {
+                waiting,
+                frozen: VecDeque::new(),
+            };
+        }
+    }
+
+    /// A CHECKPOINT entry was applied. Those of an earlier process have no round and cut nothing.
+    pub(super) fn on_cut_applied(&mut self, slot: usize) {
+        let Phase::Freezing { waiting, frozen } = &mut self.checkpoints.phase else {
+            return;
+        };
+        if !waiting.remove(&slot) {
+            return;
+        }
+        let group = &self.groups[slot];
+        frozen.push_back(Frozen {
+            slot,
+            meta: group.meta(&self.config),
+            state: group.queue.freeze(),
+        });
+        if waiting.is_empty() {
+            let queue = std::mem::take(frozen);
+            let header = self.checkpoints.header(FileKind::Run);
+            let run = CheckpointFile::Run(header.file);
+            self.checkpoints.phase = Phase::Writing(Box::new(Writing {
+                queue,
+                current: None,
+                run: RunBuilder::new(&header),
+                run_file: header.file,
+                payload: None,
+                files: vec![run],
+                outstanding: 0,
+                pages_bytes: 0,
+                written: Vec::new(),
+            }));
+        }
+    }
+
+    /// A group stopped serving: a round does not wait for it.
+    pub(super) fn round_without(&mut self, slot: usize) {
+        if let Phase::Freezing { waiting, .. } = &mut self.checkpoints.phase
+            && waiting.remove(&slot)
+            && waiting.is_empty()
+        {
+            self.checkpoints.phase = Phase::Idle;
+        }
+    }
+
+    /// The next slice of the round, if there is one to make.
+    pub(super) fn step_round(&mut self) {
+        if !self.checkpoints.wants_a_turn() {
+            return;
+        }
+        match std::mem::replace(&mut self.checkpoints.phase, Phase::Idle) {
+            Phase::Writing(writing) => self.step_writing(writing),
+            Phase::Placing {
+                written,
+                group,
+                body,
+            } => self.step_placing(written, group, body),
+            _ => unreachable!("only writing and placing want a turn"),
+        }
+    }
+
+    fn step_writing(&mut self, mut writing: Box<Writing>) {
+        let next = writing
+            .current
+            .take()
+            .or_else(|| writing.queue.pop_front().map(Current::new));
+        match next {
+            Some(current) if !current.bodies_done => self.step_bodies(&mut writing, current),
+            Some(current) => self.step_pages(&mut writing, current),
+            None => return self.finish_writing(writing),
+        }
+        self.emit_chunks(&mut writing);
+        self.checkpoints.phase = Phase::Writing(writing);
+    }
+
+    fn finish_writing(&mut self, mut writing: Box<Writing>) {
+        writing.run.finish();
+        self.close_payload_file(&mut writing);
+        self.emit_chunks(&mut writing);
+        let round = self.checkpoints.round;
+        self.checkpoints.last_pages_bytes = writing.pages_bytes;
+        self.effects.push(Effect::SyncFiles {
+            round,
+            files: writing.files,
+        });
+        self.checkpoints.phase = Phase::Syncing {
+            written: writing.written,
+        };
+    }
+
+    fn step_bodies(&mut self, writing: &mut Writing, mut current: Current) {
+        let slice = current.cursor.next_bodies(SLICE_BYTES);
+        current.bodies_done = slice.is_empty();
+        for body in slice {
+            let stays = body
+                .location
+                .filter(|at| !self.checkpoints.rewrite.contains(&at.file));
+            let place = if let Some(at) = stays {
+                BodyPlace {
+                    file: at.file,
+                    offset: at.offset,
+                    len: at.len,
+                }
+            } else {
+                let encoded = encode_body(&body.body);
+                let (_, payload) = writing.payload.get_or_insert_with(|| {
+                    let header = self.checkpoints.header(FileKind::Payload);
+                    writing.files.push(CheckpointFile::Payload(header.file));
+                    (header.file, PayloadBuilder::new(&header))
+                });
+                let place = payload.add_body(body.job, &encoded);
+                let at = BodyLocation {
+                    file: place.file,
+                    offset: place.offset,
+                    len: place.len,
+                };
+                current.placed.push((body.job, at));
+                place
+            };
+            current.bodies.push(BodyEntry {
+                job: body.job,
+                place,
+            });
+        }
+        if writing
+            .payload
+            .as_ref()
+            .is_some_and(|(_, file)| file.len() >= PAYLOAD_FILE_BYTES)
+        {
+            self.close_payload_file(writing);
+        }
+        writing.current = Some(current);
+    }
+
+    fn close_payload_file(&mut self, writing: &mut Writing) {
+        if let Some((file, mut payload)) = writing.payload.take() {
+            payload.finish();
+            while let Some((offset, bytes)) = payload.take_output() {
+                self.emit_chunk(writing, CheckpointFile::Payload(file), offset, bytes);
+            }
+        }
+    }
+
+    fn step_pages(&mut self, writing: &mut Writing, mut current: Current) {
+        let group = current.frozen.meta.group;
+        let pages = current.frozen.state.next_pages(SLICE_BYTES);
+        if !pages.is_empty() {
+            for (key, bytes) in pages {
+                writing.pages_bytes += bytes.len() as u64;
+                let added = writing.run.add_page(group, page_name(key), &bytes);
+                added.expect("a page of a leaf, a session or a key bucket is far below 4 GiB");
+            }
+            writing.current = Some(current);
+            return;
+        }
+        let payloads = payload_use(&current.bodies);
+        let meta = &current.frozen.meta;
+        let root = writing
+            .run
+            .finish_group(meta, current.bodies)
+            .unwrap_or_else(|error| panic!("the root of group {group} cannot be written: {error}"));
+        let before = &self.groups[current.frozen.slot].bases[0];
+        writing.written.push(Written {
+            slot: current.frozen.slot,
+            base: base_record(meta, &root, before.log_start_lsn),
+            files: BaseFiles::new(&root, vec![writing.run_file], &payloads),
+            placed: current.placed,
+        });
+    }
+
+    fn emit_chunks(&mut self, writing: &mut Writing) {
+        let run = CheckpointFile::Run(writing.run_file);
+        while let Some((offset, bytes)) = writing.run.take_output() {
+            self.emit_chunk(writing, run, offset, bytes);
+        }
+        if let Some((file, mut payload)) = writing.payload.take() {
+            while let Some((offset, bytes)) = payload.take_output() {
+                self.emit_chunk(writing, CheckpointFile::Payload(file), offset, bytes);
+            }
+            writing.payload = Some((file, payload));
+        }
+    }
+
+    fn emit_chunk(
+        &mut self,
+        writing: &mut Writing,
+        file: CheckpointFile,
+        offset: u64,
+        bytes: bytes::Bytes,
+    ) {
+        writing.outstanding += bytes.len();
+        let end = offset + bytes.len() as u64;
+        let len = self.checkpoints.files.entry(file).or_default();
+        *len = (*len).max(end);
+        self.counters.checkpoint_bytes_total += bytes.len() as u64;
+        let round = self.checkpoints.round;
+        self.effects.push(Effect::WriteChunk {
+            round,
+            file,
+            offset,
+            bytes,
+        });
+    }
+
+    /// A chunk is on its way no more.
+    pub(super) fn on_chunk_written(&mut self, bytes: usize) {
+        if let Phase::Writing(writing) = &mut self.checkpoints.phase {
+            writing.outstanding = writing.outstanding.saturating_sub(bytes);
+        }
+    }
+
+    /// The files of the round are durable.
+    pub(super) fn on_files_synced(&mut self, round: u64) {
+        assert!(
+            round == self.checkpoints.round,
+            "round {round} was synced during round {}",
+            self.checkpoints.round
+        );
+        let Phase::Syncing { written } =
+            std::mem::replace(&mut self.checkpoints.phase, Phase::Idle)
+        else {
+            panic!("round {round} was synced before it was written");
+        };
+        self.checkpoints.phase = Phase::Placing {
+            written,
+            group: 0,
+            body: 0,
+        };
+    }
+
+    /// The round could not be written. Its files are gone; the log stays, and so do the bases.
+    pub(super) fn on_round_failed(&mut self, round: u64) {
+        assert!(
+            round == self.checkpoints.round,
+            "round {round} failed out of turn"
+        );
+        if let Phase::Syncing { written } =
+            std::mem::replace(&mut self.checkpoints.phase, Phase::Idle)
+        {
+            for file in written.iter().flat_map(|written| written.files.all()) {
+                if self.is_of_round(file) {
+                    self.checkpoints.files.remove(&file);
+                }
+            }
+        }
+        self.counters.checkpoint_rounds_failed_total += 1;
+        self.checkpoints.carried = self.config.checkpoint_log_bytes;
+        self.checkpoints.retry_at = Some(self.now.mono.plus(RETRY));
+    }
+
+    /// Whether no base in force names the file.
+    fn is_of_round(&self, file: CheckpointFile) -> bool {
+        let mut kept = self.groups.iter().flat_map(|group| &group.base_files);
+        !kept.any(|files| files.all().any(|kept| kept == file))
+    }
+
+    fn step_placing(&mut self, written: Vec<Written>, mut group: usize, mut body: usize) {
+        let mut left = SLICE_BODIES;
+        while left > 0 && group < written.len() {
+            let Written { slot, placed, .. } = &written[group];
+            for (job, at) in placed.iter().skip(body).take(left) {
+                self.groups[*slot].queue.set_body_location(*job, *at);
+            }
+            let count = left.min(placed.len() - body);
+            left -= count.max(1);
+            body += count;
+            if body == placed.len() {
+                (group, body) = (group + 1, 0);
+            }
+        }
+        if group < written.len() {
+            self.checkpoints.phase = Phase::Placing {
+                written,
+                group,
+                body,
+            };
+            return;
+        }
+        let tickets: Vec<Ticket> = written
+            .iter()
+            .map(|written| self.wal.append(Record::Base(written.base.clone())))
+            .collect();
+        let ticket = *tickets.last().expect("a round has a group");
+        self.checkpoints.phase = Phase::Publishing { ticket, written };
+        if bugs::on(Bug::DropBeforeBase) {
+            self.publish_if_durable(ticket);
+        }
+    }
+
+    /// Puts the new bases in force once their records are durable, and drops what that frees.
+    pub(super) fn publish_if_durable(&mut self, durable: Ticket) {
+        let Phase::Publishing { ticket, .. } = &self.checkpoints.phase else {
+            return;
+        };
+        if *ticket > durable {
+            return;
+        }
+        let Phase::Publishing { written, .. } =
+            std::mem::replace(&mut self.checkpoints.phase, Phase::Idle)
+        else {
+            unreachable!("the phase was just looked at");
+        };
+        for Written {
+            slot, base, files, ..
+        } in written
+        {
+            let group = &mut self.groups[slot];
+            group.bases.insert(0, base);
+            group.bases.truncate(BASES_KEPT);
+            group.base_files.insert(0, files);
+            group.base_files.truncate(BASES_KEPT);
+        }
+        self.counters.checkpoint_rounds_total += 1;
+        self.drop_unreferenced_files();
+        self.choose_files_to_rewrite();
+        self.write_manifest();
+    }
+
+    /// Drops files that no base in force names. While the bases of a group are not known, because
+    /// it is loading or halted, everything stays.
+    pub(super) fn drop_unreferenced_files(&mut self) {
+        let unknown = |group: &super::group::Group| {
+            group.phase != GroupPhase::Serving && group.bases[0].root.is_some()
+        };
+        if self.groups.iter().any(unknown) {
+            return;
+        }
+        let groups = self.groups.iter();
+        let kept: BTreeSet<CheckpointFile> = groups
+            .flat_map(|group| group.base_files.iter().flat_map(BaseFiles::all))
+            .collect();
+        let all = self.checkpoints.files.keys();
+        let files: Vec<CheckpointFile> = all.filter(|file| !kept.contains(file)).copied().collect();
+        for file in &files {
+            self.checkpoints.files.remove(file);
+        }
+        if !files.is_empty() {
+            self.effects.push(Effect::DropFiles { files });
+        }
+    }
+
+    /// Once, when the bases of all groups are known: what a crash left is dropped.
+    pub(super) fn drop_orphans(&mut self) {
+        let loading = self
+            .groups
+            .iter()
+            .any(|group| group.phase == GroupPhase::Loading);
+        if !self.checkpoints.orphans_dropped && !loading {
+            self.checkpoints.orphans_dropped = true;
+            self.drop_unreferenced_files();
+            self.choose_files_to_rewrite();
+        }
+    }
+
+    fn choose_files_to_rewrite(&mut self) {
+        let mut live: BTreeMap<u64, u64> = BTreeMap::new();
+        for files in self
+            .groups
+            .iter()
+            .filter_map(|group| group.base_files.first())
+        {
+            for (file, bytes) in &files.payloads {
+                *live.entry(*file).or_default() += bytes;
+            }
+        }
+        let half_dead = |(file, bytes): (u64, u64)| {
+            let total = self.checkpoints.files.get(&CheckpointFile::Payload(file));
+            total
+                .is_some_and(|total| bytes * 2 < *total)
+                .then_some(file)
+        };
+        self.checkpoints.rewrite = live.into_iter().filter_map(half_dead).collect();
+    }
+
+    /// Writes a manifest if one is due.
+    pub(super) fn write_due_manifest(&mut self) {
+        let due = self.checkpoints.next_manifest(self.wal.durable_lsn());
+        if due.is_some_and(|at| at <= self.now.mono) {
+            self.write_manifest();
+        }
+    }
+
+    /// Writes the manifest: the second anchor of the bases, and a proof of what is durable.
+    pub(super) fn write_manifest(&mut self) {
+        if self.checkpoints.manifest_under_way {
+            return;
+        }
+        let durable = self.wal.durable_lsn();
+        let checkpoints = &mut self.checkpoints;
+        checkpoints.manifest_under_way = true;
+        checkpoints.manifest_durable = durable;
+        checkpoints.manifest_at = self.now.mono.plus(MANIFEST_EVERY);
+        checkpoints.manifest_sequence += 1;
+        let manifest = Manifest {
+            owner: checkpoints.owner,
+            shard: checkpoints.shard,
+            wal_set: self.config.identity.wal_set,
+            start: checkpoints.start_number.into(),
+            sequence: checkpoints.manifest_sequence,
+            durable,
+            groups: self
+                .groups
+                .iter()
+                .map(|group| manifest_group(&group.bases))
+                .collect(),
+        };
+        self.effects.push(Effect::WriteManifest {
+            bytes: manifest.encode().into(),
+        });
+    }
+
+    /// The manifest is durable.
+    pub(super) fn on_manifest_written(&mut self) {
+        self.checkpoints.manifest_under_way = false;
+    }
+}
+
+impl Current {
+    fn new(frozen: Frozen) -> Self {
+        let cursor = frozen.state.bodies();
+        Self {
+            frozen,
+            cursor,
+            bodies_done: false,
+            bodies: Vec::new(),
+            placed: Vec::new(),
+        }
+    }
+}
+
+fn page_name(key: PageKey) -> PageName {
+    PageName {
+        kind: key.kind as u8,
+        queue: key.queue.to_u64(),
+        partition: key.partition.0.into(),
+        number: key.number,
+    }
+}
+
+fn payload_use(bodies: &[BodyEntry]) -> Vec<PayloadUse> {
+    let mut files: BTreeMap<u64, PayloadUse> = BTreeMap::new();
+    for body in bodies {
+        let file = body.place.file;
+        let used = files.entry(file).or_insert(PayloadUse {
+            file,
+            live_bytes: 0,
+            live_bodies: 0,
+        });
+        used.live_bytes += body.place.record_bytes();
+        used.live_bodies += 1;
+    }
+    files.into_values().collect()
+}
+
+fn base_record(meta: &GroupMeta, root: &RootRef, log_start_lsn: Lsn) -> BaseRecord {
+    BaseRecord {
+        group: meta.group,
+        incarnation: meta.incarnation,
+        index: meta.index,
+        term: meta.term,
+        time: meta.time,
+        root_hash: root.hash,
+        root: Some(RootLocation {
+            file: root.file,
+            offset: root.offset,
+            len: root.len,
+        }),
+        log_start_lsn,
+        machine_version: meta.machine_version,
+        wall_offset_ms: meta.wall_offset_ms,
+        voters: meta
+            .voters
+            .iter()
+            .map(|voter| (voter.node, voter.disk))
+            .collect(),
+    }
+}
+
+/// Where the root of a base lies; `None` for the empty base of formation.
+pub(super) fn root_ref(base: &BaseRecord) -> Option<RootRef> {
+    base.root.map(|root| RootRef {
+        file: root.file,
+        offset: root.offset,
+        len: root.len,
+        hash: base.root_hash,
+    })
+}
+
+fn manifest_base(base: &BaseRecord) -> ManifestBase {
+    let voter = |(node, disk): &(_, _)| Voter {
+        node: *node,
+        disk: *disk,
+    };
+    ManifestBase {
+        meta: GroupMeta {
+            group: base.group,
+            incarnation: base.incarnation,
+            index: base.index,
+            term: base.term,
+            time: base.time,
+            machine_version: base.machine_version,
+            wall_offset_ms: base.wall_offset_ms,
+            voters: base.voters.iter().map(voter).collect(),
+        },
+        root: root_ref(base),
+        log_start: base.log_start_lsn,
+    }
+}
+
+fn manifest_group(bases: &[BaseRecord]) -> ManifestGroup {
+    ManifestGroup {
+        newest: manifest_base(&bases[0]),
+        previous: bases.get(1).map(manifest_base),
+    }
+}
+
+/// The page that a name in a root stands for; `None` for a name that this version never wrote.
+pub(super) fn page_key(name: &PageName) -> Option<PageKey> {
+    use crate::base::ids::{Partition, QueueUid};
+    use crate::queue::view::PageKind;
+    Some(PageKey {
+        kind: PageKind::from_u8(name.kind)?,
+        queue: QueueUid::from_u64(name.queue)?,
+        partition: Partition(u8::try_from(name.partition).ok()?),
+        number: name.number,
+    })
+}
+
+/// The group that a file error is about, for messages.
+pub(super) fn damaged(group: GroupId, what: &str) -> String {
+    format!("the checkpoint of group {group} is damaged: {what}")
+}

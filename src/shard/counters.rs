@@ -1,0 +1,96 @@
+//! What a shard counts: plain numbers that the driver may read. Nothing decides by them.
+
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])+ $name:ident: $kind:ident,)*) => {
+        /// Numbers of one shard since its start.
+        #[derive(Clone, Debug, Default, PartialEq, Eq)]
+        pub struct Counters {
+            $($(#[doc = $doc])+ pub $name: u64,)*
+        }
+
+        impl Counters {
+            /// How many there are.
+            pub const LEN: usize = [$(stringify!($name)),*].len();
+
+            /// Visits every number in a fixed order: name, help, whether it only rises, value.
+            pub fn each(&self, mut visit: impl FnMut(&'static str, &'static str, bool, u64)) {
+                $(visit(
+                    stringify!($name),
+                    concat!($($doc),+),
+                    counters!(@rises $kind),
+                    self.$name,
+                );)*
+            }
+        }
+    };
+    (@rises total) => { true };
+    (@rises gauge) => { false };
+}
+
+counters! {
+    /// Jobs enqueued.
+    jobs_enqueued_total: total,
+    /// Jobs leased.
+    jobs_leased_total: total,
+    /// Jobs acknowledged by their worker.
+    jobs_acked_total: total,
+    /// Jobs that failed and were given back.
+    jobs_nacked_total: total,
+    /// Requests of clients.
+    requests_total: total,
+    /// Requests refused as a whole.
+    requests_refused_total: total,
+    /// Requests handed to another shard of this node.
+    requests_forwarded_total: total,
+    /// Enqueues refused because the disk is full.
+    disk_full_refusals_total: total,
+    /// Long polls that wait.
+    polls_waiting: gauge,
+    /// Entries proposed.
+    entries_proposed_total: total,
+    /// Entries applied.
+    entries_applied_total: total,
+    /// Batches of the log written.
+    wal_batches_total: total,
+    /// Bytes of the log written, padding included.
+    wal_bytes_total: total,
+    /// Bytes of log since the last checkpoint round.
+    wal_bytes_since_checkpoint: gauge,
+    /// Checkpoint rounds finished.
+    checkpoint_rounds_total: total,
+    /// Checkpoint rounds given up for lack of space.
+    checkpoint_rounds_failed_total: total,
+    /// Bytes of checkpoint files written.
+    checkpoint_bytes_total: total,
+    /// Groups that do not serve because their log or state is damaged.
+    groups_halted: gauge,
+    /// Groups of this shard.
+    groups: gauge,
+    /// Steps of the wall clock by more than a minute, group by group.
+    wall_clock_steps_total: total,
+    /// Sessions whose leases were ended because they were silent or closed.
+    sessions_ended_total: total,
+    /// Torn tails cut off at the start.
+    log_tails_cut_total: total,
+    /// Whether enqueues are refused because the disk is full.
+    disk_full: gauge,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_counter_is_visited_once_with_its_value() {
+        let counters = Counters {
+            jobs_enqueued_total: 3,
+            disk_full: 1,
+            ..Counters::default()
+        };
+        let mut seen = Vec::new();
+        counters.each(|name, help, rises, value| seen.push((name, help, rises, value)));
+        assert_eq!(seen.len(), Counters::LEN);
+        assert_eq!(seen[0], ("jobs_enqueued_total", " Jobs enqueued.", true, 3));
+        assert_eq!(seen[Counters::LEN - 1].3, 1);
+    }
+}

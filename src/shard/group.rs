@@ -1,0 +1,125 @@
+//! One group of a shard: its member of Raft, its job machine, and who waits for what.
+
+use super::clock::GroupClock;
+use super::config::ShardConfig;
+use super::input::Origin;
+use super::liveness::Liveness;
+use super::loading::BaseFiles;
+use super::polls::{Place, Poll, Polls};
+use crate::base::ids::{GroupId, Incarnation, LogIndex};
+use crate::base::units::Monotonic;
+use crate::queue::JobQueue;
+use crate::raft::node::RaftNode;
+use crate::snapshot::layout::{GroupMeta, Voter};
+use crate::wal::record::BaseRecord;
+use crate::wal::writer::Ticket;
+use std::collections::VecDeque;
+
+/// Whether a group serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Its hot state is being read; entries wait to be applied.
+    Loading,
+    /// It serves.
+    Serving,
+    /// Its log or state is damaged: it stopped, alone. The text says what and names the way out.
+    Halted(String),
+}
+
+/// Who waits for an entry to be applied.
+#[derive(Debug)]
+pub(super) enum Waiter {
+    /// A client, for the outcome.
+    Client {
+        /// Who.
+        to: Origin,
+        /// Which request.
+        request: u64,
+    },
+    /// A lease; if it wins nothing it goes on waiting until its deadline.
+    Lease {
+        /// The poll that it is.
+        poll: Poll,
+        /// Where it claimed jobs.
+        place: Place,
+    },
+    /// The leader itself: due things are handled.
+    Advance,
+    /// The leader itself: the wall offset is set.
+    WallOffset,
+}
+
+/// A group.
+pub(super) struct Group {
+    pub(super) id: GroupId,
+    pub(super) incarnation: Incarnation,
+    pub(super) raft: RaftNode,
+    pub(super) queue: JobQueue,
+    pub(super) clock: GroupClock,
+    pub(super) phase: Phase,
+    /// The bases in force, newest first; never empty.
+    pub(super) bases: Vec<BaseRecord>,
+    /// What each of them keeps on disk, as far as known.
+    pub(super) base_files: Vec<BaseFiles>,
+    /// The commit mark of the last hard state in the log.
+    pub(super) commit_written: LogIndex,
+    /// The batch that carries it.
+    pub(super) hard_state_ticket: Option<Ticket>,
+    /// Who waits, in the order of the log.
+    pub(super) waiters: VecDeque<(LogIndex, Waiter)>,
+    pub(super) polls: Polls,
+    pub(super) liveness: Liveness,
+    /// An entry that handles due things is on its way; or, after one that found nothing to do,
+    /// the next is not proposed before this time.
+    pub(super) advancing: bool,
+    pub(super) advance_not_before: Monotonic,
+    /// An entry that sets the wall offset is on its way.
+    pub(super) setting_offset: bool,
+    pub(super) last_proposed: Monotonic,
+    /// Its place among the timers of the shard.
+    pub(super) timer: Option<Monotonic>,
+    /// It has work for the next drain.
+    pub(super) dirty: bool,
+}
+
+impl Group {
+    /// The group as of what is applied.
+    pub(super) fn meta(&self, config: &ShardConfig) -> GroupMeta {
+        let index = self.raft.log().applied();
+        let voter = Voter {
+            node: config.node,
+            disk: config.identity.disk,
+        };
+        GroupMeta {
+            group: self.id,
+            incarnation: self.incarnation,
+            index,
+            term: self
+                .raft
+                .log()
+                .term_at(index)
+                .expect("the applied entry is held until compacted"),
+            time: self.queue.time(),
+            machine_version: self.queue.version(),
+            wall_offset_ms: self.queue.wall_offset_ms(),
+            voters: vec![voter],
+        }
+    }
+
+    /// Whether this member leads, and what it applied is the latest.
+    pub(super) fn serves(&self) -> bool {
+        self.phase == Phase::Serving && self.raft.leads_for_sure()
+    }
+
+    /// Whether it stopped.
+    pub(super) fn is_halted(&self) -> bool {
+        matches!(self.phase, Phase::Halted(_))
+    }
+
+    /// Whether nothing is under way.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.is_halted()
+            || (self.waiters.is_empty()
+                && self.raft.log().applied() == self.raft.log().last_index())
+    }
+}

@@ -1,0 +1,511 @@
+//! Requests of clients: routed, admitted, then proposed, parked or answered.
+//!
+//! Everything that can be refused without an entry in the log is refused here: the wrong shard, a
+//! group that does not serve, a full disk, a payload or a window out of bounds. What the job
+//! machine refuses is an outcome like any other.
+
+use super::effect::Effect;
+use super::engine::ShardEngine;
+use super::group::{Phase, Waiter};
+use super::input::Origin;
+use super::liveness::Heard;
+use super::placement::{home_group, shard_of};
+use super::polls::Poll;
+use crate::base::code::Code;
+use crate::base::entry::EntryKind;
+use crate::base::ids::{GroupId, SessionId};
+use crate::base::limits::{
+    POLL_WAIT_MS_MAX, POLLS_WAITING_MAX, SESSION_POLL_WINDOW, SESSION_WINDOW,
+};
+use crate::queue::command::{Command, NewJob, Op, Outcome, Rejection, SessionCall, Window};
+use crate::wire::command::encode_command;
+use crate::wire::message::{
+    CommitStamp, ErrorReply, GroupStatus, Reply, ReplyBody, Request, RequestBody, ShardStatus,
+};
+use std::time::Duration;
+
+/// A request refused as a whole. Nothing of it happened.
+pub(super) struct Refusal {
+    code: Code,
+    message: String,
+}
+
+impl Refusal {
+    pub(super) fn new(code: Code, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+        }
+    }
+}
+
+impl ShardEngine {
+    /// Takes a request.
+    pub(super) fn on_request(&mut self, from: Origin, request: Request) {
+        self.counters.requests_total += 1;
+        let id = request.id;
+        let Some(group) = self.target(&request.body) else {
+            return self.on_shard_request(from, request);
+        };
+        if u32::from(group.0) >= self.config.groups {
+            let groups = self.config.groups;
+            let message = format!("there is no group {group}: this cluster has {groups}");
+            return self.refuse(from, id, &Refusal::new(Code::NoSuchGroup, message));
+        }
+        let shard = shard_of(group, self.config.shards);
+        if shard != self.config.shard {
+            return self.forward(from, shard, request);
+        }
+        if let Err(refusal) = self.on_group_request(from, group, request) {
+            self.refuse(from, id, &refusal);
+        }
+    }
+
+    /// The group that a request is for; `None` if it is for the shard.
+    fn target(&self, body: &RequestBody) -> Option<GroupId> {
+        match body {
+            RequestBody::Command { group, .. }
+            | RequestBody::GetJobByKey { group, .. }
+            | RequestBody::Peek { group, .. }
+            | RequestBody::ListQueues { group } => Some(*group),
+            RequestBody::GetJob { job } => Some(job.group()),
+            RequestBody::GetQueue { name, .. } => Some(home_group(name, self.config.groups)),
+            RequestBody::Heartbeat { .. } | RequestBody::Status | RequestBody::Bye => None,
+        }
+    }
+
+    fn forward(&mut self, from: Origin, shard: crate::base::ids::ShardId, request: Request) {
+        if from.shard != self.config.shard {
+            let message = "a forwarded request reached the wrong shard";
+            return self.refuse(from, request.id, &Refusal::new(Code::NotLeader, message));
+        }
+        self.counters.requests_forwarded_total += 1;
+        self.conns.entry(from).or_default().forwarded.insert(shard);
+        self.effects.push(Effect::Forward {
+            to: shard,
+            from,
+            request,
+        });
+    }
+
+    fn on_shard_request(&mut self, from: Origin, request: Request) {
+        let body = match request.body {
+            RequestBody::Heartbeat { sessions } => {
+                let unknown = |at: &(GroupId, SessionId)| !self.on_heartbeat(from, at.0, at.1);
+                ReplyBody::HeartbeatTaken {
+                    unknown: sessions.into_iter().filter(unknown).collect(),
+                }
+            }
+            RequestBody::Bye => {
+                self.on_bye(from);
+                ReplyBody::Outcome(Outcome::Done)
+            }
+            _ => ReplyBody::Status(self.status()),
+        };
+        self.reply(from, request.id, None, body);
+    }
+
+    fn on_group_request(
+        &mut self,
+        from: Origin,
+        group: GroupId,
+        request: Request,
+    ) -> Result<(), Refusal> {
+        let slot = self.slot(group);
+        if let Phase::Halted(why) = &self.groups[slot].phase {
+            return Err(Refusal::new(Code::GroupHalted, why.clone()));
+        }
+        if !self.groups[slot].serves() {
+            let message = format!("group {group} is not ready yet: it is still recovering");
+            return Err(Refusal::new(Code::NotLeader, message));
+        }
+        match request.body {
+            RequestBody::Command {
+                command, wait_ms, ..
+            } => self.on_command(from, slot, request.id, command, wait_ms),
+            RequestBody::GetQueue { name, create } => {
+                self.on_get_queue(from, slot, request.id, &name, create)
+            }
+            read => {
+                let body = self.read(slot, read);
+                let stamp = self.stamp(slot);
+                self.reply(from, request.id, Some(stamp), body);
+                Ok(())
+            }
+        }
+    }
+
+    /// Reads of the leader: with one voter its applied state is the latest that anybody can know.
+    fn read(&self, slot: usize, body: RequestBody) -> ReplyBody {
+        let queue = &self.groups[slot].queue;
+        let answer = match body {
+            RequestBody::GetJob { job } => queue.job(job).map(|job| ReplyBody::Job(Box::new(job))),
+            RequestBody::GetJobByKey {
+                queue: uid,
+                partition,
+                key,
+                ..
+            } => queue
+                .job_by_key(uid, partition, &key)
+                .map(|job| ReplyBody::Job(Box::new(job))),
+            RequestBody::Peek {
+                queue: uid,
+                partition,
+                state,
+                limit,
+                ..
+            } => {
+                let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+                queue
+                    .peek(uid, partition, state, limit)
+                    .map(ReplyBody::Jobs)
+            }
+            _ => Ok(ReplyBody::Queues(queue.queues())),
+        };
+        answer.unwrap_or_else(|rejection| ReplyBody::Outcome(Outcome::Rejected(rejection)))
+    }
+
+    fn on_get_queue(
+        &mut self,
+        from: Origin,
+        slot: usize,
+        request: u64,
+        name: &str,
+        create: bool,
+    ) -> Result<(), Refusal> {
+        if let Some(info) = self.groups[slot].queue.queue_by_name(name) {
+            let stamp = self.stamp(slot);
+            self.reply(
+                from,
+                request,
+                Some(stamp),
+                ReplyBody::Outcome(Outcome::Queue(info)),
+            );
+            return Ok(());
+        }
+        if !create || !self.config.auto_create {
+            let message = format!("there is no queue named {name}");
+            return Err(Refusal::new(Code::NoSuchQueue, message));
+        }
+        let settings = self.config.queue_defaults;
+        let op = Op::CreateQueue {
+            name: name.to_owned(),
+            settings,
+            must_be_new: false,
+        };
+        self.on_command(from, slot, request, Command { session: None, op }, 0)
+    }
+
+    fn on_command(
+        &mut self,
+        from: Origin,
+        slot: usize,
+        request: u64,
+        command: Command,
+        wait_ms: u32,
+    ) -> Result<(), Refusal> {
+        if self.stopping() {
+            let message = "the node is stopping and takes nothing new";
+            return Err(Refusal::new(Code::Stopping, message));
+        }
+        self.admit(&command.op)?;
+        if let Some(call) = command.session {
+            self.hear(from, slot, call.id);
+            if call.seq >= call.lowest.saturating_add(window(call)) {
+                let rejected = Outcome::Rejected(Rejection::WindowExceeded);
+                self.reply(from, request, None, ReplyBody::Outcome(rejected));
+                return Ok(());
+            }
+        }
+        if let Op::Lease { .. } = command.op {
+            return self.on_lease(from, slot, request, command, wait_ms);
+        }
+        self.propose_command(slot, &command, Some(Waiter::Client { to: from, request }))
+    }
+
+    /// Whether the disk and the bounds of this node allow the command.
+    fn admit(&mut self, op: &Op) -> Result<(), Refusal> {
+        if let Op::Enqueue { items, .. } = op {
+            let max = self.config.payload_bytes_max;
+            let too_large = |job: &&NewJob| job.payload.len() > max;
+            if let Some(job) = items.iter().find(too_large) {
+                let bytes = job.payload.len();
+                let message = format!("a payload of {bytes} bytes is over the limit of {max}");
+                return Err(Refusal::new(Code::PayloadTooLarge, message));
+            }
+        }
+        let grows = matches!(op, Op::Enqueue { .. } | Op::CreateQueue { .. });
+        let keeps = matches!(
+            op,
+            Op::Lease { .. }
+                | Op::Extend { .. }
+                | Op::Nack { .. }
+                | Op::Release { .. }
+                | Op::Bury { .. }
+                | Op::RequeueDead { .. }
+        );
+        if (self.disk_full && grows) || (self.disk_exhausted && (grows || keeps)) {
+            self.counters.disk_full_refusals_total += 1;
+            let message = "the disk is full; enqueues go on by themselves when there is room";
+            return Err(Refusal::new(Code::DiskFull, message));
+        }
+        Ok(())
+    }
+
+    /// A lease is proposed if a job is ready, or if the machine has something to say about the
+    /// session; else it waits, or is answered with nothing, without an entry in the log.
+    fn on_lease(
+        &mut self,
+        from: Origin,
+        slot: usize,
+        request: u64,
+        command: Command,
+        wait_ms: u32,
+    ) -> Result<(), Refusal> {
+        let Op::Lease {
+            queue,
+            partition,
+            max,
+            epoch,
+            ..
+        } = command.op
+        else {
+            unreachable!("only leases come here");
+        };
+        let machine = &self.groups[slot].queue;
+        let session_in_order = command.session.is_none_or(|call| {
+            let live = |view: crate::queue::view::SessionView| !view.ended && view.epoch == epoch;
+            machine.session(call.id).is_some_and(live) && !machine.has_outcome(&call)
+        });
+        let ready = machine.ready(queue, partition);
+        let wait_ms = u64::from(wait_ms).min(POLL_WAIT_MS_MAX);
+        let poll = Poll {
+            number: self.next_poll,
+            to: from,
+            request,
+            command,
+            place: (queue, partition),
+            max,
+            deadline: self.now.mono.plus(Duration::from_millis(wait_ms)),
+        };
+        self.next_poll += 1;
+        if ready != Ok(0) || !session_in_order || max == 0 {
+            return self.propose_poll(slot, poll);
+        }
+        if wait_ms == 0 {
+            let stamp = self.stamp(slot);
+            self.reply(from, request, Some(stamp), ReplyBody::Leased(Vec::new()));
+            return Ok(());
+        }
+        if self.counters.polls_waiting >= POLLS_WAITING_MAX as u64 {
+            return Err(Refusal::new(
+                Code::Busy,
+                "too many leases are waiting on this shard",
+            ));
+        }
+        self.park(slot, poll);
+        Ok(())
+    }
+
+    pub(super) fn park(&mut self, slot: usize, poll: Poll) {
+        self.counters.polls_waiting += 1;
+        self.conns
+            .entry(poll.to)
+            .or_default()
+            .polls
+            .insert((slot, poll.place, poll.number));
+        self.groups[slot].polls.park(poll);
+        self.mark(slot);
+    }
+
+    /// A poll does not wait any more.
+    pub(super) fn unpark(&mut self, slot: usize, poll: &Poll) {
+        self.counters.polls_waiting -= 1;
+        if let Some(conn) = self.conns.get_mut(&poll.to) {
+            conn.polls.remove(&(slot, poll.place, poll.number));
+        }
+    }
+
+    pub(super) fn propose_poll(&mut self, slot: usize, poll: Poll) -> Result<(), Refusal> {
+        let command = poll.command.clone();
+        let (place, max) = (poll.place, poll.max);
+        self.propose_command(slot, &command, Some(Waiter::Lease { poll, place }))?;
+        self.groups[slot].polls.claim(place, max);
+        Ok(())
+    }
+
+    /// Proposes a command; the waiter is told when it is applied.
+    pub(super) fn propose_command(
+        &mut self,
+        slot: usize,
+        command: &Command,
+        waiter: Option<Waiter>,
+    ) -> Result<(), Refusal> {
+        self.correct_wall(slot);
+        self.propose(slot, EntryKind::Data, encode_command(command), waiter)
+    }
+
+    /// A session was heard on a connection; false if it is not known here.
+    fn hear(&mut self, from: Origin, slot: usize, session: SessionId) -> bool {
+        match self.groups[slot]
+            .liveness
+            .heard(session, from, self.now.mono)
+        {
+            Heard::Unknown => false,
+            Heard::Same => true,
+            Heard::Moved { before } => {
+                if let Some(conn) = before.and_then(|before| self.conns.get_mut(&before)) {
+                    conn.sessions.remove(&(slot, session));
+                }
+                self.conns
+                    .entry(from)
+                    .or_default()
+                    .sessions
+                    .insert((slot, session));
+                true
+            }
+        }
+    }
+
+    /// Binds a session that was just opened.
+    pub(super) fn watch_session(&mut self, slot: usize, session: SessionId, conn: Option<Origin>) {
+        let group = &mut self.groups[slot];
+        let Some(view) = group.queue.session(session) else {
+            return;
+        };
+        group
+            .liveness
+            .watch(session, view.worker_timeout_ms, conn, self.now.mono);
+        if let Some(conn) = conn {
+            self.conns
+                .entry(conn)
+                .or_default()
+                .sessions
+                .insert((slot, session));
+        }
+    }
+
+    fn on_heartbeat(&mut self, from: Origin, group: GroupId, session: SessionId) -> bool {
+        let here = u32::from(group.0) < self.config.groups
+            && shard_of(group, self.config.shards) == self.config.shard;
+        here && self.hear(from, self.slot(group), session)
+    }
+
+    /// The client leaves on purpose: its sessions are closed, without grace.
+    fn on_bye(&mut self, from: Origin) {
+        let Some(conn) = self.conns.get_mut(&from) else {
+            return;
+        };
+        for (slot, session) in std::mem::take(&mut conn.sessions) {
+            let command = Command {
+                session: None,
+                op: Op::CloseSession { session },
+            };
+            // If the group is too busy to take it, the silence of the session ends its leases.
+            if self.groups[slot].serves() {
+                let _ = self.propose_command(slot, &command, None);
+            }
+        }
+        let conn = self.conns.get(&from).expect("it was just there");
+        let shards: Vec<_> = conn.forwarded.iter().copied().collect();
+        for to in shards {
+            let request = Request {
+                id: 0,
+                body: RequestBody::Bye,
+            };
+            self.effects.push(Effect::Forward { to, from, request });
+        }
+    }
+
+    /// A connection is gone: its polls leave the line, its sessions have a short grace.
+    pub(super) fn on_client_closed(&mut self, from: Origin) {
+        let Some(conn) = self.conns.remove(&from) else {
+            return;
+        };
+        for (slot, place, number) in conn.polls {
+            if self.groups[slot].polls.remove(place, number).is_some() {
+                self.counters.polls_waiting -= 1;
+                self.mark(slot);
+            }
+        }
+        for (slot, session) in conn.sessions {
+            self.groups[slot]
+                .liveness
+                .closed(session, from, self.now.mono);
+            self.mark(slot);
+        }
+        for to in conn.forwarded {
+            self.effects.push(Effect::ForwardClosed { to, from });
+        }
+    }
+
+    pub(super) fn stamp(&self, slot: usize) -> CommitStamp {
+        let group = &self.groups[slot];
+        CommitStamp {
+            group: group.id,
+            term: group.raft.term(),
+            index: group.raft.log().applied(),
+        }
+    }
+
+    pub(super) fn reply(
+        &mut self,
+        to: Origin,
+        id: u64,
+        stamp: Option<CommitStamp>,
+        body: ReplyBody,
+    ) {
+        // Ids of clients start at 1; 0 is what a shard asks of another for itself.
+        if id != 0 {
+            self.effects.push(Effect::Reply {
+                to,
+                reply: Reply { id, stamp, body },
+            });
+        }
+    }
+
+    pub(super) fn refuse(&mut self, to: Origin, id: u64, refusal: &Refusal) {
+        self.counters.requests_refused_total += 1;
+        let error = ErrorReply {
+            code: refusal.code,
+            message: refusal.message.clone(),
+            leader: None,
+            maybe_applied: false,
+        };
+        self.reply(to, id, None, ReplyBody::Error(error));
+    }
+
+    fn status(&self) -> ShardStatus {
+        let group_status = |group: &super::group::Group| GroupStatus {
+            group: group.id,
+            term: group.raft.term(),
+            leader: group.serves(),
+            commit: group.raft.log().committed(),
+            applied: group.raft.log().applied(),
+            base: group.bases[0].index,
+            sessions: group.queue.session_count() as u64,
+            halted: match &group.phase {
+                Phase::Halted(why) => why.clone(),
+                Phase::Loading | Phase::Serving => String::new(),
+            },
+        };
+        let uptime = self.now.mono.since(self.started).as_millis();
+        ShardStatus {
+            shard: self.config.shard.0,
+            shards: self.config.shards,
+            uptime_ms: u64::try_from(uptime).unwrap_or(u64::MAX),
+            connections: self.conns.len() as u64,
+            log_bytes_since_checkpoint: self.checkpoints.log_bytes(self.wal.end_lsn()),
+            durable_lsn: self.wal.durable_lsn().0,
+            disk_full: self.disk_full,
+            groups: self.groups.iter().map(group_status).collect(),
+        }
+    }
+}
+
+fn window(call: SessionCall) -> u64 {
+    match call.window {
+        Window::Commands => SESSION_WINDOW,
+        Window::Polls => SESSION_POLL_WINDOW,
+    }
+}

@@ -1,0 +1,120 @@
+//! What was promised to clients, held against every later answer.
+
+use crate::base::ids::{JobId, Token};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What is known of a job that was enqueued, or may have been.
+#[derive(Clone, Debug, Default)]
+struct Fate {
+    /// The id that the enqueue was answered with.
+    acked_as: Option<JobId>,
+    /// The id under which it was delivered.
+    delivered_as: Option<JobId>,
+    /// Something was asked, answered or not, that may have ended it: ack, cancel, bury.
+    end_asked: bool,
+    /// The ack was answered.
+    end_confirmed: bool,
+}
+
+/// The promises of one run. Each job carries a number of its own as its payload.
+#[derive(Clone, Debug, Default)]
+pub struct Ledger {
+    jobs: BTreeMap<u64, Fate>,
+    by_id: BTreeMap<JobId, u64>,
+    granted: BTreeSet<Token>,
+}
+
+impl Ledger {
+    /// An enqueue was sent.
+    pub fn enqueue_sent(&mut self, number: u64) {
+        self.jobs.entry(number).or_default();
+    }
+
+    /// An enqueue was answered.
+    pub fn enqueue_acked(&mut self, number: u64, id: JobId) {
+        let fate = self
+            .jobs
+            .get_mut(&number)
+            .expect("an answer follows a request");
+        let before = fate.acked_as.replace(id);
+        assert!(
+            before.is_none_or(|before| before == id),
+            "job {number} was acked as {before:?} and {id}"
+        );
+        self.bind(number, id);
+    }
+
+    fn bind(&mut self, number: u64, id: JobId) {
+        let before = self.by_id.insert(id, number);
+        assert!(
+            before.is_none_or(|before| before == number),
+            "id {id} was given to job {number} and to job {before:?}"
+        );
+        let fate = &self.jobs[&number];
+        for known in [fate.acked_as, fate.delivered_as].into_iter().flatten() {
+            assert!(
+                known == id,
+                "job {number} is there twice: as {known} and as {id}"
+            );
+        }
+    }
+
+    /// A job was delivered. `repeated` says that the lease was asked before under the same number.
+    pub fn delivered(&mut self, number: u64, token: Token, repeated: bool) {
+        let fate = self.jobs.get_mut(&number);
+        let fate = fate.unwrap_or_else(|| panic!("job {number} was delivered but never enqueued"));
+        assert!(
+            !fate.end_confirmed,
+            "job {number} ({}) was delivered after its ack",
+            token.job
+        );
+        fate.delivered_as = Some(token.job);
+        self.bind(number, token.job);
+        let new = self.granted.insert(token);
+        assert!(new || repeated, "{token:?} was granted twice");
+    }
+
+    /// Something was sent that may end a job.
+    pub fn end_sent(&mut self, id: JobId) {
+        let number = self.by_id[&id];
+        self.jobs
+            .get_mut(&number)
+            .expect("bound jobs are known")
+            .end_asked = true;
+    }
+
+    /// It was answered: the job is done.
+    pub fn end_acked(&mut self, id: JobId) {
+        let number = self.by_id[&id];
+        self.jobs
+            .get_mut(&number)
+            .expect("bound jobs are known")
+            .end_confirmed = true;
+    }
+
+    /// Jobs that must be live, and jobs that must not be.
+    pub fn audit(&self) -> impl Iterator<Item = (JobId, bool)> {
+        self.jobs.values().filter_map(|fate| {
+            match (fate.acked_as, fate.end_asked, fate.end_confirmed) {
+                (Some(id), false, _) => Some((id, true)),
+                (Some(id), _, true) => Some((id, false)),
+                _ => None,
+            }
+        })
+    }
+
+    /// How many enqueues were acknowledged.
+    #[must_use]
+    pub fn acked(&self) -> usize {
+        self.jobs
+            .values()
+            .filter(|fate| fate.acked_as.is_some())
+            .count()
+    }
+
+    /// How many jobs were finished for sure.
+    #[must_use]
+    pub fn finished(&self) -> usize {
+        self.jobs.values().filter(|fate| fate.end_confirmed).count()
+    }
+}

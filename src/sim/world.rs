@@ -1,0 +1,556 @@
+//! Virtual time, one event heap, one random generator; the real engine of one shard in the middle.
+
+use super::client::{Audit, SimClient};
+use super::disk::SimDisk;
+use super::ledger::Ledger;
+use crate::base::checksum::Hash128;
+use crate::base::ids::{ClusterId, ConnId, DiskId, GroupId, NodeId, ShardId};
+use crate::base::limits::FRAME_BYTES_MAX;
+use crate::base::prng::Prng;
+use crate::base::units::{Monotonic, Now, WallTime};
+use crate::queue::command::{Outcome, QueueSettings, Rejection};
+use crate::shard::config::ShardConfig;
+use crate::shard::effect::{CheckpointFile, Effect};
+use crate::shard::engine::ShardEngine;
+use crate::shard::input::{Input, Origin};
+use crate::shard::loading::load_group;
+use crate::shard::placement::home_group;
+use crate::snapshot::layout::{Owner, RootRef};
+use crate::snapshot::manifest::Manifest;
+use crate::wal::recovery::Recovery;
+use crate::wal::writer::LogIdentity;
+use crate::wire::client::{decode_reply, decode_request, encode_reply, encode_request};
+use crate::wire::frame::FrameDecoder;
+use crate::wire::message::{Reply, ReplyBody, Request, RequestBody};
+use bytes::{Bytes, BytesMut};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Request ids of the world's own questions.
+const AUDIT_ID: u64 = 1 << 62;
+
+/// What a run may do; drawn from the seed.
+#[derive(Clone, Debug)]
+struct Options {
+    clients: u64,
+    steps: u64,
+    crash_one_in: u64,
+    groups: u32,
+    segment_bytes: usize,
+    checkpoint_log_bytes: u64,
+    slow_disk: bool,
+    rounds_fail: bool,
+}
+
+impl Options {
+    fn draw(prng: &mut Prng) -> Self {
+        Self {
+            clients: 1 + prng.below(5),
+            steps: 400 + prng.below(1_200),
+            crash_one_in: 60 + prng.below(400),
+            groups: 1 << prng.below(4),
+            segment_bytes: 256 << 10 << prng.below(3),
+            checkpoint_log_bytes: 16 << 10 << prng.below(6),
+            slow_disk: prng.chance(1, 3),
+            rounds_fail: prng.chance(1, 4),
+        }
+    }
+}
+
+enum Event {
+    WalDone(u64),
+    SegmentDone(u64),
+    GroupRead(GroupId, Vec<RootRef>),
+    ChunkDone(usize),
+    FilesDone(u64, Vec<CheckpointFile>),
+    ManifestDone,
+    ClientActs(usize),
+    Deadline,
+}
+
+/// What a run did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RunReport {
+    /// Enqueues acknowledged.
+    pub acked: usize,
+    /// Jobs finished for sure.
+    pub finished: usize,
+    /// Crashes.
+    pub crashes: u64,
+    /// Crashes before the node served again.
+    pub crashes_in_recovery: u64,
+    /// Checkpoint rounds published.
+    pub rounds: u64,
+    /// Torn tails cut.
+    pub tails_cut: u64,
+    /// Virtual time, in milliseconds.
+    pub simulated_ms: u64,
+    /// The hash of everything that clients were told.
+    pub trace: Hash128,
+}
+
+/// One node in its world.
+pub struct World {
+    options: Options,
+    prng: Prng,
+    now: Monotonic,
+    wall_ms: u64,
+    disk: SimDisk,
+    engine: ShardEngine,
+    start_number: u32,
+    events: BTreeMap<(Monotonic, u64), Event>,
+    next_event: u64,
+    /// When the engine wants to be called although nothing happens.
+    deadline: Option<Monotonic>,
+    clients: Vec<SimClient>,
+    /// The connections of the clients, made anew at each crash.
+    conn_base: u64,
+    ledger: Ledger,
+    audit: Audit,
+    audit_answers: usize,
+    report: RunReport,
+    stopped: bool,
+}
+
+impl World {
+    /// Runs one seed from an empty disk to a drained queue and a clean stop.
+    ///
+    /// # Panics
+    /// If a promise is broken; the message says which.
+    #[must_use]
+    pub fn run(seed: u64) -> RunReport {
+        let mut world = Self::new(seed);
+        for step in 0..world.options.steps {
+            world.step(true);
+            if world.prng.chance(1, world.options.crash_one_in) {
+                world.crash();
+            }
+            if step % 256 == 255 && world.prng.chance(1, 2) {
+                world.wall_ms += world.prng.below(200_000);
+            }
+        }
+        world.crash();
+        world.drain();
+        world.stop();
+        world.restart();
+        world.serve();
+        world.audit();
+        world.report.acked = world.ledger.acked();
+        world.report.finished = world.ledger.finished();
+        world.report.simulated_ms = world.now.0 / 1_000_000;
+        world.report
+    }
+
+    fn new(seed: u64) -> Self {
+        let mut prng = Prng::new(seed);
+        let options = Options::draw(&mut prng);
+        let mut disk = SimDisk::new(options.segment_bytes);
+        let now = Monotonic(1_000_000_000);
+        let engine = open(&options, &mut disk, 1, now, 1_700_000_000_000);
+        let clients = (0..options.clients)
+            .map(|number| {
+                let name = format!("queue-{}", number % 3);
+                SimClient::new(number, &name, home_group(&name, options.groups))
+            })
+            .collect();
+        let mut world = Self {
+            options,
+            prng,
+            now,
+            wall_ms: 1_700_000_000_000,
+            disk,
+            engine,
+            start_number: 1,
+            events: BTreeMap::new(),
+            next_event: 0,
+            deadline: None,
+            clients,
+            conn_base: 0,
+            ledger: Ledger::default(),
+            audit: Vec::new(),
+            audit_answers: 0,
+            report: RunReport::default(),
+            stopped: false,
+        };
+        world.start_clients();
+        world.pump();
+        world
+    }
+
+    fn start_clients(&mut self) {
+        for client in 0..self.clients.len() {
+            self.schedule(Duration::from_micros(10), Event::ClientActs(client));
+        }
+    }
+
+    fn clock(&self) -> Now {
+        Now {
+            mono: self.now,
+            wall: WallTime(self.wall_ms + self.now.0 / 1_000_000),
+        }
+    }
+
+    fn schedule(&mut self, after: Duration, event: Event) {
+        self.next_event += 1;
+        self.events
+            .insert((self.now.plus(after), self.next_event), event);
+    }
+
+    fn delay(&mut self, typical_us: u64) -> Duration {
+        let slow = if self.options.slow_disk && self.prng.chance(1, 10) {
+            50
+        } else {
+            1
+        };
+        Duration::from_micros(1 + self.prng.below(typical_us * 2 * slow))
+    }
+
+    /// One event.
+    fn step(&mut self, produce: bool) {
+        let next = self.events.first_key_value().map(|((at, _), _)| *at);
+        let event = if self.deadline.is_some_and(|at| next.is_none_or(|next| at <= next)) {
+            self.now = self.now.max(self.deadline.take().expect("it was just seen"));
+            Event::Deadline
+        } else {
+            let ((at, _), event) = self.events.pop_first().expect("clients act for ever");
+            self.now = self.now.max(at);
+            event
+        };
+        match event {
+            Event::WalDone(batch_seq) => {
+                self.disk.complete_write(batch_seq);
+                self.tell(Input::WalSynced { batch_seq });
+            }
+            Event::SegmentDone(number) => {
+                self.disk.prepare_segment(number);
+                self.tell(Input::SegmentReady { number });
+            }
+            Event::GroupRead(group, bases) => {
+                let disk = &self.disk;
+                let mut read = |file, offset, len| disk.read(file, offset, len);
+                let result = load_group(&owner(), &bases, &mut read);
+                self.tell(Input::GroupLoaded { group, result });
+            }
+            Event::ChunkDone(bytes) => self.tell(Input::ChunkWritten { bytes }),
+            Event::FilesDone(round, files) => {
+                if self.options.rounds_fail && self.prng.chance(1, 3) {
+                    self.disk.drop_files(&files);
+                    self.tell(Input::RoundFailed { round });
+                } else {
+                    self.disk.sync_files(&files);
+                    self.tell(Input::FilesSynced { round });
+                }
+            }
+            Event::ManifestDone => {
+                self.disk.complete_manifest();
+                self.tell(Input::ManifestWritten);
+            }
+            Event::ClientActs(client) => self.client_acts(client, produce),
+            Event::Deadline => self.tell(Input::TimePassed),
+        }
+        self.pump();
+    }
+
+    fn client_acts(&mut self, number: usize, produce: bool) {
+        let client = &mut self.clients[number];
+        let again = self.prng.chance(1, 20);
+        let mut requests = if again { client.resend() } else { Vec::new() };
+        requests.extend(client.act(&mut self.prng, &mut self.ledger, produce));
+        for (id, body) in requests {
+            let from = self.origin(number);
+            self.ask(from, id, body);
+        }
+        let pause = Duration::from_micros(1 + self.prng.below(8_000));
+        self.schedule(pause, Event::ClientActs(number));
+    }
+
+    fn origin(&self, client: usize) -> Origin {
+        Origin {
+            shard: ShardId(0),
+            conn: ConnId(self.conn_base + client as u64),
+        }
+    }
+
+    /// Sends a request through the real codec.
+    fn ask(&mut self, from: Origin, id: u64, body: RequestBody) {
+        let mut bytes = BytesMut::new();
+        encode_request(&Request { id, body }, &mut bytes);
+        let request =
+            decode_request(&unframe(&bytes)).expect("a request is decoded as it was sent");
+        self.tell(Input::ClientRequest { from, request });
+    }
+
+    fn tell(&mut self, input: Input) {
+        let now = self.clock();
+        self.engine.handle(now, input);
+    }
+
+    /// Performs what the engine wants, until it wants nothing.
+    fn pump(&mut self) {
+        let mut effects = Vec::new();
+        loop {
+            self.engine.drain(&mut effects);
+            if effects.is_empty() {
+                break;
+            }
+            for effect in effects.drain(..) {
+                self.perform(effect);
+            }
+        }
+        let soonest = self.now.plus(Duration::from_micros(1));
+        self.deadline = self.engine.next_deadline().map(|at| at.max(soonest));
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::WriteWal(write) => {
+                self.disk.start_write(&write);
+                let delay = self.delay(150);
+                self.schedule(delay, Event::WalDone(write.batch_seq));
+            }
+            Effect::PrepareSegment { number } => {
+                let delay = self.delay(2_000);
+                self.schedule(delay, Event::SegmentDone(number));
+            }
+            Effect::DropSegments { numbers } => self.disk.drop_segments(&numbers),
+            Effect::LoadGroup { group, bases } => {
+                let delay = self.delay(500);
+                self.schedule(delay, Event::GroupRead(group, bases));
+            }
+            Effect::WriteChunk {
+                file,
+                offset,
+                bytes,
+                ..
+            } => {
+                self.disk.write_chunk(file, offset, &bytes);
+                let delay = self.delay(300);
+                self.schedule(delay, Event::ChunkDone(bytes.len()));
+            }
+            Effect::SyncFiles { round, files } => {
+                let delay = self.delay(2_000);
+                self.schedule(delay, Event::FilesDone(round, files));
+            }
+            Effect::WriteManifest { bytes } => {
+                self.disk.start_manifest(bytes);
+                let delay = self.delay(1_000);
+                self.schedule(delay, Event::ManifestDone);
+            }
+            Effect::DropFiles { files } => self.disk.drop_files(&files),
+            Effect::Reply { to, reply } => self.on_reply(to, &reply),
+            Effect::Stopped => self.stopped = true,
+            Effect::Forward { .. } | Effect::ForwardClosed { .. } => {
+                panic!("one shard has nobody to forward to")
+            }
+        }
+    }
+
+    /// Delivers a reply through the real codec.
+    fn on_reply(&mut self, to: Origin, reply: &Reply) {
+        let mut bytes = BytesMut::new();
+        encode_reply(reply, &mut bytes);
+        let mut seen = self.report.trace.0.to_vec();
+        seen.extend_from_slice(&bytes);
+        self.report.trace = Hash128::of(&seen);
+        let decoded = decode_reply(&unframe(&bytes)).expect("a reply is decoded as it was sent");
+        assert_eq!(&decoded, reply, "a reply changed on its way");
+        if decoded.id >= AUDIT_ID {
+            return self.on_audit_reply(&decoded);
+        }
+        if let Some(client) = to.conn.0.checked_sub(self.conn_base) {
+            let client = usize::try_from(client).expect("few clients");
+            self.clients[client].on_reply(decoded, &mut self.ledger);
+        }
+    }
+
+    fn on_audit_reply(&mut self, reply: &Reply) {
+        let at = usize::try_from(reply.id - AUDIT_ID).expect("few jobs");
+        let (job, live) = self.audit[at];
+        match &reply.body {
+            ReplyBody::Job(view) => {
+                assert!(live && view.id == job, "job {job} was acked and is back")
+            }
+            ReplyBody::Outcome(Outcome::Rejected(Rejection::Finished)) => {
+                assert!(!live, "job {job} was acknowledged and is lost");
+            }
+            other => panic!("job {job} (live: {live}): {other:?}"),
+        }
+        self.audit_answers += 1;
+    }
+
+    /// The process dies and starts again, perhaps dying on the way.
+    fn crash(&mut self) {
+        self.restart();
+        while self.prng.chance(1, 3) {
+            for _ in 0..self.prng.below(20) {
+                if self.events.is_empty() || self.engine.serving() {
+                    break;
+                }
+                self.step(false);
+            }
+            if !self.engine.serving() {
+                self.report.crashes_in_recovery += 1;
+            }
+            self.restart();
+        }
+        self.serve();
+        self.audit();
+        self.conn_base += 1_000;
+        for number in 0..self.clients.len() {
+            for (id, body) in self.clients[number].resend() {
+                let from = self.origin(number);
+                self.ask(from, id, body);
+            }
+        }
+        self.start_clients();
+        self.pump();
+    }
+
+    fn restart(&mut self) {
+        self.report.crashes += 1;
+        self.report.rounds += self.engine.counters().checkpoint_rounds_total;
+        self.events.clear();
+        self.disk.crash(&mut self.prng);
+        self.now = self.now.plus(Duration::from_millis(self.prng.below(500)));
+        self.start_number += 1;
+        let wall = self.clock().wall.0;
+        self.engine = open(
+            &self.options,
+            &mut self.disk,
+            self.start_number,
+            self.now,
+            wall,
+        );
+        self.report.tails_cut += self.engine.counters().log_tails_cut_total;
+        self.stopped = false;
+        self.pump();
+    }
+
+    /// Runs until every group serves.
+    fn serve(&mut self) {
+        let deadline = self.now.plus(Duration::from_secs(30));
+        while !self.engine.serving() {
+            assert!(self.now < deadline, "not serving 30 s after the start");
+            self.step(false);
+        }
+        let halted: Vec<_> = self.engine.halted().collect();
+        assert!(
+            halted.is_empty(),
+            "groups stopped although nothing was damaged: {halted:?}"
+        );
+    }
+
+    /// Asks for every job that must be there, and for every one that must not.
+    fn audit(&mut self) {
+        self.audit = self.ledger.audit().collect();
+        self.audit_answers = 0;
+        for (at, (job, _)) in self.audit.clone().into_iter().enumerate() {
+            let from = Origin {
+                shard: ShardId(0),
+                conn: ConnId(u64::MAX),
+            };
+            self.ask(from, AUDIT_ID + at as u64, RequestBody::GetJob { job });
+        }
+        self.pump();
+        assert_eq!(
+            self.audit_answers,
+            self.audit.len(),
+            "every question of the audit is answered"
+        );
+    }
+
+    /// No more jobs and no more faults: everything is worked off.
+    fn drain(&mut self) {
+        self.options.rounds_fail = false;
+        let deadline = self.now.plus(Duration::from_secs(900));
+        while self.engine.live_jobs() > 0 {
+            assert!(
+                self.now < deadline,
+                "{} jobs are left after 15 min without faults",
+                self.engine.live_jobs()
+            );
+            self.step(false);
+        }
+        self.audit();
+    }
+
+    fn stop(&mut self) {
+        self.tell(Input::StopRequested);
+        self.pump();
+        let deadline = self.now.plus(Duration::from_secs(30));
+        while !self.stopped {
+            assert!(self.now < deadline, "not stopped after 30 s");
+            self.step(false);
+        }
+    }
+}
+
+fn owner() -> Owner {
+    Owner {
+        cluster: ClusterId([1; 16]),
+        disk: DiskId([2; 16]),
+    }
+}
+
+fn unframe(bytes: &BytesMut) -> Bytes {
+    let mut decoder = FrameDecoder::default();
+    decoder.set_body_bytes_max(FRAME_BYTES_MAX);
+    decoder.push(bytes);
+    let frame = decoder.next().expect("a frame is decoded as it was sent");
+    frame.expect("a whole frame was sent").body
+}
+
+/// Starts a process on the disk: the real recovery, then the real engine.
+fn open(
+    options: &Options,
+    disk: &mut SimDisk,
+    start: u32,
+    now: Monotonic,
+    wall: u64,
+) -> ShardEngine {
+    let owner = owner();
+    let identity = LogIdentity {
+        cluster: owner.cluster,
+        disk: owner.disk,
+        shard: ShardId(0),
+        wal_set: 1,
+    };
+    let mut recovery = Recovery::with_segment_bytes(identity, options.segment_bytes);
+    if let Some(bytes) = disk.manifest() {
+        let manifest = Manifest::decode(bytes).expect("the manifest is replaced as a whole");
+        manifest
+            .check(&owner, ShardId(0))
+            .expect("the manifest is this shard's");
+        recovery.proof(manifest.durable);
+    }
+    for (number, bytes) in disk.segments() {
+        recovery.feed(number, bytes);
+    }
+    let recovered = recovery.finish().expect("nothing of the log is damaged");
+    assert!(
+        recovered.damage.is_empty(),
+        "a torn tail was taken for damage: {:?}",
+        recovered.damage
+    );
+    let config = ShardConfig {
+        identity,
+        node: NodeId(1),
+        shard: ShardId(0),
+        shards: 1,
+        groups: options.groups,
+        start_number: start,
+        seed: u64::from(start),
+        payload_bytes_max: 1 << 20,
+        auto_create: true,
+        queue_defaults: QueueSettings {
+            max_attempts: 1_000,
+            ..QueueSettings::default()
+        },
+        checkpoint_log_bytes: options.checkpoint_log_bytes,
+    };
+    let now = Now {
+        mono: now,
+        wall: WallTime(wall),
+    };
+    ShardEngine::new(config, recovered, disk.files(), now)
+}

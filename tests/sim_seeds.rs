@@ -1,0 +1,38 @@
+//! The engine under simulated crashes: fixed seeds, then seeds that once failed.
+
+use rrq::sim::world::{RunReport, World};
+
+/// Seeds of one run of this test; `RRQ_SIM_SEEDS` sets another number, `RRQ_SIM_FROM` the first.
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |text| text.parse().expect("a number"))
+}
+
+#[test]
+fn no_promise_is_broken_by_crashes_anywhere() {
+    let from = number("RRQ_SIM_FROM", 1);
+    let mut total = RunReport::default();
+    for seed in from..from + number("RRQ_SIM_SEEDS", 400) {
+        let report = std::panic::catch_unwind(|| World::run(seed))
+            .unwrap_or_else(|_| panic!("seed {seed} failed: RRQ_SIM_FROM={seed} RRQ_SIM_SEEDS=1"));
+        total.acked += report.acked;
+        total.finished += report.finished;
+        total.crashes += report.crashes;
+        total.crashes_in_recovery += report.crashes_in_recovery;
+        total.rounds += report.rounds;
+        total.tails_cut += report.tails_cut;
+    }
+    // A batch that never meets what it is for proves nothing.
+    assert!(total.acked > 0 && total.finished > 0, "{total:?}");
+    assert!(
+        total.crashes_in_recovery > 0 && total.tails_cut > 0 && total.rounds > 0,
+        "{total:?}"
+    );
+    println!("{total:?}");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_trace() {
+    for seed in [1, 2, 3] {
+        assert_eq!(World::run(seed), World::run(seed));
+    }
+}
