@@ -10,9 +10,9 @@
 use crate::base::code::Code;
 use crate::base::ids::ShardId;
 use crate::runtime::poker::Mailbox;
+use crate::runtime::recover::Remains;
 use crate::runtime::space::Level;
 use crate::shard::input::{Input, Origin};
-use crate::wal::recovery::Recovered;
 use crate::wire::message::{ErrorReply, Reply, ReplyBody, Request};
 use std::sync::Arc;
 
@@ -22,8 +22,8 @@ const FORWARDED_MAX: usize = 4096;
 /// What a shard is told by other threads.
 #[derive(Debug)]
 pub enum Letter {
-    /// Its log was read.
-    Recovered(Box<Recovered>),
+    /// What it left was read.
+    Recovered(Box<Remains>),
     /// A segment was made.
     SegmentMade(u64),
     /// Something that the engine waits for happened.

@@ -14,7 +14,7 @@ use crate::base::code::Code;
 use crate::base::ids::ShardId;
 use crate::base::report::Report;
 use crate::runtime::config::{self, NoConfig, NodeConfig};
-use crate::runtime::data_dir::{DataDir, unusable};
+use crate::runtime::data_dir::DataDir;
 use crate::runtime::listener::Admission;
 use crate::runtime::mesh::{Letter, Mesh};
 use crate::runtime::metrics::NodeMetrics;
@@ -280,8 +280,7 @@ impl Node {
                 cluster: superblock.cluster,
                 disk: superblock.disk,
             };
-            let files = SnapshotFiles::new(folder.clone(), data_dir.clone(), owner)
-                .map_err(|error| unusable(&folder, "read", &error))?;
+            let files = SnapshotFiles::new(folder.clone(), data_dir.clone(), owner);
             let boxes = self.boxes.clone();
             self.thread(&format!("rrq-files-{shard}"), move || {
                 let mine = &boxes[usize::from(shard)];
@@ -296,9 +295,9 @@ impl Node {
                 let begun = Instant::now();
                 let recover = || {
                     let found = segments::find(&wal, &data_dir)?;
-                    let log = recover::recover(&folder, identity, owner, &found.segments)?;
+                    let remains = recover::recover(&folder, identity, owner, &found.segments)?;
                     metrics.recovered("replay", begun.elapsed().as_secs_f64());
-                    mine.send(Letter::Recovered(Box::new(log)));
+                    mine.send(Letter::Recovered(Box::new(remains)));
                     found
                         .pool
                         .obey(&segments, |number| mine.send(Letter::SegmentMade(number)))

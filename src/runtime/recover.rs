@@ -1,4 +1,5 @@
-//! Reads the log of a shard: all segments and the newest manifest, into [`Recovery`].
+//! Reads what a shard left: its log, by all segments and the newest manifest, and the list of its
+//! checkpoint files.
 //!
 //! Blocking, on plain threads, segments side by side: the disk gives 2 GB/s only to several readers
 //! or a long sequential one. The bytes are read, not mapped: entries stay slices of them while the
@@ -8,12 +9,14 @@
 use crate::base::code::Code;
 use crate::base::report::Report;
 use crate::runtime::data_dir::unusable;
-use crate::runtime::snapshot_files::{manifests, read_manifest};
+use crate::runtime::snapshot_files::{find_files, manifests, read_manifest};
+use crate::shard::effect::CheckpointFile;
 use crate::snapshot::layout::Owner;
 use crate::snapshot::manifest::Manifest;
 use crate::wal::recovery::{Recovered, Recovery, RecoveryError};
 use crate::wal::writer::LogIdentity;
 use bytes::Bytes;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -22,7 +25,16 @@ use std::thread;
 /// Segments read at once, a shard.
 const READERS: usize = 4;
 
-/// What the shard's log holds.
+/// What a shard left behind.
+#[derive(Debug)]
+pub struct Remains {
+    /// What its log holds.
+    pub log: Recovered,
+    /// Its checkpoint files with their lengths.
+    pub files: BTreeMap<CheckpointFile, u64>,
+}
+
+/// Reads a shard.
 ///
 /// # Errors
 /// If a file cannot be read, or the log is not this shard's.
@@ -31,7 +43,7 @@ pub fn recover(
     identity: LogIdentity,
     owner: Owner,
     segments: &[(u64, PathBuf)],
-) -> Result<Recovered, Report> {
+) -> Result<Remains, Report> {
     let mut recovery = Recovery::new(identity);
     if let Some(manifest) = newest_manifest(folder, identity, owner)? {
         recovery.proof(manifest.durable);
@@ -63,7 +75,11 @@ pub fn recover(
         let (segment, offset) = (damage.segment, damage.offset);
         tracing::error!(shard = %identity.shard, segment, offset, "{}", damage.what);
     }
-    Ok(recovered)
+    let files = find_files(folder).map_err(|error| unusable(folder, "read", &error))?;
+    Ok(Remains {
+        log: recovered,
+        files,
+    })
 }
 
 fn read_segment(path: &Path) -> io::Result<Bytes> {
@@ -110,13 +126,9 @@ fn refused(folder: &Path, error: &RecoveryError) -> Report {
             Report::error(Code::WrongIdentity, what)
                 .fix("put the files back where they were, or restore the directory from a backup")
         }
-        RecoveryError::TooNew { .. } | RecoveryError::MachineVersion { .. } => {
+        RecoveryError::TooNew { .. } | RecoveryError::NewerRecord { .. } => {
             let what = format!("the log in {shown} was written by a newer version of rrq");
             Report::error(Code::FormatTooNew, what).fix("run the newer version")
-        }
-        _ => {
-            let what = format!("the log in {shown} cannot be understood");
-            Report::error(Code::LogDamaged, what).fix("restore the directory from a backup")
         }
     };
     report.location(error.to_string()).why(untouched)

@@ -16,13 +16,13 @@ use crate::runtime::listener::{self, Admission};
 use crate::runtime::mesh::{Letter, Mesh};
 use crate::runtime::metrics::{NodeMetrics, ShardMetrics};
 use crate::runtime::poker::Pulse;
+use crate::runtime::recover::Remains;
 use crate::runtime::wal_writer::WalWriter;
 use crate::runtime::{segments, snapshot_files, sys};
 use crate::shard::config::ShardConfig;
 use crate::shard::effect::Effect;
 use crate::shard::engine::ShardEngine;
 use crate::shard::input::{Input, Origin};
-use crate::wal::recovery::Recovered;
 use crate::wal::writer::WalWrite;
 use crate::wire::message::{Reply, ServerHello};
 use glommio::timer::Timer;
@@ -195,12 +195,12 @@ pub async fn run(parts: Parts) {
     .detach();
     tell(&parts.events, Event::Running);
     let mut letters = VecDeque::new();
-    let recovered = match wait_for_recovery(&hub, &parts.mesh, &mut letters).await {
-        Some(recovered) => recovered,
+    let remains = match wait_for_recovery(&hub, &parts.mesh, &mut letters).await {
+        Some(remains) => remains,
         None => return tell(&parts.events, Event::Stopped(hub.shard)),
     };
     let mut driver = Driver {
-        engine: ShardEngine::new(parts.config, recovered, now()),
+        engine: ShardEngine::new(parts.config, remains.log, remains.files, now()),
         wal: Rc::new(WalWriter::new(parts.wal_folder)),
         hub,
         mesh: parts.mesh,
@@ -222,7 +222,7 @@ async fn wait_for_recovery(
     hub: &Hub,
     mesh: &Mesh,
     letters: &mut VecDeque<Letter>,
-) -> Option<Recovered> {
+) -> Option<Remains> {
     loop {
         poll_fn(|context| {
             *hub.driver.borrow_mut() = Some(context.waker().clone());
@@ -238,7 +238,7 @@ async fn wait_for_recovery(
         let mut recovered = None;
         for letter in came {
             match letter {
-                Letter::Recovered(log) => recovered = Some(*log),
+                Letter::Recovered(remains) => recovered = Some(*remains),
                 Letter::Stop => return None,
                 other => letters.push_back(other),
             }
@@ -432,7 +432,6 @@ impl Driver {
         if let Some((listener, admission)) = self.door.take() {
             glommio::spawn_local(listener::accept(listener, self.hub.clone(), admission)).detach();
             self.hub.numbers().serving.store(true, Relaxed);
-            self.order(snapshot_files::Order::RemoveOrphans);
             self.order_segments(segments::Order::MayMakeAhead(true));
             tell(&self.events, Event::Serving(self.hub.shard));
         }

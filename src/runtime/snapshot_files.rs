@@ -15,7 +15,7 @@ use crate::runtime::data_dir::{names, sync_folder, write_durably};
 use crate::runtime::space;
 use crate::shard::effect::CheckpointFile;
 use crate::shard::input::Input;
-use crate::shard::loading::{GroupState, load_group};
+use crate::shard::loading::load_group;
 use crate::snapshot::layout::{Owner, RootRef};
 use crate::snapshot::manifest::Manifest;
 use bytes::Bytes;
@@ -66,8 +66,6 @@ pub enum Order {
         /// Its bases, newest first.
         bases: Vec<RootRef>,
     },
-    /// All groups are loaded: unlink what none of them names.
-    RemoveOrphans,
 }
 
 /// The thread's state.
@@ -78,8 +76,6 @@ pub struct SnapshotFiles {
     owner: Owner,
     open: BTreeMap<CheckpointFile, Open>,
     given_up: BTreeSet<u64>,
-    /// Files of earlier starts that no loaded group named so far; `None` once that is settled.
-    unnamed: Option<BTreeSet<CheckpointFile>>,
 }
 
 #[derive(Debug)]
@@ -91,26 +87,15 @@ struct Open {
 
 impl SnapshotFiles {
     /// For the checkpoints in `folder`.
-    ///
-    /// # Errors
-    /// If the folder cannot be read.
-    pub fn new(folder: PathBuf, data_dir: PathBuf, owner: Owner) -> io::Result<Self> {
-        let mut unnamed = BTreeSet::new();
-        for name in names(&folder)? {
-            if name.ends_with(".tmp") {
-                fs::remove_file(folder.join(name))?;
-            } else {
-                unnamed.extend(file_of(&name));
-            }
-        }
-        Ok(Self {
+    #[must_use]
+    pub fn new(folder: PathBuf, data_dir: PathBuf, owner: Owner) -> Self {
+        Self {
             folder,
             data_dir,
             owner,
             open: BTreeMap::new(),
             given_up: BTreeSet::new(),
-            unnamed: Some(unnamed),
-        })
+        }
     }
 
     /// Obeys until the other end is gone.
@@ -136,7 +121,6 @@ impl SnapshotFiles {
                 Ok(Order::Manifest(bytes)) => manifest = Some(bytes),
                 Ok(Order::Drop(files)) => self.drop_files(&files),
                 Ok(Order::Load { group, bases }) => tell(self.load(group, &bases)),
-                Ok(Order::RemoveOrphans) => self.remove_orphans(),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -264,38 +248,11 @@ impl SnapshotFiles {
             read_at(file, offset, length)
         };
         let result = load_group(&self.owner, bases, &mut read);
-        match (&result, &mut self.unnamed) {
-            (Ok(state), Some(unnamed)) if state.damage.is_empty() => forget_named(unnamed, state),
-            // What a damaged group names is not known: nothing is removed in this run.
-            _ => self.unnamed = None,
-        }
         Input::GroupLoaded { group, result }
-    }
-
-    fn remove_orphans(&mut self) {
-        let orphans: Vec<_> = self.unnamed.take().into_iter().flatten().collect();
-        if !orphans.is_empty() {
-            tracing::info!(
-                files = orphans.len(),
-                "checkpoint files that nothing names are removed"
-            );
-            self.drop_files(&orphans);
-        }
     }
 
     fn path(&self, file: CheckpointFile) -> PathBuf {
         self.folder.join(file_name(file))
-    }
-}
-
-fn forget_named(unnamed: &mut BTreeSet<CheckpointFile>, state: &GroupState) {
-    for base in &state.files {
-        for file in &base.runs {
-            unnamed.remove(&CheckpointFile::Run(*file));
-        }
-        for file in base.payloads.keys() {
-            unnamed.remove(&CheckpointFile::Payload(*file));
-        }
     }
 }
 
@@ -346,6 +303,23 @@ fn file_of(name: &str) -> Option<CheckpointFile> {
 
 fn manifest_name(sequence: u64) -> String {
     format!("manifest-{sequence:016x}")
+}
+
+/// The checkpoint files in a folder with their lengths; half-written manifests are removed.
+///
+/// # Errors
+/// If the folder cannot be read.
+pub fn find_files(folder: &Path) -> io::Result<BTreeMap<CheckpointFile, u64>> {
+    let mut found = BTreeMap::new();
+    for name in names(folder)? {
+        let path = folder.join(&name);
+        if name.ends_with(".tmp") {
+            fs::remove_file(path)?;
+        } else if let Some(file) = file_of(&name) {
+            found.insert(file, fs::metadata(path)?.len());
+        }
+    }
+    Ok(found)
 }
 
 /// The sequence numbers of the manifests in a folder, ascending.
