@@ -46,11 +46,11 @@ impl Options {
     fn draw(prng: &mut Prng) -> Self {
         Self {
             clients: 1 + prng.below(5),
-            steps: 400 + prng.below(1_200),
+            steps: 400 + prng.below(2_400),
             crash_one_in: 60 + prng.below(400),
             groups: 1 << prng.below(4),
             segment_bytes: 256 << 10 << prng.below(3),
-            checkpoint_log_bytes: 16 << 10 << prng.below(6),
+            checkpoint_log_bytes: 128 << 10 << prng.below(5),
             slow_disk: prng.chance(1, 3),
             rounds_fail: prng.chance(1, 4),
         }
