@@ -8,7 +8,7 @@ use crate::base::ids::{ClusterId, ConnId, DiskId, GroupId, NodeId, ShardId};
 use crate::base::limits::FRAME_BYTES_MAX;
 use crate::base::prng::Prng;
 use crate::base::units::{Monotonic, Now, WallTime};
-use crate::queue::command::{Outcome, QueueSettings, Rejection};
+use crate::queue::command::{Backoff, Outcome, QueueSettings, Rejection};
 use crate::shard::config::ShardConfig;
 use crate::shard::effect::{CheckpointFile, Effect};
 use crate::shard::engine::ShardEngine;
@@ -46,11 +46,11 @@ impl Options {
     fn draw(prng: &mut Prng) -> Self {
         Self {
             clients: 1 + prng.below(5),
-            steps: 400 + prng.below(1_200),
+            steps: 400 + prng.below(2_400),
             crash_one_in: 60 + prng.below(400),
             groups: 1 << prng.below(4),
             segment_bytes: 256 << 10 << prng.below(3),
-            checkpoint_log_bytes: 16 << 10 << prng.below(6),
+            checkpoint_log_bytes: 128 << 10 << prng.below(5),
             slow_disk: prng.chance(1, 3),
             rounds_fail: prng.chance(1, 4),
         }
@@ -208,8 +208,13 @@ impl World {
     /// One event.
     fn step(&mut self, produce: bool) {
         let next = self.events.first_key_value().map(|((at, _), _)| *at);
-        let event = if self.deadline.is_some_and(|at| next.is_none_or(|next| at <= next)) {
-            self.now = self.now.max(self.deadline.take().expect("it was just seen"));
+        let event = if self
+            .deadline
+            .is_some_and(|at| next.is_none_or(|next| at <= next))
+        {
+            self.now = self
+                .now
+                .max(self.deadline.take().expect("it was just seen"));
             Event::Deadline
         } else {
             let ((at, _), event) = self.events.pop_first().expect("clients act for ever");
@@ -532,6 +537,10 @@ fn open(
         "a torn tail was taken for damage: {:?}",
         recovered.damage
     );
+    let backoff = Backoff {
+        cap_ms: 5_000,
+        ..Backoff::default()
+    };
     let config = ShardConfig {
         identity,
         node: NodeId(1),
@@ -544,6 +553,7 @@ fn open(
         auto_create: true,
         queue_defaults: QueueSettings {
             max_attempts: 1_000,
+            backoff,
             ..QueueSettings::default()
         },
         checkpoint_log_bytes: options.checkpoint_log_bytes,
