@@ -5,6 +5,7 @@ use crate::base::report::Report;
 use crate::loadtest::NODE_SUBCOMMAND;
 use crate::loadtest::crash_recover::{self, Options, Outcome};
 use crate::runtime::node;
+use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
 use std::fs::File;
@@ -29,9 +30,10 @@ enum Command {
 
 #[derive(Args, Debug)]
 #[command(after_help = "\
-Starts a node, fills it, keeps load on, kills it with -9, starts it again on the same data, and takes
-the time until a client has leased and acked a job. After each round it looks at every job that must
-be there; at the end it drains all and compares its books with the node's own counters.
+Starts a node, fills it, keeps load on, kills it with -9, starts it again on the same data,
+and takes the time until a client has leased and acked a job. After each round it looks at
+every job that must be there; at the end it drains all and compares its books with the
+node's own counters.
 
 Exit status: 0 if all is accounted for, 1 if a job is lost or came back after its ack.
 
@@ -111,6 +113,10 @@ fn say(line: &str) {
 }
 
 fn usage(error: &clap::Error) -> Report {
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let report = Report::error(Code::BadArgument, "no command was given");
+        return report.fix("rrq-bench crash-recover; rrq-bench --help shows all commands");
+    }
     let text = error.to_string();
     let text = text.trim_start_matches("error: ");
     let what: Vec<&str> = text.lines().take_while(|line| !line.is_empty()).collect();

@@ -117,10 +117,10 @@ impl Drop for DiskProbe {
     }
 }
 
-/// A histogram of up to an hour in microseconds, three digits exact.
+/// A histogram of up to an hour in microseconds, four digits exact.
 #[must_use]
 pub(super) fn new_histogram() -> Histogram<u64> {
-    Histogram::new_with_bounds(1, 3_600_000_000, 3).expect("the bounds are sound")
+    Histogram::new_with_bounds(1, 3_600_000_000, 4).expect("the bounds are sound")
 }
 
 fn probe(file: &File, seen: &Mutex<Seen>, ended: &AtomicBool) {

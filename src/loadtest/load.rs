@@ -11,7 +11,9 @@
 
 use crate::base::code::Code;
 use crate::base::report::Report;
-use crate::client::{AckItem, Client, Enqueued, Error, NewJob, Options, Queue};
+use crate::client::{
+    AckItem, Client, Enqueued, Error, NewJob, Options, Queue, QueueInfo, QueueSettings, QueueStats,
+};
 use crate::loadtest::first_job::Source;
 use crate::workload::{Ledger, number_of, payload};
 use std::future::Future;
@@ -139,8 +141,11 @@ impl Load {
         for number in 0..QUEUES {
             let name = format!("bench-{number}");
             let failed = |error: Error| report("cannot make a queue", &error);
-            let producing = load.producer.queue(&name).await.map_err(failed)?;
-            let working = load.worker.queue(&name).await.map_err(failed)?;
+            let settings = QueueSettings::default;
+            let made = load.producer.create_queue(&name, settings(), false).await;
+            let producing = made.map_err(failed)?;
+            let found = load.worker.create_queue(&name, settings(), false).await;
+            let working = found.map_err(failed)?;
             load.queues.push(producing.clone());
             for _ in 0..PRODUCERS / QUEUES {
                 let run = produce(load.shared.clone(), producing.clone());
@@ -299,9 +304,7 @@ impl Load {
     /// If it does not say.
     pub(super) async fn counts(&self) -> Result<NodeCounts, Report> {
         let mut counts = NodeCounts::default();
-        for queue in &self.queues {
-            let info = queue.info().await;
-            let (_, stats) = info.map_err(|e| report("cannot read a queue's counters", &e))?;
+        for (_, stats) in self.infos().await? {
             counts.live += stats.pending + stats.delayed + stats.in_flight + stats.dead;
             counts.enqueued += stats.enqueued_total;
             counts.completed += stats.completed_total;
@@ -314,10 +317,10 @@ impl Load {
     /// # Errors
     /// If the node does not say.
     pub(super) async fn source(&self, number: usize) -> Result<Source, Report> {
-        let failed = |error: &Error| report("cannot find a queue", error);
-        let queue = &self.queues[number % self.queues.len()];
-        let (info, _) = queue.info().await.map_err(|error| failed(&error))?;
-        let hello = self.producer.hello().map_err(|error| failed(&error))?;
+        let infos = self.infos().await?;
+        let (info, _) = &infos[number % infos.len()];
+        let hello = self.producer.hello();
+        let hello = hello.map_err(|error| report("the node is not known", &error))?;
         let group = info.groups.first().copied().unwrap_or_default();
         let node = hello.nodes.iter().find(|node| node.node == hello.node);
         let addresses = node
@@ -332,6 +335,20 @@ impl Load {
             group,
             queue: info.uid,
         })
+    }
+
+    /// The queues of the load.
+    async fn infos(&self) -> Result<Vec<(QueueInfo, QueueStats)>, Report> {
+        let all = self.producer.queues().await;
+        let all = all.map_err(|error| report("cannot read the queues' counters", &error))?;
+        let missing = QUEUES.saturating_sub(all.len());
+        match missing {
+            0 => Ok(all),
+            _ => Err(Report::error(
+                Code::NoSuchQueue,
+                format!("{missing} of {QUEUES} queues are gone"),
+            )),
+        }
     }
 
     /// A job was finished by someone else: there is room for another.

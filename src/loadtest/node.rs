@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 
 /// A node that is not ready after this does not start.
 const START_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a node may take to end once it has closed its output.
+const END_PATIENCE: Duration = Duration::from_millis(500);
 /// How much of a node's messages is kept to be shown.
 const LINES_KEPT: usize = 40;
 /// Ports for a node are looked for from here up to where the kernel's own choices begin. A port of
@@ -203,9 +205,21 @@ impl Node {
         }
     }
 
+    /// How it ended, if it does by itself now: its output closes a little before.
+    fn end_soon(&mut self) -> Option<ExitStatus> {
+        let begun = Instant::now();
+        loop {
+            let ended = self.child.try_wait().ok().flatten();
+            if ended.is_some() || begun.elapsed() > END_PATIENCE {
+                return ended;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Ends it, and says what it said.
     fn failure(&mut self) -> Report {
-        let ended = self.child.try_wait().ok().flatten();
+        let ended = self.end_soon();
         // Fails if it has ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -217,10 +231,7 @@ impl Node {
         let lines: Vec<&str> = said.iter().map(String::as_str).collect();
         let what = match ended {
             Some(status) => format!("the node ended ({status})"),
-            None => format!(
-                "the node was not ready after {} s",
-                START_DEADLINE.as_secs()
-            ),
+            None => "the node does not answer".to_owned(),
         };
         let code = lines.iter().find_map(|line| code_of(line));
         let report = Report::error(code.unwrap_or(Code::Unreachable), what);
