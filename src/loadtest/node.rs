@@ -165,12 +165,6 @@ impl Node {
         })
     }
 
-    /// Its process.
-    #[must_use]
-    pub(super) fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     /// What it was started with.
     #[must_use]
     pub(super) fn plan(&self) -> &NodePlan {
