@@ -1,5 +1,7 @@
 //! The write-ahead log of a shard.
 
 pub mod batch;
+pub mod ledger;
 pub mod record;
 pub mod segment;
+pub mod writer;

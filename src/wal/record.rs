@@ -258,6 +258,10 @@ pub enum RecordError {
     },
 }
 
+const HARD_STATE_BYTES: usize = 16;
+const BASE_BYTES: usize = 64;
+const VOTER_BYTES: usize = 24;
+
 const TYPE_ENTRY: u8 = 1;
 const TYPE_HARD_STATE: u8 = 2;
 const TYPE_GROUP_TABLE: u8 = 3;
@@ -334,10 +338,23 @@ fn put(header: Header, body: &[u8], out: &mut Vec<u8>) {
 }
 
 impl Record {
+    /// Bytes of the record's body.
+    #[must_use]
+    pub fn body_bytes(&self) -> usize {
+        match self {
+            Self::Entry { entry, .. } => entry.payload.len(),
+            Self::HardState { .. } => HARD_STATE_BYTES,
+            Self::GroupTable(rows) => rows.len() * GROUP_ROW_BYTES,
+            Self::Base(base) => BASE_BYTES + base.voters.len() * VOTER_BYTES,
+            Self::SegmentHead(head) => head.body_bytes(),
+            Self::Footer(footer) => footer.body_bytes(),
+        }
+    }
+
     /// Appends the record to `out`, which holds whole records.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let mut header = Header::default();
-        let mut body = Vec::new();
+        let mut body = Vec::with_capacity(self.body_bytes());
         match self {
             Self::Entry {
                 group,
@@ -385,6 +402,12 @@ impl Record {
                 footer.encode(&mut body);
             }
         }
+        assert!(
+            body.len() == self.body_bytes(),
+            "a body of {} bytes was announced as {}",
+            body.len(),
+            self.body_bytes()
+        );
         put(header, &body, out);
     }
 }

@@ -42,6 +42,8 @@ use crate::wal::record::{Fields, RecordError};
 /// The format that this binary writes, and the newest that it reads.
 pub const FORMAT: u16 = 1;
 
+const HEAD_BYTES: usize = 88;
+const ECHO_BYTES: usize = 32;
 /// Bytes of a run in a footer, without its entries.
 pub(super) const RUN_BYTES: usize = 24;
 /// Bytes of an entry in a run.
@@ -95,6 +97,10 @@ pub struct SegmentHead {
 }
 
 impl SegmentHead {
+    pub(super) fn body_bytes(&self) -> usize {
+        HEAD_BYTES + self.echoes.len() * ECHO_BYTES
+    }
+
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
         let previous = self.previous.unwrap_or(SegmentEnd {
             segment: 0,
@@ -195,6 +201,11 @@ pub struct Footer {
 }
 
 impl Footer {
+    pub(super) fn body_bytes(&self) -> usize {
+        let bytes = |run: &FooterRun| RUN_BYTES + run.entries.len() * RUN_ENTRY_BYTES;
+        self.runs.iter().map(bytes).sum()
+    }
+
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
         for run in &self.runs {
             out.extend_from_slice(&u32::from(run.group.0).to_le_bytes());

@@ -1,0 +1,534 @@
+//! The writer: records in, batches out; many groups, one log.
+//!
+//! Group commit, without a clock: records gather while writes are under way. A batch leaves when
+//! nothing is in flight, or when [`BATCH_BYTES_GATHER`] are gathered and fewer than
+//! [`BATCHES_IN_FLIGHT_MAX`] batches are in flight.
+//!
+//! ```text
+//! append ─> filling batches ─> next_write: seal (number, position, chain, durable LSN) ─> driver
+//!                                   │ does not fit: FOOTER, then SEG_HEAD of the next segment
+//! completed(batch) ─> durable = longest prefix without a gap ─> durable_ticket, droppable
+//! ```
+//!
+//! # Invariants
+//!
+//! - Positions are dense: a batch starts where the one before ends, also across segments.
+//! - Everything is noted in the ledger when it is sealed, so a segment's head repeats exactly what
+//!   precedes it in the log.
+//! - A footer always fits: room for it is kept before a batch is let in. It is written only when
+//!   the name of the next segment is durable.
+//! - A process begins a segment of its own and never appends to an old one.
+//!
+//! Deliberately absent: buffers and files (the driver copies the batch into its aligned buffer);
+//! reading (see [`crate::wal::recovery`]); retries: a failed write ends the process.
+
+use crate::base::ids::{ClusterId, DiskId, ShardId};
+use crate::base::limits::{
+    BATCH_BYTES_GATHER, BATCH_BYTES_MAX, BATCHES_IN_FLIGHT_MAX, BLOCK_BYTES, SEGMENT_BYTES,
+};
+use crate::base::units::Lsn;
+use crate::wal::batch::{
+    BATCH_HEADER_BYTES, BEACON, BatchHeader, FOOTER, SEG_HEAD, WalBatch, batch_bytes,
+};
+use crate::wal::ledger::{EntryMark, Ledger};
+use crate::wal::record::{Record, encode_entry, record_bytes};
+use crate::wal::segment::{Echo, RUN_BYTES, RUN_ENTRY_BYTES, SegmentEnd, SegmentHead, epoch};
+use bytes::Bytes;
+use std::collections::{BTreeSet, VecDeque};
+
+pub use crate::wal::ledger::{GroupStart, LogStart, OldSegment};
+
+/// Whose log it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogIdentity {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The disk.
+    pub disk: DiskId,
+    /// The shard.
+    pub shard: ShardId,
+    /// The WAL set.
+    pub wal_set: u32,
+}
+
+/// Which batch carries a record: comparable with [`LogWriter::durable_ticket`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ticket(pub u64);
+
+/// A write that the driver must do: whole, at once, then synced.
+#[derive(Clone, Debug)]
+pub struct WalWrite {
+    /// The segment.
+    pub segment: u64,
+    /// Where in it.
+    pub offset: u64,
+    /// What to tell [`LogWriter::completed`].
+    pub batch_seq: u64,
+    /// The bytes.
+    pub batch: WalBatch,
+}
+
+/// A batch that still gathers.
+#[derive(Debug)]
+struct Filling {
+    ticket: Ticket,
+    /// Room for the header, then records.
+    buffer: Vec<u8>,
+    records: u32,
+    marks: Vec<Mark>,
+    /// Runs that the batch adds to the footer, at the most.
+    runs: usize,
+}
+
+/// What the ledger must know of a record when it is sealed.
+#[derive(Debug)]
+enum Mark {
+    Entry(EntryMark),
+    Other(Box<Record>),
+}
+
+impl Filling {
+    fn footer_bytes(&self) -> usize {
+        self.runs * RUN_BYTES + self.marks.len() * RUN_ENTRY_BYTES
+    }
+
+    /// Whether `mark` goes on where the last mark ended.
+    fn continues(&self, mark: &EntryMark) -> bool {
+        matches!(self.marks.last(), Some(Mark::Entry(last))
+            if (last.group, last.incarnation) == (mark.group, mark.incarnation)
+                && last.index.next() == mark.index)
+    }
+}
+
+/// A batch that the driver writes.
+#[derive(Debug)]
+struct InFlight {
+    batch_seq: u64,
+    end: Lsn,
+    flags: u8,
+    segment: u64,
+    /// All records up to this ticket are in it or before it.
+    ticket: Ticket,
+    done: bool,
+}
+
+/// The writer of a shard's log.
+#[derive(Debug)]
+pub struct LogWriter {
+    identity: LogIdentity,
+    epoch_seed: u64,
+    segment_bytes: usize,
+    batch_bytes_max: usize,
+    ledger: Ledger,
+    echoes: Vec<Echo>,
+
+    /// The segment being written, or to be begun.
+    segment: u64,
+    /// Whether the segment's head is still to be written.
+    head_due: bool,
+    /// A batch let the segment roll and may follow without waiting again.
+    rolled: bool,
+    /// Bytes of the segment that are used.
+    offset: usize,
+    previous: Option<SegmentEnd>,
+    end_lsn: Lsn,
+    batch_seq: u64,
+    prev_crc: u32,
+
+    filling: VecDeque<Filling>,
+    pending_bytes: usize,
+    next_ticket: Ticket,
+    sealed_ticket: Ticket,
+    beacon_due: bool,
+
+    in_flight: VecDeque<InFlight>,
+    durable_lsn: Lsn,
+    durable_ticket: Ticket,
+    /// The durable LSN in the last sealed batch.
+    claimed_lsn: Lsn,
+    /// Durable up to here with records worth a proof.
+    unproved_lsn: Lsn,
+
+    ready: BTreeSet<u64>,
+    next_wanted: u64,
+}
+
+impl LogWriter {
+    /// A writer that goes on at `start`. `epoch_seed` is drawn anew by each process.
+    #[must_use]
+    pub fn new(identity: LogIdentity, start: LogStart, epoch_seed: u64) -> Self {
+        Self::with_segment_bytes(identity, start, epoch_seed, SEGMENT_BYTES)
+    }
+
+    /// A writer with segments of another size, for tests.
+    ///
+    /// # Panics
+    /// If the size is no multiple of the block.
+    #[must_use]
+    pub fn with_segment_bytes(
+        identity: LogIdentity,
+        start: LogStart,
+        epoch_seed: u64,
+        segment_bytes: usize,
+    ) -> Self {
+        assert!(
+            segment_bytes.is_multiple_of(BLOCK_BYTES) && segment_bytes > 0,
+            "a segment of {segment_bytes} bytes is no multiple of {BLOCK_BYTES}"
+        );
+        let previous_end = start.previous.map_or(start.lsn, |end| end.end_lsn);
+        assert!(
+            previous_end == start.lsn,
+            "the log starts at {} but its last segment ends at {previous_end}",
+            start.lsn
+        );
+        let batch_bytes_max = (segment_bytes / 4).next_multiple_of(BLOCK_BYTES);
+        Self {
+            identity,
+            epoch_seed,
+            segment_bytes,
+            batch_bytes_max: batch_bytes_max.min(BATCH_BYTES_MAX),
+            ledger: Ledger::new(&start),
+            segment: start.segment,
+            head_due: true,
+            rolled: false,
+            offset: 0,
+            previous: start.previous,
+            end_lsn: start.lsn,
+            batch_seq: start.batch_seq,
+            prev_crc: start.previous.map_or(0, |end| end.end_crc),
+            echoes: start.echoes,
+            filling: VecDeque::new(),
+            pending_bytes: 0,
+            next_ticket: Ticket(1),
+            sealed_ticket: Ticket(0),
+            beacon_due: false,
+            in_flight: VecDeque::new(),
+            durable_lsn: start.lsn,
+            durable_ticket: Ticket(0),
+            claimed_lsn: start.lsn,
+            unproved_lsn: start.lsn,
+            ready: BTreeSet::new(),
+            next_wanted: start.segment,
+        }
+    }
+
+    /// Adds a record to the batch that gathers. Segment heads and footers are the writer's own.
+    ///
+    /// # Panics
+    /// If the record is a segment head or a footer.
+    pub fn append(&mut self, record: Record) -> Ticket {
+        assert!(
+            !matches!(record, Record::SegmentHead(_) | Record::Footer(_)),
+            "segment heads and footers are written by the writer itself, not appended: {record:?}"
+        );
+        let room = record_bytes(record.body_bytes());
+        let filling = Self::filling_for(
+            &mut self.filling,
+            &mut self.next_ticket,
+            self.batch_bytes_max,
+            room,
+        );
+        let before = filling.buffer.len();
+        filling.records += 1;
+        match record {
+            Record::Entry {
+                group,
+                incarnation,
+                entry,
+            } => {
+                encode_entry(group, incarnation, &entry, &mut filling.buffer);
+                let mark = EntryMark {
+                    group,
+                    incarnation,
+                    index: entry.index,
+                    term: entry.term,
+                    crc: entry.crc,
+                    offset: u32::try_from(before).expect("a batch is smaller than a segment"),
+                };
+                filling.runs += usize::from(!filling.continues(&mark));
+                filling.marks.push(Mark::Entry(mark));
+            }
+            other => {
+                other.encode(&mut filling.buffer);
+                filling.marks.push(Mark::Other(Box::new(other)));
+            }
+        }
+        self.pending_bytes += filling.buffer.len() - before;
+        filling.ticket
+    }
+
+    /// The batch that a record of `room` bytes goes into.
+    fn filling_for<'a>(
+        filling: &'a mut VecDeque<Filling>,
+        next_ticket: &mut Ticket,
+        batch_bytes_max: usize,
+        room: usize,
+    ) -> &'a mut Filling {
+        let is_full = filling
+            .back()
+            .is_none_or(|last| last.buffer.len() + room > batch_bytes_max);
+        if is_full {
+            let mut buffer = Vec::with_capacity(batch_bytes(room));
+            buffer.resize(BATCH_HEADER_BYTES, 0);
+            filling.push_back(Filling {
+                ticket: *next_ticket,
+                buffer,
+                records: 0,
+                marks: Vec::new(),
+                runs: 0,
+            });
+            next_ticket.0 += 1;
+        }
+        filling.back_mut().expect("there is one now")
+    }
+
+    /// Whether a record waits to be written.
+    #[must_use]
+    pub fn has_pending(&self) -> bool {
+        !self.filling.is_empty()
+    }
+
+    /// Bytes of records that wait to be written.
+    #[must_use]
+    pub fn pending_bytes(&self) -> usize {
+        self.pending_bytes
+    }
+
+    /// Batches handed out and not completed, or completed behind one that is not.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// The next batch to write, if one may leave now. Called until there is none.
+    pub fn next_write(&mut self) -> Option<WalWrite> {
+        if self.in_flight.len() >= BATCHES_IN_FLIGHT_MAX {
+            return None;
+        }
+        if self.head_due {
+            return self.ready.contains(&self.segment).then(|| self.seal_head());
+        }
+        if !self.may_leave() {
+            return None;
+        }
+        if self.fits() {
+            return Some(match self.filling.pop_front() {
+                Some(filling) => self.seal_filling(filling),
+                None => self.seal(vec![0; BATCH_HEADER_BYTES], BEACON, 0),
+            });
+        }
+        self.ready
+            .contains(&(self.segment + 1))
+            .then(|| self.seal_footer())
+    }
+
+    /// The submit rule.
+    fn may_leave(&self) -> bool {
+        let is_idle = self.in_flight.is_empty() || self.rolled;
+        match self.filling.len() {
+            0 => self.beacon_due,
+            1 => is_idle || self.pending_bytes >= BATCH_BYTES_GATHER.min(self.batch_bytes_max),
+            _ => true,
+        }
+    }
+
+    /// Whether the next batch and a footer fit into the segment.
+    fn fits(&self) -> bool {
+        let (batch, more) = self.filling.front().map_or((BLOCK_BYTES, 0), |filling| {
+            let payload = filling.buffer.len() - BATCH_HEADER_BYTES;
+            (batch_bytes(payload), filling.footer_bytes())
+        });
+        let footer = batch_bytes(record_bytes(self.ledger.footer_bytes() + more));
+        self.offset + batch + footer <= self.segment_bytes
+    }
+
+    fn seal_filling(&mut self, mut filling: Filling) -> WalWrite {
+        self.rolled = false;
+        self.pending_bytes -= filling.buffer.len() - BATCH_HEADER_BYTES;
+        self.sealed_ticket = filling.ticket;
+        let at = u32::try_from(self.offset).expect("a segment is smaller than 4 GiB");
+        let start = self.end_lsn;
+        let marks = std::mem::take(&mut filling.marks);
+        let write = self.seal(filling.buffer, 0, filling.records);
+        for mark in marks {
+            match mark {
+                Mark::Entry(mark) => self.ledger.note_entry(mark, start, at),
+                Mark::Other(record) => self.ledger.note(*record, self.end_lsn),
+            }
+        }
+        write
+    }
+
+    fn seal_footer(&mut self) -> WalWrite {
+        let mut buffer = vec![0; BATCH_HEADER_BYTES];
+        let footer_bytes = self.ledger.footer_bytes();
+        let end = Lsn(self.end_lsn.0 + batch_bytes(record_bytes(footer_bytes)) as u64);
+        let footer = self.ledger.close(self.segment, end);
+        Record::Footer(footer).encode(&mut buffer);
+        let write = self.seal(buffer, FOOTER, 1);
+        assert!(
+            self.end_lsn == end,
+            "the footer ends at {} instead of {end}",
+            self.end_lsn
+        );
+        self.previous = Some(SegmentEnd {
+            segment: self.segment,
+            end_lsn: end,
+            end_crc: self.prev_crc,
+        });
+        self.ready.remove(&self.segment);
+        self.segment += 1;
+        self.offset = 0;
+        self.head_due = true;
+        self.rolled = true;
+        write
+    }
+
+    fn seal_head(&mut self) -> WalWrite {
+        let head = Record::SegmentHead(SegmentHead {
+            cluster: self.identity.cluster,
+            disk: self.identity.disk,
+            wal_set: self.identity.wal_set,
+            shard: self.identity.shard,
+            number: self.segment,
+            base_lsn: self.end_lsn,
+            previous: self.previous,
+            batch_seq: self.batch_seq,
+            echoes: self.echoes.clone(),
+        });
+        let mut buffer = vec![0; BATCH_HEADER_BYTES];
+        let mut records = 0;
+        for record in std::iter::once(head).chain(self.ledger.repeated()) {
+            record.encode(&mut buffer);
+            records += 1;
+        }
+        self.head_due = false;
+        let write = self.seal(buffer, SEG_HEAD, records);
+        assert!(
+            self.filling.is_empty() || self.fits(),
+            "a segment of {} bytes has no room for its head of {} bytes and the next batch",
+            self.segment_bytes,
+            self.offset
+        );
+        write
+    }
+
+    /// Seals a batch at the end of the log.
+    fn seal(&mut self, mut buffer: Vec<u8>, flags: u8, records: u32) -> WalWrite {
+        let header = BatchHeader {
+            flags,
+            lsn: self.end_lsn,
+            epoch: epoch(self.epoch_seed, self.segment),
+            batch_seq: self.batch_seq,
+            durable_lsn: self.durable_lsn,
+            records,
+            prev_crc: self.prev_crc,
+            ..BatchHeader::default()
+        };
+        self.prev_crc = header.seal(&mut buffer);
+        self.claimed_lsn = self.durable_lsn;
+        self.beacon_due = false;
+        let write = WalWrite {
+            segment: self.segment,
+            offset: self.offset as u64,
+            batch_seq: self.batch_seq,
+            batch: WalBatch(Bytes::from(buffer)),
+        };
+        self.offset += write.batch.encoded_len();
+        assert!(
+            self.offset <= self.segment_bytes,
+            "batch {} ends at byte {} of a segment of {}",
+            self.batch_seq,
+            self.offset,
+            self.segment_bytes
+        );
+        self.end_lsn.0 += write.batch.encoded_len() as u64;
+        self.in_flight.push_back(InFlight {
+            batch_seq: self.batch_seq,
+            end: self.end_lsn,
+            flags,
+            segment: self.segment,
+            ticket: self.sealed_ticket,
+            done: false,
+        });
+        self.batch_seq += 1;
+        write
+    }
+
+    /// Lets an empty batch carry the durable LSN if no later batch has done so. The driver calls it
+    /// after 5 ms without a write; whether there is something to prove.
+    pub fn beacon(&mut self) -> bool {
+        let is_idle = self.in_flight.is_empty() && self.filling.is_empty();
+        if is_idle && !self.head_due && self.unproved_lsn > self.claimed_lsn {
+            self.beacon_due = true;
+        }
+        self.beacon_due
+    }
+
+    /// The driver has written and synced a batch; whether the durable prefix grew.
+    ///
+    /// # Panics
+    /// If the batch is not in flight.
+    pub fn completed(&mut self, batch_seq: u64) -> bool {
+        let batch = self
+            .in_flight
+            .iter_mut()
+            .find(|batch| batch.batch_seq == batch_seq && !batch.done);
+        batch.expect("a batch completes once").done = true;
+        let before = self.durable_lsn;
+        while let Some(batch) = self.in_flight.pop_front_if(|batch| batch.done) {
+            self.durable_lsn = batch.end;
+            self.durable_ticket = batch.ticket;
+            if batch.flags != BEACON {
+                self.unproved_lsn = batch.end;
+            }
+            if batch.flags == SEG_HEAD {
+                self.ledger.durable_head(batch.segment);
+            }
+        }
+        self.ledger.durable(self.durable_lsn);
+        self.durable_lsn > before
+    }
+
+    /// All records with this ticket or an earlier one are durable.
+    #[must_use]
+    pub fn durable_ticket(&self) -> Ticket {
+        self.durable_ticket
+    }
+
+    /// The log is durable up to here.
+    #[must_use]
+    pub fn durable_lsn(&self) -> Lsn {
+        self.durable_lsn
+    }
+
+    /// The end of all batches handed out.
+    #[must_use]
+    pub fn end_lsn(&self) -> Lsn {
+        self.end_lsn
+    }
+
+    /// The number of the segment to prepare next, each once: that to be begun, and one ahead.
+    pub fn segment_wanted(&mut self) -> Option<u64> {
+        let wanted = self.next_wanted;
+        (wanted <= self.segment + 1).then(|| {
+            self.next_wanted += 1;
+            wanted
+        })
+    }
+
+    /// The file of this segment has its full size, and its name is durable.
+    pub fn segment_ready(&mut self, number: u64) {
+        assert!(
+            number >= self.segment && number < self.next_wanted,
+            "segment {number} is ready but was not wanted; {} is being written",
+            self.segment
+        );
+        self.ready.insert(number);
+    }
+
+    /// Segments that nobody needs any more, each once; see [`crate::wal::ledger`].
+    pub fn droppable(&mut self) -> Vec<u64> {
+        self.ledger.droppable()
+    }
+}
