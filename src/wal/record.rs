@@ -66,6 +66,9 @@ pub const RECORD_HEADER_BYTES: usize = 48;
 /// Bytes of a row of the group table.
 pub const GROUP_ROW_BYTES: usize = 128;
 
+/// The newest version of the job machine whose entries this binary reads.
+pub const MACHINE_VERSION_MAX: u16 = 1;
+
 /// Who got the vote of a term.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Vote {

@@ -1,0 +1,590 @@
+//! Recovery: from the bytes of the segments to what was acknowledged.
+//!
+//! Reads all segments in order. Where a batch is not intact, one question decides: was this
+//! position ever acknowledged? *Proof* that position x was acknowledged is an intact batch of this
+//! log beyond x with a durable LSN above x, or a durable LSN above x that a manifest holds. With a
+//! proof the log is corrupt there; without one it ends there, torn.
+//!
+//! # The decision table
+//!
+//! Each row is an outcome; the test of the same name in `tests/wal_recovery.rs` shows it.
+//!
+//! | at the first bad position x | outcome |
+//! | --- | --- |
+//! | `clean_end`: nothing of this log at x or beyond | the end |
+//! | `torn_tail`: a damaged batch at x, nothing intact beyond | torn: cut at x |
+//! | `torn_hole`: intact batches beyond x, none with a proof | torn: cut at x |
+//! | `corrupt_middle`: a batch beyond x with a proof | corrupt: reading goes on at the next batch |
+//! | `corrupt_before_beacon`: only a beacon proves | corrupt |
+//! | `corrupt_by_manifest`: only the manifest proves | corrupt |
+//! | `corrupt_head`: a segment's head, and its other batches prove | corrupt; the rest is read |
+//! | `corrupt_footer`: a footer, and the next segment proves | corrupt |
+//! | `broken_chain`: an intact batch that does not follow the one before | corrupt |
+//! | `judged_tail`: x is at or beyond the end that the next head names | void, skipped silently |
+//! | `passed_over`: a segment between the two that a head joins | void, skipped silently |
+//! | `stale_successor`: a file behind the last segment with content of a lower number | unwritten |
+//! | `blank_successor`: such a file without content | unwritten |
+//! | `missing_segment`: a head names a segment that is not there | corrupt |
+//! | `missing_successor`: a footer, and no file behind it | corrupt |
+//! | `missing_among_prepared`: a gap in the numbers behind the last segment | corrupt |
+//! | `short_segment`: a file shorter than a segment | corrupt where its bytes end |
+//! | `swapped_segments`, `duplicated_segment`: the content of another number | corrupt |
+//! | `broken_seal`: an intact batch with an entry that is not what was sealed | corrupt |
+//!
+//! What a hole means for a group is decided in [`crate::wal::replay`]. In an intact batch nothing is
+//! skipped: an unknown type, kind or machine version is refused by name, as are the log of another
+//! cluster, disk, set or shard, and a newer format.
+//!
+//! # What the driver must do
+//!
+//! Feed every file of the shard's log, also those that were only prepared. Sync the files that were
+//! read before the new log is written: what was read may not be durable yet, and the first head
+//! says that it is. Drop segments in the order in which they are reported.
+//!
+//! Left out: reading while files still arrive. All bytes stay in memory anyway, since entries are
+//! slices of them.
+
+use crate::base::bugs::{self, Bug};
+use crate::base::ids::{GroupId, ShardId};
+use crate::base::limits::{BLOCK_BYTES, SEGMENT_BYTES};
+use crate::base::units::Lsn;
+use crate::wal::batch::{BatchError, BatchHeader, FOOTER, SEG_HEAD};
+use crate::wal::chain::{Chain, Segment, survey};
+use crate::wal::ledger::{LogStart, OldSegment};
+use crate::wal::record::{MACHINE_VERSION_MAX, Record, RecordError, Records};
+use crate::wal::replay::Replay;
+use crate::wal::segment::{Echo, SegmentEnd};
+use crate::wal::writer::LogIdentity;
+use bytes::Bytes;
+use std::collections::BTreeMap;
+
+pub use crate::wal::replay::{GroupLog, GroupLogStatus};
+
+/// Where the log was cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TornTail {
+    /// The segment.
+    pub segment: u64,
+    /// Where in it.
+    pub offset: u64,
+    /// The position: the log ends here.
+    pub from: Lsn,
+}
+
+/// Damage to what was acknowledged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// The segment.
+    pub segment: u64,
+    /// Where in it.
+    pub offset: u64,
+    /// What is wrong, in words that continue "segment 3, byte 8192: ".
+    pub what: String,
+}
+
+/// Why a log is refused as a whole.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RecoveryError {
+    /// The log of another cluster or disk.
+    #[error("segment {segment} belongs to {what} {found}, not to {expected}")]
+    Foreign {
+        /// The segment.
+        segment: u64,
+        /// `cluster` or `disk`.
+        what: &'static str,
+        /// Its id.
+        found: String,
+        /// Ours.
+        expected: String,
+    },
+    /// The log of another shard.
+    #[error("segment {segment} belongs to shard {found}, not to {expected}")]
+    WrongShard {
+        /// The segment.
+        segment: u64,
+        /// Its shard.
+        found: ShardId,
+        /// Ours.
+        expected: ShardId,
+    },
+    /// The log of another WAL set.
+    #[error("segment {segment} belongs to WAL set {found}, not to {expected}")]
+    WrongSet {
+        /// The segment.
+        segment: u64,
+        /// Its set.
+        found: u32,
+        /// Ours.
+        expected: u32,
+    },
+    /// A newer binary wrote it.
+    #[error("log format {found} is newer than the newest that this version reads, {max}")]
+    TooNew {
+        /// Its format.
+        found: u16,
+        /// The newest that this binary reads.
+        max: u16,
+    },
+    /// An entry or a base for a newer job machine.
+    #[error("segment {segment} holds machine version {found}; this version knows up to {max}")]
+    MachineVersion {
+        /// The segment.
+        segment: u64,
+        /// Its version.
+        found: u16,
+        /// The newest that this binary knows.
+        max: u16,
+    },
+    /// An intact batch that this version does not understand.
+    #[error("segment {segment}, byte {offset}: {error}")]
+    Batch {
+        /// The segment.
+        segment: u64,
+        /// Where the batch starts.
+        offset: u64,
+        /// What is not understood.
+        error: BatchError,
+    },
+    /// An intact batch with a record that this version does not understand.
+    #[error("segment {segment}, batch at byte {offset}: {error}")]
+    Record {
+        /// The segment.
+        segment: u64,
+        /// Where the batch starts.
+        offset: u64,
+        /// What is not understood.
+        error: RecordError,
+    },
+}
+
+impl RecoveryError {
+    pub(super) fn record(segment: u64, offset: u64, error: RecordError) -> Self {
+        Self::Record {
+            segment,
+            offset,
+            error,
+        }
+    }
+}
+
+/// What the log holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recovered {
+    /// Where the writer goes on. A damaged group goes on as recovering.
+    pub start: LogStart,
+    /// The groups. A group that should be here and is not, while there is damage, is damaged too.
+    pub groups: BTreeMap<GroupId, GroupLog>,
+    /// Where the log was cut, if it did not end cleanly.
+    pub torn: Option<TornTail>,
+    /// All damage; some of it may touch no group.
+    pub damage: Vec<Damage>,
+    /// The segments that hold the log, oldest first.
+    pub segments: Vec<u64>,
+    /// Bytes of the log that were read.
+    pub bytes: u64,
+}
+
+impl Recovered {
+    /// What an empty directory holds.
+    #[must_use]
+    pub fn fresh() -> Self {
+        Self {
+            start: LogStart::fresh(),
+            groups: BTreeMap::new(),
+            torn: None,
+            damage: Vec::new(),
+            segments: Vec::new(),
+            bytes: 0,
+        }
+    }
+}
+
+impl Default for Recovered {
+    fn default() -> Self {
+        Self::fresh()
+    }
+}
+
+/// Reads a log.
+#[derive(Debug)]
+pub struct Recovery {
+    identity: LogIdentity,
+    segment_bytes: usize,
+    machine_version_max: u16,
+    proof: Lsn,
+    files: BTreeMap<u64, Bytes>,
+}
+
+impl Recovery {
+    /// For the log of `identity`.
+    #[must_use]
+    pub fn new(identity: LogIdentity) -> Self {
+        Self::with_segment_bytes(identity, SEGMENT_BYTES)
+    }
+
+    /// With segments of another size, for tests.
+    #[must_use]
+    pub fn with_segment_bytes(identity: LogIdentity, bytes: usize) -> Self {
+        Self {
+            identity,
+            segment_bytes: bytes,
+            machine_version_max: MACHINE_VERSION_MAX,
+            proof: Lsn(0),
+            files: BTreeMap::new(),
+        }
+    }
+
+    /// Everything below `durable_lsn` was acknowledged: says a manifest.
+    pub fn proof(&mut self, durable_lsn: Lsn) {
+        self.proof = self.proof.max(durable_lsn);
+    }
+
+    /// The whole file of segment `number`, as read.
+    pub fn feed(&mut self, number: u64, bytes: Bytes) {
+        self.files.insert(number, bytes);
+    }
+
+    /// Reads everything.
+    ///
+    /// # Errors
+    /// If the log is not ours or not understood. Damage is no error.
+    pub fn finish(self) -> Result<Recovered, RecoveryError> {
+        let mut chain = survey(self.identity, self.segment_bytes, &self.files)?;
+        let first = chain.segments.first().map_or(Lsn(0), |first| first.base);
+        let mut reader = Reader {
+            proof: self.proof,
+            segment_bytes: self.segment_bytes as u64,
+            machine_version_max: self.machine_version_max,
+            replay: Replay::default(),
+            old: Vec::new(),
+            echoes: Vec::new(),
+            damage: std::mem::take(&mut chain.damage),
+            torn: None,
+            at: first,
+            last: None,
+            resync: true,
+            bytes: 0,
+        };
+        for place in 0..chain.segments.len() {
+            if !reader.read_segment(&chain, place)? {
+                break;
+            }
+        }
+        if chain.segments.is_empty() && reader.is_acknowledged(&chain, 0, 0) {
+            reader.hole(0, 0, self.proof, "the log is missing");
+        }
+        Ok(reader.finish(&self.files))
+    }
+}
+
+/// The last intact batch.
+#[derive(Clone, Copy, Debug)]
+struct Last {
+    segment: u64,
+    batch_seq: u64,
+    crc: u32,
+}
+
+#[derive(Debug)]
+struct Reader {
+    proof: Lsn,
+    segment_bytes: u64,
+    machine_version_max: u16,
+    replay: Replay,
+    old: Vec<OldSegment>,
+    echoes: Vec<Echo>,
+    damage: Vec<Damage>,
+    torn: Option<TornTail>,
+    /// The position to be read next: the end of the log so far.
+    at: Lsn,
+    last: Option<Last>,
+    /// The next batch need not follow the last one.
+    resync: bool,
+    bytes: u64,
+}
+
+impl Reader {
+    /// Reads one segment; false if the log ends in it.
+    fn read_segment(&mut self, chain: &Chain, place: usize) -> Result<bool, RecoveryError> {
+        let segment = &chain.segments[place];
+        let next = chain.segments.get(place + 1);
+        let limit = next.map_or(Lsn(segment.base.0 + self.segment_bytes), |next| next.base);
+        let mut is_sealed = false;
+        while self.at < limit {
+            let offset = offset_in(segment, self.at);
+            let read = segment.batch(offset);
+            match read {
+                Ok((header, records)) if !is_sealed && fits(&header, limit) => {
+                    self.batch(segment, offset, &header, records)?;
+                    is_sealed = header.flags == FOOTER;
+                }
+                Err(error) if error.is_foreign() && !is_sealed => {
+                    let (segment, offset) = (segment.number, offset as u64);
+                    return Err(RecoveryError::Batch {
+                        segment,
+                        offset,
+                        error,
+                    });
+                }
+                _ => {
+                    let is_lost = next.is_none() && is_sealed && !chain.has_successor;
+                    if !is_lost && !self.is_acknowledged(chain, place, offset) {
+                        self.cut(chain, place, offset);
+                        return Ok(false);
+                    }
+                    let beyond = (!is_sealed).then(|| next_batch(segment, offset, limit));
+                    let what = if is_lost {
+                        "the segment behind this one is missing"
+                    } else {
+                        "acknowledged batches are damaged"
+                    };
+                    self.hole(
+                        segment.number,
+                        offset,
+                        beyond.flatten().unwrap_or(limit),
+                        what,
+                    );
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether something proves that the present position was acknowledged.
+    fn is_acknowledged(&self, chain: &Chain, place: usize, offset: usize) -> bool {
+        if bugs::on(Bug::CutOnProof) {
+            return false;
+        }
+        if self.proof > self.at || chain.lost_behind.is_some() {
+            return true;
+        }
+        let behind = chain.segments.get(place..).unwrap_or_default();
+        behind.iter().enumerate().any(|(nth, segment)| {
+            let limit = behind.get(nth + 1).map_or(Lsn(u64::MAX), |next| next.base);
+            let from = if nth == 0 { offset } else { 0 };
+            let is_cut_short = (segment.bytes.len() as u64) < self.segment_bytes
+                && segment.base.0 + (segment.bytes.len() as u64) < limit.0;
+            is_cut_short || proves(segment, from, limit, self.at)
+        })
+    }
+
+    /// A hole from the present position to `to`.
+    fn hole(&mut self, segment: u64, offset: usize, to: Lsn, what: &str) {
+        let takes_head = offset == 0 || to.0 - self.at.0 >= self.segment_bytes - offset as u64;
+        self.replay.hole(segment, takes_head);
+        self.damage.push(Damage {
+            segment,
+            offset: offset as u64,
+            what: format!(
+                "{what} ({} bytes from position {})",
+                to.0 - self.at.0,
+                self.at
+            ),
+        });
+        self.at = to;
+        self.resync = true;
+    }
+
+    /// The log ends at the present position.
+    fn cut(&mut self, chain: &Chain, place: usize, offset: usize) {
+        let segment = &chain.segments[place];
+        let limit = Lsn(segment.base.0 + self.segment_bytes);
+        let rest = segment.bytes.get(offset..).unwrap_or_default();
+        let is_torn = BatchHeader::is_remnant(rest, self.at, segment.epoch)
+            || place + 1 < chain.segments.len()
+            || next_batch(segment, offset, limit).is_some();
+        self.torn = is_torn.then_some(TornTail {
+            segment: segment.number,
+            offset: offset as u64,
+            from: self.at,
+        });
+    }
+
+    fn batch(
+        &mut self,
+        segment: &Segment,
+        offset: usize,
+        header: &BatchHeader,
+        records: Bytes,
+    ) -> Result<(), RecoveryError> {
+        let follows = self.last.is_some_and(|last| {
+            last.batch_seq + 1 == header.batch_seq && last.crc == header.prev_crc
+        });
+        if !self.resync && !follows {
+            let what = "this batch does not follow the one before";
+            self.hole(segment.number, offset, self.at, what);
+        }
+        self.resync = false;
+        self.last = Some(Last {
+            segment: segment.number,
+            batch_seq: header.batch_seq,
+            crc: header.crc,
+        });
+        if self.old.last().map(|old| old.number) != Some(segment.number) {
+            self.old.push(OldSegment {
+                number: segment.number,
+                end_lsn: self.at,
+                entries: BTreeMap::new(),
+            });
+        }
+        let mut count = 0;
+        for record in Records::new(records) {
+            count += 1;
+            match record {
+                Ok(record) => self.record(segment.number, header, record)?,
+                Err(error @ RecordError::BrokenSeal { .. }) => {
+                    self.hole(segment.number, offset, self.at, &error.to_string());
+                    self.resync = false;
+                }
+                Err(RecordError::TooNew { found, max }) => {
+                    return Err(RecoveryError::TooNew { found, max });
+                }
+                Err(error) => {
+                    return Err(RecoveryError::record(segment.number, offset as u64, error));
+                }
+            }
+        }
+        if count != header.records {
+            let (offset, what) = (offset as u64, "number of records");
+            let error = RecordError::Malformed { offset: 0, what };
+            return Err(RecoveryError::record(segment.number, offset, error));
+        }
+        self.at.0 += header.encoded_len() as u64;
+        self.bytes += header.encoded_len() as u64;
+        Ok(())
+    }
+
+    fn record(
+        &mut self,
+        segment: u64,
+        header: &BatchHeader,
+        record: Record,
+    ) -> Result<(), RecoveryError> {
+        match record {
+            Record::Entry {
+                group,
+                incarnation,
+                entry,
+            } => {
+                self.check_machine(segment, entry.machine_version)?;
+                let old = self.old.last_mut().expect("its batch has pushed one");
+                let highest = old.entries.entry(group).or_default();
+                *highest = (*highest).max((incarnation, entry.index));
+                self.replay.entry(group, incarnation, entry, header.lsn);
+            }
+            Record::HardState {
+                group,
+                incarnation,
+                state,
+            } => self.replay.hard_state(group, incarnation, state),
+            Record::GroupTable(rows) => {
+                for row in &rows {
+                    if header.flags == SEG_HEAD {
+                        self.replay.head_row(row, header.lsn);
+                    } else {
+                        self.replay.status_row(row);
+                    }
+                }
+            }
+            Record::Base(base) => {
+                self.check_machine(segment, base.machine_version)?;
+                self.replay.base(base);
+            }
+            Record::SegmentHead(head) => self.echoes = head.echoes,
+            Record::Footer(footer) => self.replay.footer(segment, &footer, header.lsn),
+        }
+        Ok(())
+    }
+
+    fn check_machine(&self, segment: u64, found: u16) -> Result<(), RecoveryError> {
+        let max = self.machine_version_max;
+        if found > max {
+            return Err(RecoveryError::MachineVersion {
+                segment,
+                found,
+                max,
+            });
+        }
+        Ok(())
+    }
+
+    fn finish(mut self, files: &BTreeMap<u64, Bytes>) -> Recovered {
+        // The last segment ends where the log does; the others where the next one begins.
+        let ends = self.old.iter().skip(1).map(|old| old.end_lsn);
+        let ends = ends.chain(std::iter::once(self.at)).collect::<Vec<_>>();
+        for (old, end) in self.old.iter_mut().zip(ends) {
+            old.end_lsn = end;
+        }
+        let segments = self.old.iter().map(|old| old.number).collect::<Vec<_>>();
+        let unused = files.keys().filter(|number| !segments.contains(number));
+        let unused = unused.copied().collect();
+        let (groups, starts) = self.replay.finish();
+        Recovered {
+            start: LogStart {
+                segment: files.last_key_value().map_or(1, |(number, _)| number + 1),
+                lsn: self.at,
+                previous: self.last.map(|last| SegmentEnd {
+                    segment: last.segment,
+                    end_lsn: self.at,
+                    end_crc: last.crc,
+                }),
+                batch_seq: self.last.map_or(1, |last| last.batch_seq + 1),
+                groups: starts,
+                old: self.old,
+                unused,
+                echoes: self.echoes,
+            },
+            groups,
+            torn: self.torn,
+            damage: self.damage,
+            segments,
+            bytes: self.bytes,
+        }
+    }
+}
+
+/// Where position `at` lies in `segment`. Positions read never lie before the segment: the one
+/// before it was read up to its base.
+fn offset_in(segment: &Segment, at: Lsn) -> usize {
+    assert!(
+        at >= segment.base,
+        "position {at} lies before segment {} at {}",
+        segment.number,
+        segment.base
+    );
+    usize::try_from(at.0 - segment.base.0).unwrap_or(usize::MAX)
+}
+
+/// Whether the batch ends at or before `limit`.
+fn fits(header: &BatchHeader, limit: Lsn) -> bool {
+    header.lsn.0 + header.encoded_len() as u64 <= limit.0
+}
+
+/// Positions of a segment behind `offset` and before `limit`.
+fn positions(segment: &Segment, offset: usize, limit: Lsn) -> impl Iterator<Item = usize> {
+    let end = usize::try_from(limit.0 - segment.base.0).unwrap_or(usize::MAX);
+    (offset..segment.bytes.len().min(end))
+        .step_by(BLOCK_BYTES)
+        .skip(1)
+}
+
+/// Where the next intact batch behind `offset` and before `limit` is.
+fn next_batch(segment: &Segment, offset: usize, limit: Lsn) -> Option<Lsn> {
+    positions(segment, offset, limit)
+        .find(|place| {
+            let batch = segment.batch(*place);
+            batch.is_ok_and(|(header, _)| fits(&header, limit))
+        })
+        .map(|place| Lsn(segment.base.0 + place as u64))
+}
+
+/// Whether a batch of `segment` behind `offset` proves that position `at` was acknowledged.
+fn proves(segment: &Segment, offset: usize, limit: Lsn, at: Lsn) -> bool {
+    let has_proof = |place| {
+        let batch = segment.batch(place);
+        batch.is_ok_and(|(header, _)| header.durable_lsn > at && fits(&header, limit))
+    };
+    // The head of a later segment counts, the batch at the bad position does not.
+    (offset == 0 && segment.base > at && has_proof(0))
+        || positions(segment, offset, limit).any(has_proof)
+}
