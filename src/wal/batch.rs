@@ -42,6 +42,9 @@ pub const SEG_HEAD: u8 = 2;
 /// The last batch of a segment.
 pub const FOOTER: u8 = 4;
 
+/// Positions, batch numbers, indexes and terms lie below this, so that sums of them stay in range.
+pub(super) const POSITION_END: u64 = 1 << 62;
+
 const MAGIC: u32 = u32::from_le_bytes(*b"rrqB");
 
 /// The header of a batch.
@@ -181,6 +184,10 @@ impl BatchHeader {
         if u32_at(header, 56) != 0 {
             return Err(BatchError::Unknown("key"));
         }
+        let positions = [decoded.lsn.0, decoded.batch_seq, decoded.durable_lsn.0];
+        if positions.iter().any(|position| *position >= POSITION_END) {
+            return Err(BatchError::Unknown("position"));
+        }
         Ok(decoded)
     }
 
@@ -204,19 +211,19 @@ impl BatchHeader {
         ))
     }
 
-    /// Whether `bytes` begin with what is left of a header with this position and epoch: at least
-    /// two of magic, position and epoch.
+    /// How many of magic, position and epoch stand where a header at the start of `bytes` has them:
+    /// two are what damage may leave of a header, three are a header of this segment.
     #[must_use]
-    pub fn is_remnant(bytes: &[u8], lsn: Lsn, epoch: u64) -> bool {
+    pub fn traces(bytes: &[u8], lsn: Lsn, epoch: u64) -> usize {
         let Some(header) = bytes.get(..BATCH_HEADER_BYTES) else {
-            return false;
+            return 0;
         };
         let hits = [
             u32_at(header, 0) == MAGIC,
             u64_at(header, 8) == lsn.0,
             u64_at(header, 16) == epoch,
         ];
-        hits.iter().filter(|hit| **hit).count() >= 2
+        hits.iter().filter(|hit| **hit).count()
     }
 }
 

@@ -31,16 +31,20 @@ impl Segment {
     /// The intact batch of this segment at `offset`, if there is one.
     pub(super) fn batch(&self, offset: usize) -> Result<(BatchHeader, Bytes), BatchError> {
         // Most positions hold no batch of this segment: decide before the records are summed up.
-        let header = BatchHeader::decode(self.bytes.get(offset..).unwrap_or_default())?;
-        let is_head = header.flags == SEG_HEAD;
-        if header.epoch != self.epoch || !self.is_at(&header, offset) || is_head != (offset == 0) {
+        if self.traces(offset) < 3 {
             return Err(BatchError::NoHeader);
         }
-        BatchHeader::read(&self.bytes, offset)
+        let (header, records) = BatchHeader::read(&self.bytes, offset)?;
+        if (header.flags == SEG_HEAD) != (offset == 0) {
+            return Err(BatchError::NoHeader);
+        }
+        Ok((header, records))
     }
 
-    fn is_at(&self, header: &BatchHeader, offset: usize) -> bool {
-        header.lsn.0.checked_sub(offset as u64) == Some(self.base.0)
+    /// See [`BatchHeader::traces`].
+    pub(super) fn traces(&self, offset: usize) -> usize {
+        let rest = self.bytes.get(offset..).unwrap_or_default();
+        BatchHeader::traces(rest, Lsn(self.base.0 + offset as u64), self.epoch)
     }
 }
 
@@ -133,7 +137,7 @@ impl Chain {
         let last = self.segments.last().map(|segment| segment.number);
         if last.is_none_or(|last| number > last) {
             self.lost_behind
-                .get_or_insert_with(|| format!("segment {number} has {what}"));
+                .get_or_insert_with(|| format!("segment {number} holds {what}"));
         }
         self.damage.push(Damage {
             segment: number,
@@ -149,17 +153,16 @@ impl Chain {
                 self.damage.push(missing_file(number));
             }
         }
-        let last = self.segments.last().map(|segment| segment.number);
-        let behind = files.range(last.map_or(0, |last| last + 1)..);
-        let mut expected = last.map(|last| last + 1);
-        for (number, _) in behind {
+        // Numbers are prepared one after the other, the first of a log is 1.
+        let mut expected = self.segments.last().map_or(1, |last| last.number + 1);
+        for (number, _) in files.range(expected..) {
             self.has_successor = true;
-            if let Some(missing) = expected.filter(|expected| expected != number) {
-                self.damage.push(missing_file(missing));
+            if *number != expected {
+                self.damage.push(missing_file(expected));
                 self.lost_behind
-                    .get_or_insert_with(|| format!("segment {missing} is missing"));
+                    .get_or_insert_with(|| format!("segment {expected} is missing"));
             }
-            expected = Some(number + 1);
+            expected = number + 1;
         }
     }
 }

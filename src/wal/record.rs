@@ -58,6 +58,7 @@ use crate::base::checksum::Hash128;
 use crate::base::entry::{Entry, EntryKind};
 use crate::base::ids::{DiskId, GroupId, Incarnation, LogIndex, NodeId, Term};
 use crate::base::units::{GroupTime, Lsn};
+use crate::wal::batch::POSITION_END;
 use crate::wal::segment::{Footer, SegmentHead};
 use bytes::Bytes;
 
@@ -542,6 +543,9 @@ fn decode(header: Header, body: Bytes, offset: usize) -> Result<Record, RecordEr
     let malformed = |what| RecordError::Malformed { offset, what };
     let group = u16::try_from(header.group).map_err(|_| malformed("group"))?;
     let (group, incarnation) = (GroupId(group), Incarnation(header.incarnation));
+    if header.index >= POSITION_END || header.term >= POSITION_END {
+        return Err(malformed("index or term"));
+    }
     if header.kind_of_record == TYPE_ENTRY {
         return decode_entry(header, group, incarnation, body, offset);
     }
@@ -671,6 +675,12 @@ fn decode_row(fields: &mut Fields<'_>) -> Result<GroupRow, RecordError> {
     };
     let last = (LogIndex(fields.u64("row")?), Term(fields.u64("row")?));
     let base = (LogIndex(fields.u64("row")?), Term(fields.u64("row")?));
+    if [commit, last.0, base.0]
+        .iter()
+        .any(|index| index.0 >= POSITION_END)
+    {
+        return Err(fields.malformed("index of a row"));
+    }
     let root_hash = Hash128(fields.array("row")?);
     let root = decode_root(fields)?;
     let flags = fields.u32("row")?;

@@ -265,13 +265,12 @@ impl Recovery {
             resync: true,
             bytes: 0,
         };
+        let mut is_cut = false;
         for place in 0..chain.segments.len() {
-            if !reader.read_segment(&chain, place)? {
-                break;
-            }
+            is_cut = is_cut || !reader.read_segment(&chain, place)?;
         }
-        if chain.segments.is_empty() && reader.is_acknowledged(&chain, 0, 0) {
-            reader.hole(0, 0, self.proof, "the log is missing");
+        if !is_cut {
+            reader.end(&chain);
         }
         Ok(reader.finish(&self.files))
     }
@@ -283,6 +282,7 @@ struct Last {
     segment: u64,
     batch_seq: u64,
     crc: u32,
+    flags: u8,
 }
 
 #[derive(Debug)]
@@ -326,28 +326,43 @@ impl Reader {
                         error,
                     });
                 }
+                _ if next.is_none() && is_sealed => return Ok(true),
                 _ => {
-                    let is_lost = next.is_none() && is_sealed && !chain.has_successor;
-                    if !is_lost && !self.is_acknowledged(chain, place, offset) {
+                    if !self.is_acknowledged(chain, place, offset) {
                         self.cut(chain, place, offset);
                         return Ok(false);
                     }
                     let beyond = (!is_sealed).then(|| next_batch(segment, offset, limit));
-                    let what = if is_lost {
-                        "the segment behind this one is missing"
-                    } else {
-                        "acknowledged batches are damaged"
-                    };
+                    let to = beyond.flatten().unwrap_or(limit);
                     self.hole(
                         segment.number,
                         offset,
-                        beyond.flatten().unwrap_or(limit),
-                        what,
+                        to,
+                        "acknowledged batches are damaged",
                     );
                 }
             }
         }
         Ok(true)
+    }
+
+    /// The log has been read to the end of its last segment. Something may have followed.
+    fn end(&mut self, chain: &Chain) {
+        let is_sealed = self.last.is_some_and(|last| last.flags == FOOTER);
+        let lost = match &chain.lost_behind {
+            Some(lost) => lost,
+            None if is_sealed && !chain.has_successor => "the segment behind this one is missing",
+            None if self.proof > self.at => "acknowledged batches are missing",
+            None => return,
+        };
+        let offset = chain
+            .segments
+            .last()
+            .map_or(0, |last| offset_in(last, self.at));
+        let segment = self.last.map_or(0, |last| last.segment);
+        // What was lost had positions that a peer may have heard of: stay clear of them.
+        let to = Lsn(self.at.0 + self.segment_bytes).max(self.proof);
+        self.hole(segment, offset, to, lost);
     }
 
     /// Whether something proves that the present position was acknowledged.
@@ -389,8 +404,7 @@ impl Reader {
     fn cut(&mut self, chain: &Chain, place: usize, offset: usize) {
         let segment = &chain.segments[place];
         let limit = Lsn(segment.base.0 + self.segment_bytes);
-        let rest = segment.bytes.get(offset..).unwrap_or_default();
-        let is_torn = BatchHeader::is_remnant(rest, self.at, segment.epoch)
+        let is_torn = segment.traces(offset) >= 2
             || place + 1 < chain.segments.len()
             || next_batch(segment, offset, limit).is_some();
         self.torn = is_torn.then_some(TornTail {
@@ -419,6 +433,7 @@ impl Reader {
             segment: segment.number,
             batch_seq: header.batch_seq,
             crc: header.crc,
+            flags: header.flags,
         });
         if self.old.last().map(|old| old.number) != Some(segment.number) {
             self.old.push(OldSegment {
@@ -433,8 +448,12 @@ impl Reader {
             match record {
                 Ok(record) => self.record(segment.number, header, record)?,
                 Err(error @ RecordError::BrokenSeal { .. }) => {
-                    self.hole(segment.number, offset, self.at, &error.to_string());
-                    self.resync = false;
+                    self.replay.broken_seal(segment.number);
+                    self.damage.push(Damage {
+                        segment: segment.number,
+                        offset: offset as u64,
+                        what: error.to_string(),
+                    });
                 }
                 Err(RecordError::TooNew { found, max }) => {
                     return Err(RecoveryError::TooNew { found, max });

@@ -189,11 +189,18 @@ impl Replay {
         }
     }
 
-    /// A hole in `segment` puts all groups in doubt.
-    pub(super) fn hole(&mut self, segment: u64, takes_head: bool) {
+    /// An entry of `segment` is not what was sealed; whose, its own header cannot be trusted to say.
+    pub(super) fn broken_seal(&mut self, segment: u64) {
         self.holes.push(segment);
         for group in self.groups.values_mut() {
             group.entries_in_doubt.get_or_insert(segment);
+        }
+    }
+
+    /// A hole in `segment` puts all groups in doubt.
+    pub(super) fn hole(&mut self, segment: u64, takes_head: bool) {
+        self.broken_seal(segment);
+        for group in self.groups.values_mut() {
             group.vote_in_doubt = true;
             group.status_in_doubt |= takes_head;
         }

@@ -37,6 +37,7 @@
 use crate::base::ids::{ClusterId, DiskId, GroupId, Incarnation, LogIndex, ShardId};
 use crate::base::prng::mix;
 use crate::base::units::Lsn;
+use crate::wal::batch::POSITION_END;
 use crate::wal::record::{Fields, RecordError};
 
 /// The format that this binary writes, and the newest that it reads.
@@ -147,7 +148,8 @@ impl SegmentHead {
             end_lsn: Lsn(fields.u64("previous end")?),
             end_crc: fields.u32("previous CRC")?,
         };
-        if previous.end_lsn != base_lsn || previous.segment >= number {
+        let is_in_range = base_lsn.0 < POSITION_END && number < POSITION_END;
+        if previous.end_lsn != base_lsn || previous.segment >= number || !is_in_range {
             return Err(fields.malformed("previous segment"));
         }
         let count = fields.u32("number of echoes")?;
@@ -229,7 +231,7 @@ impl Footer {
             let first = fields.u64("run")?;
             let count = fields.u32("run")?;
             fields.zero::<4>("run")?;
-            if count == 0 || first.checked_add(u64::from(count)).is_none() {
+            if count == 0 || first >= POSITION_END {
                 return Err(fields.malformed("length of a run"));
             }
             let mut entries = Vec::new();
