@@ -72,6 +72,8 @@ enum Kind {
     Unwritten,
     Suspect {
         what: String,
+        /// The number that its head names.
+        holds: u64,
     },
 }
 
@@ -87,7 +89,7 @@ pub(super) fn survey(
     for (number, bytes) in files {
         if bytes.len() < segment_bytes {
             let what = format!("{} bytes instead of {segment_bytes}", bytes.len());
-            suspects.insert(*number, what);
+            suspects.insert(*number, (*number, what));
         }
         match kind(identity, *number, bytes, &written)? {
             Kind::Written { segment } => {
@@ -95,8 +97,8 @@ pub(super) fn survey(
             }
             Kind::Headless => headless.push(*number),
             Kind::Unwritten => {}
-            Kind::Suspect { what } => {
-                suspects.insert(*number, what);
+            Kind::Suspect { what, holds } => {
+                suspects.insert(*number, (holds.max(*number), what));
             }
         }
     }
@@ -123,9 +125,9 @@ pub(super) fn survey(
         lost_behind: None,
         has_successor: false,
     };
-    for (number, what) in suspects {
+    for (number, (holds, what)) in suspects {
         if !void.contains(number) {
-            chain.judge_suspect(number, what);
+            chain.judge_suspect(number, holds, what);
         }
     }
     chain.find_missing(files);
@@ -133,9 +135,10 @@ pub(super) fn survey(
 }
 
 impl Chain {
-    fn judge_suspect(&mut self, number: u64, what: String) {
+    /// A file is not what it should be, and segment `holds` was certainly written.
+    fn judge_suspect(&mut self, number: u64, holds: u64, what: String) {
         let last = self.segments.last().map(|segment| segment.number);
-        if last.is_none_or(|last| number > last) {
+        if last.is_none_or(|last| holds > last) {
             self.lost_behind
                 .get_or_insert_with(|| format!("segment {number} holds {what}"));
         }
@@ -232,10 +235,12 @@ fn kind(
     Ok(if head.number > number {
         Kind::Suspect {
             what: format!("the content of segment {}", head.number),
+            holds: head.number,
         }
     } else if twin.is_some_and(|twin| twin.epoch == header.epoch) {
         Kind::Suspect {
             what: format!("a copy of segment {}", head.number),
+            holds: number,
         }
     } else if head.number < number {
         Kind::Unwritten
