@@ -68,8 +68,10 @@ enum Kind {
     },
     /// The first batch is not intact.
     Headless,
-    /// Never written under this number.
-    Unwritten,
+    /// Never written under this number: it holds what it was recycled from.
+    Unwritten {
+        holds: u64,
+    },
     Suspect {
         what: String,
         /// The number that its head names.
@@ -86,6 +88,7 @@ pub(super) fn survey(
     let mut written: BTreeMap<u64, Segment> = BTreeMap::new();
     let mut headless = Vec::new();
     let mut suspects = BTreeMap::new();
+    let mut recycled = BTreeMap::new();
     for (number, bytes) in files {
         if bytes.len() < segment_bytes {
             let what = format!("{} bytes instead of {segment_bytes}", bytes.len());
@@ -96,7 +99,9 @@ pub(super) fn survey(
                 written.insert(*number, segment);
             }
             Kind::Headless => headless.push(*number),
-            Kind::Unwritten => {}
+            Kind::Unwritten { holds } => {
+                recycled.insert(*number, holds);
+            }
             Kind::Suspect { what, holds } => {
                 suspects.insert(*number, (holds.max(*number), what));
             }
@@ -119,6 +124,11 @@ pub(super) fn survey(
         }
     }
     segments.reverse();
+    // Only what lies before the last segment is ever recycled.
+    let last = segments.last().map_or(0, |segment| segment.number);
+    for (number, holds) in recycled.into_iter().filter(|(_, holds)| *holds > last) {
+        suspects.insert(number, (holds, format!("the content of segment {holds}")));
+    }
     let mut chain = Chain {
         segments,
         damage: Vec::new(),
@@ -243,7 +253,7 @@ fn kind(
             holds: number,
         }
     } else if head.number < number {
-        Kind::Unwritten
+        Kind::Unwritten { holds: head.number }
     } else {
         Kind::Written {
             segment: Segment {
