@@ -8,7 +8,8 @@
 use crate::base::limits::BLOCK_BYTES;
 use crate::base::units::Lsn;
 use crate::wal::batch::{BatchError, BatchHeader, SEG_HEAD};
-use crate::wal::record::{Record, RecordError, Records};
+use crate::wal::codec::{RecordError, Records};
+use crate::wal::record::Record;
 use crate::wal::recovery::{Damage, RecoveryError};
 use crate::wal::segment::SegmentHead;
 use crate::wal::writer::LogIdentity;

@@ -38,7 +38,7 @@ use crate::base::ids::{ClusterId, DiskId, GroupId, Incarnation, LogIndex, ShardI
 use crate::base::prng::mix;
 use crate::base::units::Lsn;
 use crate::wal::batch::POSITION_END;
-use crate::wal::record::{Fields, RecordError};
+use crate::wal::codec::{Fields, RecordError};
 
 /// The format that this binary writes, and the newest that it reads.
 pub const FORMAT: u16 = 1;

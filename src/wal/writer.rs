@@ -30,8 +30,9 @@ use crate::base::units::Lsn;
 use crate::wal::batch::{
     BATCH_HEADER_BYTES, BEACON, BatchHeader, FOOTER, SEG_HEAD, WalBatch, batch_bytes,
 };
+use crate::wal::codec::{encode_entry, record_bytes};
 use crate::wal::ledger::{EntryMark, Ledger};
-use crate::wal::record::{Record, encode_entry, record_bytes};
+use crate::wal::record::Record;
 use crate::wal::segment::{Echo, RUN_BYTES, RUN_ENTRY_BYTES, SegmentEnd, SegmentHead, epoch};
 use bytes::Bytes;
 use std::collections::{BTreeSet, VecDeque};
