@@ -1,0 +1,111 @@
+//! Jobs that were acknowledged are there after `kill -9`, at any moment, round after round.
+#![cfg(all(feature = "server", target_os = "linux"))]
+
+mod node_support;
+
+use bytes::BytesMut;
+use node_support::client::Client;
+use node_support::{Node, folder};
+use rrq::base::ids::{JobId, Partition};
+use rrq::wire::client::encode_request;
+use rrq::wire::message::{ReplyBody, Request, RequestBody};
+use rrq::wire::{Command, Enqueued, NewJob, Op, Outcome, QueueInfo, QueueSettings};
+use std::time::{Duration, Instant};
+
+const ROUNDS: usize = 10;
+const BATCH: usize = 16;
+const WINDOW: u64 = 64;
+
+/// The queue, made on the first round, in a group that the reached shard runs or forwards to.
+fn queue(client: &mut Client, groups: u32) -> QueueInfo {
+    let name = "kill";
+    let group = rrq::shard::placement::home_group(name, groups);
+    let op = Op::CreateQueue {
+        name: name.to_owned(),
+        settings: QueueSettings::default(),
+        must_be_new: false,
+    };
+    match client.ask(RequestBody::Command {
+        group,
+        command: Command { session: None, op },
+        wait_ms: 0,
+    }) {
+        ReplyBody::Outcome(Outcome::Queue(info)) => info,
+        other => panic!("not a queue: {other:?}"),
+    }
+}
+
+fn enqueue(id: u64, queue: &QueueInfo) -> Request {
+    let items = (0..BATCH).map(|at| NewJob {
+        payload: format!("job {at} of request {id}").into(),
+        ..NewJob::default()
+    });
+    let op = Op::Enqueue {
+        queue: queue.uid,
+        partition: Partition(0),
+        items: items.collect(),
+    };
+    let body = RequestBody::Command {
+        group: queue.uid.home(),
+        command: Command { session: None, op },
+        wait_ms: 0,
+    };
+    Request { id, body }
+}
+
+/// Enqueues with many requests under way until the connection ends; notes what was acknowledged.
+fn load(mut client: Client, queue: &QueueInfo, acked: &mut Vec<JobId>) {
+    let mut next = 1_000_000;
+    let mut out = BytesMut::new();
+    for _ in 0..WINDOW {
+        encode_request(&enqueue(next, queue), &mut out);
+        next += 1;
+    }
+    while client.try_send(&out) {
+        out.clear();
+        let Some(reply) = client.try_reply() else {
+            return;
+        };
+        let ReplyBody::Outcome(Outcome::Enqueued(jobs)) = reply.body else {
+            panic!("not enqueued: {reply:?}")
+        };
+        acked.extend(jobs.into_iter().map(|job| match job {
+            Enqueued::New(id) => id,
+            other => panic!("not new: {other:?}"),
+        }));
+        encode_request(&enqueue(next, queue), &mut out);
+        next += 1;
+    }
+}
+
+#[test]
+fn what_was_acknowledged_is_there_after_every_kill() {
+    let data = folder("kill");
+    let mut acked: Vec<JobId> = Vec::new();
+    for round in 0..=ROUNDS {
+        let begun = Instant::now();
+        let node = Node::start(&data, &["--shards", "2"]);
+        let (mut client, hello) = Client::greeted(node.clients());
+        let queue = queue(&mut client, hello.groups);
+        println!(
+            "round {round}: {:?} to the first answer, {} jobs",
+            begun.elapsed(),
+            acked.len()
+        );
+        for job in &acked {
+            match client.ask(RequestBody::GetJob { job: *job }) {
+                ReplyBody::Job(found) => assert_eq!(found.id, *job),
+                other => panic!("round {round}: job {job} was acknowledged and is lost: {other:?}"),
+            }
+        }
+        if round == ROUNDS {
+            return;
+        }
+        std::thread::scope(|scope| {
+            let loading = scope.spawn(|| load(client, &queue, &mut acked));
+            std::thread::sleep(Duration::from_millis(37 * (round as u64 % 5) + 20));
+            node.signal("-KILL");
+            loading.join().expect("it ends with the connection");
+        });
+    }
+}
