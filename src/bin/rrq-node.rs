@@ -1,3 +1,7 @@
-//! rrq-node
+//! `rrq-node`: one node of rrq.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    rrq::runtime::node::main_with_args(std::env::args_os())
+}

@@ -1,1 +1,35 @@
-//! placeholder of a folder to come
+//! The engine's hands: files, sockets, threads and clocks. It performs and decides nothing.
+//!
+//! The only folder that may name glommio. What it relies on of glommio 0.9, and what it does
+//! against its hazards, is told where it matters:
+//!
+//! | hazard | met by |
+//! | --- | --- |
+//! | an executor sleeps though it has work | [`poker`]: pokes from outside; [`mesh`]: mailboxes |
+//! | it panics without io_uring or locked memory | [`preflight`] asks first |
+//! | the first park waits for an RCU grace period | [`sys::register_membarrier`], in `main` |
+//! | a first file that is empty spoils all reads | only whole segments are opened, [`wal_writer`] |
+//! | a runnable task starves all I/O | no loops on executors; long work on [`segments`]' and [`snapshot_files`]' threads |
+//! | a panic ends one executor alone | the hook in [`node`] ends the process |
+//!
+//! Threads: one executor a shard ([`shard_task`]); a shard's two helpers, for the files of its log
+//! and of its checkpoints; poker, signals, space, admin.
+
+pub mod admin;
+pub mod config;
+pub mod connection;
+pub mod data_dir;
+pub mod listener;
+pub mod mesh;
+pub mod metrics;
+pub mod node;
+pub mod poker;
+pub mod preflight;
+pub mod process;
+pub mod recover;
+pub mod segments;
+pub mod shard_task;
+pub mod snapshot_files;
+pub mod space;
+pub mod sys;
+pub mod wal_writer;

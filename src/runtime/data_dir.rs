@@ -1,0 +1,510 @@
+//! The data directory: whose it is, and that nobody else works on it.
+//!
+//! ```text
+//! rrq-data/
+//!   lock                      exclusively locked by the process that works here; holds its pid
+//!   superblock.0 .1           two copies: identity, shards, start number
+//!   ballast                   room kept for a full disk, see `space.rs`
+//!   shard-0000/               one for each shard
+//!     wal-0001/               the log: <number>.seg, spare-<n>.seg, see `segments.rs`
+//!     run-… payload-… manifest-…    checkpoints, see `snapshot_files.rs`
+//! ```
+//!
+//! A new directory gets its shards' folders first, then the superblock, marked as forming until
+//! every shard has served for the first time. So a superblock that is missing or forming beside
+//! empty folders is a first start that was cut short, and is taken up again; beside a log it is a
+//! loss, and refused. The start number is raised, in at least one copy, before the log is opened.
+//!
+//! Nothing is changed in a directory that is refused.
+
+use crate::base::code::Code;
+use crate::base::ids::{ClusterId, DiskId, NodeId};
+use crate::base::limits::{GROUPS_MIN, GROUPS_PER_SHARD};
+use crate::base::report::Report;
+use crate::runtime::config::{NodeConfig, Shards};
+use crate::runtime::{preflight, process, space, sys};
+use crate::snapshot::superblock::{Superblock, SuperblockError, choose};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+const COPIES: [&str; 2] = ["superblock.0", "superblock.1"];
+const LOCK: &str = "lock";
+
+/// How long a start waits for what a dying process still holds: its writes can take seconds.
+pub const HOLDER_PATIENCE: Duration = Duration::from_secs(30);
+/// A living holder may have got its signal this moment.
+pub const HOLDER_GRACE: Duration = Duration::from_millis(500);
+/// How often it is asked again.
+pub const HOLDER_RETRY: Duration = Duration::from_millis(2);
+
+/// An open data directory; the lock is held as long as this lives.
+#[derive(Debug)]
+pub struct DataDir {
+    path: PathBuf,
+    /// What is known of this node. The start number is this process's own.
+    pub superblock: Superblock,
+    /// The copy to write first: the one that is bad or older.
+    stale: usize,
+    /// Nothing is made yet but the lock.
+    new: bool,
+    _lock: File,
+}
+
+impl DataDir {
+    /// Opens the directory, or makes it, and takes its lock; see [`Self::begin`].
+    ///
+    /// # Errors
+    /// By name, whatever keeps this process from working on it.
+    pub fn open(config: &NodeConfig, cores: usize) -> Result<Self, Report> {
+        let path = config.data_dir.clone();
+        preflight::durable(&path, config.dev)?;
+        let found = survey(&path)?;
+        let made = found == Found::Nothing && !path.exists();
+        if made {
+            fs::create_dir_all(&path).map_err(|error| unusable(&path, "create", &error))?;
+        }
+        let lock = match take_lock(&path) {
+            Ok(lock) => lock,
+            Err(report) => {
+                if made {
+                    // Left as it was found; if it cannot be removed, it is empty and harmless.
+                    let _ = fs::remove_dir(&path);
+                }
+                return Err(report);
+            }
+        };
+        let copies = COPIES.map(|name| read_copy(&path.join(name)));
+        let stale = stale_copy(&copies);
+        let [first, second] = copies;
+        let damaged = [&first, &second]
+            .into_iter()
+            .find_map(|copy| copy.as_ref().err().cloned());
+        let superblock = match choose(first, second) {
+            Ok(superblock) => superblock,
+            Err(SuperblockError::Missing) if found == Found::Nothing => {
+                form(config, cores).map_err(|error| unusable(&path, "form", &error))?
+            }
+            Err(error) => return Err(no_superblock(&path, &error)),
+        };
+        let dir = Self {
+            path,
+            superblock,
+            stale,
+            new: found == Found::Nothing,
+            _lock: lock,
+        };
+        if !dir.new {
+            dir.check(config)?;
+        }
+        if let (Some(error), false) = (damaged, dir.superblock.forming) {
+            tracing::warn!(%error, "one superblock is bad and is written anew from the other");
+        }
+        Ok(dir)
+    }
+
+    /// Raises the start number; a new directory gets its folders first. To be done before the log
+    /// is opened, and after all that could still refuse the start.
+    ///
+    /// # Errors
+    /// If the directory cannot be written.
+    pub fn begin(&mut self) -> Result<(), Report> {
+        if self.new {
+            make_folders(&self.path, self.superblock.shards)?;
+        }
+        self.superblock.start += 1;
+        self.superblock.generation += 1;
+        self.write_copy(self.stale, self.new)
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The folder of a shard.
+    #[must_use]
+    pub fn shard(&self, shard: u16) -> PathBuf {
+        shard_folder(&self.path, shard)
+    }
+
+    /// The folder of a shard's log.
+    #[must_use]
+    pub fn wal(&self, shard: u16) -> PathBuf {
+        self.shard(shard)
+            .join(format!("wal-{:04}", self.superblock.wal_set))
+    }
+
+    /// Writes both copies anew, after every shard has served: formation is over, and should one
+    /// copy rot, the other knows the start number too. Not in the way of the first job.
+    ///
+    /// # Errors
+    /// If a copy cannot be written.
+    pub fn settle(&mut self) -> Result<(), Report> {
+        self.superblock.forming = false;
+        self.superblock.generation += 1;
+        self.write_copy(0, false)?;
+        self.write_copy(1, false)
+    }
+
+    fn check(&self, config: &NodeConfig) -> Result<(), Report> {
+        let (path, superblock) = (self.path.display(), &self.superblock);
+        if let Some(node) = config.node
+            && node != superblock.node
+        {
+            let what = format!("data directory {path} belongs to node {}", superblock.node);
+            return Err(Report::error(Code::WrongIdentity, what)
+                .location(format!("this start says --id {node}"))
+                .fix(format!("--id {}, or another --data-dir", superblock.node)));
+        }
+        let wanted = match config.shards {
+            Shards::AsMade => superblock.shards,
+            Shards::PerCore => preflight::per_core(),
+            Shards::Exactly(count) => count,
+        };
+        if wanted != superblock.shards {
+            let made = superblock.shards;
+            let what = format!("data directory {path} was made for {made} shards, not {wanted}");
+            return Err(Report::error(Code::ShardCountChanged, what)
+                .why("each shard has a log of its own; this version cannot redistribute them")
+                .fix(format!("--shards {made}")));
+        }
+        for shard in 0..superblock.shards {
+            let wal = self.wal(shard);
+            let names = names(&wal).map_err(|error| missing(&wal, &error.to_string()))?;
+            if !superblock.forming && !names.iter().any(|name| is_segment(name)) {
+                return Err(missing(
+                    &wal.join("*.seg"),
+                    "no segment of the log is there",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn write_copy(&self, copy: usize, probe: bool) -> Result<(), Report> {
+        let name = COPIES[copy];
+        let bytes = self.superblock.encode();
+        let write = || write_durably(&self.path, name, &bytes, probe);
+        let result = write().or_else(|error| {
+            if error.kind() == io::ErrorKind::StorageFull && space::give_up_ballast(&self.path) {
+                return write();
+            }
+            Err(error)
+        });
+        result.map_err(|error| match error.kind() {
+            io::ErrorKind::StorageFull => disk_full(&self.path),
+            io::ErrorKind::InvalidInput if probe => preflight::no_direct_io(&self.path, &error),
+            _ => unusable(&self.path.join(name), "write", &error),
+        })
+    }
+}
+
+/// Writes a small file so that a crash leaves the old one or the new one. `probe` tries the
+/// temporary file with O_DIRECT first.
+///
+/// # Errors
+/// What the file system says; the temporary file is gone then.
+pub fn write_durably(folder: &Path, name: &str, bytes: &[u8], probe: bool) -> io::Result<()> {
+    let temporary = folder.join(format!("{name}.tmp"));
+    let write = || {
+        let mut file = File::create(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_data()?;
+        drop(file);
+        if probe {
+            preflight::try_direct_io(&temporary)?;
+        }
+        fs::rename(&temporary, folder.join(name))?;
+        sync_folder(folder)
+    };
+    write().inspect_err(|_| {
+        // What is left of it is overwritten by the next attempt.
+        let _ = fs::remove_file(&temporary);
+    })
+}
+
+/// Makes the names in a folder durable.
+///
+/// # Errors
+/// What the file system says.
+pub fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+/// The names in a folder.
+///
+/// # Errors
+/// What the file system says.
+pub fn names(folder: &Path) -> io::Result<Vec<String>> {
+    fs::read_dir(folder)?
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+        .collect()
+}
+
+/// Whether a file of a log's folder is a segment in use, not a spare.
+#[must_use]
+pub fn is_segment(name: &str) -> bool {
+    segment_number(name).is_some()
+}
+
+/// The number of a segment file.
+#[must_use]
+pub fn segment_number(name: &str) -> Option<u64> {
+    let digits = name
+        .strip_suffix(".seg")
+        .filter(|digits| digits.len() == 16)?;
+    u64::from_str_radix(digits, 16).ok()
+}
+
+/// What is in a directory, before anything is touched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    /// Nothing, or what a first start leaves that was cut short.
+    Nothing,
+    /// A node's data.
+    Node,
+}
+
+fn survey(path: &Path) -> Result<Found, Report> {
+    let names = match names(path) {
+        Ok(names) => names,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
+        Err(error) => return Err(unusable(path, "read", &error)),
+    };
+    if names.iter().any(|name| COPIES.contains(&name.as_str())) {
+        return Ok(Found::Node);
+    }
+    let ours = |name: &str| {
+        [LOCK, space::BALLAST, "lost+found"].contains(&name)
+            || name.starts_with("shard-")
+            || COPIES
+                .iter()
+                .any(|copy| name.strip_suffix(".tmp") == Some(copy))
+    };
+    if let Some(name) = names.iter().find(|name| !ours(name)) {
+        let what = format!("{} holds something else than rrq data", path.display());
+        return Err(Report::error(Code::ForeignDirectory, what)
+            .location(format!(
+                "{} and {} more",
+                path.join(name).display(),
+                names.len() - 1
+            ))
+            .why("a data directory belongs to rrq alone; nothing was changed in this one")
+            .fix("--data-dir with a directory that is new or empty"));
+    }
+    let used = names
+        .iter()
+        .filter(|name| name.starts_with("shard-"))
+        .any(|name| {
+            let shard = path.join(name);
+            let in_log = |folder: &str| {
+                let log = self::names(&shard.join(folder)).unwrap_or_default();
+                log.iter().any(|name| is_segment(name))
+            };
+            self::names(&shard).unwrap_or_default().iter().any(|name| {
+                if name.starts_with("wal-") {
+                    in_log(name)
+                } else {
+                    !name.ends_with(".tmp")
+                }
+            })
+        });
+    if used {
+        return Err(no_superblock(path, &SuperblockError::Missing));
+    }
+    Ok(Found::Nothing)
+}
+
+/// The identity of a new node.
+fn form(config: &NodeConfig, cores: usize) -> io::Result<Superblock> {
+    let shards = match config.shards {
+        Shards::Exactly(count) => count,
+        Shards::AsMade | Shards::PerCore => cores.min(64) as u16,
+    };
+    let groups = (GROUPS_PER_SHARD * usize::from(shards))
+        .max(GROUPS_MIN)
+        .next_power_of_two();
+    Ok(Superblock {
+        generation: 0,
+        node: config.node.unwrap_or(NodeId(1)),
+        disk: DiskId(random()?),
+        cluster: ClusterId(random()?),
+        forming: true,
+        wal_set: 1,
+        shards,
+        groups: groups as u32,
+        start: 0,
+        created_by: env!("CARGO_PKG_VERSION").to_owned(),
+    })
+}
+
+fn make_folders(path: &Path, shards: u16) -> Result<(), Report> {
+    let make = || {
+        for shard in 0..shards {
+            let shard = shard_folder(path, shard);
+            fs::create_dir_all(shard.join("wal-0001"))?;
+            sync_folder(&shard)?;
+        }
+        sync_folder(path)
+    };
+    make().map_err(|error: io::Error| match error.kind() {
+        io::ErrorKind::StorageFull => disk_full(path),
+        _ => unusable(path, "make folders in", &error),
+    })
+}
+
+fn shard_folder(path: &Path, shard: u16) -> PathBuf {
+    path.join(format!("shard-{shard:04}"))
+}
+
+/// 128 bits that nobody else has.
+fn random() -> io::Result<[u8; 16]> {
+    let mut bits = [0; 16];
+    File::open("/dev/urandom")?.read_exact(&mut bits)?;
+    Ok(bits)
+}
+
+fn read_copy(path: &Path) -> Result<Superblock, SuperblockError> {
+    match fs::read(path) {
+        Ok(bytes) => Superblock::decode(&bytes),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(SuperblockError::Missing),
+        // Unreadable is as good as empty: the other copy serves, or both are named.
+        Err(_) => Err(SuperblockError::Truncated { found: 0 }),
+    }
+}
+
+/// The copy to overwrite: the one that is bad or older.
+fn stale_copy(copies: &[Result<Superblock, SuperblockError>; 2]) -> usize {
+    match copies {
+        [Ok(first), Ok(second)] => usize::from(second.generation < first.generation),
+        [Ok(_), Err(_)] => 1,
+        _ => 0,
+    }
+}
+
+/// Locks the directory; a dying holder is waited for, a living one is named.
+fn take_lock(path: &Path) -> Result<File, Report> {
+    let lock_path = path.join(LOCK);
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&lock_path)
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::StorageFull => disk_full(path),
+            _ => unusable(path, "write", &error),
+        })?;
+    let begun = Instant::now();
+    while !sys::try_lock(&file).map_err(|error| unusable(&lock_path, "lock", &error))? {
+        let holder = fs::read_to_string(&lock_path)
+            .unwrap_or_default()
+            .trim()
+            .parse::<u32>()
+            .ok();
+        let alive = holder.is_some_and(process::is_alive);
+        let patience = if alive { HOLDER_GRACE } else { HOLDER_PATIENCE };
+        if begun.elapsed() > patience {
+            return Err(locked(path, holder, alive));
+        }
+        std::thread::sleep(HOLDER_RETRY);
+    }
+    let pid = std::process::id();
+    let written = file.set_len(0).and_then(|()| writeln!(file, "{pid}"));
+    if let Err(error) = written
+        && error.kind() != io::ErrorKind::StorageFull
+    {
+        return Err(unusable(&lock_path, "write", &error));
+    }
+    Ok(file)
+}
+
+fn locked(path: &Path, holder: Option<u32>, alive: bool) -> Report {
+    let path = path.display();
+    let who = match holder {
+        Some(pid) if alive => process::describe(pid),
+        Some(pid) => format!("pid {pid}, which cannot be seen from here (another container?)"),
+        None => "an unknown process".to_owned(),
+    };
+    let fix = match holder {
+        Some(pid) if alive => format!("stop it (kill {pid}), or give this node its own --data-dir"),
+        _ => "stop that node, or give this one its own --data-dir".to_owned(),
+    };
+    let what = format!("data directory {path} is in use by another process: {who}");
+    Report::error(Code::DirectoryLocked, what)
+        .why("two nodes on one directory would destroy its log; a dead one leaves no lock behind")
+        .fix(fix)
+}
+
+fn no_superblock(path: &Path, error: &SuperblockError) -> Report {
+    let shown = path.display();
+    match error {
+        SuperblockError::TooNew { .. } => Report::error(
+            Code::FormatTooNew,
+            format!("data directory {shown} was written by a newer version of rrq"),
+        )
+        .location(format!(
+            "{error}; this is rrq {}",
+            env!("CARGO_PKG_VERSION")
+        ))
+        .why("an older version would undo what the newer one did; nothing was changed")
+        .fix("run the newer version"),
+        SuperblockError::Missing => Report::error(
+            Code::FileMissing,
+            format!("data directory {shown} holds a log, but neither copy of its superblock"),
+        )
+        .location(
+            COPIES
+                .map(|name| path.join(name).display().to_string())
+                .join(", "),
+        )
+        .why("without it nobody knows whose log this is; nothing was changed")
+        .fix("put the two files back from a backup"),
+        SuperblockError::BothDamaged { first, second } => Report::error(
+            Code::SuperblockDamaged,
+            format!("both superblocks of data directory {shown} are damaged"),
+        )
+        .location(format!("{}: {first}\n{}: {second}", COPIES[0], COPIES[1]))
+        .why("without one nobody knows whose log this is; nothing was changed")
+        .fix("put one of the two files back from a backup"),
+        other => Report::error(
+            Code::SuperblockDamaged,
+            format!("the superblocks of data directory {shown} cannot be trusted"),
+        )
+        .location(other.to_string())
+        .why("nothing that rrq does leads to this; nothing was changed")
+        .fix("put one of the two files back from a backup"),
+    }
+}
+
+fn missing(file: &Path, why: &str) -> Report {
+    Report::error(Code::FileMissing, format!("{} is missing", file.display()))
+        .location(why.to_owned())
+        .why("acknowledged jobs may be in it; nothing was changed")
+        .fix("put it back from a backup")
+}
+
+/// The directory cannot be used.
+#[must_use]
+pub fn unusable(path: &Path, verb: &str, error: &io::Error) -> Report {
+    Report::error(
+        Code::DirectoryUnusable,
+        format!("cannot {verb} {}", path.display()),
+    )
+    .location(error.to_string())
+    .fix("a --data-dir that this user may create, read and write")
+}
+
+/// The disk is full before anything works.
+#[must_use]
+pub fn disk_full(path: &Path) -> Report {
+    Report::error(
+        Code::DiskFullAtStart,
+        format!("no room on the disk of {}", path.display()),
+    )
+    .why("a start needs some MiB for the log; nothing is lost")
+    .fix("make room, then start again")
+}

@@ -1,0 +1,103 @@
+//! What reaches a shard from other threads, and what it sends to other shards.
+//!
+//! Each shard has one [`Mailbox`]. A shared channel of glommio would keep a waker for every time
+//! that it is looked at in vain, and a task can hold 32,767; this one keeps a single waker, in the
+//! task that the poker knows, and can be emptied on every turn.
+//!
+//! Requests are bounded: with [`FORWARDED_MAX`] letters waiting, the sender answers `Busy` itself.
+//! Replies are not refused, since each answers a request that was let in.
+
+use crate::base::code::Code;
+use crate::base::ids::ShardId;
+use crate::runtime::poker::Mailbox;
+use crate::runtime::recover::Remains;
+use crate::runtime::space::Level;
+use crate::shard::input::{Input, Origin};
+use crate::wire::message::{ErrorReply, Reply, ReplyBody, Request};
+use std::sync::Arc;
+
+/// Letters in a mailbox beyond which requests are refused.
+const FORWARDED_MAX: usize = 4096;
+
+/// What a shard is told by other threads.
+#[derive(Debug)]
+pub enum Letter {
+    /// What it left was read.
+    Recovered(Box<Remains>),
+    /// A segment was made.
+    SegmentMade(u64),
+    /// Something that the engine waits for happened.
+    Happened(Input),
+    /// The room on the disk changed.
+    Space(Level),
+    /// The process shall stop.
+    Stop,
+    /// Another shard's client asks something.
+    Request(Origin, Request),
+    /// Another shard answers a client of this one.
+    Reply(Origin, Reply),
+    /// A client of another shard is gone.
+    Closed(Origin),
+}
+
+/// All mailboxes of the node, as one shard sees them.
+#[derive(Clone, Debug)]
+pub struct Mesh {
+    /// Whose mesh it is.
+    pub me: ShardId,
+    /// In the order of the shards.
+    pub boxes: Arc<[Mailbox<Letter>]>,
+}
+
+impl Mesh {
+    /// This shard's own mailbox.
+    #[must_use]
+    pub fn mine(&self) -> &Mailbox<Letter> {
+        self.of(self.me)
+    }
+
+    /// Hands a request over; the reply to give instead, if too many wait there.
+    #[must_use]
+    pub fn forward(&self, to: ShardId, from: Origin, request: Request) -> Option<Reply> {
+        match self
+            .of(to)
+            .try_send(Letter::Request(from, request), FORWARDED_MAX)
+        {
+            Err(Letter::Request(_, request)) => {
+                let text = "too many requests wait for that shard";
+                Some(error_reply(request.id, Code::Busy, text))
+            }
+            _ => None,
+        }
+    }
+
+    /// Sends an answer to the shard that holds the connection.
+    pub fn reply(&self, to: Origin, reply: Reply) {
+        self.of(to.shard).send(Letter::Reply(to, reply));
+    }
+
+    /// Tells a shard that a connection is gone.
+    pub fn closed(&self, to: ShardId, from: Origin) {
+        self.of(to).send(Letter::Closed(from));
+    }
+
+    fn of(&self, shard: ShardId) -> &Mailbox<Letter> {
+        &self.boxes[usize::from(shard.0)]
+    }
+}
+
+/// A refusal that the runtime makes itself: the request was never let in.
+#[must_use]
+pub fn error_reply(id: u64, code: Code, message: impl Into<String>) -> Reply {
+    let error = ErrorReply {
+        code,
+        message: message.into(),
+        leader: None,
+        maybe_applied: false,
+    };
+    Reply {
+        id,
+        stamp: None,
+        body: ReplyBody::Error(error),
+    }
+}

@@ -1,0 +1,480 @@
+//! The process: starts everything in the order that makes a restart short, waits, ends.
+//!
+//! 1. what must be known first: kernel, directory and its lock, ports;
+//! 2. the poker, then all executors, before any of them works: a busy pinned executor would delay
+//!    the start of the next;
+//! 3. on plain threads, a shard each: find the segments, read the log, tell the shard;
+//! 4. when every shard serves: one line on standard output;
+//! 5. not in the way of the first job: both superblocks, ballast, spare segments.
+//!
+//! The first signal stops the node: no new clients, what is proposed is finished, a checkpoint is
+//! cut. The second ends it at once. Either way nothing acknowledged is lost.
+
+use crate::base::code::Code;
+use crate::base::ids::ShardId;
+use crate::base::report::Report;
+use crate::runtime::config::{self, NoConfig, NodeConfig};
+use crate::runtime::data_dir::DataDir;
+use crate::runtime::listener::Admission;
+use crate::runtime::mesh::{Letter, Mesh};
+use crate::runtime::metrics::NodeMetrics;
+use crate::runtime::poker::{self, Mailbox, Pulse};
+use crate::runtime::shard_task::{self, Event, Parts};
+use crate::runtime::snapshot_files::{self, SnapshotFiles};
+use crate::runtime::space::{self, Space};
+use crate::runtime::{admin, preflight, recover, segments, sys};
+use crate::shard::config::ShardConfig;
+use crate::snapshot::layout::Owner;
+use crate::wal::writer::LogIdentity;
+use crate::wire::message::{NodeAddresses, ServerHello};
+use glommio::{LocalExecutorBuilder, Placement};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+/// From the signal to the end of the process, whatever the shards do.
+const STOP_WITHIN: Duration = Duration::from_millis(1800);
+/// The superblock's other copy is written so long after the start, not in the way of the first job.
+const SETTLE_AFTER: Duration = Duration::from_secs(1);
+/// Entries of an executor's rings.
+const RING_DEPTH: usize = 128;
+
+/// The whole program `rrq-node`; the first argument is its name.
+#[must_use]
+pub fn main_with_args(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    // Before any thread: afterwards it costs 12 ms.
+    sys::register_membarrier();
+    let config = match config::load(args, std::env::vars()) {
+        Ok(config) => config,
+        Err(NoConfig::Asked(text)) => {
+            print!("{text}");
+            return ExitCode::SUCCESS;
+        }
+        Err(NoConfig::Wrong(report)) => return fail(&report),
+    };
+    start_logs(&config);
+    end_with_panics();
+    match run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(report) => fail(&report),
+    }
+}
+
+fn fail(report: &Report) -> ExitCode {
+    eprintln!("{report}");
+    ExitCode::from(report.exit_code())
+}
+
+/// Runs a node until it is stopped.
+///
+/// # Errors
+/// Why it cannot start, or go on.
+pub fn run(config: NodeConfig) -> Result<(), Report> {
+    let begun = Instant::now();
+    sys::raise_open_files();
+    preflight::kernel()?;
+    let cores = preflight::cores();
+    let mut dir = DataDir::open(&config, cores)?;
+    let shards = dir.superblock.shards;
+    let (clients, admin) = preflight::listeners(&config, shards)?;
+    dir.begin()?;
+    let addresses = Addresses::of(&clients, &admin)?;
+    let (events, inbox) = channel();
+    watch_signals(events.clone())?;
+
+    let pulses: Vec<Arc<Pulse>> = (0..shards).map(|_| Arc::default()).collect();
+    let boxes = pulses
+        .iter()
+        .map(|pulse| Mailbox::new(pulse.clone()))
+        .collect();
+    let metrics = NodeMetrics::new(&pulses).map_err(|error| no_thread("metrics", &error))?;
+    let node = Node {
+        config,
+        dir,
+        addresses,
+        events,
+        boxes,
+        metrics: Arc::new(metrics),
+        pulses,
+        begun,
+    };
+    node.metrics
+        .recovered("open", begun.elapsed().as_secs_f64());
+    poker::start(node.pulses.clone()).map_err(|error| no_thread("poker", &error))?;
+    let helpers = node.start_executors(clients, cores)?;
+    node.start_helpers(helpers)?;
+    node.watch_space()?;
+    admin::start(admin, node.metrics.clone()).map_err(|error| no_thread("admin", &error))?;
+    node.attend(&inbox)
+}
+
+struct Addresses {
+    clients: Vec<SocketAddr>,
+    admin: SocketAddr,
+}
+
+impl Addresses {
+    fn of(clients: &[TcpListener], admin: &TcpListener) -> Result<Self, Report> {
+        let ask = || {
+            let clients = clients
+                .iter()
+                .map(TcpListener::local_addr)
+                .collect::<Result<_, _>>()?;
+            Ok(Self {
+                clients,
+                admin: admin.local_addr()?,
+            })
+        };
+        ask().map_err(|error: io::Error| no_thread("listeners", &error))
+    }
+}
+
+/// What the helpers of a shard read their orders from.
+struct Helpers {
+    shard: u16,
+    segments: Receiver<segments::Order>,
+    snapshots: Receiver<snapshot_files::Order>,
+}
+
+struct Node {
+    config: NodeConfig,
+    dir: DataDir,
+    addresses: Addresses,
+    events: Sender<Event>,
+    boxes: Arc<[Mailbox<Letter>]>,
+    pulses: Vec<Arc<Pulse>>,
+    metrics: Arc<NodeMetrics>,
+    begun: Instant,
+}
+
+impl Node {
+    fn shards(&self) -> u16 {
+        self.dir.superblock.shards
+    }
+
+    fn identity(&self, shard: u16) -> LogIdentity {
+        let superblock = &self.dir.superblock;
+        LogIdentity {
+            cluster: superblock.cluster,
+            disk: superblock.disk,
+            shard: ShardId(shard),
+            wal_set: superblock.wal_set,
+        }
+    }
+
+    fn start_executors(
+        &self,
+        clients: Vec<TcpListener>,
+        cores: usize,
+    ) -> Result<Vec<Helpers>, Report> {
+        let pinned = self.config.pin && usize::from(self.shards()) <= cores;
+        let allowed = sys::allowed_cores();
+        let mut helpers = Vec::new();
+        for (shard, listener) in (0..self.shards()).zip(clients) {
+            let (segments, segment_orders) = channel();
+            let (snapshots, snapshot_orders) = channel();
+            helpers.push(Helpers {
+                shard,
+                segments: segment_orders,
+                snapshots: snapshot_orders,
+            });
+            let parts = self.parts(shard, listener, segments, snapshots);
+            let placement = match allowed.get(usize::from(shard)) {
+                Some(&core) if pinned => Placement::Fixed(core),
+                _ => Placement::Unbound,
+            };
+            let executor = LocalExecutorBuilder::new(placement)
+                .name(&format!("rrq-shard-{shard}"))
+                .io_memory(preflight::IO_MEMORY_BYTES)
+                .ring_depth(RING_DEPTH)
+                .spawn(move || shard_task::run(parts))
+                .map_err(|error| no_thread("executor", &error))?;
+            let events = self.events.clone();
+            // An executor that cannot be set up says so only to who joins it.
+            self.thread(&format!("rrq-join-{shard}"), move || {
+                if let Err(error) = executor.join() {
+                    let _ = events.send(Event::Failed(no_thread("executor", &error)));
+                }
+            })?;
+        }
+        Ok(helpers)
+    }
+
+    fn parts(
+        &self,
+        shard: u16,
+        listener: TcpListener,
+        segments: Sender<segments::Order>,
+        snapshots: Sender<snapshot_files::Order>,
+    ) -> Parts {
+        let (config, superblock) = (&self.config, &self.dir.superblock);
+        let addresses = self
+            .addresses
+            .clients
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        Parts {
+            config: ShardConfig {
+                identity: self.identity(shard),
+                node: superblock.node,
+                shard: ShardId(shard),
+                shards: superblock.shards,
+                groups: superblock.groups,
+                start_number: superblock.start as u32,
+                seed: sys::boot_time_ns() ^ u64::from(shard) << 48,
+                payload_bytes_max: config.payload_bytes_max,
+                auto_create: config.auto_create,
+                queue_defaults: config.queue_defaults,
+                checkpoint_log_bytes: config.checkpoint_log_bytes,
+            },
+            hello: ServerHello {
+                protocol: crate::wire::client::PROTOCOL_VERSION,
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                cluster: superblock.cluster,
+                node: superblock.node,
+                shard,
+                groups: superblock.groups,
+                payload_bytes_max: config.payload_bytes_max as u32,
+                nodes: vec![NodeAddresses {
+                    node: superblock.node,
+                    addresses,
+                }],
+            },
+            listener,
+            admission: Admission {
+                clients: self.metrics.clients.clone(),
+                max: config.connections_max,
+            },
+            mesh: Mesh {
+                me: ShardId(shard),
+                boxes: self.boxes.clone(),
+            },
+            pulse: self.pulses[usize::from(shard)].clone(),
+            wal_folder: self.dir.wal(shard),
+            segments,
+            snapshots,
+            events: self.events.clone(),
+            metrics: self.metrics.clone(),
+        }
+    }
+
+    /// Two threads a shard. One reads the log and then looks after its files; the other after the
+    /// checkpoints, so that a slow sync there does not hold up a segment.
+    fn start_helpers(&self, helpers: Vec<Helpers>) -> Result<(), Report> {
+        for Helpers {
+            shard,
+            segments,
+            snapshots,
+        } in helpers
+        {
+            let (data_dir, folder) = (self.dir.path().to_owned(), self.dir.shard(shard));
+            let superblock = &self.dir.superblock;
+            let owner = Owner {
+                cluster: superblock.cluster,
+                disk: superblock.disk,
+            };
+            let files = SnapshotFiles::new(folder.clone(), data_dir.clone(), owner);
+            let boxes = self.boxes.clone();
+            self.thread(&format!("rrq-files-{shard}"), move || {
+                let mine = &boxes[usize::from(shard)];
+                files.obey(&snapshots, |input| mine.send(Letter::Happened(input)));
+            })?;
+
+            let (boxes, events) = (self.boxes.clone(), self.events.clone());
+            let (wal, identity) = (self.dir.wal(shard), self.identity(shard));
+            let metrics = self.metrics.clone();
+            self.thread(&format!("rrq-log-{shard}"), move || {
+                let mine = &boxes[usize::from(shard)];
+                let begun = Instant::now();
+                let recover = || {
+                    let found = segments::find(&wal, &data_dir)?;
+                    let remains = recover::recover(&folder, identity, owner, &found.segments)?;
+                    metrics.recovered("replay", begun.elapsed().as_secs_f64());
+                    mine.send(Letter::Recovered(Box::new(remains)));
+                    found
+                        .pool
+                        .obey(&segments, |number| mine.send(Letter::SegmentMade(number)))
+                };
+                if let Err(report) = recover() {
+                    let _ = events.send(Event::Failed(report));
+                }
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Waits for what happens until the end.
+    fn attend(mut self, inbox: &Receiver<Event>) -> Result<(), Report> {
+        let (mut running, mut serving, mut stopped) = (0, 0, 0);
+        let mut stop_by: Option<Instant> = None;
+        let mut settle_at: Option<Instant> = None;
+        while stopped < self.shards() {
+            let event = match stop_by.or(settle_at) {
+                None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(by) => inbox.recv_timeout(by.saturating_duration_since(Instant::now())),
+            };
+            match event {
+                Ok(Event::Running) => {
+                    running += 1;
+                    if running == self.shards() {
+                        self.metrics
+                            .recovered("executors", self.begun.elapsed().as_secs_f64());
+                    }
+                }
+                Ok(Event::Serving(_)) => {
+                    serving += 1;
+                    if serving == self.shards() && stop_by.is_none() {
+                        self.ready();
+                        settle_at = Some(Instant::now() + SETTLE_AFTER);
+                    }
+                }
+                Ok(Event::Stopped(shard)) => {
+                    tracing::debug!(%shard, "stopped");
+                    stopped += 1;
+                }
+                Ok(Event::Stop) => {
+                    stop_by = Some(Instant::now() + STOP_WITHIN);
+                    self.metrics.stopping.store(true, Relaxed);
+                    self.boxes
+                        .iter()
+                        .for_each(|mailbox| mailbox.send(Letter::Stop));
+                }
+                Ok(Event::Failed(report)) => return Err(report),
+                Err(RecvTimeoutError::Timeout) if stop_by.is_some() => {
+                    tracing::warn!("stopped without a last checkpoint: the next start reads more");
+                    return Ok(());
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    settle_at = None;
+                    self.dir.settle()?;
+                }
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            }
+        }
+        settle_at.map_or(Ok(()), |_| self.dir.settle())
+    }
+
+    /// Every shard serves: says so.
+    fn ready(&self) {
+        let seconds = self.begun.elapsed().as_secs_f64();
+        self.metrics.recovered("serve", seconds);
+        let mut out = io::stdout().lock();
+        let line = writeln!(
+            out,
+            "rrq-node {} ready: clients {}, admin {}, {} shard{}, data {}{}, stop with Ctrl-C or \
+             kill {}",
+            env!("CARGO_PKG_VERSION"),
+            self.addresses.clients[0],
+            self.addresses.admin,
+            self.shards(),
+            if self.shards() == 1 { "" } else { "s" },
+            self.dir.path().display(),
+            if self.config.dev {
+                " (--dev: jobs may be lost)"
+            } else {
+                ""
+            },
+            std::process::id(),
+        );
+        if let Err(error) = line.and_then(|()| out.flush()) {
+            tracing::debug!(%error, "nobody reads the standard output");
+        }
+    }
+
+    /// From the start on, so that a full disk is known before the first enqueue.
+    fn watch_space(&self) -> Result<(), Report> {
+        let (mut space, boxes) = (Space::new(self.dir.path()), self.boxes.clone());
+        let metrics = self.metrics.clone();
+        self.thread("rrq-space", move || {
+            loop {
+                if let Some(level) = space.look() {
+                    boxes
+                        .iter()
+                        .for_each(|mailbox| mailbox.send(Letter::Space(level)));
+                }
+                metrics.disk_free_bytes.store(space.free_bytes, Relaxed);
+                std::thread::sleep(space::LOOK_EVERY);
+            }
+        })
+    }
+
+    fn thread(&self, name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), Report> {
+        let started = std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(body);
+        started.map(drop).map_err(|error| no_thread(name, &error))
+    }
+}
+
+fn no_thread(what: &str, error: &dyn std::fmt::Display) -> Report {
+    Report::error(
+        Code::TooManyShards,
+        format!("this machine cannot carry the node: {what}"),
+    )
+    .location(error.to_string())
+    .fix("fewer --shards, or higher limits of threads, files and locked memory (ulimit -a)")
+}
+
+/// The first signal is an event, the second ends the process.
+fn watch_signals(events: Sender<Event>) -> Result<(), Report> {
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT])
+        .map_err(|error| no_thread("signals", &error))?;
+    std::thread::Builder::new()
+        .name("rrq-signals".to_owned())
+        .spawn(move || {
+            for (before, signal) in signals.forever().enumerate() {
+                if before > 0 || events.send(Event::Stop).is_err() {
+                    sys::exit_now(128 + signal as u8);
+                }
+            }
+        })
+        .map(drop)
+        .map_err(|error| no_thread("signals", &error))
+}
+
+fn start_logs(config: &NodeConfig) {
+    use tracing_subscriber::filter::{LevelFilter, Targets};
+    use tracing_subscriber::layer::SubscriberExt;
+    use tracing_subscriber::util::SubscriberInitExt;
+    let targets = Targets::new()
+        .with_default(LevelFilter::from_level(config.log_level))
+        // It warns of registered buffers at each start of an ordinary user.
+        .with_target("glommio", LevelFilter::ERROR);
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    let registry = tracing_subscriber::registry().with(targets);
+    // Fails if a test has its own.
+    let _ = if config.log_json {
+        registry.with(lines.json()).try_init()
+    } else {
+        registry
+            .with(lines.with_ansi(io::IsTerminal::is_terminal(&io::stderr())))
+            .try_init()
+    };
+}
+
+/// A bug ends all shards at once: one that unwinds alone would leave a node that half answers.
+fn end_with_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic
+            .location()
+            .map_or("an unknown place".to_owned(), ToString::to_string);
+        let thread = std::thread::current();
+        let text = panic.payload_as_str().unwrap_or("no message");
+        let report = Report::error(Code::Bug, format!("rrq has a bug: {text}"))
+            .location(format!(
+                "{place}, thread {}",
+                thread.name().unwrap_or("without a name")
+            ))
+            .why("the process ends; nothing acknowledged is lost")
+            .fix("start again, and report this message");
+        eprintln!("{report}");
+        sys::exit_now(report.exit_code());
+    }));
+}

@@ -1,0 +1,262 @@
+//! The files of a shard's log: made, named, dropped and used again, by a thread of the shard's own.
+//!
+//! ```text
+//! <16 hexadecimal digits>.seg   a segment in use: its number
+//! spare-<n>.seg                 zeroed or used before, whole, ready for a name
+//! *.tmp                         half zeroed: deleted at start
+//! ```
+//!
+//! A segment is written in place, so it must have its blocks before its first batch: zeroed in
+//! large writes, synced, renamed, directory synced. That takes tens of milliseconds, so spares are
+//! made ahead, and dropped segments become spares (what they hold is told apart by the epoch in
+//! each batch).
+//!
+//! **The dead process's writes** can reach a file after its successor has read it. Each write
+//! descriptor holds an exclusive lock of its file, which lives as long as a write is under way; so
+//! a start takes the lock of every file, spares included, before it reads or chooses it.
+
+use crate::base::code::Code;
+use crate::base::limits::SEGMENT_BYTES;
+use crate::base::report::Report;
+use crate::runtime::data_dir::{
+    HOLDER_PATIENCE, HOLDER_RETRY, names, segment_number, sync_folder, unusable,
+};
+use crate::runtime::{space, sys};
+use std::collections::VecDeque;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+/// Spares kept; what is dropped beyond that is deleted.
+const SPARES_MAX: usize = 4;
+/// Spares made ahead when there is nothing else to do.
+const SPARES_AHEAD: usize = 2;
+/// With no room, how often it is tried again.
+const RETRY_EVERY: Duration = Duration::from_millis(100);
+const ZEROS_BYTES: usize = 1 << 20;
+
+/// The files found at start, each free of writes of a dead process.
+#[derive(Debug)]
+pub struct Found {
+    /// Number and path, ascending.
+    pub segments: Vec<(u64, PathBuf)>,
+    /// The pool, for the thread.
+    pub pool: Pool,
+}
+
+/// Looks through the folder of a log.
+///
+/// # Errors
+/// If a file cannot be opened, or stays locked.
+pub fn find(folder: &Path, data_dir: &Path) -> Result<Found, Report> {
+    let names = names(folder).map_err(|error| unusable(folder, "read", &error))?;
+    let mut segments = Vec::new();
+    let mut pool = Pool {
+        folder: folder.to_owned(),
+        data_dir: data_dir.to_owned(),
+        spares: Vec::new(),
+        next_spare: 0,
+        may_make_ahead: false,
+    };
+    for name in names {
+        let path = folder.join(&name);
+        if name.ends_with(".tmp") {
+            fs::remove_file(&path).map_err(|error| unusable(&path, "remove", &error))?;
+            continue;
+        }
+        let Some(number) = segment_number(&name).map(Some).or_else(|| spare(&name)) else {
+            continue;
+        };
+        wait_for_writes(&path)?;
+        match number {
+            Some(number) => segments.push((number, path)),
+            None if is_whole(&path) => pool.spares.push(path),
+            // Not one that we finished: its blocks are not there.
+            None => fs::remove_file(&path).map_err(|error| unusable(&path, "remove", &error))?,
+        }
+    }
+    segments.sort();
+    Ok(Found { segments, pool })
+}
+
+/// `Some(None)` for the name of a spare.
+fn spare(name: &str) -> Option<Option<u64>> {
+    (name.starts_with("spare-") && name.ends_with(".seg")).then_some(None)
+}
+
+fn is_whole(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|file| file.len() == SEGMENT_BYTES as u64)
+}
+
+fn wait_for_writes(path: &Path) -> Result<(), Report> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .map_err(|error| unusable(path, "open", &error))?;
+    let begun = Instant::now();
+    while !sys::try_lock(&file).map_err(|error| unusable(path, "lock", &error))? {
+        if begun.elapsed() > HOLDER_PATIENCE {
+            let what = format!(
+                "{} is still being written by another process",
+                path.display()
+            );
+            return Err(Report::error(Code::DirectoryLocked, what)
+                .why("its writes could destroy what this process reads")
+                .fix("stop whatever works in this directory, then start again"));
+        }
+        std::thread::sleep(HOLDER_RETRY);
+    }
+    Ok(())
+}
+
+/// What the thread is asked.
+#[derive(Debug)]
+pub enum Order {
+    /// Make this segment.
+    Prepare(u64),
+    /// These are not needed.
+    Drop(Vec<u64>),
+    /// Whether spares may be made ahead: not before the first job, nor with a full disk.
+    MayMakeAhead(bool),
+}
+
+/// The spares of a log.
+#[derive(Debug)]
+pub struct Pool {
+    folder: PathBuf,
+    data_dir: PathBuf,
+    spares: Vec<PathBuf>,
+    next_spare: u64,
+    may_make_ahead: bool,
+}
+
+impl Pool {
+    /// Obeys until the other end is gone. `ready` is told of each segment made. No room is waited
+    /// for: checkpoints, which drop segments, make some.
+    ///
+    /// # Errors
+    /// Any other fault of the disk.
+    pub fn obey(
+        mut self,
+        orders: &Receiver<Order>,
+        mut ready: impl FnMut(u64),
+    ) -> Result<(), Report> {
+        let mut wanted: VecDeque<u64> = VecDeque::new();
+        loop {
+            let idle = wanted.is_empty();
+            let first = match idle {
+                true if self.wants_spares() => orders.recv_timeout(Duration::ZERO),
+                true => orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                false => orders.recv_timeout(RETRY_EVERY),
+            };
+            match first {
+                Ok(Order::Prepare(number)) => wanted.push_back(number),
+                Ok(Order::Drop(numbers)) => {
+                    self.recycle(&numbers)
+                        .map_err(|error| self.failed("drop segments", &error))?;
+                }
+                Ok(Order::MayMakeAhead(may)) => self.may_make_ahead = may,
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+                Err(RecvTimeoutError::Timeout) if idle => {
+                    match self.make_spare() {
+                        Ok(path) => self.spares.push(path),
+                        Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                            self.may_make_ahead = false;
+                        }
+                        Err(error) => return Err(self.failed("make a spare segment", &error)),
+                    }
+                    continue;
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            while let Some(&number) = wanted.front() {
+                match self.prepare(number) {
+                    Ok(()) => ready(number),
+                    Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                        if space::give_up_ballast(&self.data_dir) {
+                            continue;
+                        }
+                        break;
+                    }
+                    Err(error) => return Err(self.failed("make a segment", &error)),
+                }
+                wanted.pop_front();
+            }
+        }
+    }
+
+    fn failed(&self, what: &str, error: &io::Error) -> Report {
+        let what = format!("cannot {what} in {}", self.folder.display());
+        Report::error(Code::LogWriteFailed, what)
+            .location(error.to_string())
+            .fix("look for errors of the disk (dmesg), then start again: nothing acknowledged is lost")
+    }
+
+    fn wants_spares(&self) -> bool {
+        self.may_make_ahead && self.spares.len() < SPARES_AHEAD
+    }
+
+    fn prepare(&mut self, number: u64) -> io::Result<()> {
+        let spare = match self.spares.pop() {
+            Some(spare) => spare,
+            None => self.make_spare()?,
+        };
+        let path = self.folder.join(format!("{number:016x}.seg"));
+        let named = fs::rename(&spare, &path).and_then(|()| sync_folder(&self.folder));
+        if named.is_err() && spare.exists() {
+            self.spares.push(spare);
+        }
+        named
+    }
+
+    fn make_spare(&mut self) -> io::Result<PathBuf> {
+        let path = self.spare_path();
+        let temporary = path.with_extension("tmp");
+        let make = || {
+            let mut file = File::create(&temporary)?;
+            let zeros = vec![0; ZEROS_BYTES];
+            for _ in 0..SEGMENT_BYTES / ZEROS_BYTES {
+                file.write_all(&zeros)?;
+            }
+            file.sync_data()?;
+            fs::rename(&temporary, &path)
+        };
+        make().inspect_err(|_| {
+            // Half a spare is of no use; a start deletes it too.
+            let _ = fs::remove_file(&temporary);
+        })?;
+        Ok(path)
+    }
+
+    fn spare_path(&mut self) -> PathBuf {
+        loop {
+            let path = self.folder.join(format!("spare-{}.seg", self.next_spare));
+            self.next_spare += 1;
+            if !path.exists() {
+                return path;
+            }
+        }
+    }
+
+    fn recycle(&mut self, numbers: &[u64]) -> io::Result<()> {
+        for number in numbers {
+            let path = self.folder.join(format!("{number:016x}.seg"));
+            if self.spares.len() < SPARES_MAX && is_whole(&path) {
+                let spare = self.spare_path();
+                fs::rename(&path, &spare)?;
+                self.spares.push(spare);
+            } else if let Err(error) = fs::remove_file(&path)
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                return Err(error);
+            }
+        }
+        // A name that comes back after a crash is a segment before the base: dropped again.
+        Ok(())
+    }
+}
+
+const _: () = assert!(SEGMENT_BYTES.is_multiple_of(ZEROS_BYTES));

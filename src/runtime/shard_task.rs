@@ -1,0 +1,492 @@
+//! The loop of a shard: gather inputs, handle each, drain, perform, sleep until the next deadline.
+//!
+//! ```text
+//! connections ─┐ inbox                                   ┌─> WAL writes (tasks)
+//! WAL writes ──┼──────> handle, handle, … drain, perform ┼─> replies (connections)
+//! other threads┘ mailbox                                 └─> orders (helper threads), mesh
+//! ```
+//!
+//! The mailbox is emptied on every turn, whoever woke the loop: no safety rests on a wake.
+
+use crate::base::ids::{ConnId, ShardId};
+use crate::base::report::Report;
+use crate::base::units::{Monotonic, Now, WallTime};
+use crate::runtime::connection::{Connection, READ_BYTES, Shard};
+use crate::runtime::listener::{self, Admission};
+use crate::runtime::mesh::{Letter, Mesh};
+use crate::runtime::metrics::{NodeMetrics, ShardMetrics};
+use crate::runtime::poker::Pulse;
+use crate::runtime::recover::Remains;
+use crate::runtime::wal_writer::WalWriter;
+use crate::runtime::{segments, snapshot_files, sys};
+use crate::shard::config::ShardConfig;
+use crate::shard::effect::Effect;
+use crate::shard::engine::ShardEngine;
+use crate::shard::input::{Input, Origin};
+use crate::wal::writer::WalWrite;
+use crate::wire::message::{Reply, ServerHello};
+use glommio::timer::Timer;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
+use std::future::{Future, poll_fn};
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc::Sender;
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant, SystemTime};
+
+/// How long the last replies may take to be sent when the node stops.
+const LAST_REPLIES_WITHIN: Duration = Duration::from_millis(200);
+/// Without a deadline of the engine, the loop still looks around so often.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// What the shards tell the node.
+#[derive(Debug)]
+pub enum Event {
+    /// A shard's executor runs.
+    Running,
+    /// A shard serves all its groups.
+    Serving(ShardId),
+    /// A shard stopped: all is durable.
+    Stopped(ShardId),
+    /// An operator asked the process to stop.
+    Stop,
+    /// The process cannot go on.
+    Failed(Report),
+}
+
+/// What a shard starts with.
+pub struct Parts {
+    /// For the engine.
+    pub config: ShardConfig,
+    /// What to say to clients.
+    pub hello: ServerHello,
+    /// The bound socket.
+    pub listener: TcpListener,
+    /// Who may come in.
+    pub admission: Admission,
+    /// To and from the other threads.
+    pub mesh: Mesh,
+    /// The executor's pulse.
+    pub pulse: Arc<Pulse>,
+    /// Where its log is.
+    pub wal_folder: PathBuf,
+    /// To the thread of the segments.
+    pub segments: Sender<segments::Order>,
+    /// To the thread of the checkpoints.
+    pub snapshots: Sender<snapshot_files::Order>,
+    /// To the node.
+    pub events: Sender<Event>,
+    /// Where numbers are published.
+    pub metrics: Arc<NodeMetrics>,
+}
+
+/// What the tasks of a shard share.
+pub struct Hub {
+    shard: ShardId,
+    hello: ServerHello,
+    inbox: RefCell<Vec<Input>>,
+    driver: RefCell<Option<Waker>>,
+    connections: RefCell<BTreeMap<u64, Rc<Connection>>>,
+    next_conn: Cell<u64>,
+    stopping: Cell<bool>,
+    read_buffer: RefCell<Box<[u8]>>,
+    metrics: Arc<NodeMetrics>,
+}
+
+impl Hub {
+    /// Which shard it is.
+    pub fn shard(&self) -> ShardId {
+        self.shard
+    }
+
+    /// Whether the node stops.
+    pub fn stopping(&self) -> bool {
+        self.stopping.get()
+    }
+
+    /// A new client.
+    pub fn add(&self, connection: Rc<Connection>) -> ConnId {
+        let number = self.next_conn.get();
+        self.next_conn.set(number + 1);
+        let mut connections = self.connections.borrow_mut();
+        connections.insert(number, connection);
+        self.numbers()
+            .connections
+            .store(connections.len() as u64, Relaxed);
+        ConnId(number)
+    }
+
+    /// A client is gone.
+    pub fn remove(&self, conn: ConnId) {
+        let mut connections = self.connections.borrow_mut();
+        connections.remove(&conn.0);
+        self.numbers()
+            .connections
+            .store(connections.len() as u64, Relaxed);
+    }
+
+    fn reply(&self, conn: ConnId, reply: &Reply) {
+        // A client that left in the meantime needs no answer.
+        if let Some(connection) = self.connections.borrow().get(&conn.0) {
+            connection.reply(reply);
+        }
+    }
+
+    fn wake(&self) {
+        if let Some(driver) = self.driver.borrow_mut().take() {
+            driver.wake();
+        }
+    }
+
+    fn numbers(&self) -> &ShardMetrics {
+        &self.metrics.shards[usize::from(self.shard.0)]
+    }
+
+    fn is_flushed(&self) -> bool {
+        self.connections
+            .borrow()
+            .values()
+            .all(|connection| connection.is_flushed())
+    }
+}
+
+impl Shard for Hub {
+    fn hello(&self) -> &ServerHello {
+        &self.hello
+    }
+
+    fn push(&self, input: Input) {
+        self.inbox.borrow_mut().push(input);
+        self.wake();
+    }
+
+    fn read_buffer(&self) -> &RefCell<Box<[u8]>> {
+        &self.read_buffer
+    }
+}
+
+/// Runs a shard; the first thing on its executor.
+pub async fn run(parts: Parts) {
+    let hub = Rc::new(Hub {
+        shard: parts.mesh.me,
+        hello: parts.hello,
+        inbox: RefCell::default(),
+        driver: RefCell::default(),
+        connections: RefCell::default(),
+        next_conn: Cell::new(1),
+        stopping: Cell::new(false),
+        read_buffer: RefCell::new(vec![0; READ_BYTES].into()),
+        metrics: parts.metrics,
+    });
+    let (awake, mesh, pulse) = (hub.clone(), parts.mesh.clone(), parts.pulse.clone());
+    glommio::spawn_local(async move {
+        let look = || {
+            if !mesh.mine().is_empty() {
+                awake.wake();
+            }
+        };
+        pulse.answer(look).await;
+    })
+    .detach();
+    tell(&parts.events, Event::Running);
+    let mut letters = VecDeque::new();
+    let remains = match wait_for_recovery(&hub, &parts.mesh, &mut letters).await {
+        Some(remains) => remains,
+        None => return tell(&parts.events, Event::Stopped(hub.shard)),
+    };
+    let mut driver = Driver {
+        engine: ShardEngine::new(parts.config, remains.log, remains.files, now()),
+        wal: Rc::new(WalWriter::new(parts.wal_folder)),
+        hub,
+        mesh: parts.mesh,
+        pulse: parts.pulse,
+        segments: parts.segments,
+        snapshots: parts.snapshots,
+        events: parts.events,
+        door: Some((sys::adopt_listener(parts.listener), parts.admission)),
+        letters,
+        effects: Vec::new(),
+        timer: None,
+        stopped: false,
+    };
+    driver.drive().await;
+}
+
+/// Until the log was read there is no engine; `None` if the node stops before.
+async fn wait_for_recovery(
+    hub: &Hub,
+    mesh: &Mesh,
+    letters: &mut VecDeque<Letter>,
+) -> Option<Remains> {
+    loop {
+        poll_fn(|context| {
+            *hub.driver.borrow_mut() = Some(context.waker().clone());
+            if mesh.mine().is_empty() {
+                Poll::Pending
+            } else {
+                Poll::Ready(())
+            }
+        })
+        .await;
+        let mut came = VecDeque::new();
+        mesh.mine().take(&mut came);
+        let mut recovered = None;
+        for letter in came {
+            match letter {
+                Letter::Recovered(remains) => recovered = Some(*remains),
+                Letter::Stop => return None,
+                other => letters.push_back(other),
+            }
+        }
+        if recovered.is_some() {
+            return recovered;
+        }
+    }
+}
+
+struct Driver {
+    engine: ShardEngine,
+    hub: Rc<Hub>,
+    mesh: Mesh,
+    pulse: Arc<Pulse>,
+    wal: Rc<WalWriter>,
+    segments: Sender<segments::Order>,
+    snapshots: Sender<snapshot_files::Order>,
+    events: Sender<Event>,
+    /// The listener until the shard serves.
+    door: Option<(glommio::net::TcpListener, Admission)>,
+    letters: VecDeque<Letter>,
+    effects: Vec<Effect>,
+    timer: Option<(Monotonic, Timer)>,
+    stopped: bool,
+}
+
+impl Driver {
+    async fn drive(&mut self) {
+        let mut inputs = Vec::new();
+        while !self.stopped {
+            let now = now();
+            self.pulse.beat();
+            self.mesh.mine().take(&mut self.letters);
+            while let Some(letter) = self.letters.pop_front() {
+                self.open(letter, now);
+            }
+            std::mem::swap(&mut inputs, &mut *self.hub.inbox.borrow_mut());
+            for input in inputs.drain(..) {
+                self.engine.handle(now, input);
+            }
+            if self
+                .engine
+                .next_deadline()
+                .is_some_and(|deadline| deadline <= now.mono)
+            {
+                self.engine.handle(now, Input::TimePassed);
+            }
+            self.perform();
+            self.hub.numbers().publish(self.engine.counters());
+            self.open_door();
+            self.wait(now.mono).await;
+        }
+        let begun = Instant::now();
+        while !self.hub.is_flushed() && begun.elapsed() < LAST_REPLIES_WITHIN {
+            glommio::timer::sleep(Duration::from_millis(1)).await;
+        }
+        tell(&self.events, Event::Stopped(self.hub.shard));
+    }
+
+    fn open(&mut self, letter: Letter, now: Now) {
+        let input = match letter {
+            Letter::SegmentMade(number) => return self.open_segment(number),
+            Letter::Happened(input) => input,
+            Letter::Space(level) => {
+                self.order_segments(segments::Order::MayMakeAhead(!level.full));
+                Input::DiskSpace {
+                    full: level.full,
+                    exhausted: level.exhausted,
+                }
+            }
+            Letter::Stop => {
+                self.hub.stopping.set(true);
+                Input::StopRequested
+            }
+            Letter::Request(from, request) => Input::ClientRequest { from, request },
+            Letter::Reply(to, reply) => return self.hub.reply(to.conn, &reply),
+            Letter::Closed(from) => Input::ClientClosed { from },
+            Letter::Recovered(_) => unreachable!("a log is read once"),
+        };
+        self.engine.handle(now, input);
+    }
+
+    fn perform(&mut self) {
+        loop {
+            self.engine.drain(&mut self.effects);
+            if self.effects.is_empty() {
+                return;
+            }
+            let mut effects = std::mem::take(&mut self.effects);
+            effects.drain(..).for_each(|effect| self.do_it(effect));
+            self.effects = effects;
+        }
+    }
+
+    fn do_it(&mut self, effect: Effect) {
+        use snapshot_files::Order;
+        match effect {
+            Effect::WriteWal(write) => self.write_wal(write),
+            Effect::PrepareSegment { number } => {
+                self.order_segments(segments::Order::Prepare(number));
+            }
+            Effect::DropSegments { numbers } => {
+                self.wal.close(&numbers);
+                self.order_segments(segments::Order::Drop(numbers));
+            }
+            Effect::LoadGroup { group, bases } => self.order(Order::Load { group, bases }),
+            Effect::WriteChunk {
+                round,
+                file,
+                offset,
+                bytes,
+            } => {
+                self.order(Order::Write {
+                    round,
+                    file,
+                    offset,
+                    bytes,
+                });
+            }
+            Effect::SyncFiles { round, files } => self.order(Order::Sync { round, files }),
+            Effect::WriteManifest { bytes } => self.order(Order::Manifest(bytes)),
+            Effect::DropFiles { files } => self.order(Order::Drop(files)),
+            Effect::Reply { to, reply } if to.shard == self.hub.shard => {
+                self.hub.reply(to.conn, &reply);
+            }
+            Effect::Reply { to, reply } => self.mesh.reply(to, reply),
+            Effect::Forward { to, from, request } => {
+                if let Some(refusal) = self.mesh.forward(to, from, request) {
+                    self.refuse(from, refusal);
+                }
+            }
+            Effect::ForwardClosed { to, from } => self.mesh.closed(to, from),
+            Effect::Stopped => self.stopped = true,
+        }
+    }
+
+    fn refuse(&self, from: Origin, refusal: Reply) {
+        if from.shard == self.hub.shard {
+            self.hub.reply(from.conn, &refusal);
+        } else {
+            self.mesh.reply(from, refusal);
+        }
+    }
+
+    /// Tasks start in the order in which they are spawned, so writes are submitted in order.
+    fn write_wal(&self, write: WalWrite) {
+        let (wal, hub, events) = (self.wal.clone(), self.hub.clone(), self.events.clone());
+        glommio::spawn_local(async move {
+            let begun = Instant::now();
+            match wal.write(&write).await {
+                Ok(()) => {
+                    hub.numbers()
+                        .wal_write
+                        .observe(begun.elapsed().as_secs_f64());
+                    hub.push(Input::WalSynced {
+                        batch_seq: write.batch_seq,
+                    });
+                }
+                Err(report) => tell(&events, Event::Failed(report)),
+            }
+        })
+        .detach();
+    }
+
+    fn open_segment(&self, number: u64) {
+        let (wal, hub, events) = (self.wal.clone(), self.hub.clone(), self.events.clone());
+        glommio::spawn_local(async move {
+            match wal.open(number).await {
+                Ok(_) => hub.push(Input::SegmentReady { number }),
+                Err(report) => tell(&events, Event::Failed(report)),
+            }
+        })
+        .detach();
+    }
+
+    /// Helpers end only with the process.
+    fn order_segments(&self, order: segments::Order) {
+        let _ = self.segments.send(order);
+    }
+
+    fn order(&self, order: snapshot_files::Order) {
+        let _ = self.snapshots.send(order);
+    }
+
+    /// Clients come in once the shard serves; until then they wait in the kernel's queue.
+    fn open_door(&mut self) {
+        if self.door.is_none() || !self.engine.serving() {
+            return;
+        }
+        if let Some((listener, admission)) = self.door.take() {
+            glommio::spawn_local(listener::accept(listener, self.hub.clone(), admission)).detach();
+            self.hub.numbers().serving.store(true, Relaxed);
+            self.order_segments(segments::Order::MayMakeAhead(true));
+            tell(&self.events, Event::Serving(self.hub.shard));
+        }
+    }
+
+    async fn wait(&mut self, now: Monotonic) {
+        let latest = now.plus(LOOK_EVERY);
+        let wanted = self
+            .engine
+            .next_deadline()
+            .map_or(latest, |deadline| deadline.min(latest));
+        // A timer that rings too early costs a turn; setting one costs about as much.
+        let keep = self
+            .timer
+            .as_ref()
+            .is_some_and(|(at, _)| *at <= wanted && *at > now);
+        if !keep {
+            self.timer = Some((wanted, Timer::new(wanted.since(now))));
+        }
+        let Some((_, timer)) = &mut self.timer else {
+            return;
+        };
+        let (hub, mesh, stopped) = (&self.hub, &self.mesh, self.stopped);
+        let mut first = true;
+        poll_fn(|context| {
+            *hub.driver.borrow_mut() = Some(context.waker().clone());
+            let work = stopped || !hub.inbox.borrow().is_empty() || !mesh.mine().is_empty();
+            if Pin::new(&mut *timer).poll(context).is_ready() || (work && !first) {
+                return Poll::Ready(());
+            }
+            if work {
+                // The other tasks of this executor come first.
+                context.waker().wake_by_ref();
+            }
+            first = false;
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+/// The node listens as long as the process lives.
+fn tell(events: &Sender<Event>, event: Event) {
+    let _ = events.send(event);
+}
+
+fn now() -> Now {
+    let wall = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    let wall = u64::try_from(wall.as_millis())
+        .unwrap_or(u64::MAX)
+        .min(WallTime::MAX.0);
+    Now {
+        mono: Monotonic(sys::boot_time_ns()),
+        wall: WallTime(wall),
+    }
+}

@@ -1,0 +1,363 @@
+//! The files of a shard's checkpoints, written and read by a thread of the shard's own.
+//!
+//! ```text
+//! run-<start>-<n>.run       pages and roots of one round
+//! payload-<start>-<n>.pay   bodies of jobs
+//! manifest-<sequence>       the second anchor of the bases; the newest two are kept
+//! ```
+//!
+//! The start number in a name makes it new: a file is made by its first chunk and never opened for
+//! writing again by another process. A round whose files cannot be written is given up: they are
+//! removed, the log stays, nothing is lost.
+
+use crate::base::ids::GroupId;
+use crate::runtime::data_dir::{names, sync_folder, write_durably};
+use crate::runtime::space;
+use crate::shard::effect::CheckpointFile;
+use crate::shard::input::Input;
+use crate::shard::loading::load_group;
+use crate::snapshot::layout::{Owner, RootRef};
+use crate::snapshot::manifest::Manifest;
+use bytes::Bytes;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+/// Written back in portions, so that the sync at the end does not hold up the log.
+const SYNC_EACH_BYTES: u64 = 8 << 20;
+/// A manifest that finds no room is tried again.
+const RETRY_EVERY: Duration = Duration::from_secs(1);
+/// Manifests kept, the newest included.
+const MANIFESTS_KEPT: usize = 2;
+
+/// What the thread is asked.
+#[derive(Debug)]
+pub enum Order {
+    /// Append a chunk to a file of a round.
+    Write {
+        /// The round.
+        round: u64,
+        /// The file.
+        file: CheckpointFile,
+        /// Where.
+        offset: u64,
+        /// What.
+        bytes: Bytes,
+    },
+    /// Sync the files of a round and their names.
+    Sync {
+        /// The round.
+        round: u64,
+        /// Its files.
+        files: Vec<CheckpointFile>,
+    },
+    /// Write a manifest.
+    Manifest(Bytes),
+    /// Unlink files.
+    Drop(Vec<CheckpointFile>),
+    /// Read a group.
+    Load {
+        /// The group.
+        group: GroupId,
+        /// Its bases, newest first.
+        bases: Vec<RootRef>,
+    },
+}
+
+/// The thread's state.
+#[derive(Debug)]
+pub struct SnapshotFiles {
+    folder: PathBuf,
+    data_dir: PathBuf,
+    owner: Owner,
+    open: BTreeMap<CheckpointFile, Open>,
+    given_up: BTreeSet<u64>,
+}
+
+#[derive(Debug)]
+struct Open {
+    file: File,
+    round: u64,
+    unsynced: u64,
+}
+
+impl SnapshotFiles {
+    /// For the checkpoints in `folder`.
+    #[must_use]
+    pub fn new(folder: PathBuf, data_dir: PathBuf, owner: Owner) -> Self {
+        Self {
+            folder,
+            data_dir,
+            owner,
+            open: BTreeMap::new(),
+            given_up: BTreeSet::new(),
+        }
+    }
+
+    /// Obeys until the other end is gone.
+    pub fn obey(mut self, orders: &Receiver<Order>, mut tell: impl FnMut(Input)) {
+        let mut manifest: Option<Bytes> = None;
+        loop {
+            let order = match &manifest {
+                Some(_) => orders.recv_timeout(RETRY_EVERY),
+                None => orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match order {
+                Ok(Order::Write {
+                    round,
+                    file,
+                    offset,
+                    bytes,
+                }) => {
+                    let length = bytes.len();
+                    self.write(round, file, offset, &bytes);
+                    tell(Input::ChunkWritten { bytes: length });
+                }
+                Ok(Order::Sync { round, files }) => tell(self.sync(round, &files)),
+                Ok(Order::Manifest(bytes)) => manifest = Some(bytes),
+                Ok(Order::Drop(files)) => self.drop_files(&files),
+                Ok(Order::Load { group, bases }) => tell(self.load(group, &bases)),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            if let Some(bytes) = manifest.take() {
+                match self.write_manifest(&bytes) {
+                    Ok(()) => tell(Input::ManifestWritten),
+                    Err(error) => {
+                        tracing::warn!(%error, "a manifest cannot be written; it is tried again");
+                        manifest = Some(bytes);
+                    }
+                }
+            }
+        }
+    }
+
+    fn write(&mut self, round: u64, file: CheckpointFile, offset: u64, bytes: &[u8]) {
+        if self.given_up.contains(&round) {
+            return;
+        }
+        if let Err(error) = self.try_write(round, file, offset, bytes) {
+            tracing::warn!(%error, round, "a checkpoint round is given up; the log stays");
+            self.give_up(round);
+        }
+    }
+
+    fn try_write(
+        &mut self,
+        round: u64,
+        file: CheckpointFile,
+        offset: u64,
+        bytes: &[u8],
+    ) -> io::Result<()> {
+        if !self.open.contains_key(&file) {
+            let made = File::options()
+                .write(true)
+                .create_new(true)
+                .open(self.path(file))?;
+            self.open.insert(
+                file,
+                Open {
+                    file: made,
+                    round,
+                    unsynced: 0,
+                },
+            );
+        }
+        let open = self.open.get_mut(&file).expect("it was just made");
+        open.file.write_all_at(bytes, offset)?;
+        open.unsynced += bytes.len() as u64;
+        if open.unsynced >= SYNC_EACH_BYTES {
+            open.file.sync_data()?;
+            open.unsynced = 0;
+        }
+        Ok(())
+    }
+
+    fn sync(&mut self, round: u64, files: &[CheckpointFile]) -> Input {
+        if self.given_up.remove(&round) {
+            return Input::RoundFailed { round };
+        }
+        let synced = files
+            .iter()
+            .filter_map(|file| self.open.remove(file))
+            .try_for_each(|open| open.file.sync_all())
+            .and_then(|()| sync_folder(&self.folder));
+        match synced {
+            Ok(()) => Input::FilesSynced { round },
+            Err(error) => {
+                tracing::warn!(%error, round, "a checkpoint round is given up; the log stays");
+                self.drop_files(files);
+                Input::RoundFailed { round }
+            }
+        }
+    }
+
+    fn give_up(&mut self, round: u64) {
+        self.given_up.insert(round);
+        let of_round =
+            |(file, open): (&CheckpointFile, &Open)| (open.round == round).then_some(*file);
+        let files: Vec<CheckpointFile> = self.open.iter().filter_map(of_round).collect();
+        self.drop_files(&files);
+    }
+
+    fn drop_files(&mut self, files: &[CheckpointFile]) {
+        for file in files {
+            self.open.remove(file);
+            let path = self.path(*file);
+            if let Err(error) = fs::remove_file(&path)
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                tracing::warn!(%error, file = %path.display(), "cannot be removed");
+            }
+        }
+    }
+
+    fn write_manifest(&self, bytes: &[u8]) -> io::Result<()> {
+        let manifest = Manifest::decode(bytes).expect("the engine encodes what decodes");
+        let name = manifest_name(manifest.sequence);
+        let write = || write_durably(&self.folder, &name, bytes, false);
+        write().or_else(|error| {
+            let full = error.kind() == io::ErrorKind::StorageFull;
+            if full && space::give_up_ballast(&self.data_dir) {
+                write()
+            } else {
+                Err(error)
+            }
+        })?;
+        let mut all = manifests(&self.folder)?;
+        while all.len() > MANIFESTS_KEPT {
+            fs::remove_file(self.folder.join(manifest_name(all.remove(0))))?;
+        }
+        Ok(())
+    }
+
+    fn load(&mut self, group: GroupId, bases: &[RootRef]) -> Input {
+        let mut files: BTreeMap<u64, File> = BTreeMap::new();
+        let folder = &self.folder;
+        let mut read = |file: u64, offset: u64, length: usize| {
+            let file = match files.entry(file) {
+                std::collections::btree_map::Entry::Occupied(open) => open.into_mut(),
+                std::collections::btree_map::Entry::Vacant(free) => {
+                    free.insert(find(folder, file)?)
+                }
+            };
+            read_at(file, offset, length)
+        };
+        let result = load_group(&self.owner, bases, &mut read);
+        Input::GroupLoaded { group, result }
+    }
+
+    fn path(&self, file: CheckpointFile) -> PathBuf {
+        self.folder.join(file_name(file))
+    }
+}
+
+/// A run or a payload file: their numbers are of one sequence.
+fn find(folder: &Path, number: u64) -> io::Result<File> {
+    let open = |file| File::open(folder.join(file_name(file)));
+    open(CheckpointFile::Run(number)).or_else(|error| match error.kind() {
+        io::ErrorKind::NotFound => open(CheckpointFile::Payload(number)),
+        _ => Err(error),
+    })
+}
+
+fn read_at(file: &File, offset: u64, length: usize) -> io::Result<Bytes> {
+    // No more is taken from memory than the file has.
+    let there = file.metadata()?.len().saturating_sub(offset);
+    let mut bytes = vec![0; length.min(usize::try_from(there).unwrap_or(usize::MAX))];
+    file.read_exact_at(&mut bytes, offset)?;
+    Ok(bytes.into())
+}
+
+fn file_name(file: CheckpointFile) -> String {
+    let (prefix, number, suffix) = match file {
+        CheckpointFile::Run(number) => ("run", number, "run"),
+        CheckpointFile::Payload(number) => ("payload", number, "pay"),
+    };
+    format!(
+        "{prefix}-{:08x}-{:08x}.{suffix}",
+        number >> 32,
+        number & 0xffff_ffff
+    )
+}
+
+fn file_of(name: &str) -> Option<CheckpointFile> {
+    let number = |body: &str| {
+        let (start, counter) = body.split_once('-')?;
+        let hex = |text| u32::from_str_radix(text, 16).ok().map(u64::from);
+        Some(hex(start)? << 32 | hex(counter)?)
+    };
+    if let Some(body) = name.strip_prefix("run-") {
+        return body
+            .strip_suffix(".run")
+            .and_then(number)
+            .map(CheckpointFile::Run);
+    }
+    let body = name.strip_prefix("payload-")?.strip_suffix(".pay")?;
+    number(body).map(CheckpointFile::Payload)
+}
+
+fn manifest_name(sequence: u64) -> String {
+    format!("manifest-{sequence:016x}")
+}
+
+/// The checkpoint files in a folder with their lengths; half-written manifests are removed.
+///
+/// # Errors
+/// If the folder cannot be read.
+pub fn find_files(folder: &Path) -> io::Result<BTreeMap<CheckpointFile, u64>> {
+    let mut found = BTreeMap::new();
+    for name in names(folder)? {
+        let path = folder.join(&name);
+        if name.ends_with(".tmp") {
+            fs::remove_file(path)?;
+        } else if let Some(file) = file_of(&name) {
+            found.insert(file, fs::metadata(path)?.len());
+        }
+    }
+    Ok(found)
+}
+
+/// The sequence numbers of the manifests in a folder, ascending.
+///
+/// # Errors
+/// If the folder cannot be read.
+pub fn manifests(folder: &Path) -> io::Result<Vec<u64>> {
+    let sequence = |name: String| u64::from_str_radix(name.strip_prefix("manifest-")?, 16).ok();
+    let mut all: Vec<u64> = names(folder)?.into_iter().filter_map(sequence).collect();
+    all.sort_unstable();
+    Ok(all)
+}
+
+/// The bytes of a manifest.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn read_manifest(folder: &Path, sequence: u64) -> io::Result<Vec<u8>> {
+    fs::read(folder.join(manifest_name(sequence)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_say_what_a_file_is() {
+        for file in [
+            CheckpointFile::Run(0x0000_0003_0000_0011),
+            CheckpointFile::Payload(1),
+        ] {
+            assert_eq!(file_of(&file_name(file)), Some(file));
+        }
+        assert_eq!(
+            file_name(CheckpointFile::Run(3 << 32 | 17)),
+            "run-00000003-00000011.run"
+        );
+        assert_eq!(file_of("run-1.run"), None);
+        assert_eq!(file_of("manifest-0000000000000001"), None);
+    }
+}

@@ -1,0 +1,196 @@
+//! One safe function a system call that the standard library does not offer, each with its reason.
+//!
+//! This and `snapshot_files.rs` are the only files of rrq with `unsafe`.
+
+#![allow(unsafe_code)]
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// Registers this process for expedited membarriers. glommio does so on the first park of an
+/// executor, where it waits for an RCU grace period (12-14 ms) once there are several threads;
+/// before the first thread it takes a microsecond.
+pub fn register_membarrier() {
+    const REGISTER_PRIVATE_EXPEDITED: libc::c_int = 1 << 4;
+    // SAFETY: takes no pointer; an unknown command is an error that glommio meets again by itself.
+    unsafe { libc::syscall(libc::SYS_membarrier, REGISTER_PRIVATE_EXPEDITED, 0, 0) };
+}
+
+/// Makes a small io_uring and drops it. glommio panics where this fails, so it is asked first.
+///
+/// # Errors
+/// What `io_uring_setup(2)` says: EPERM (seccomp, sysctl), ENOSYS, ENOMEM.
+pub fn probe_io_uring() -> io::Result<()> {
+    // struct io_uring_params: 120 bytes, all zero means "no wishes"; the kernel fills it.
+    let mut params = [0_u64; 15];
+    // SAFETY: `params` is as large as the kernel's struct and lives across the call.
+    let fd = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, params.as_mut_ptr()) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just gave us this descriptor and nobody else has it.
+    drop(unsafe { File::from_raw_fd(fd as libc::c_int) });
+    Ok(())
+}
+
+/// The soft limit of locked memory in bytes, `u64::MAX` for none. io_uring's rings and buffers
+/// count against it unless the process may lock memory anyway (root).
+pub fn memlock_limit() -> u64 {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is a valid place for the result.
+    match unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit) } {
+        0 => limit.rlim_cur,
+        _ => u64::MAX,
+    }
+}
+
+/// Raises the soft limit of open files to the hard one: sockets and segments need more than the
+/// usual 1024. A failure leaves what there was.
+pub fn raise_open_files() {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is a valid place for the result, and is read only after it was filled.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+        }
+    }
+}
+
+/// The cores that this process may run on, in order. The standard library only counts them.
+pub fn allowed_cores() -> Vec<usize> {
+    // SAFETY: a cpu_set_t of zeros is an empty set.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the size is that of `set`.
+    let failed = unsafe { libc::sched_getaffinity(0, size_of_val(&set), &mut set) } != 0;
+    if failed {
+        return vec![0];
+    }
+    // SAFETY: every index is below the size of the set.
+    (0..libc::CPU_SETSIZE as usize)
+        .filter(|&core| unsafe { libc::CPU_ISSET(core, &set) })
+        .collect()
+}
+
+/// Nanoseconds since boot, suspended time included: `std::time::Instant` stands still then.
+pub fn boot_time_ns() -> u64 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `time` is a valid place for the result; the clock exists since Linux 2.6.39.
+    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// Takes the exclusive lock of an open file without waiting; false if another descriptor holds it.
+/// The lock belongs to the open file: writes of a dead process that are still under way keep it.
+///
+/// # Errors
+/// What `flock(2)` says, other than that it is held.
+pub fn try_lock(file: &impl AsRawFd) -> io::Result<bool> {
+    // SAFETY: takes no pointer; the descriptor is open as long as `file` is borrowed.
+    if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
+        return Ok(true);
+    }
+    let error = io::Error::last_os_error();
+    if error.kind() == io::ErrorKind::WouldBlock {
+        Ok(false)
+    } else {
+        Err(error)
+    }
+}
+
+/// What a file system says of itself.
+#[derive(Clone, Copy, Debug)]
+pub struct FileSystem {
+    /// Its magic number.
+    pub magic: u64,
+    /// Bytes that an ordinary user may still write.
+    pub free_bytes: u64,
+}
+
+impl FileSystem {
+    /// Whether its files live in memory alone.
+    #[must_use]
+    pub fn is_memory(&self) -> bool {
+        const RAMFS_MAGIC: u64 = 0x8584_58f6;
+        self.magic == libc::TMPFS_MAGIC as u64 || self.magic == RAMFS_MAGIC
+    }
+}
+
+/// Asks the file system of a directory for its kind and its room.
+///
+/// # Errors
+/// What `statfs(2)` says.
+pub fn file_system(directory: &Path) -> io::Result<FileSystem> {
+    let path = CString::new(directory.as_os_str().as_bytes())?;
+    let mut stat = MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: the path ends in a zero byte and `stat` is a valid place for the result.
+    if unsafe { libc::statfs(path.as_ptr(), stat.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call succeeded, so it filled the struct.
+    let stat = unsafe { stat.assume_init() };
+    Ok(FileSystem {
+        magic: stat.f_type as u64,
+        free_bytes: stat.f_bavail.saturating_mul(stat.f_bsize as u64),
+    })
+}
+
+/// Reserves blocks for the first `bytes` of a file, so that they cannot be missing later.
+///
+/// # Errors
+/// ENOSPC, or what else `posix_fallocate(3)` says.
+pub fn reserve(file: &File, bytes: u64) -> io::Result<()> {
+    // SAFETY: takes no pointer; the descriptor is open as long as `file` is borrowed.
+    match unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, bytes as libc::off_t) } {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
+}
+
+/// Gives a bound socket to the executor of this thread. glommio's own `bind` shares the port
+/// (SO_REUSEPORT) with whoever asks, so that a taken port would go unnoticed.
+pub fn adopt_listener(listener: std::net::TcpListener) -> glommio::net::TcpListener {
+    // SAFETY: the descriptor is open and ours: `into_raw_fd` gives it up here.
+    unsafe { glommio::net::TcpListener::from_raw_fd(listener.into_raw_fd()) }
+}
+
+/// Drops a connection half-closed by a peer that lost its power: the kernel asks after a minute.
+pub fn keep_alive(socket: &impl AsRawFd) {
+    let set = |level, option, value: libc::c_int| {
+        // SAFETY: the option's value is an int, and lives across the call.
+        unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                level,
+                option,
+                (&raw const value).cast(),
+                size_of_val(&value) as libc::socklen_t,
+            )
+        }
+    };
+    set(libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1);
+    set(libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, 60);
+    set(libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, 10);
+    set(libc::IPPROTO_TCP, libc::TCP_KEEPCNT, 6);
+}
+
+/// Ends the process now, without unwinding, destructors or exit handlers: from a panic hook or
+/// beside executors that do not answer, anything more could hang.
+pub fn exit_now(status: u8) -> ! {
+    // SAFETY: takes no pointer and does not return.
+    unsafe { libc::_exit(libc::c_int::from(status)) }
+}

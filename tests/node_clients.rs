@@ -1,0 +1,255 @@
+//! What a node does with bytes that are no protocol, clients that do not behave, and too many.
+#![cfg(all(feature = "server", target_os = "linux"))]
+
+mod node_support;
+
+use bytes::{Buf, BytesMut};
+use node_support::{DEADLINE, Node, folder};
+use rrq::base::code::Code;
+use rrq::wire::client::{decode_reply, decode_server_hello, encode_client_hello, encode_request};
+use rrq::wire::frame::{Frame, FrameDecoder, FrameKind, encode_frame};
+use rrq::wire::message::{ClientHello, Reply, ReplyBody, Request, RequestBody, ServerHello};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+struct Client {
+    stream: TcpStream,
+    decoder: FrameDecoder,
+}
+
+impl Client {
+    fn connect(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).expect("the node listens");
+        stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+        let mut decoder = FrameDecoder::default();
+        decoder.set_body_bytes_max(rrq::base::limits::FRAME_BYTES_MAX);
+        Self { stream, decoder }
+    }
+
+    fn greeted(address: SocketAddr) -> (Self, ServerHello) {
+        let mut client = Self::connect(address);
+        client.send(&hello(1, 1));
+        let frame = client.frame().expect("a hello");
+        assert_eq!(frame.kind, FrameKind::ServerHello);
+        let hello = decode_server_hello(&frame.body).expect("it can be read");
+        (client, hello)
+    }
+
+    fn send(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).expect("the node reads");
+    }
+
+    /// The next frame, or `None` at the end.
+    fn frame(&mut self) -> Option<Frame> {
+        let mut buffer = [0; 65536];
+        loop {
+            if let Some(frame) = self.decoder.next().expect("the node sends frames") {
+                return Some(frame);
+            }
+            match self
+                .stream
+                .read(&mut buffer)
+                .expect("the node answers or closes")
+            {
+                0 => return None,
+                read => self.decoder.push(&buffer[..read]),
+            }
+        }
+    }
+
+    fn reply(&mut self) -> Reply {
+        let frame = self.frame().expect("a reply");
+        assert_eq!(frame.kind, FrameKind::Reply);
+        decode_reply(&frame.body).expect("it can be read")
+    }
+
+    /// An error for the whole connection, then its end.
+    fn last_words(&mut self) -> Code {
+        let reply = self.reply();
+        let ReplyBody::Error(error) = reply.body else {
+            panic!("not an error: {reply:?}")
+        };
+        assert!(self.frame().is_none(), "the connection ends");
+        error.code
+    }
+}
+
+fn hello(min: u32, max: u32) -> BytesMut {
+    let mut out = BytesMut::new();
+    let hello = ClientHello {
+        protocol_min: min,
+        protocol_max: max,
+        agent: "a test".to_owned(),
+    };
+    encode_client_hello(&hello, &mut out);
+    out
+}
+
+fn status(id: u64) -> BytesMut {
+    let mut out = BytesMut::new();
+    encode_request(
+        &Request {
+            id,
+            body: RequestBody::Status,
+        },
+        &mut out,
+    );
+    out
+}
+
+#[test]
+fn requests_are_answered_on_every_shard_however_they_are_cut() {
+    let node = Node::start(&folder("requests"), &["--shards", "2"]);
+    let (_, hello) = Client::greeted(node.clients());
+    assert_eq!(hello.nodes[0].addresses[0], node.clients().to_string());
+    for (shard, address) in hello.nodes[0].addresses.iter().enumerate() {
+        let (mut client, hello) = Client::greeted(address.parse().expect("an address"));
+        assert_eq!(usize::from(hello.shard), shard);
+        let mut all = BytesMut::new();
+        (1..=1000).for_each(|id| all.extend_from_slice(&status(id)));
+        for part in all.chunks(7000) {
+            client.send(part);
+        }
+        let mut answered: Vec<u64> = (1..=1000).map(|_| client.reply().id).collect();
+        answered.sort_unstable();
+        assert!(answered.into_iter().eq(1..=1000));
+    }
+}
+
+#[test]
+fn what_is_no_protocol_is_answered_once_and_cut_off() {
+    let node = Node::start(&folder("garbage"), &[]);
+    let mut damaged = status(1);
+    damaged[15] ^= 1;
+    let mut oversized = BytesMut::new();
+    encode_frame(FrameKind::Request, &mut oversized, |out| {
+        out.extend_from_slice(&[0; 5000]);
+    });
+    let mut senseless = BytesMut::new();
+    encode_frame(FrameKind::Request, &mut senseless, |out| {
+        out.extend_from_slice(&[0xff; 50]);
+    });
+    let huge = [0xff, 0xff, 0xff, 0x7f, 0, 0, 0, 0, 3, 0, 0, 0];
+    let cases: [(&str, bool, &[u8], Code); 7] = [
+        (
+            "a browser",
+            false,
+            b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+            Code::BadFrame,
+        ),
+        ("a large first frame", false, &oversized, Code::BadFrame),
+        ("no hello first", false, &status(1), Code::BadRequest),
+        (
+            "a newer protocol",
+            false,
+            &hello(7, 9),
+            Code::ProtocolMismatch,
+        ),
+        ("a flipped bit", true, &damaged, Code::BadFrame),
+        ("a length that lies", true, &huge, Code::BadFrame),
+        ("a body that is none", true, &senseless, Code::BadRequest),
+    ];
+    for (what, greeted, bytes, code) in cases {
+        let mut client = match greeted {
+            true => Client::greeted(node.clients()).0,
+            false => Client::connect(node.clients()),
+        };
+        client.send(bytes);
+        assert_eq!(client.last_words(), code, "{what}");
+    }
+    let (mut client, _) = Client::greeted(node.clients());
+    client.send(&status(1));
+    assert_eq!(client.reply().id, 1, "others are served as before");
+}
+
+#[test]
+fn a_truncated_frame_and_a_silent_client_are_let_go() {
+    let node = Node::start(&folder("silent"), &[]);
+    let (mut client, _) = Client::greeted(node.clients());
+    let whole = status(1);
+    client.send(&whole[..whole.len() - 1]);
+    drop(client);
+    let begun = Instant::now();
+    let mut silent = Client::connect(node.clients());
+    assert_eq!(silent.last_words(), Code::ConnectionTimeout);
+    assert!(
+        begun.elapsed() > Duration::from_secs(4),
+        "{:?}",
+        begun.elapsed()
+    );
+}
+
+#[test]
+fn a_client_too_many_is_told_so() {
+    let config = folder("many").with_extension("toml");
+    std::fs::write(
+        &config,
+        "[shards]\ncount = 1\n[limits]\nconnections_max = 2\n",
+    )
+    .expect("a file");
+    let path = config.to_str().expect("a path of ours");
+    let node = Node::start(&folder("many"), &["--config", path]);
+    let (first, _) = Client::greeted(node.clients());
+    let (_second, _) = Client::greeted(node.clients());
+    assert_eq!(Client::connect(node.clients()).last_words(), Code::Busy);
+    drop(first);
+    let begun = Instant::now();
+    loop {
+        let mut client = Client::connect(node.clients());
+        client.send(&hello(1, 1));
+        match client.frame() {
+            Some(frame) if frame.kind == FrameKind::ServerHello => return,
+            _ => assert!(
+                begun.elapsed() < DEADLINE,
+                "a place that is free is given away"
+            ),
+        }
+    }
+}
+
+#[test]
+fn a_client_that_does_not_read_is_held_back_and_then_cut_off() {
+    let node = Node::start(&folder("deaf"), &[]);
+    let (client, _) = Client::greeted(node.clients());
+    let mut stream = client.stream;
+    stream
+        .set_write_timeout(Some(Duration::from_secs(20)))
+        .expect("a timeout");
+    let mut longest = Duration::ZERO;
+    let mut sent: u64 = 0;
+    let mut batch = BytesMut::new();
+    let mut id = 0;
+    loop {
+        if !batch.has_remaining() {
+            (0..1000).for_each(|_| {
+                id += 1;
+                batch.extend_from_slice(&status(id));
+            });
+        }
+        let before = Instant::now();
+        match stream.write(&batch) {
+            Ok(written) => {
+                batch.advance(written);
+                sent += written as u64;
+                longest = longest.max(before.elapsed());
+            }
+            Err(error) => {
+                assert_eq!(
+                    error.kind(),
+                    ErrorKind::ConnectionReset,
+                    "the node gave up first"
+                );
+                break;
+            }
+        }
+        assert!(sent < 1 << 30, "nothing holds this client back");
+    }
+    assert!(
+        longest > Duration::from_secs(5),
+        "{longest:?} of waiting after {sent} bytes"
+    );
+    let (mut other, _) = Client::greeted(node.clients());
+    other.send(&status(1));
+    assert_eq!(other.reply().id, 1, "others are served meanwhile");
+}

@@ -1,0 +1,198 @@
+//! Starts `rrq-node` for process tests and reads what it says. Waits for events with a deadline.
+
+// Each test program uses its own part of it.
+#![allow(dead_code)]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+/// Long enough for a crowded machine; a test that waits so long has failed.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+
+/// A folder of its own for a test, empty.
+pub(crate) fn folder(name: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("node-{name}"));
+    if path.exists() {
+        std::fs::remove_dir_all(&path).expect("an old test folder can be removed");
+    }
+    path
+}
+
+/// A node under way.
+pub(crate) struct Node {
+    child: Child,
+    out: Receiver<String>,
+    err: Receiver<String>,
+    /// The line that says that it is ready.
+    pub(crate) ready: String,
+}
+
+impl Node {
+    /// Starts a node on `data` with ports of the kernel's choice, and waits until it is ready.
+    pub(crate) fn start(data: &Path, args: &[&str]) -> Self {
+        let mut node = Self::spawn(data, args);
+        match node.out.recv_timeout(DEADLINE) {
+            Ok(line) => node.ready = line,
+            Err(_) => panic!("no ready line; it said {:?}", node.stop_and_read()),
+        }
+        node
+    }
+
+    /// Starts a node without waiting.
+    pub(crate) fn spawn(data: &Path, args: &[&str]) -> Self {
+        let mut child = command(data, args)
+            .spawn()
+            .expect("the node's program is built");
+        let out = lines(child.stdout.take().expect("it is piped"));
+        let err = lines(child.stderr.take().expect("it is piped"));
+        Self {
+            child,
+            out,
+            err,
+            ready: String::new(),
+        }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn clients(&self) -> SocketAddr {
+        self.address("clients ")
+    }
+
+    pub(crate) fn admin(&self) -> SocketAddr {
+        self.address("admin ")
+    }
+
+    fn address(&self, before: &str) -> SocketAddr {
+        let rest = self
+            .ready
+            .split_once(before)
+            .expect("the ready line has it")
+            .1;
+        rest.split(',')
+            .next()
+            .expect("a list")
+            .parse()
+            .expect("an address")
+    }
+
+    pub(crate) fn signal(&self, signal: &str) {
+        let pid = self.pid().to_string();
+        let sent = Command::new("kill")
+            .args([signal, &pid])
+            .status()
+            .expect("kill is there");
+        assert!(sent.success(), "kill {signal} {pid}");
+    }
+
+    /// Waits for the end.
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        let begun = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().expect("it is our child") {
+                return status;
+            }
+            assert!(begun.elapsed() < DEADLINE, "the node does not end");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// What it said on standard error until its end.
+    pub(crate) fn errors(&mut self) -> String {
+        self.wait();
+        self.err.iter().collect::<Vec<_>>().join("\n")
+    }
+
+    fn stop_and_read(&mut self) -> String {
+        let _ = self.child.kill();
+        self.errors()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn command(data: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rrq-node"));
+    command
+        .args([
+            "--listen",
+            "127.0.0.1:0",
+            "--admin",
+            "127.0.0.1:0",
+            "--data-dir",
+        ])
+        .arg(data)
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    if !args
+        .iter()
+        .any(|arg| arg.starts_with("--shard") || *arg == "--config")
+    {
+        command.args(["--shards", "1", "--no-pin"]);
+    }
+    command
+}
+
+fn lines(source: impl Read + Send + 'static) -> Receiver<String> {
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(source).lines().map_while(Result::ok) {
+            if sender.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+/// Runs a node that is expected to refuse; its status and what it said.
+pub(crate) fn refused(data: &Path, args: &[&str]) -> (i32, String) {
+    let mut node = Node::spawn(data, args);
+    let status = node.wait();
+    let text = node.errors();
+    assert_is_report(&text);
+    (status.code().expect("it ended by itself"), text)
+}
+
+/// One message in the form of a report, and nothing of Rust's own.
+pub(crate) fn assert_is_report(text: &str) {
+    assert!(text.starts_with("error[RRQ-"), "not a report: {text}");
+    assert_eq!(
+        text.matches("error[RRQ-").count(),
+        1,
+        "more than one message: {text}"
+    );
+    for word in ["panicked", "RUST_BACKTRACE", "stack backtrace", "unwrap"] {
+        assert!(!text.contains(word), "{word} is shown: {text}");
+    }
+}
+
+/// Body and status of a request to the admin port.
+pub(crate) fn http(address: SocketAddr, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).expect("the admin port listens");
+    stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).expect("it reads");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("it answers");
+    let status = answer
+        .split(' ')
+        .nth(1)
+        .and_then(|code| code.parse().ok())
+        .expect("a status");
+    let body = answer.split_once("\r\n\r\n").expect("a body").1;
+    (status, body.to_owned())
+}
