@@ -182,7 +182,7 @@ impl Queue {
             match self.client.job_reply(route, body).await {
                 Err(error) => {
                     self.find_again(error, &mut tries, Missing::IsAnError)
-                        .await?
+                        .await?;
                 }
                 done => return done,
             }
