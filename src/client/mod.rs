@@ -195,6 +195,30 @@ impl Client {
         Ok(self.remember(info))
     }
 
+    /// The queue of this name, if it is there.
+    ///
+    /// # Errors
+    /// [`Code::NoSuchQueue`], or what a call can end with.
+    pub async fn find_queue(&self, name: &str) -> Result<Queue, Error> {
+        let (info, _) = self.get_queue(name).await?;
+        Ok(self.remember(info))
+    }
+
+    /// The queues whose home is one group, with their counters.
+    ///
+    /// # Errors
+    /// What a call can end with, as [`Code::GroupHalted`].
+    pub async fn queues_of(
+        &self,
+        group: GroupId,
+    ) -> Result<Vec<(QueueInfo, QueueStats)>, Error> {
+        let body = RequestBody::ListQueues { group };
+        match self.call(Route::Group(group), body).await?.body {
+            ReplyBody::Queues(queues) => Ok(queues),
+            other => Err(strange(&other)),
+        }
+    }
+
     /// Makes a queue; with `must_be_new`, one that is there is an error, else it is left as it is.
     ///
     /// # Errors
@@ -417,23 +441,20 @@ impl Client {
         Queue::new(self.clone(), slot)
     }
 
-    /// The queue of a name, made if it is not there.
+    /// The queue of a name, made with the node's settings if it is not there.
     async fn resolve(&self, name: &str) -> Result<QueueInfo, Error> {
-        match self.get_queue(name).await {
-            Ok((info, _)) => Ok(info),
-            Err(error) if error.code() == Code::NoSuchQueue => {
-                self.create(name, QueueSettings::default(), false).await
-            }
-            Err(error) => Err(error),
-        }
+        Ok(self.ask_queue(name, true).await?.0)
     }
 
     async fn get_queue(&self, name: &str) -> Result<(QueueInfo, QueueStats), Error> {
+        self.ask_queue(name, false).await
+    }
+
+    async fn ask_queue(&self, name: &str, create: bool) -> Result<(QueueInfo, QueueStats), Error> {
         let group = self.home_group(name)?;
         let name = name.to_owned();
-        let reply = self
-            .call(Route::Group(group), RequestBody::GetQueue { name })
-            .await?;
+        let body = RequestBody::GetQueue { name, create };
+        let reply = self.call(Route::Group(group), body).await?;
         match reply.body {
             ReplyBody::Queues(mut queues) if queues.len() == 1 => Ok(queues.remove(0)),
             other => Err(strange(&other)),
