@@ -378,7 +378,7 @@ impl World {
         let (job, live) = self.audit[at];
         match &reply.body {
             ReplyBody::Job(view) => {
-                assert!(live && view.id == job, "job {job} was acked and is back")
+                assert!(live && view.id == job, "job {job} was acked and is back");
             }
             ReplyBody::Outcome(Outcome::Rejected(Rejection::Finished)) => {
                 assert!(!live, "job {job} was acknowledged and is lost");
