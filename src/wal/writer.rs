@@ -509,7 +509,8 @@ impl LogWriter {
         self.end_lsn
     }
 
-    /// The number of the segment to prepare next, each once: that to be begun, and one ahead.
+    /// The number of the segment to prepare next, each once: that to be begun, and one ahead. The
+    /// names must become durable in this order, since a gap in the numbers is damage.
     pub fn segment_wanted(&mut self) -> Option<u64> {
         let wanted = self.next_wanted;
         (wanted <= self.segment + 1).then(|| {
