@@ -60,7 +60,7 @@ impl Script {
         };
         let at = |name: &str| usize::try_from(number(name)).expect("small");
         let group = number("g") as u16;
-        let plain = || line.split(' ').skip(1).map(|word| word.parse::<usize>());
+        let plain = || line.split(' ').skip(1).map(str::parse::<usize>);
         match line.split(' ').next().expect("a split has a first part") {
             "open" => self.log = Log::fresh(at("blocks") * BLOCK),
             "entry" => {
