@@ -527,7 +527,7 @@ proptest! {
         more in 0_u32..9,
         agent in "[ -~]{0,20}",
         cluster in any::<[u8; 16]>(),
-        shard in any::<u16>(),
+        shard in 0_u16..4,
         bits in 0_u32..=16,
         nodes in vec((any::<u32>(), vec("[a-z0-9.:]{1,20}", 1..4)), 0..3),
     ) {
@@ -537,6 +537,8 @@ proptest! {
         let body = only_frame(&out, FrameKind::ClientHello).body;
         prop_assert_eq!(decode_client_hello(&body), Ok(hello.clone()));
 
+        let own = (more, vec!["a:1".to_owned(); 4]);
+        let nodes = std::iter::once(own).chain(nodes);
         let hello = ServerHello {
             protocol: min,
             version: hello.agent,
@@ -546,7 +548,6 @@ proptest! {
             groups: 1 << bits,
             payload_bytes_max: more,
             nodes: nodes
-                .into_iter()
                 .map(|(node, addresses)| NodeAddresses { node: NodeId(node), addresses })
                 .collect(),
         };

@@ -100,6 +100,8 @@ pub struct World {
     start_number: u32,
     events: BTreeMap<(Monotonic, u64), Event>,
     next_event: u64,
+    /// When the last segment asked for is ready.
+    segment_at: Monotonic,
     /// When the engine wants to be called although nothing happens.
     deadline: Option<Monotonic>,
     clients: Vec<SimClient>,
@@ -163,6 +165,7 @@ impl World {
             start_number: 1,
             events: BTreeMap::new(),
             next_event: 0,
+            segment_at: now,
             deadline: None,
             clients,
             conn_base: 0,
@@ -314,7 +317,9 @@ impl World {
                 self.schedule(delay, Event::WalDone(write.batch_seq));
             }
             Effect::PrepareSegment { number } => {
-                let delay = self.delay(2_000);
+                // One after the other, as drivers do it: a gap in the numbers is damage.
+                self.segment_at = self.segment_at.max(self.now).plus(self.delay(2_000));
+                let delay = self.segment_at.since(self.now);
                 self.schedule(delay, Event::SegmentDone(number));
             }
             Effect::DropSegments { numbers } => self.disk.drop_segments(&numbers),
@@ -557,6 +562,7 @@ fn open(
             ..QueueSettings::default()
         },
         checkpoint_log_bytes: options.checkpoint_log_bytes,
+        segment_bytes: options.segment_bytes,
     };
     let now = Now {
         mono: now,

@@ -124,6 +124,13 @@ pub fn decode_server_hello(body: &Bytes) -> Result<ServerHello, WireError> {
             addresses: node.addresses,
         })
     })?;
+    let own = nodes.iter().find(|listed| listed.node.0 == hello.node);
+    let shards = own.map_or(0, |listed| listed.addresses.len());
+    if usize::try_from(hello.shard).is_ok_and(|shard| shard >= shards) {
+        return Err(WireError::Contradiction(
+            "a server hello lists its own node with the shard that was reached",
+        ));
+    }
     Ok(ServerHello {
         protocol: hello.protocol,
         version: hello.version,

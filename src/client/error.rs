@@ -1,0 +1,131 @@
+//! What a call can end with, other than what was asked for.
+
+use crate::base::code::Code;
+use crate::wire::Rejection;
+use crate::wire::message::ErrorReply;
+use std::fmt;
+
+/// An error of a call: a stable code, words for people, and whether the call may have taken effect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Error {
+    code: Code,
+    message: String,
+    maybe_applied: bool,
+}
+
+impl Error {
+    pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+            maybe_applied: false,
+        }
+    }
+
+    /// Nobody can know whether the call took effect.
+    pub(crate) fn unknown(message: impl Into<String>) -> Self {
+        Self {
+            code: Code::Unknown,
+            message: message.into(),
+            maybe_applied: true,
+        }
+    }
+
+    pub(crate) fn rejected(rejection: Rejection) -> Self {
+        let number = 4100 + rejection as u16;
+        let code = Code::from_number(number).expect("every rejection has a code");
+        let message = match rejection {
+            Rejection::QueueChanged => "the queue is not here any more: resolve its name again",
+            Rejection::QueueExists => "a queue of this name exists",
+            Rejection::VersionMismatch => "the settings were changed meanwhile: read them again",
+            Rejection::Invalid => "a name, setting or field is out of its bounds",
+            Rejection::Unsupported => "this version of the server cannot do this yet",
+            Rejection::QuotaExceeded => "the queue is at its bound of jobs or bytes",
+            Rejection::IdempotencyWindowFull => "the queue remembers as many keys as it may",
+            Rejection::IdempotencyConflict => "the key belongs to a job with another payload",
+            Rejection::LeaseLost => "the lease is lost: the job was granted anew or went back",
+            Rejection::Finished => "the job is finished",
+            Rejection::NotFound => "no such job was ever made",
+            Rejection::WrongState => "the job is not in a state that allows this",
+            Rejection::SessionExpired => "the session has expired",
+            Rejection::Superseded => "the answer to this was already taken",
+            Rejection::WindowExceeded => "too many requests of one session are under way",
+            Rejection::Reattach => "the leases of the session were ended",
+            Rejection::TooManySessions => "the group has as many sessions as it may",
+            Rejection::IdsExhausted => "no ids are left in this group",
+        };
+        Self::new(code, message)
+    }
+
+    pub(crate) fn from_reply(reply: &ErrorReply) -> Self {
+        Self {
+            code: reply.code,
+            message: reply.message.clone(),
+            maybe_applied: reply.maybe_applied,
+        }
+    }
+
+    /// The stable code.
+    #[must_use]
+    pub fn code(&self) -> Code {
+        self.code
+    }
+
+    /// Words for people, without the code.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// Whether the same call may succeed later. The client has tried until its deadline already.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        matches!(
+            self.code,
+            Code::Unreachable
+                | Code::NotLeader
+                | Code::Busy
+                | Code::DiskFull
+                | Code::Stopping
+                | Code::Unknown
+                | Code::Timeout
+                | Code::ConnectionTimeout
+                | Code::QueueChanged
+                | Code::QuotaExceeded
+                | Code::IdempotencyWindowFull
+                | Code::TooManySessions
+        )
+    }
+
+    /// Whether the call may have taken effect although it ended with an error. Repeating an enqueue
+    /// is then safe only with an idempotency key.
+    #[must_use]
+    pub fn maybe_applied(&self) -> bool {
+        self.maybe_applied
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.code, self.message)?;
+        if self.maybe_applied {
+            f.write_str(" (it may or may not have taken effect)")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_rejection_has_the_code_of_its_name() {
+        for rejection in Rejection::ALL {
+            let code = Error::rejected(rejection).code();
+            assert_eq!(code.name(), format!("{rejection:?}"));
+        }
+    }
+}
