@@ -115,8 +115,8 @@ impl ShardEngine {
             groups: mut logs,
             torn,
             damage,
+            segments,
             bytes,
-            ..
         } = recovered;
         let mut wal = LogWriter::with_segment_bytes(
             config.identity,
@@ -128,7 +128,9 @@ impl ShardEngine {
             cluster: config.identity.cluster,
             disk: config.identity.disk,
         };
-        let log = (wal.end_lsn(), bytes);
+        // Each start takes a segment of its own, so that a few quick ones call for a round too.
+        let held = (segments.len().saturating_sub(1) * config.segment_bytes) as u64;
+        let log = (wal.end_lsn(), bytes.max(held));
         let checkpoints = Checkpointer::new(
             owner,
             config.shard,
@@ -696,6 +698,7 @@ impl ShardEngine {
             files,
             ..
         } = state;
+        self.checkpoints.note_pages(&loaded.pages);
         let group = &mut self.groups[slot];
         let mut pages = Vec::with_capacity(loaded.pages.len());
         for (name, bytes) in loaded.pages {
