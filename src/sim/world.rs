@@ -208,8 +208,13 @@ impl World {
     /// One event.
     fn step(&mut self, produce: bool) {
         let next = self.events.first_key_value().map(|((at, _), _)| *at);
-        let event = if self.deadline.is_some_and(|at| next.is_none_or(|next| at <= next)) {
-            self.now = self.now.max(self.deadline.take().expect("it was just seen"));
+        let event = if self
+            .deadline
+            .is_some_and(|at| next.is_none_or(|next| at <= next))
+        {
+            self.now = self
+                .now
+                .max(self.deadline.take().expect("it was just seen"));
             Event::Deadline
         } else {
             let ((at, _), event) = self.events.pop_first().expect("clients act for ever");
