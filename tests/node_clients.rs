@@ -4,87 +4,14 @@
 mod node_support;
 
 use bytes::{Buf, BytesMut};
+use node_support::client::{Client, hello};
 use node_support::{DEADLINE, Node, folder};
 use rrq::base::code::Code;
-use rrq::wire::client::{decode_reply, decode_server_hello, encode_client_hello, encode_request};
-use rrq::wire::frame::{Frame, FrameDecoder, FrameKind, encode_frame};
-use rrq::wire::message::{ClientHello, Reply, ReplyBody, Request, RequestBody, ServerHello};
-use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use rrq::wire::client::encode_request;
+use rrq::wire::frame::{FrameKind, encode_frame};
+use rrq::wire::message::{Request, RequestBody};
+use std::io::{ErrorKind, Write};
 use std::time::{Duration, Instant};
-
-struct Client {
-    stream: TcpStream,
-    decoder: FrameDecoder,
-}
-
-impl Client {
-    fn connect(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).expect("the node listens");
-        stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
-        let mut decoder = FrameDecoder::default();
-        decoder.set_body_bytes_max(rrq::base::limits::FRAME_BYTES_MAX);
-        Self { stream, decoder }
-    }
-
-    fn greeted(address: SocketAddr) -> (Self, ServerHello) {
-        let mut client = Self::connect(address);
-        client.send(&hello(1, 1));
-        let frame = client.frame().expect("a hello");
-        assert_eq!(frame.kind, FrameKind::ServerHello);
-        let hello = decode_server_hello(&frame.body).expect("it can be read");
-        (client, hello)
-    }
-
-    fn send(&mut self, bytes: &[u8]) {
-        self.stream.write_all(bytes).expect("the node reads");
-    }
-
-    /// The next frame, or `None` at the end.
-    fn frame(&mut self) -> Option<Frame> {
-        let mut buffer = [0; 65536];
-        loop {
-            if let Some(frame) = self.decoder.next().expect("the node sends frames") {
-                return Some(frame);
-            }
-            match self
-                .stream
-                .read(&mut buffer)
-                .expect("the node answers or closes")
-            {
-                0 => return None,
-                read => self.decoder.push(&buffer[..read]),
-            }
-        }
-    }
-
-    fn reply(&mut self) -> Reply {
-        let frame = self.frame().expect("a reply");
-        assert_eq!(frame.kind, FrameKind::Reply);
-        decode_reply(&frame.body).expect("it can be read")
-    }
-
-    /// An error for the whole connection, then its end.
-    fn last_words(&mut self) -> Code {
-        let reply = self.reply();
-        let ReplyBody::Error(error) = reply.body else {
-            panic!("not an error: {reply:?}")
-        };
-        assert!(self.frame().is_none(), "the connection ends");
-        error.code
-    }
-}
-
-fn hello(min: u32, max: u32) -> BytesMut {
-    let mut out = BytesMut::new();
-    let hello = ClientHello {
-        protocol_min: min,
-        protocol_max: max,
-        agent: "a test".to_owned(),
-    };
-    encode_client_hello(&hello, &mut out);
-    out
-}
 
 fn status(id: u64) -> BytesMut {
     let mut out = BytesMut::new();

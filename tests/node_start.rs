@@ -3,16 +3,21 @@
 
 mod node_support;
 
-use node_support::{Node, folder, http, refused};
+use node_support::{Node, folder, http, refused, skip};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// Name and content of each file of a folder, log segments and ballast by length alone.
+/// The user and group `nobody`.
+const NOBODY: u32 = 65_534;
+
+/// Name and content of each file of a folder.
 fn contents(path: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut found = BTreeMap::new();
     for entry in fs::read_dir(path).expect("it can be read") {
@@ -146,15 +151,7 @@ fn a_taken_port_is_named_with_its_holder() {
     let address = taken.local_addr().expect("it is bound").to_string();
     let data = folder("port");
     for flag in ["--listen", "--admin"] {
-        let config = data.with_extension(flag.trim_start_matches("--"));
-        let key = if flag == "--listen" {
-            "client"
-        } else {
-            "admin"
-        };
-        fs::write(&config, format!("[listen]\n{key} = \"{address}\"\n")).expect("a file");
-        // Flags win over the file, so the flag itself is given.
-        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_rrq-node"));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rrq-node"));
         let other = if flag == "--listen" {
             "--admin"
         } else {
@@ -301,8 +298,7 @@ fn a_first_start_that_was_cut_short_is_taken_up_again() {
 fn memory_is_refused_unless_jobs_may_be_lost() {
     let shm = Path::new("/dev/shm");
     if !shm.is_dir() {
-        println!("skipped: needs a tmpfs at /dev/shm");
-        return;
+        return skip("a tmpfs at /dev/shm");
     }
     let data = shm.join(format!("rrq-test-{}", std::process::id()));
     let (status, text) = refused(&data, &[]);
@@ -336,14 +332,47 @@ fn a_directory_that_cannot_be_written_is_named() {
     let locked = parent.join("locked");
     fs::create_dir_all(&locked).expect("a folder");
     fs::set_permissions(&locked, fs::Permissions::from_mode(0o555)).expect("it is ours");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rrq-node"));
+    command.args([
+        "--listen",
+        "127.0.0.1:0",
+        "--admin",
+        "127.0.0.1:0",
+        "--data-dir",
+    ]);
+    command.arg(&locked);
     if fs::write(locked.join("probe"), b"").is_ok() {
         fs::remove_file(locked.join("probe")).expect("it was just made");
-        println!("skipped in part: needs a user who is not root");
-        return;
+        // Nothing is read-only for root, so somebody else starts it.
+        command.uid(NOBODY).gid(NOBODY);
     }
-    let (status, text) = refused(&locked, &[]);
-    assert_eq!(status, 3, "{text}");
+    let output = command.output().expect("it runs");
+    let text = String::from_utf8(output.stderr).expect("text");
+    node_support::assert_is_report(&text);
+    assert_eq!(output.status.code(), Some(3), "{text}");
     assert!(text.contains("error[RRQ-1008]"), "{text}");
+}
+
+#[test]
+fn too_little_locked_memory_is_named() {
+    let data = folder("memlock");
+    let mut command = Command::new("prlimit");
+    command.args([
+        "--memlock=65536:65536",
+        env!("CARGO_BIN_EXE_rrq-node"),
+        "--data-dir",
+    ]);
+    let Ok(output) = command.arg(&data).output() else {
+        return skip("prlimit");
+    };
+    let text = String::from_utf8(output.stderr).expect("text");
+    node_support::assert_is_report(&text);
+    assert_eq!(output.status.code(), Some(3), "{text}");
+    assert!(
+        text.contains("error[RRQ-1002]") && text.contains("ulimit -l"),
+        "{text}"
+    );
+    assert!(!data.exists(), "a refused start makes nothing");
 }
 
 #[test]

@@ -1276,7 +1276,7 @@ fn reload(machine: &JobQueue, slice: usize) -> JobQueue {
 }
 
 fn run(seed: u64, commands: u64) {
-    let mut machine = JobQueue::new(GROUP);
+    let mut machine = JobQueue::new(GROUP, 0);
     let mut model = Model::default();
     let mut draw = Draw {
         prng: Prng::new(seed),

@@ -151,7 +151,7 @@ fn new_job(words: &[&str]) -> NewJob {
 impl Runner {
     fn new() -> Self {
         Self {
-            machine: JobQueue::new(GROUP),
+            machine: JobQueue::new(GROUP, 0),
             index: 0,
             time: 0,
             uid: QueueUid::default(),

@@ -76,7 +76,7 @@ fn lease(max: u32) -> Op {
 
 /// A machine with something in every kind of page.
 fn rich() -> JobQueue {
-    let mut machine = JobQueue::new(GROUP);
+    let mut machine = JobQueue::new(GROUP, 0);
     create(&mut machine, "mail");
     create(&mut machine, "other");
     let call = |seq, window| SessionCall {
@@ -302,7 +302,7 @@ fn damage_is_named() {
 #[test]
 fn a_missing_body_is_named_and_the_machine_stays_as_it_was() {
     let machine = rich();
-    let mut other = JobQueue::new(GROUP);
+    let mut other = JobQueue::new(GROUP, 0);
     create(&mut other, "kept");
     let hash = other.state_hash();
     let missing = |id| body_of(&machine, id).filter(|_| id != job(66));
@@ -332,7 +332,7 @@ fn nothing_is_applied_before_the_pages_are_there() {
 
 #[test]
 fn a_job_whose_generations_are_used_up_is_buried_not_granted() {
-    let mut machine = JobQueue::new(GROUP);
+    let mut machine = JobQueue::new(GROUP, 0);
     create(&mut machine, "q");
     apply(
         &mut machine,
@@ -364,7 +364,7 @@ fn a_job_whose_generations_are_used_up_is_buried_not_granted() {
 
 #[test]
 fn used_up_ids_are_refused() {
-    let mut machine = JobQueue::new(GROUP);
+    let mut machine = JobQueue::new(GROUP, 0);
     create(&mut machine, "q");
     let partition = machine
         .partitions
@@ -388,7 +388,7 @@ fn used_up_ids_are_refused() {
 
 #[test]
 fn too_many_items_are_refused_whole() {
-    let mut machine = JobQueue::new(GROUP);
+    let mut machine = JobQueue::new(GROUP, 0);
     create(&mut machine, "q");
     let many = vec![NewJob::default(); ITEMS_MAX + 1];
     let refused = Outcome::Rejected(Rejection::Invalid);
@@ -405,7 +405,7 @@ fn too_many_items_are_refused_whole() {
 
 #[test]
 fn times_at_the_end_of_their_range_saturate() {
-    let mut machine = JobQueue::new(GROUP);
+    let mut machine = JobQueue::new(GROUP, 0);
     create(&mut machine, "q");
     let late = NewJob {
         start: Start::After(u64::MAX),
@@ -443,7 +443,7 @@ fn times_at_the_end_of_their_range_saturate() {
 
 #[test]
 fn a_noop_moves_the_time_on_and_never_back() {
-    let mut machine = JobQueue::new(GROUP);
+    let mut machine = JobQueue::new(GROUP, 0);
     machine.observe_time(GroupTime(9));
     machine.observe_time(GroupTime(4));
     assert_eq!(machine.time(), GroupTime(9));
@@ -555,7 +555,7 @@ proptest! {
 
 #[test]
 fn the_hash_of_a_state_tells_its_keys_apart() {
-    let (mut one, mut two) = (JobQueue::new(GROUP), JobQueue::new(GROUP));
+    let (mut one, mut two) = (JobQueue::new(GROUP, 0), JobQueue::new(GROUP, 0));
     create(&mut one, "a");
     create(&mut two, "b");
     assert_ne!(one.state_hash(), two.state_hash());

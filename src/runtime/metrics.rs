@@ -22,6 +22,8 @@ pub struct ShardMetrics {
     pub serving: AtomicBool,
     /// From submitting a batch of the log to its completion.
     pub wal_write: Histogram,
+    /// Segments of its log that are ready for use; taken for one until it was counted.
+    pub spares: Arc<AtomicUsize>,
     /// Its executor's pulse.
     pub pulse: Arc<Pulse>,
 }
@@ -36,6 +38,7 @@ impl ShardMetrics {
             connections: AtomicU64::new(0),
             serving: AtomicBool::new(false),
             wal_write: Histogram::with_opts(options)?,
+            spares: Arc::new(AtomicUsize::new(1)),
             pulse,
         })
     }

@@ -294,7 +294,11 @@ impl Node {
                 let mine = &boxes[usize::from(shard)];
                 let begun = Instant::now();
                 let recover = || {
-                    let found = segments::find(&wal, &data_dir)?;
+                    let found = segments::find(
+                        &wal,
+                        &data_dir,
+                        metrics.shards[usize::from(shard)].spares.clone(),
+                    )?;
                     let remains = recover::recover(&folder, identity, owner, &found.segments)?;
                     metrics.recovered("replay", begun.elapsed().as_secs_f64());
                     mine.send(Letter::Recovered(Box::new(remains)));
@@ -390,7 +394,9 @@ impl Node {
 
     /// From the start on, so that a full disk is known before the first enqueue.
     fn watch_space(&self) -> Result<(), Report> {
-        let (mut space, boxes) = (Space::new(self.dir.path()), self.boxes.clone());
+        let spares = self.metrics.shards.iter().map(|shard| shard.spares.clone());
+        let mut space = Space::new(self.dir.path(), spares.collect());
+        let boxes = self.boxes.clone();
         let metrics = self.metrics.clone();
         self.thread("rrq-space", move || {
             loop {

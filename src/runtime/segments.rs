@@ -26,6 +26,8 @@ use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -50,7 +52,7 @@ pub struct Found {
 ///
 /// # Errors
 /// If a file cannot be opened, or stays locked.
-pub fn find(folder: &Path, data_dir: &Path) -> Result<Found, Report> {
+pub fn find(folder: &Path, data_dir: &Path, count: Arc<AtomicUsize>) -> Result<Found, Report> {
     let names = names(folder).map_err(|error| unusable(folder, "read", &error))?;
     let mut segments = Vec::new();
     let mut pool = Pool {
@@ -59,6 +61,7 @@ pub fn find(folder: &Path, data_dir: &Path) -> Result<Found, Report> {
         spares: Vec::new(),
         next_spare: 0,
         may_make_ahead: false,
+        count,
     };
     for name in names {
         let path = folder.join(&name);
@@ -131,6 +134,8 @@ pub struct Pool {
     spares: Vec<PathBuf>,
     next_spare: u64,
     may_make_ahead: bool,
+    /// How many spares there are, for who judges the room on the disk.
+    count: Arc<AtomicUsize>,
 }
 
 impl Pool {
@@ -146,6 +151,7 @@ impl Pool {
     ) -> Result<(), Report> {
         let mut wanted: VecDeque<u64> = VecDeque::new();
         loop {
+            self.count.store(self.spares.len(), Relaxed);
             let idle = wanted.is_empty();
             let first = match idle {
                 true if self.wants_spares() => orders.recv_timeout(Duration::ZERO),

@@ -3,13 +3,15 @@
 //! Enqueues stop (`full`) while less than [`LOW_BYTES`] is free, so that what is under way, leases,
 //! acks and checkpoints still find room. If the log needs a segment and there is no room even so,
 //! the ballast is given up for it: acks go on, and with them checkpoints, which free the log. With
-//! the ballast gone and no room for a segment, only acks go on (`exhausted`). The ballast is
-//! filled again before enqueues resume.
+//! the ballast gone, no spare segment and no room for one, only acks go on (`exhausted`). The
+//! ballast is filled again before enqueues resume.
 
 use crate::runtime::sys;
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 /// The name of the ballast's file.
@@ -38,6 +40,8 @@ pub struct Level {
 #[derive(Debug)]
 pub struct Space {
     directory: PathBuf,
+    /// Spare segments of each shard.
+    spares: Vec<Arc<AtomicUsize>>,
     level: Level,
     /// Bytes free at the last look, for the metrics.
     pub free_bytes: u64,
@@ -46,9 +50,10 @@ pub struct Space {
 impl Space {
     /// Nothing is known before the first look.
     #[must_use]
-    pub fn new(directory: &Path) -> Self {
+    pub fn new(directory: &Path, spares: Vec<Arc<AtomicUsize>>) -> Self {
         Self {
             directory: directory.to_owned(),
+            spares,
             level: Level::default(),
             free_bytes: 0,
         }
@@ -72,14 +77,15 @@ impl Space {
                 }
             }
         }
-        let level = judge(self.level, has_ballast, self.free_bytes);
+        let next_segment = has_ballast || self.spares.iter().all(|spares| spares.load(Relaxed) > 0);
+        let level = judge(self.level, has_ballast, next_segment, self.free_bytes);
         let changed = level != self.level;
         self.level = level;
         changed.then_some(level)
     }
 }
 
-fn judge(before: Level, has_ballast: bool, free_bytes: u64) -> Level {
+fn judge(before: Level, has_ballast: bool, next_segment: bool, free_bytes: u64) -> Level {
     let wanted = if before.full {
         LOW_BYTES + RESUME_BYTES
     } else {
@@ -87,7 +93,7 @@ fn judge(before: Level, has_ballast: bool, free_bytes: u64) -> Level {
     };
     Level {
         full: free_bytes < wanted || !has_ballast,
-        exhausted: !has_ballast && free_bytes < SEGMENT_ROOM_BYTES,
+        exhausted: !next_segment && free_bytes < SEGMENT_ROOM_BYTES,
     }
 }
 
@@ -124,10 +130,10 @@ mod tests {
                 exhausted: false,
             },
         );
-        assert_eq!(judge(calm, true, LOW_BYTES), calm);
-        assert_eq!(judge(calm, true, LOW_BYTES - 1), full);
-        assert_eq!(judge(full, true, LOW_BYTES), full);
-        assert_eq!(judge(full, true, LOW_BYTES + RESUME_BYTES), calm);
+        assert_eq!(judge(calm, true, true, LOW_BYTES), calm);
+        assert_eq!(judge(calm, true, true, LOW_BYTES - 1), full);
+        assert_eq!(judge(full, true, true, LOW_BYTES), full);
+        assert_eq!(judge(full, true, true, LOW_BYTES + RESUME_BYTES), calm);
     }
 
     #[test]
@@ -136,11 +142,12 @@ mod tests {
             full: true,
             exhausted: false,
         };
-        assert_eq!(judge(full, false, u64::MAX), full);
+        assert_eq!(judge(full, false, true, u64::MAX), full);
         let out = Level {
             full: true,
             exhausted: true,
         };
-        assert_eq!(judge(full, false, SEGMENT_ROOM_BYTES - 1), out);
+        assert_eq!(judge(full, false, true, SEGMENT_ROOM_BYTES - 1), full);
+        assert_eq!(judge(full, false, false, SEGMENT_ROOM_BYTES - 1), out);
     }
 }

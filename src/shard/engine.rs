@@ -118,7 +118,12 @@ impl ShardEngine {
             bytes,
             ..
         } = recovered;
-        let mut wal = LogWriter::new(config.identity, start, config.seed);
+        let mut wal = LogWriter::with_segment_bytes(
+            config.identity,
+            start,
+            config.seed,
+            config.segment_bytes,
+        );
         let owner = Owner {
             cluster: config.identity.cluster,
             disk: config.identity.disk,

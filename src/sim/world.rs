@@ -8,7 +8,7 @@ use crate::base::ids::{ClusterId, ConnId, DiskId, GroupId, NodeId, ShardId};
 use crate::base::limits::FRAME_BYTES_MAX;
 use crate::base::prng::Prng;
 use crate::base::units::{Monotonic, Now, WallTime};
-use crate::queue::command::{Outcome, QueueSettings, Rejection};
+use crate::queue::command::{Backoff, Outcome, QueueSettings, Rejection};
 use crate::shard::config::ShardConfig;
 use crate::shard::effect::{CheckpointFile, Effect};
 use crate::shard::engine::ShardEngine;
@@ -46,11 +46,11 @@ impl Options {
     fn draw(prng: &mut Prng) -> Self {
         Self {
             clients: 1 + prng.below(5),
-            steps: 400 + prng.below(1_200),
+            steps: 400 + prng.below(2_400),
             crash_one_in: 60 + prng.below(400),
             groups: 1 << prng.below(4),
             segment_bytes: 256 << 10 << prng.below(3),
-            checkpoint_log_bytes: 16 << 10 << prng.below(6),
+            checkpoint_log_bytes: 128 << 10 << prng.below(5),
             slow_disk: prng.chance(1, 3),
             rounds_fail: prng.chance(1, 4),
         }
@@ -100,6 +100,8 @@ pub struct World {
     start_number: u32,
     events: BTreeMap<(Monotonic, u64), Event>,
     next_event: u64,
+    /// When the last segment asked for is ready.
+    segment_at: Monotonic,
     /// When the engine wants to be called although nothing happens.
     deadline: Option<Monotonic>,
     clients: Vec<SimClient>,
@@ -163,6 +165,7 @@ impl World {
             start_number: 1,
             events: BTreeMap::new(),
             next_event: 0,
+            segment_at: now,
             deadline: None,
             clients,
             conn_base: 0,
@@ -314,7 +317,9 @@ impl World {
                 self.schedule(delay, Event::WalDone(write.batch_seq));
             }
             Effect::PrepareSegment { number } => {
-                let delay = self.delay(2_000);
+                // One after the other, as drivers do it: a gap in the numbers is damage.
+                self.segment_at = self.segment_at.max(self.now).plus(self.delay(2_000));
+                let delay = self.segment_at.since(self.now);
                 self.schedule(delay, Event::SegmentDone(number));
             }
             Effect::DropSegments { numbers } => self.disk.drop_segments(&numbers),
@@ -537,6 +542,10 @@ fn open(
         "a torn tail was taken for damage: {:?}",
         recovered.damage
     );
+    let backoff = Backoff {
+        cap_ms: 5_000,
+        ..Backoff::default()
+    };
     let config = ShardConfig {
         identity,
         node: NodeId(1),
@@ -549,9 +558,11 @@ fn open(
         auto_create: true,
         queue_defaults: QueueSettings {
             max_attempts: 1_000,
+            backoff,
             ..QueueSettings::default()
         },
         checkpoint_log_bytes: options.checkpoint_log_bytes,
+        segment_bytes: options.segment_bytes,
     };
     let now = Now {
         mono: now,

@@ -3,6 +3,8 @@
 // Each test program uses its own part of it.
 #![allow(dead_code)]
 
+pub(crate) mod client;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -178,6 +180,15 @@ pub(crate) fn assert_is_report(text: &str) {
     for word in ["panicked", "RUST_BACKTRACE", "stack backtrace", "unwrap"] {
         assert!(!text.contains(word), "{word} is shown: {text}");
     }
+}
+
+/// A test that this machine cannot run says so, and fails where everything must run.
+pub(crate) fn skip(needs: &str) {
+    println!("skipped: needs {needs}");
+    assert!(
+        std::env::var("CI").as_deref() != Ok("true"),
+        "skipped with CI=true"
+    );
 }
 
 /// Body and status of a request to the admin port.

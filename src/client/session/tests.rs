@@ -1,10 +1,12 @@
 //! Named situations: what the core sends, and what it says of calls, when things go wrong.
 
 use super::*;
-use crate::base::ids::{ClusterId, JobId, LogIndex, NodeId, Partition, QueueUid};
+use crate::base::ids::{ClusterId, JobId, LogIndex, NodeId, Partition, QueueUid, SessionId, Token};
 use crate::base::units::WallTime;
-use crate::wire::message::NodeAddresses;
-use crate::wire::{AckItem, Body, Enqueued, JobState, JobView, NewJob};
+use crate::wire::message::{ErrorReply, LeasedJob, NodeAddresses, ReplyBody};
+use crate::wire::{
+    AckItem, Body, Enqueued, ItemOutcome, JobState, JobView, NewJob, Outcome, Rejection,
+};
 
 const GROUP: GroupId = GroupId(3);
 const PATIENCE: Duration = Duration::from_secs(30);

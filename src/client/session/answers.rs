@@ -1,0 +1,322 @@
+//! What follows from an answer, a refusal, or the lack of one.
+
+use super::pending::Origin;
+use super::{CallId, ClientCore, Effect, Pending, Phase, Route};
+use crate::base::code::Code;
+use crate::base::ids::{GroupId, SessionId, Token};
+use crate::base::units::Monotonic;
+use crate::client::error::Error;
+use crate::client::group::{GroupSession, SessionState};
+use crate::client::links::ConnNo;
+use crate::wire::message::{ErrorReply, LeasedJob, Reply, ReplyBody};
+use crate::wire::{ItemOutcome, Op, Outcome, Rejection};
+use std::time::Duration;
+
+impl ClientCore {
+    pub(super) fn received(&mut self, now: Monotonic, conn: ConnNo, reply: Reply) {
+        self.links.heard(conn);
+        let id = CallId(reply.id);
+        let expected = self.requests.get(&id);
+        if expected.is_none_or(|pending| pending.sent_on != Some(conn)) {
+            self.unexpected(now, reply);
+            return;
+        }
+        match reply.body {
+            ReplyBody::Error(error) => self.refused(now, id, &error),
+            ReplyBody::Outcome(Outcome::Rejected(Rejection::SessionExpired)) => {
+                self.session_expired(now, id, reply);
+            }
+            ReplyBody::Outcome(Outcome::Rejected(Rejection::Reattach)) => {
+                self.told_to_attach(now, id, reply);
+            }
+            _ => self.finish(now, id, Ok(reply)),
+        }
+    }
+
+    /// An answer that nobody waits for any more: what it grants is given back.
+    pub(super) fn unexpected(&mut self, now: Monotonic, reply: Reply) {
+        if let ReplyBody::Leased(jobs) = reply.body {
+            self.give_back(now, jobs.iter().map(LeasedJob::token).collect());
+        }
+    }
+
+    pub(super) fn give_back(&mut self, now: Monotonic, items: Vec<Token>) {
+        let Some(group) = items.first().map(|token| token.job.group()) else {
+            return;
+        };
+        if self.phase == Phase::Open {
+            self.ask_command(now, group, Op::Release { items }, Origin::GiveBack);
+        }
+    }
+
+    pub(super) fn refused(&mut self, now: Monotonic, id: CallId, reply: &ErrorReply) {
+        let passing = matches!(
+            reply.code,
+            Code::NotLeader | Code::Busy | Code::DiskFull | Code::Stopping
+        );
+        let error = Error::from_reply(reply);
+        let pending = self.requests.get_mut(&id).expect("checked by `received`");
+        pending.unanswered |= reply.maybe_applied;
+        let again = passing || (reply.maybe_applied && reply.code == Code::Unknown);
+        let given_up = matches!(pending.origin, Origin::Heartbeat | Origin::Bye);
+        if !again || given_up || (pending.unanswered && !pending.is_repeatable()) {
+            self.finish(now, id, Err(error));
+            return;
+        }
+        pending.sent_on = None;
+        pending.last_error = Some(error);
+        pending.refusals += 1;
+        let refusals = pending.refusals;
+        let mut wait = self.links.backoff(refusals);
+        if let Route::Group(group) = pending.route
+            && reply.code == Code::NotLeader
+            && self.links.leader_moved(group, reply.leader.as_deref())
+        {
+            if refusals <= 3 {
+                wait = Duration::ZERO;
+            }
+            self.attach_if_working(now, group);
+        }
+        let pending = self.requests.get_mut(&id).expect("it was there above");
+        pending.not_before = now.plus(wait);
+        self.waiting.insert(id);
+        self.dispatch(now, id);
+    }
+
+    pub(super) fn attach_if_working(&mut self, now: Monotonic, group: GroupId) {
+        if self
+            .groups
+            .get(&group)
+            .is_some_and(GroupSession::is_working)
+        {
+            self.attach(now, group);
+        }
+    }
+
+    /// Its session is gone. What was sent once and answered by this never happened, and is asked
+    /// again in a new session; what was sent before without an answer may have.
+    pub(super) fn session_expired(&mut self, now: Monotonic, id: CallId, reply: Reply) {
+        let pending = self.requests.get_mut(&id).expect("checked by `received`");
+        let retry = pending.is_lease() || !pending.unanswered;
+        let numbered = pending
+            .command_mut()
+            .and_then(|command| command.session.take());
+        let Some(call) = numbered else {
+            if let (Origin::Attach(group), Some((_, command))) = (pending.origin, pending.command())
+                && let Op::Attach { session } = command.op
+            {
+                self.drop_session(group, session);
+            }
+            self.finish(now, id, Ok(reply));
+            return;
+        };
+        let group = pending
+            .command()
+            .map(|(group, _)| group)
+            .unwrap_or_default();
+        pending.sent_on = None;
+        if retry {
+            self.waiting.insert(id);
+        }
+        self.drop_session(group, call.id);
+        if retry {
+            self.dispatch(now, id);
+        } else {
+            let words = "its session expired before the answer came";
+            self.finish(now, id, Err(Error::unknown(words)));
+        }
+    }
+
+    pub(super) fn drop_session(&mut self, group: GroupId, session: SessionId) {
+        let state = self.groups.entry(group).or_default();
+        if state.id() == Some(session) {
+            *state = GroupSession::default();
+        }
+    }
+
+    /// The session's leases were ended: a lease is asked again, with another number, once attached.
+    pub(super) fn told_to_attach(&mut self, now: Monotonic, id: CallId, reply: Reply) {
+        let pending = self.requests.get_mut(&id).expect("checked by `received`");
+        let numbered = pending
+            .command_mut()
+            .and_then(|command| command.session.take());
+        let (Some(call), Route::Group(group)) = (numbered, pending.route) else {
+            self.finish(now, id, Ok(reply));
+            return;
+        };
+        pending.sent_on = None;
+        self.waiting.insert(id);
+        let state = self.groups.entry(group).or_default();
+        if state.id() == Some(call.id) {
+            state.settle(call.window, call.seq);
+            self.attach(now, group);
+        }
+        self.dispatch(now, id);
+    }
+
+    // ---- ends ------------------------------------------------------------------------------
+
+    /// The request has its answer: tells who asked, and does what follows from it.
+    pub(super) fn finish(&mut self, now: Monotonic, id: CallId, result: Result<Reply, Error>) {
+        let Some((origin, group)) = self.requests.get(&id).map(|pending| {
+            let group = pending.command().map(|(group, _)| group);
+            (pending.origin, group)
+        }) else {
+            return;
+        };
+        if let Ok(reply) = &result {
+            self.note_grants(now, id, &reply.body);
+        }
+        match origin {
+            Origin::OpenSession(group) => self.session_opened(now, group, &result),
+            Origin::Attach(group) => self.attached(group, &result),
+            Origin::Heartbeat => self.heartbeat_taken(now, &result),
+            Origin::Nobody => {
+                if let Ok(Reply {
+                    body: ReplyBody::Leased(jobs),
+                    ..
+                }) = &result
+                {
+                    self.give_back(now, jobs.iter().map(LeasedJob::token).collect());
+                }
+            }
+            Origin::Caller | Origin::GiveBack | Origin::Bye => {}
+        }
+        self.end(id, result);
+        if let Some(group) = group {
+            let state = self.groups.entry(group).or_default();
+            let unclaimed = state.take_unclaimed();
+            self.give_back(now, unclaimed);
+        }
+        if !self.waiting.is_empty() {
+            self.dispatch_waiting(now);
+        }
+        self.check_closed();
+    }
+
+    /// Keeps account of what this client holds.
+    pub(super) fn note_grants(&mut self, now: Monotonic, id: CallId, body: &ReplyBody) {
+        let Some((group, command)) = self.requests.get(&id).and_then(Pending::command) else {
+            return;
+        };
+        let state = self.groups.entry(group).or_default();
+        if command
+            .session
+            .is_none_or(|call| state.id() != Some(call.id))
+        {
+            return;
+        }
+        let outcomes = match body {
+            ReplyBody::Leased(jobs) => {
+                for job in jobs {
+                    state.granted(job.token(), now, job.lease_ms);
+                }
+                return;
+            }
+            ReplyBody::Outcome(Outcome::Items(outcomes)) => outcomes,
+            _ => return,
+        };
+        match &command.op {
+            Op::Ack { items } => items.iter().for_each(|item| state.ended(item.token)),
+            Op::Nack { items } => items.iter().for_each(|item| state.ended(item.token)),
+            Op::Release { items } => items.iter().for_each(|token| state.ended(*token)),
+            Op::Bury { items } => items.iter().for_each(|(token, _)| state.ended(*token)),
+            Op::Extend { items } => {
+                for ((token, lease_ms), outcome) in items.iter().zip(outcomes) {
+                    match outcome {
+                        ItemOutcome::Done => state.extended(*token, now, *lease_ms),
+                        ItemOutcome::Rejected(_) => state.ended(*token),
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn session_opened(
+        &mut self,
+        now: Monotonic,
+        group: GroupId,
+        result: &Result<Reply, Error>,
+    ) {
+        let state = self.groups.entry(group).or_default();
+        let error = match result {
+            Ok(Reply {
+                body: ReplyBody::Outcome(Outcome::SessionOpened { session, epoch }),
+                ..
+            }) => {
+                state.state = SessionState::Open(*session);
+                state.epoch = *epoch;
+                return;
+            }
+            Ok(Reply {
+                body: ReplyBody::Outcome(Outcome::Rejected(rejection)),
+                ..
+            }) => Error::rejected(*rejection),
+            Ok(_) => Error::new(Code::BadFrame, "a strange answer to OpenSession"),
+            Err(error) => error.clone(),
+        };
+        state.state = SessionState::None;
+        let for_session = |(id, pending): (&CallId, &Pending)| {
+            let here = pending.command().is_some_and(|(at, _)| at == group);
+            let stranded = pending.sent_on.is_none() && !pending.is_numbered();
+            let internal = matches!(pending.origin, Origin::OpenSession(_) | Origin::Attach(_));
+            (here && stranded && !internal).then_some(*id)
+        };
+        let stranded: Vec<CallId> = self.requests.iter().filter_map(for_session).collect();
+        for id in stranded {
+            self.finish(now, id, Err(error.clone()));
+        }
+    }
+
+    pub(super) fn attached(&mut self, group: GroupId, result: &Result<Reply, Error>) {
+        let state = self.groups.entry(group).or_default();
+        match result {
+            Ok(Reply {
+                body: ReplyBody::Outcome(Outcome::Attached { epoch, tokens }),
+                ..
+            }) => state.attached(*epoch, tokens.clone()),
+            _ => state.attaching = false,
+        }
+    }
+
+    pub(super) fn heartbeat_taken(&mut self, now: Monotonic, result: &Result<Reply, Error>) {
+        let Ok(Reply {
+            body: ReplyBody::HeartbeatTaken { unknown },
+            ..
+        }) = result
+        else {
+            return;
+        };
+        for (group, session) in unknown {
+            let ours = self.groups.get(group).and_then(GroupSession::id);
+            if ours == Some(*session) {
+                self.attach(now, *group);
+            }
+        }
+    }
+
+    /// Takes a request out and settles its number.
+    pub(super) fn forget(&mut self, id: CallId) -> Option<Pending> {
+        let pending = self.requests.remove(&id)?;
+        self.waiting.remove(&id);
+        if let Some((group, command)) = pending.command()
+            && let Some(call) = command.session
+        {
+            let state = self.groups.entry(group).or_default();
+            if state.id() == Some(call.id) {
+                state.settle(call.window, call.seq);
+            }
+        }
+        Some(pending)
+    }
+
+    /// Takes a request out and tells its caller.
+    pub(super) fn end(&mut self, id: CallId, result: Result<Reply, Error>) {
+        if let Some(pending) = self.forget(id)
+            && pending.origin == Origin::Caller
+        {
+            self.effects.push(Effect::Done { id, result });
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! A request that has not ended.
+
+use super::Route;
+use crate::base::ids::GroupId;
+use crate::base::units::Monotonic;
+use crate::client::error::Error;
+use crate::client::links::ConnNo;
+use crate::wire::message::{Request, RequestBody};
+use crate::wire::{Command, Op};
+
+/// Who asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    Caller,
+    /// A caller that went away; the answer of a lease is given back.
+    Nobody,
+    OpenSession(GroupId),
+    Attach(GroupId),
+    GiveBack,
+    Heartbeat,
+    Bye,
+}
+
+#[derive(Debug)]
+pub(super) struct Pending {
+    pub(super) request: Request,
+    pub(super) route: Route,
+    pub(super) origin: Origin,
+    /// Where it was sent and its answer is awaited.
+    pub(super) sent_on: Option<ConnNo>,
+    /// Not to be sent again before this.
+    pub(super) not_before: Monotonic,
+    pub(super) deadline: Monotonic,
+    /// Leases: until when to wait for the first job.
+    pub(super) poll_until: Monotonic,
+    /// A send of it went without an answer: it may have taken effect.
+    pub(super) unanswered: bool,
+    /// Sends that were refused.
+    pub(super) refusals: u32,
+    pub(super) last_error: Option<Error>,
+}
+
+impl Pending {
+    pub(super) fn command(&self) -> Option<(GroupId, &Command)> {
+        match &self.request.body {
+            RequestBody::Command { group, command, .. } => Some((*group, command)),
+            _ => None,
+        }
+    }
+
+    pub(super) fn command_mut(&mut self) -> Option<&mut Command> {
+        match &mut self.request.body {
+            RequestBody::Command { command, .. } => Some(command),
+            _ => None,
+        }
+    }
+
+    pub(super) fn is_lease(&self) -> bool {
+        matches!(
+            self.command(),
+            Some((
+                _,
+                Command {
+                    op: Op::Lease { .. },
+                    ..
+                }
+            ))
+        )
+    }
+
+    /// Whether doing it twice is worse than doing it once. A lease is not: what it grants and
+    /// nobody hears of goes back by itself.
+    pub(super) fn is_mutating(&self) -> bool {
+        self.command().is_some() && !self.is_lease()
+    }
+
+    pub(super) fn is_numbered(&self) -> bool {
+        self.command()
+            .is_some_and(|(_, command)| command.session.is_some())
+    }
+
+    /// Whether it may be sent again although an earlier send may have taken effect.
+    pub(super) fn is_repeatable(&self) -> bool {
+        let harmless = matches!(self.origin, Origin::OpenSession(_) | Origin::Attach(_));
+        harmless || self.is_numbered() || !self.is_mutating()
+    }
+}

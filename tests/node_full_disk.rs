@@ -1,0 +1,215 @@
+//! A full disk refuses new jobs by name, still takes leases, acks and returns, loses nothing, and
+//! when there is room again, everything goes on by itself.
+#![cfg(all(feature = "server", target_os = "linux"))]
+
+mod node_support;
+
+use node_support::client::Client;
+use node_support::{DEADLINE, Node, folder, skip};
+use rrq::base::code::Code;
+use rrq::base::ids::{JobId, Partition, Token};
+use rrq::wire::message::{ReplyBody, RequestBody};
+use rrq::wire::{AckItem, Command, Enqueued, NewJob, Op, Outcome, QueueInfo, QueueSettings};
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// A small file system in memory, gone with the test.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn mount(path: PathBuf, size: &str) -> Option<Self> {
+        fs::create_dir_all(&path).expect("a folder");
+        let options = format!("size={size}");
+        let mut command = std::process::Command::new("mount");
+        command
+            .args(["-t", "tmpfs", "-o", &options, "tmpfs"])
+            .arg(&path);
+        let mounted = command.output().is_ok_and(|output| output.status.success());
+        mounted.then_some(Self(path))
+    }
+
+    /// Fills it, but for some bytes.
+    fn fill(&self) -> PathBuf {
+        let path = self.0.join("filler");
+        let mut file = File::create(&path).expect("a file");
+        let block = vec![0; 64 << 10];
+        while file.write_all(&block).is_ok() {}
+        path
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let unmounted = std::process::Command::new("umount")
+            .arg("-l")
+            .arg(&self.0)
+            .status();
+        assert!(
+            unmounted.is_ok_and(|status| status.success()),
+            "the disk is in use"
+        );
+    }
+}
+
+struct Worker {
+    client: Client,
+    queue: QueueInfo,
+}
+
+impl Worker {
+    fn new(node: &Node) -> Self {
+        let (mut client, hello) = Client::greeted(node.clients());
+        let op = Op::CreateQueue {
+            name: "full".to_owned(),
+            settings: QueueSettings::default(),
+            must_be_new: false,
+        };
+        let body = RequestBody::Command {
+            group: rrq::shard::placement::home_group("full", hello.groups),
+            command: Command { session: None, op },
+            wait_ms: 0,
+        };
+        match client.ask(body) {
+            ReplyBody::Outcome(Outcome::Queue(queue)) => Self { client, queue },
+            other => panic!("not a queue: {other:?}"),
+        }
+    }
+
+    fn ask(&mut self, op: Op) -> ReplyBody {
+        self.client.ask(RequestBody::Command {
+            group: self.queue.uid.home(),
+            command: Command { session: None, op },
+            wait_ms: 0,
+        })
+    }
+
+    fn enqueue(&mut self, jobs: usize) -> Result<Vec<JobId>, Code> {
+        let job = NewJob {
+            payload: vec![7; 100].into(),
+            ..NewJob::default()
+        };
+        let (queue, partition) = (self.queue.uid, Partition(0));
+        match self.ask(Op::Enqueue {
+            queue,
+            partition,
+            items: vec![job; jobs],
+        }) {
+            ReplyBody::Outcome(Outcome::Enqueued(jobs)) => Ok(jobs
+                .into_iter()
+                .map(|job| match job {
+                    Enqueued::New(id) => id,
+                    other => panic!("not new: {other:?}"),
+                })
+                .collect()),
+            ReplyBody::Error(error) => Err(error.code),
+            other => panic!("no answer to an enqueue: {other:?}"),
+        }
+    }
+
+    fn lease(&mut self, max: u32) -> Vec<Token> {
+        let (queue, partition) = (self.queue.uid, Partition(0));
+        match self.ask(Op::Lease {
+            queue,
+            partition,
+            max,
+            lease_ms: 600_000,
+            epoch: 0,
+        }) {
+            ReplyBody::Leased(jobs) => jobs
+                .into_iter()
+                .map(|leased| Token {
+                    job: leased.job.id,
+                    lease_gen: leased.lease_gen,
+                })
+                .collect(),
+            other => panic!("not leased: {other:?}"),
+        }
+    }
+
+    fn done(&mut self, op: Op) {
+        match self.ask(op) {
+            ReplyBody::Outcome(Outcome::Items(_)) => {}
+            other => panic!("not done: {other:?}"),
+        }
+    }
+}
+
+fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(found) = found() {
+            return found;
+        }
+        assert!(begun.elapsed() < DEADLINE, "waited in vain for {what}");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn a_full_disk_stops_new_jobs_only_and_everything_goes_on_when_there_is_room() {
+    let Some(disk) = Disk::mount(folder("full-disk"), "400m") else {
+        return skip("root, to mount a small file system");
+    };
+    let data = disk.0.join("data");
+    let node = Node::start(&data, &["--dev"]);
+    let mut worker = Worker::new(&node);
+    let mut jobs: BTreeSet<JobId> = worker
+        .enqueue(1000)
+        .expect("there is room")
+        .into_iter()
+        .collect();
+
+    let filler = disk.fill();
+    let refusal = until("a refusal", || match worker.enqueue(1) {
+        Ok(added) => {
+            jobs.extend(added);
+            None
+        }
+        Err(code) => Some(code),
+    });
+    assert_eq!(refusal, Code::DiskFull);
+
+    // Enough log for several segments: the spares, what checkpoints give back, the ballast.
+    for _ in 0..600 {
+        let items = worker.lease(1000);
+        assert!(!items.is_empty(), "jobs are handed out on a full disk");
+        worker.done(Op::Release { items });
+    }
+    let some = worker.lease(100);
+    assert_eq!(some.len(), 100);
+    for token in &some {
+        assert!(jobs.remove(&token.job), "a job that was enqueued");
+    }
+    let acks = some.into_iter().map(|token| AckItem {
+        token,
+        result: None,
+    });
+    worker.done(Op::Ack {
+        items: acks.collect(),
+    });
+    assert_eq!(worker.enqueue(1), Err(Code::DiskFull));
+
+    fs::remove_file(filler).expect("the filler can go");
+    let added = until("room again", || worker.enqueue(1).ok());
+    jobs.extend(added);
+    drop(node);
+    check(&data, &jobs);
+}
+
+/// After a kill and a restart, exactly these jobs are there.
+fn check(data: &Path, jobs: &BTreeSet<JobId>) {
+    let node = Node::start(data, &["--dev"]);
+    let mut worker = Worker::new(&node);
+    let mut found = BTreeSet::new();
+    loop {
+        let tokens = worker.lease(1000);
+        if tokens.is_empty() {
+            break;
+        }
+        found.extend(tokens.into_iter().map(|token| token.job));
+    }
+    assert_eq!(&found, jobs);
+}
