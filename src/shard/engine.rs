@@ -555,6 +555,10 @@ impl ShardEngine {
                 let stamp = self.stamp(slot);
                 self.reply(to, request, Some(stamp), ReplyBody::Outcome(outcome));
             }
+            Some(Waiter::Queue { to, request }) => match outcome {
+                Outcome::Queue(info) => self.reply_queue(slot, to, request, info.uid),
+                other => self.reply(to, request, None, ReplyBody::Outcome(other)),
+            },
             Some(Waiter::Lease { poll, place }) => {
                 self.groups[slot].polls.unclaim(place, poll.max);
                 self.on_leased(slot, poll, outcome);
@@ -646,7 +650,7 @@ impl ShardEngine {
         let polls = group.polls.take_all();
         for (_, waiter) in waiters {
             let (to, request) = match waiter {
-                Waiter::Client { to, request } => (to, request),
+                Waiter::Client { to, request } | Waiter::Queue { to, request } => (to, request),
                 Waiter::Lease { poll, .. } => (poll.to, poll.request),
                 Waiter::Advance | Waiter::WallOffset => continue,
             };

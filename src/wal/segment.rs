@@ -37,8 +37,10 @@
 use crate::base::ids::{ClusterId, DiskId, GroupId, Incarnation, LogIndex, ShardId};
 use crate::base::prng::mix;
 use crate::base::units::Lsn;
-use crate::wal::batch::POSITION_END;
-use crate::wal::codec::{Fields, RecordError};
+use crate::wal::batch::{BatchHeader, POSITION_END};
+use crate::wal::codec::{Fields, RecordError, Records};
+use crate::wal::record::Record;
+use bytes::Bytes;
 
 /// The format that this binary writes, and the newest that it reads.
 pub const FORMAT: u16 = 1;
@@ -98,6 +100,17 @@ pub struct SegmentHead {
 }
 
 impl SegmentHead {
+    /// The head at the start of a segment's bytes, which may be cut off behind it; `None` if there is
+    /// no intact one.
+    #[must_use]
+    pub fn read(bytes: &Bytes) -> Option<Self> {
+        let (_, payload) = BatchHeader::read(bytes, 0).ok()?;
+        match Records::new(payload).next()? {
+            Ok(Record::SegmentHead(head)) => Some(head),
+            _ => None,
+        }
+    }
+
     pub(super) fn body_bytes(&self) -> usize {
         HEAD_BYTES + self.echoes.len() * ECHO_BYTES
     }
