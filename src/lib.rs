@@ -49,7 +49,7 @@ compile_error!(
      --no-default-features --features client"
 );
 
-#[cfg(feature = "cli")]
+#[cfg(all(feature = "cli", feature = "server", target_os = "linux"))]
 pub mod cli;
 #[cfg(feature = "client")]
 pub mod client;

@@ -6,10 +6,13 @@ mod node_support;
 use bytes::BytesMut;
 use node_support::client::Client;
 use node_support::{Node, folder};
+use rrq::base::code::Code;
 use rrq::base::ids::{JobId, Partition};
 use rrq::wire::client::encode_request;
 use rrq::wire::message::{ReplyBody, Request, RequestBody};
 use rrq::wire::{Command, Enqueued, NewJob, Op, Outcome, QueueInfo, QueueSettings};
+use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 const ROUNDS: usize = 10;
@@ -66,8 +69,10 @@ fn load(mut client: Client, queue: &QueueInfo, acked: &mut Vec<JobId>) {
         let Some(reply) = client.try_reply() else {
             return;
         };
-        let ReplyBody::Outcome(Outcome::Enqueued(jobs)) = reply.body else {
-            panic!("not enqueued: {reply:?}")
+        let jobs = match reply.body {
+            ReplyBody::Outcome(Outcome::Enqueued(jobs)) => jobs,
+            ReplyBody::Error(error) if error.code == Code::Stopping => return,
+            other => panic!("not enqueued: {other:?}"),
         };
         acked.extend(jobs.into_iter().map(|job| match job {
             Enqueued::New(id) => id,
@@ -107,5 +112,90 @@ fn what_was_acknowledged_is_there_after_every_kill() {
             node.signal("-KILL");
             loading.join().expect("it ends with the connection");
         });
+    }
+}
+
+/// What became of jobs that were acknowledged: how many are there, how many are in a group that
+/// stopped for damage. Anything else is a loss.
+fn account(node: &Node, acked: &[JobId]) -> (usize, usize) {
+    let (mut client, _) = Client::greeted(node.clients());
+    let (mut there, mut halted) = (0, 0);
+    for job in acked {
+        match client.ask(RequestBody::GetJob { job: *job }) {
+            ReplyBody::Job(_) => there += 1,
+            ReplyBody::Error(error) if error.code == Code::GroupHalted => halted += 1,
+            other => panic!("job {job} was acknowledged and is lost: {other:?}"),
+        }
+    }
+    (there, halted)
+}
+
+/// A node that was loaded for a moment and then ended by a signal.
+fn loaded(data: &Path, signal: &str, acked: &mut Vec<JobId>) -> Duration {
+    let mut node = Node::start(data, &[]);
+    let (mut client, hello) = Client::greeted(node.clients());
+    let queue = queue(&mut client, hello.groups);
+    std::thread::scope(|scope| {
+        let loading = scope.spawn(|| load(client, &queue, acked));
+        std::thread::sleep(Duration::from_millis(200));
+        let begun = Instant::now();
+        node.signal(signal);
+        let status = node.wait();
+        assert_eq!(status.success(), signal == "-TERM", "{status}");
+        loading.join().expect("it ends with the connection");
+        begun.elapsed()
+    })
+}
+
+#[test]
+fn a_stop_under_load_ends_in_time_and_loses_nothing() {
+    let data = folder("stop");
+    let mut acked = Vec::new();
+    let took = loaded(&data, "-TERM", &mut acked);
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    let node = Node::start(&data, &[]);
+    assert_eq!(account(&node, &acked), (acked.len(), 0));
+}
+
+#[test]
+fn damage_is_told_and_never_passed_over() {
+    let data = folder("damage");
+    let mut acked = Vec::new();
+    loaded(&data, "-KILL", &mut acked);
+    let folder = data.join("shard-0000/wal-0001");
+    let first = folder.join("0000000000000001.seg");
+    let whole = fs::read(&first).expect("a segment");
+    let used = whole
+        .chunks(4096)
+        .rposition(|block| block.iter().any(|byte| *byte != 0));
+    let used = used.expect("it was written") * 4096;
+    let flipped = |at: usize| {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 0x10;
+        bytes
+    };
+    let cases = [
+        ("the head", flipped(100)),
+        ("early", flipped(used / 3)),
+        ("late", flipped(used * 2 / 3)),
+        ("cut short", whole[..used / 2].to_vec()),
+    ];
+    for (what, bytes) in cases {
+        fs::write(&first, bytes).expect("it can be written");
+        let mut node = Node::start(&data, &[]);
+        let (there, halted) = account(&node, &acked);
+        println!("{what}: {there} there, {halted} in a group that stopped");
+        assert_eq!(there + halted, acked.len(), "{what}");
+        node.signal("-KILL");
+        node.wait();
+        let said = node.errors();
+        assert!(
+            said.contains("ERROR"),
+            "{what} is told to the operator: {said}"
+        );
+        assert!(
+            !said.contains("panicked") && !said.contains("RRQ-9999"),
+            "{what}: {said}"
+        );
     }
 }

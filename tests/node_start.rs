@@ -354,6 +354,28 @@ fn a_directory_that_cannot_be_written_is_named() {
 }
 
 #[test]
+fn too_little_locked_memory_is_named() {
+    let data = folder("memlock");
+    let mut command = Command::new("prlimit");
+    command.args([
+        "--memlock=65536:65536",
+        env!("CARGO_BIN_EXE_rrq-node"),
+        "--data-dir",
+    ]);
+    let Ok(output) = command.arg(&data).output() else {
+        return skip("prlimit");
+    };
+    let text = String::from_utf8(output.stderr).expect("text");
+    node_support::assert_is_report(&text);
+    assert_eq!(output.status.code(), Some(3), "{text}");
+    assert!(
+        text.contains("error[RRQ-1002]") && text.contains("ulimit -l"),
+        "{text}"
+    );
+    assert!(!data.exists(), "a refused start makes nothing");
+}
+
+#[test]
 fn a_second_signal_ends_at_once() {
     let data = folder("second-signal");
     let mut node = Node::start(&data, &[]);

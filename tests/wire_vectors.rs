@@ -223,6 +223,7 @@ fn vectors() -> Vec<(&'static str, Value)> {
                 id: 7,
                 body: RequestBody::GetQueue {
                     name: "emails".into(),
+                    create: false,
                 },
             }),
         ),

@@ -1,3 +1,7 @@
-//! rrqctl
+//! `rrqctl`: rrq's command line.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    rrq::cli::main_with_args(std::env::args_os())
+}

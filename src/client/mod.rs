@@ -208,10 +208,7 @@ impl Client {
     ///
     /// # Errors
     /// What a call can end with, as [`Code::GroupHalted`].
-    pub async fn queues_of(
-        &self,
-        group: GroupId,
-    ) -> Result<Vec<(QueueInfo, QueueStats)>, Error> {
+    pub async fn queues_of(&self, group: GroupId) -> Result<Vec<(QueueInfo, QueueStats)>, Error> {
         let body = RequestBody::ListQueues { group };
         match self.call(Route::Group(group), body).await?.body {
             ReplyBody::Queues(queues) => Ok(queues),

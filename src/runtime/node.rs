@@ -12,6 +12,7 @@
 
 use crate::base::code::Code;
 use crate::base::ids::ShardId;
+use crate::base::limits::SEGMENT_BYTES;
 use crate::base::report::Report;
 use crate::runtime::config::{self, NoConfig, NodeConfig};
 use crate::runtime::data_dir::DataDir;
@@ -233,6 +234,7 @@ impl Node {
                 auto_create: config.auto_create,
                 queue_defaults: config.queue_defaults,
                 checkpoint_log_bytes: config.checkpoint_log_bytes,
+                segment_bytes: SEGMENT_BYTES,
             },
             hello: ServerHello {
                 protocol: crate::wire::client::PROTOCOL_VERSION,

@@ -13,9 +13,8 @@ use crate::runtime::snapshot_files::{find_files, manifests, read_manifest};
 use crate::shard::effect::CheckpointFile;
 use crate::snapshot::layout::Owner;
 use crate::snapshot::manifest::Manifest;
-use crate::wal::batch::read_batch;
-use crate::wal::record::{Record, SegmentHead};
 use crate::wal::recovery::{Recovered, Recovery, RecoveryError};
+use crate::wal::segment::SegmentHead;
 use crate::wal::writer::LogIdentity;
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -105,10 +104,10 @@ fn plan(segments: &[(u64, PathBuf)]) -> Result<Vec<Part<'_>>, Report> {
         let head = read_head(path).map_err(|error| unusable(path, "read", &error))?;
         let head = head.filter(|head| head.number == *number);
         if let (Some(part), Some(before), Some(head)) = (parts.last_mut(), &before, &head)
-            && head.previous.segment == part.number
-            && head.previous.lsn > before.first_lsn
+            && let Some(end) = head.previous.filter(|end| end.segment == part.number)
+            && end.end_lsn > before.base_lsn
         {
-            part.used = usize::try_from(head.previous.lsn.0 - before.first_lsn.0).ok();
+            part.used = usize::try_from(end.end_lsn.0 - before.base_lsn.0).ok();
         }
         parts.push(Part {
             number: *number,
@@ -126,14 +125,7 @@ fn read_head(path: &Path) -> io::Result<Option<SegmentHead>> {
     File::open(path)?
         .take(HEAD_BYTES as u64)
         .read_to_end(&mut bytes)?;
-    let Some(batch) = read_batch(&bytes.into(), 0) else {
-        return Ok(None);
-    };
-    let mut records = batch.records;
-    Ok(match Record::decode(&mut records) {
-        Ok(Record::SegmentHead(head)) => Some(head),
-        _ => None,
-    })
+    Ok(SegmentHead::read(&bytes.into()))
 }
 
 impl Part<'_> {
@@ -189,7 +181,10 @@ fn refused(folder: &Path, error: &RecoveryError) -> Report {
             Report::error(Code::WrongIdentity, what)
                 .fix("put the files back where they were, or restore the directory from a backup")
         }
-        RecoveryError::TooNew { .. } | RecoveryError::NewerRecord { .. } => {
+        RecoveryError::TooNew { .. }
+        | RecoveryError::MachineVersion { .. }
+        | RecoveryError::Batch { .. }
+        | RecoveryError::Record { .. } => {
             let what = format!("the log in {shown} was written by a newer version of rrq");
             Report::error(Code::FormatTooNew, what).fix("run the newer version")
         }

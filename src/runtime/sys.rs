@@ -194,3 +194,14 @@ pub fn exit_now(status: u8) -> ! {
     // SAFETY: takes no pointer and does not return.
     unsafe { libc::_exit(libc::c_int::from(status)) }
 }
+
+/// Kills a process group: the command that a worker runs, with all that it has started.
+pub fn kill_group(leader: u32) {
+    // 0 and 1 would mean our own group and every process.
+    if let Ok(leader) = libc::pid_t::try_from(leader)
+        && leader > 1
+    {
+        // SAFETY: takes no pointer. A group that is gone already is an error that changes nothing.
+        unsafe { libc::kill(-leader, libc::SIGKILL) };
+    }
+}

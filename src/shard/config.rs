@@ -30,4 +30,7 @@ pub struct ShardConfig {
     /// A checkpoint round is cut each so many bytes of log, or twice the last round's pages if
     /// that is more.
     pub checkpoint_log_bytes: u64,
+    /// The size of a log segment, in bytes:
+    /// [`SEGMENT_BYTES`](crate::base::limits::SEGMENT_BYTES), or less in a simulation.
+    pub segment_bytes: usize,
 }

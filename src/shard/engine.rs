@@ -115,15 +115,22 @@ impl ShardEngine {
             groups: mut logs,
             torn,
             damage,
+            segments,
             bytes,
-            ..
         } = recovered;
-        let mut wal = LogWriter::new(config.identity, start, config.seed);
+        let mut wal = LogWriter::with_segment_bytes(
+            config.identity,
+            start,
+            config.seed,
+            config.segment_bytes,
+        );
         let owner = Owner {
             cluster: config.identity.cluster,
             disk: config.identity.disk,
         };
-        let log = (wal.end_lsn(), bytes);
+        // Each start takes a segment of its own, so that a few quick ones call for a round too.
+        let held = (segments.len().saturating_sub(1) * config.segment_bytes) as u64;
+        let log = (wal.end_lsn(), bytes.max(held));
         let checkpoints = Checkpointer::new(
             owner,
             config.shard,
@@ -550,6 +557,10 @@ impl ShardEngine {
                 let stamp = self.stamp(slot);
                 self.reply(to, request, Some(stamp), ReplyBody::Outcome(outcome));
             }
+            Some(Waiter::Queue { to, request }) => match outcome {
+                Outcome::Queue(info) => self.reply_queue(slot, to, request, info.uid),
+                other => self.reply(to, request, None, ReplyBody::Outcome(other)),
+            },
             Some(Waiter::Lease { poll, place }) => {
                 self.groups[slot].polls.unclaim(place, poll.max);
                 self.on_leased(slot, poll, outcome);
@@ -641,7 +652,7 @@ impl ShardEngine {
         let polls = group.polls.take_all();
         for (_, waiter) in waiters {
             let (to, request) = match waiter {
-                Waiter::Client { to, request } => (to, request),
+                Waiter::Client { to, request } | Waiter::Queue { to, request } => (to, request),
                 Waiter::Lease { poll, .. } => (poll.to, poll.request),
                 Waiter::Advance | Waiter::WallOffset => continue,
             };
@@ -687,6 +698,7 @@ impl ShardEngine {
             files,
             ..
         } = state;
+        self.checkpoints.note_pages(&loaded.pages);
         let group = &mut self.groups[slot];
         let mut pages = Vec::with_capacity(loaded.pages.len());
         for (name, bytes) in loaded.pages {
@@ -834,28 +846,34 @@ impl ShardEngine {
         }
     }
 
+    /// Goes as far towards the end as nothing has to be waited for.
     fn step_stop(&mut self) {
-        let quiet = !self.wal.has_pending()
-            && self.wal.in_flight() == 0
-            && self.groups.iter().all(Group::is_quiet);
-        match self.stop {
-            Stop::Draining if quiet && self.checkpoints.is_idle() => {
-                self.stop = Stop::Cutting;
-                if !self.disk_full {
-                    self.start_round(|group| group.raft.log().applied() > group.bases[0].index);
-                }
+        loop {
+            let quiet = !self.wal.has_pending()
+                && self.wal.in_flight() == 0
+                && self.checkpoints.is_idle()
+                && !self.checkpoints.manifest_under_way()
+                && self.groups.iter().all(Group::is_quiet);
+            if !quiet {
+                return;
             }
-            Stop::Cutting if quiet && self.checkpoints.is_idle() => {
-                if !self.checkpoints.manifest_under_way() {
-                    self.stop = Stop::Closing;
+            self.stop = match self.stop {
+                Stop::Draining => {
+                    if !self.disk_full {
+                        self.start_round(|group| group.raft.log().applied() > group.bases[0].index);
+                    }
+                    Stop::Cutting
+                }
+                Stop::Cutting => {
                     self.write_manifest();
+                    Stop::Closing
                 }
-            }
-            Stop::Closing if !self.checkpoints.manifest_under_way() => {
-                self.stop = Stop::Done;
-                self.effects.push(Effect::Stopped);
-            }
-            Stop::No | Stop::Draining | Stop::Cutting | Stop::Closing | Stop::Done => {}
+                Stop::Closing => {
+                    self.effects.push(Effect::Stopped);
+                    Stop::Done
+                }
+                Stop::No | Stop::Done => return,
+            };
         }
     }
 }

@@ -36,6 +36,13 @@ pub(super) enum Waiter {
         /// Which request.
         request: u64,
     },
+    /// A client, for the queue that the entry makes.
+    Queue {
+        /// Who.
+        to: Origin,
+        /// Which request.
+        request: u64,
+    },
     /// A lease; if it wins nothing it goes on waiting until its deadline.
     Lease {
         /// The poll that it is.

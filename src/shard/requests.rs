@@ -13,7 +13,7 @@ use super::placement::{home_group, shard_of};
 use super::polls::Poll;
 use crate::base::code::Code;
 use crate::base::entry::EntryKind;
-use crate::base::ids::{GroupId, SessionId};
+use crate::base::ids::{GroupId, QueueUid, SessionId};
 use crate::base::limits::{
     POLL_WAIT_MS_MAX, POLLS_WAITING_MAX, SESSION_POLL_WINDOW, SESSION_WINDOW,
 };
@@ -174,13 +174,7 @@ impl ShardEngine {
         create: bool,
     ) -> Result<(), Refusal> {
         if let Some(info) = self.groups[slot].queue.queue_by_name(name) {
-            let stamp = self.stamp(slot);
-            self.reply(
-                from,
-                request,
-                Some(stamp),
-                ReplyBody::Outcome(Outcome::Queue(info)),
-            );
+            self.reply_queue(slot, from, request, info.uid);
             return Ok(());
         }
         if !create || !self.config.auto_create {
@@ -193,7 +187,23 @@ impl ShardEngine {
             settings,
             must_be_new: false,
         };
-        self.on_command(from, slot, request, Command { session: None, op }, 0)
+        if self.stopping() {
+            return Err(Refusal::new(
+                Code::Stopping,
+                "the node is stopping and takes nothing new",
+            ));
+        }
+        self.admit(&op)?;
+        let waiter = Waiter::Queue { to: from, request };
+        self.propose_command(slot, &Command { session: None, op }, Some(waiter))
+    }
+
+    /// Answers with a queue and its counters.
+    pub(super) fn reply_queue(&mut self, slot: usize, to: Origin, request: u64, uid: QueueUid) {
+        let mut queues = self.groups[slot].queue.queues();
+        queues.retain(|(info, _)| info.uid == uid);
+        let stamp = self.stamp(slot);
+        self.reply(to, request, Some(stamp), ReplyBody::Queues(queues));
     }
 
     fn on_command(

@@ -146,6 +146,7 @@ impl SimClient {
                 }
                 code => panic!("{code}: {}", error.message),
             },
+            ReplyBody::Queues(queues) => self.queue = Some(queues[0].0.uid),
             ReplyBody::Leased(jobs) => self.on_leased(&request, jobs, ledger),
             ReplyBody::Outcome(outcome) => self.on_outcome(&request, outcome, ledger),
             ReplyBody::HeartbeatTaken { unknown } => {
@@ -174,7 +175,6 @@ impl SimClient {
                     self.send(body, Purpose::Attach, None);
                 }
             }
-            (Purpose::Queue, Outcome::Queue(info)) => self.queue = Some(info.uid),
             (Purpose::Session, Outcome::SessionOpened { session, epoch }) => {
                 self.session = Some(Session {
                     id: session,

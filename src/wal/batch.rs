@@ -1,217 +1,272 @@
-//! The bytes of a batch: the unit of log I/O.
+//! Batches: the unit in which the log is written.
 //!
-//! A batch starts and ends on a block of 4 KiB and is never rewritten, so that a torn write cannot
-//! hurt what was acknowledged before it. All numbers are little-endian.
+//! A batch starts and ends on a block of 4 KiB and is never rewritten, so a torn write cannot hurt
+//! what was acknowledged. It says where it must stand and what was durable when it was sealed.
 //!
-//! | at | bytes | field | why |
+//! # Layout of the header, 64 bytes, little-endian
+//!
+//! | offset | size | field | why it is there |
 //! | --- | --- | --- | --- |
 //! | 0 | 4 | magic `rrqB` | |
-//! | 4 | 1 | format, 1 | |
+//! | 4 | 1 | version, 1 | older binaries refuse a newer batch by name |
 //! | 5 | 1 | flags: 1 beacon, 2 segment head, 4 footer | |
-//! | 6 | 2 | length of this head, 64 | |
-//! | 8 | 8 | LSN of the batch | must fit its place: finds misdirected and stale blocks |
-//! | 16 | 8 | epoch of the segment | recycled bytes never match |
-//! | 24 | 8 | number of the batch | contiguous |
-//! | 32 | 8 | durable LSN | all before it was durable when this batch was submitted |
+//! | 6 | 2 | length of the header, 64 | |
+//! | 8 | 8 | LSN | must be the position implied by the segment: misdirected writes |
+//! | 16 | 8 | epoch of the segment | what a recycled file still holds never matches |
+//! | 24 | 8 | batch number, dense | |
+//! | 32 | 8 | durable LSN | all below was durable when this was sealed: the proof |
 //! | 40 | 4 | length of the records | |
 //! | 44 | 4 | number of records | |
-//! | 48 | 4 | checksum of the batch before | a chain: finds lost writes |
-//! | 52 | 4 | checksum of the records and their padding | |
-//! | 56 | 4 | key, 0 = clear | for encryption at rest |
-//! | 60 | 4 | checksum of this head, without itself | |
+//! | 48 | 4 | CRC of the batch before | a chain: finds a lost write in the middle |
+//! | 52 | 4 | CRC-32C of records and padding up to the end of the last block | |
+//! | 56 | 4 | key id, 0 = clear | |
+//! | 60 | 4 | CRC-32C of bytes 0..60 | the batch's own CRC in the chain: it covers the other |
 //!
-//! To change it: raise the format, and keep reading the old one.
+//! # To change this format
+//!
+//! Raise [`VERSION`], and keep magic, version and the last CRC in place.
 
 use crate::base::checksum::crc32c;
 use crate::base::limits::BLOCK_BYTES;
 use crate::base::units::Lsn;
-use crate::wal::record::Record;
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 
-/// The head of a batch.
-pub const BATCH_HEAD_BYTES: usize = 64;
+/// Bytes of a batch's header.
+pub const BATCH_HEADER_BYTES: usize = 64;
+/// The version that this binary writes, and the newest that it reads.
+pub const VERSION: u8 = 1;
+/// A batch without records, written to carry a durable LSN.
+pub const BEACON: u8 = 1;
+/// The first batch of a segment.
+pub const SEG_HEAD: u8 = 2;
+/// The last batch of a segment.
+pub const FOOTER: u8 = 4;
+
+/// Positions, batch numbers, indexes and terms lie below this, so that sums of them stay in range.
+pub(super) const POSITION_END: u64 = 1 << 62;
+
 const MAGIC: u32 = u32::from_le_bytes(*b"rrqB");
-const FORMAT: u8 = 1;
-const CRC_AT: usize = BATCH_HEAD_BYTES - 4;
 
-const _: () = assert!(BATCH_HEAD_BYTES < BLOCK_BYTES);
-
-/// What a batch is besides its records.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BatchKind {
-    /// Records of groups.
-    Data,
-    /// No records: it only tells how far the log is durable.
-    Beacon,
-    /// The first of a segment.
-    SegmentHead,
-    /// The last of a segment.
-    Footer,
-}
-
-impl BatchKind {
-    fn flags(self) -> u8 {
-        match self {
-            Self::Data => 0,
-            Self::Beacon => 1,
-            Self::SegmentHead => 2,
-            Self::Footer => 4,
-        }
-    }
-
-    fn from_flags(flags: u8) -> Option<Self> {
-        [Self::Data, Self::Beacon, Self::SegmentHead, Self::Footer]
-            .into_iter()
-            .find(|kind| kind.flags() == flags)
-    }
-}
-
-/// The head of a batch, read or to be written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BatchHead {
-    /// What it is.
-    pub kind: BatchKind,
-    /// Where in the log it stands.
+/// The header of a batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BatchHeader {
+    /// [`BEACON`], [`SEG_HEAD`] or [`FOOTER`], or 0.
+    pub flags: u8,
+    /// Its position.
     pub lsn: Lsn,
     /// The epoch of its segment.
     pub epoch: u64,
     /// Its number.
     pub batch_seq: u64,
-    /// Everything before this was durable when it was submitted.
-    pub durable: Lsn,
-    /// The checksum of the batch before it.
-    pub previous_crc: u32,
+    /// All below was durable when it was sealed.
+    pub durable_lsn: Lsn,
+    /// Bytes of its records.
+    pub payload_len: u32,
+    /// Its records.
+    pub records: u32,
+    /// The CRC of the batch before.
+    pub prev_crc: u32,
+    /// The CRC of records and padding.
+    pub payload_crc: u32,
+    /// The CRC of the header: the batch's own in the chain.
+    pub crc: u32,
 }
 
-/// A batch, sealed: its bytes will not change.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WalBatch {
-    bytes: Bytes,
-    crc: u32,
+/// Why there is no batch at a position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BatchError {
+    /// Nothing that looks like the header of a batch.
+    #[error("no batch header")]
+    NoHeader,
+    /// The header's checksum does not fit.
+    #[error("the checksum of the batch header does not fit")]
+    HeaderCrc,
+    /// The batch leaves the segment.
+    #[error("the batch leaves the segment")]
+    TooLong,
+    /// The checksum of the records does not fit.
+    #[error("the checksum of the records does not fit")]
+    PayloadCrc,
+    /// A newer binary wrote it.
+    #[error("batch version {0} is unknown")]
+    Version(u8),
+    /// An intact header with a field that this version does not know.
+    #[error("the {0} of the batch header is unknown")]
+    Unknown(&'static str),
 }
 
-/// The length on disk of a batch with this much of records.
-#[must_use]
-pub fn batch_len(records: usize) -> usize {
-    (BATCH_HEAD_BYTES + records).next_multiple_of(BLOCK_BYTES)
-}
-
-impl WalBatch {
-    /// Seals records into a batch.
+impl BatchError {
+    /// Whether the batch is intact and only not understood.
     #[must_use]
-    pub fn seal(head: &BatchHead, records: &[Record]) -> Self {
-        let body: usize = records.iter().map(Record::encoded_len).sum();
-        let mut out = BytesMut::with_capacity(batch_len(body));
-        out.put_bytes(0, BATCH_HEAD_BYTES);
-        records.iter().for_each(|record| record.encode(&mut out));
-        assert!(
-            out.len() == BATCH_HEAD_BYTES + body,
-            "records of {} bytes were announced with {body}",
-            out.len() - BATCH_HEAD_BYTES
-        );
-        out.resize(batch_len(body), 0);
-        let payload_crc = crc32c(&[&out[BATCH_HEAD_BYTES..]]);
-        let mut header = &mut out[..BATCH_HEAD_BYTES];
-        header.put_u32_le(MAGIC);
-        header.put_u8(FORMAT);
-        header.put_u8(head.kind.flags());
-        header.put_u16_le(BATCH_HEAD_BYTES as u16);
-        header.put_u64_le(head.lsn.0);
-        header.put_u64_le(head.epoch);
-        header.put_u64_le(head.batch_seq);
-        header.put_u64_le(head.durable.0);
-        header.put_u32_le(u32::try_from(body).expect("a batch is far below 4 GiB"));
-        header.put_u32_le(u32::try_from(records.len()).expect("a batch holds few records"));
-        header.put_u32_le(head.previous_crc);
-        header.put_u32_le(payload_crc);
-        header.put_u32_le(0);
-        let crc = crc32c(&[&out[..CRC_AT]]);
-        out[CRC_AT..BATCH_HEAD_BYTES].copy_from_slice(&crc.to_le_bytes());
-        Self {
-            bytes: out.freeze(),
-            crc,
-        }
+    pub fn is_foreign(self) -> bool {
+        matches!(self, Self::Version(_) | Self::Unknown(_))
     }
+}
 
-    /// Its length on disk in bytes: whole blocks.
+/// Bytes of a batch with `payload` bytes of records.
+#[must_use]
+pub fn batch_bytes(payload: usize) -> usize {
+    (BATCH_HEADER_BYTES + payload).next_multiple_of(BLOCK_BYTES)
+}
+
+impl BatchHeader {
+    /// The bytes that the batch takes.
     #[must_use]
     pub fn encoded_len(&self) -> usize {
-        self.bytes.len()
+        batch_bytes(self.payload_len as usize)
     }
 
-    /// Copies it into the buffer of the driver.
+    /// Completes `buffer`, which holds room for the header and then the records: pads it, computes
+    /// the checksums and writes the header. The CRC of the batch.
     ///
     /// # Panics
-    /// If the buffer has another length.
-    pub fn encode_into(&self, out: &mut [u8]) {
-        out.copy_from_slice(&self.bytes);
-    }
-
-    /// What the next batch names as the checksum of the one before it. It covers all: the head
-    /// holds the checksum of the records.
-    #[must_use]
-    pub fn crc(&self) -> u32 {
+    /// If the buffer has no room for the header.
+    pub fn seal(mut self, buffer: &mut Vec<u8>) -> u32 {
+        let payload = buffer.len().checked_sub(BATCH_HEADER_BYTES);
+        let payload = payload.expect("a batch's buffer begins with room for its header");
+        self.payload_len = u32::try_from(payload).expect("a batch is smaller than a segment");
+        buffer.resize(self.encoded_len(), 0);
+        self.payload_crc = crc32c(&[&buffer[BATCH_HEADER_BYTES..]]);
+        let mut bytes = [0; BATCH_HEADER_BYTES];
+        bytes[0..4].copy_from_slice(&MAGIC.to_le_bytes());
+        bytes[4] = VERSION;
+        bytes[5] = self.flags;
+        bytes[6..8].copy_from_slice(&(BATCH_HEADER_BYTES as u16).to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.lsn.0.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.epoch.to_le_bytes());
+        bytes[24..32].copy_from_slice(&self.batch_seq.to_le_bytes());
+        bytes[32..40].copy_from_slice(&self.durable_lsn.0.to_le_bytes());
+        bytes[40..44].copy_from_slice(&self.payload_len.to_le_bytes());
+        bytes[44..48].copy_from_slice(&self.records.to_le_bytes());
+        bytes[48..52].copy_from_slice(&self.prev_crc.to_le_bytes());
+        bytes[52..56].copy_from_slice(&self.payload_crc.to_le_bytes());
+        self.crc = crc32c(&[&bytes[..60]]);
+        bytes[60..64].copy_from_slice(&self.crc.to_le_bytes());
+        buffer[..BATCH_HEADER_BYTES].copy_from_slice(&bytes);
         self.crc
     }
+
+    /// Reads the header at the start of `bytes`, the rest of a segment, without looking at records.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn decode(bytes: &[u8]) -> Result<Self, BatchError> {
+        let header = bytes.get(..BATCH_HEADER_BYTES);
+        let header = header.ok_or(BatchError::NoHeader)?;
+        if u32_at(header, 0) != MAGIC {
+            return Err(BatchError::NoHeader);
+        }
+        let crc = u32_at(header, 60);
+        if crc != crc32c(&[&header[..60]]) {
+            return Err(BatchError::HeaderCrc);
+        }
+        if header[4] != VERSION {
+            return Err(BatchError::Version(header[4]));
+        }
+        let decoded = Self {
+            flags: header[5],
+            lsn: Lsn(u64_at(header, 8)),
+            epoch: u64_at(header, 16),
+            batch_seq: u64_at(header, 24),
+            durable_lsn: Lsn(u64_at(header, 32)),
+            payload_len: u32_at(header, 40),
+            records: u32_at(header, 44),
+            prev_crc: u32_at(header, 48),
+            payload_crc: u32_at(header, 52),
+            crc,
+        };
+        if usize::from(u16::from_le_bytes([header[6], header[7]])) != BATCH_HEADER_BYTES {
+            return Err(BatchError::Unknown("length"));
+        }
+        if !matches!(decoded.flags, 0 | BEACON | SEG_HEAD | FOOTER) {
+            return Err(BatchError::Unknown("flags"));
+        }
+        if u32_at(header, 56) != 0 {
+            return Err(BatchError::Unknown("key"));
+        }
+        let positions = [decoded.lsn.0, decoded.batch_seq, decoded.durable_lsn.0];
+        if positions.iter().any(|position| *position >= POSITION_END) {
+            return Err(BatchError::Unknown("position"));
+        }
+        Ok(decoded)
+    }
+
+    /// Reads the whole batch at `offset` of a segment: its header and its records.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn read(segment: &Bytes, offset: usize) -> Result<(Self, Bytes), BatchError> {
+        let rest = segment.get(offset..).unwrap_or_default();
+        let header = Self::decode(rest)?;
+        let end = header.encoded_len();
+        let body = rest.get(BATCH_HEADER_BYTES..end);
+        let body = body.ok_or(BatchError::TooLong)?;
+        if crc32c(&[body]) != header.payload_crc {
+            return Err(BatchError::PayloadCrc);
+        }
+        let start = offset + BATCH_HEADER_BYTES;
+        Ok((
+            header,
+            segment.slice(start..start + header.payload_len as usize),
+        ))
+    }
+
+    /// How many of magic, position and epoch stand where a header at the start of `bytes` has them:
+    /// two are what damage may leave of a header, three are a header of this segment.
+    #[must_use]
+    pub fn traces(bytes: &[u8], lsn: Lsn, epoch: u64) -> usize {
+        let Some(header) = bytes.get(..BATCH_HEADER_BYTES) else {
+            return 0;
+        };
+        let hits = [
+            u32_at(header, 0) == MAGIC,
+            u64_at(header, 8) == lsn.0,
+            u64_at(header, 16) == epoch,
+        ];
+        hits.iter().filter(|hit| **hit).count()
+    }
 }
 
-/// A batch read back, its checksums right.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ReadBatch {
-    /// Its head.
-    pub head: BatchHead,
-    /// Its length on disk.
-    pub len: usize,
-    /// Its checksum.
-    pub crc: u32,
-    /// The number of its records.
-    pub count: u32,
-    /// Their bytes.
-    pub records: Bytes,
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    let mut word = [0; 4];
+    word.copy_from_slice(&bytes[at..at + 4]);
+    u32::from_le_bytes(word)
 }
 
-/// Reads the batch at `offset`, or `None` if there is no intact one. Cheap where there is none: all
-/// but a batch's first block fail at the magic.
-#[must_use]
-pub fn read_batch(segment: &Bytes, offset: usize) -> Option<ReadBatch> {
-    let header = segment.get(offset..offset.checked_add(BATCH_HEAD_BYTES)?)?;
-    let mut fields = header;
-    if fields.get_u32_le() != MAGIC {
-        return None;
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    let mut word = [0; 8];
+    word.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_le_bytes(word)
+}
+
+/// A sealed batch, ready to be written. Cheap to clone.
+#[derive(Clone, PartialEq, Eq)]
+pub struct WalBatch(pub(super) Bytes);
+
+impl WalBatch {
+    /// Its length, a multiple of the block.
+    #[must_use]
+    pub fn encoded_len(&self) -> usize {
+        self.0.len()
     }
-    let (format, flags, head_len) = (fields.get_u8(), fields.get_u8(), fields.get_u16_le());
-    let crc = crc32c(&[&header[..CRC_AT]]);
-    let stored = u32::from_le_bytes(header[CRC_AT..].try_into().expect("four bytes"));
-    if format != FORMAT || usize::from(head_len) != BATCH_HEAD_BYTES || crc != stored {
-        return None;
+
+    /// Copies it into the driver's buffer.
+    ///
+    /// # Panics
+    /// If `out` has another length than [`Self::encoded_len`].
+    pub fn encode_into(&self, out: &mut [u8]) {
+        assert!(
+            out.len() == self.0.len(),
+            "a batch of {} bytes does not fill a buffer of {}",
+            self.0.len(),
+            out.len()
+        );
+        out.copy_from_slice(&self.0);
     }
-    let kind = BatchKind::from_flags(flags)?;
-    let (lsn, epoch) = (Lsn(fields.get_u64_le()), fields.get_u64_le());
-    let (batch_seq, durable) = (fields.get_u64_le(), Lsn(fields.get_u64_le()));
-    let (body, count) = (fields.get_u32_le() as usize, fields.get_u32_le());
-    let (previous_crc, payload_crc, key) = (
-        fields.get_u32_le(),
-        fields.get_u32_le(),
-        fields.get_u32_le(),
-    );
-    let len = batch_len(body);
-    let payload = segment.get(offset + BATCH_HEAD_BYTES..offset.checked_add(len)?)?;
-    if key != 0 || crc32c(&[payload]) != payload_crc {
-        return None;
+}
+
+impl std::fmt::Debug for WalBatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "WalBatch({} bytes)", self.0.len())
     }
-    let start = offset + BATCH_HEAD_BYTES;
-    Some(ReadBatch {
-        head: BatchHead {
-            kind,
-            lsn,
-            epoch,
-            batch_seq,
-            durable,
-            previous_crc,
-        },
-        len,
-        crc,
-        count,
-        records: segment.slice(start..start + body),
-    })
 }

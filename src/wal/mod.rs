@@ -1,31 +1,40 @@
-//! The write-ahead log of a shard: many groups, one stream of batches, one sync for all of them.
+//! The write-ahead log of a shard: many Raft groups, one log, one sync for all of them.
 //!
 //! ```text
-//!   segment n                                   segment n+1
-//!   ┌──────┬───────┬───────┬─ ─ ─┬────────┐     ┌──────┬───────┬─ ─
-//!   │ HEAD │ batch │ batch │     │ FOOTER │     │ HEAD │ batch │
-//!   └──────┴───────┴───────┴─ ─ ─┴────────┘     └──────┴───────┴─ ─
+//!   segment 7            segment 8 (being written)        segment 9 (prepared)
+//!   ┌──────┬───┬──┬────┐ ┌──────┬──────┬───┬ ─ ─ ─ ─ ─ ┐  ┌ ─ ─ ─ ─ ─ ─ ─ ─ ─┐
+//!   │ head │ b │b │foot│ │ head │  b   │ b │  old bytes    old bytes
+//!   └──────┴───┴──┴────┘ └──────┴──────┴───┴ ─ ─ ─ ─ ─ ┘  └ ─ ─ ─ ─ ─ ─ ─ ─ ─┘
+//!      └ rows and bases of all groups    └ durable LSN: proves what lies before
 //! ```
 //!
-//! # What is durable when
+//! | file | holds |
+//! | --- | --- |
+//! | [`record`] | what the log says: entries, hard states, bases, group rows |
+//! | [`codec`] | records as bytes |
+//! | [`batch`] | batches, the unit of writing, as bytes |
+//! | [`segment`] | segment head and footer, epochs |
+//! | [`ledger`] | what the writer repeats, and which segments may go |
+//! | [`writer`] | group commit: records in, batches out |
+//! | `chain` | which files make up the log |
+//! | [`recovery`] | torn or corrupt: the decision table |
+//! | [`replay`] | what a hole means for each group |
 //!
-//! A batch is written with one synchronous write; several may be under way. A record is durable when
-//! its batch *and all batches before it* are: [`writer::LogWriter`] reports the longest contiguous
-//! prefix and nothing else. Each batch says how far the log was durable when it was submitted, which
-//! is what later tells a torn tail from damage ([`recovery`]).
+//! Pure: no file, clock or thread. A driver writes, syncs, prepares, deletes and reads segments.
 //!
 //! # Invariants
 //!
-//! - A position in the log (LSN) is never written twice by one process, and an LSN that was
-//!   reported durable is never given to another batch.
-//! - A new process starts a new segment; its head says where the segment before it ends.
-//! - The head of a segment repeats term, vote, commit and bases of every group, so that older
-//!   segments hold nothing but entries, and an idle group pins none of them.
-//!
-//! Deliberately absent: files (a driver writes what [`writer::LogWriter::next_write`] yields), reading
-//! single entries back, and any knowledge of what entries mean.
+//! - What [`writer::LogWriter::durable_ticket`] covers comes back from [`recovery::Recovery`], or
+//!   the group is reported as damaged. Never is it silently missing. Left open: damage to the last
+//!   batches before any later batch, manifest or peer could prove them.
+//! - Nothing depends on a clock or on the order of a hash map.
 
 pub mod batch;
+mod chain;
+pub mod codec;
+pub mod ledger;
 pub mod record;
 pub mod recovery;
+pub mod replay;
+pub mod segment;
 pub mod writer;

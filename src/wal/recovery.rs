@@ -1,858 +1,640 @@
-//! Reading a log back: what is there, what was never acknowledged, what is damaged.
+//! Recovery: from the bytes of the segments to what was acknowledged.
 //!
-//! # Torn or corrupt
+//! Reads all segments in order. Where a batch is not intact, one question decides: was this
+//! position ever acknowledged? *Proof* that position x was acknowledged is an intact batch of this
+//! log beyond x with a durable LSN above x, or a durable LSN above x that a manifest holds. With a
+//! proof the log is corrupt there; without one it ends there, torn. Where only something outside
+//! the log proves, everything from x on is lost: what lies beyond may be a tail that an earlier
+//! start has cut.
 //!
-//! Let x be the first position without an intact batch. A position was acknowledged if it is proved
-//! so: by an intact batch beyond it that says "durable beyond x" (each batch says how far the log was
-//! durable when it was submitted, and an idle log writes a beacon to say so), or by a manifest
-//! ([`Recovery::proof`]). Nothing else is proof: batches complete out of order, so an intact batch
-//! beyond x may be younger than everything that was acknowledged.
+//! # The decision table
 //!
-//! | at x | proof beyond x | outcome |
-//! | --- | --- | --- |
-//! | nothing, zeros, stale or torn bytes | no | end of the log, or torn: cut at x |
-//! | the same | yes | corrupt: a hole from x to the next intact batch |
-//! | the end that the next segment's head names | — | the segment's end; what lies beyond was judged |
-//! | the head of a segment is not intact | no | the segment was never started |
-//! | the head of a segment is not intact | yes | corrupt |
-//! | a segment shorter than its size | — | damage, never torn: nobody shortens it |
-//! | a number is missing between two segments | — | damage |
-//! | a footer, and no file of the next number | — | damage: that name was durable before |
-//! | a batch whose records a newer version wrote | — | refused by name |
+//! Each row is an outcome; the test of the same name in `tests/wal_recovery.rs` shows it.
 //!
-//! # Which groups a hole touches
+//! | at the first bad position x | outcome |
+//! | --- | --- |
+//! | `clean_end`: nothing of this log at x or beyond | the end |
+//! | `torn_tail`: a damaged batch at x, nothing intact beyond | torn: cut at x |
+//! | `torn_hole`: intact batches beyond x, none with a proof | torn: cut at x |
+//! | `corrupt_middle`: a batch beyond x with a proof | corrupt: reading goes on at the next batch |
+//! | `corrupt_before_beacon`: only a beacon proves | corrupt |
+//! | `corrupt_by_manifest`: only the manifest proves | corrupt: the rest is lost |
+//! | `corrupt_head`: a segment's head, and its other batches prove | corrupt; the rest is read |
+//! | `corrupt_footer`: a footer, and the next segment proves | corrupt |
+//! | `broken_chain`: an intact batch that does not follow the one before | corrupt |
+//! | `judged_tail`: x is at or beyond the end that the next head names | void, skipped silently |
+//! | `passed_over`: a segment between the two that a head joins | void, skipped silently |
+//! | `stale_successor`: a file behind the last segment with content of a lower number | unwritten |
+//! | `blank_successor`: such a file without content | unwritten |
+//! | `missing_segment`: a head names a segment that is not there | corrupt |
+//! | `missing_successor`: a footer, and no file behind it | corrupt |
+//! | `missing_among_prepared`: a gap in the numbers behind the last segment | corrupt |
+//! | `short_segment`: a file shorter than a segment | corrupt where its bytes end |
+//! | `swapped_segments`, `duplicated_segment`: the content of another number | corrupt |
+//! | `broken_seal`: an intact batch with an entry that is not what was sealed | corrupt |
 //!
-//! A hole puts every group in doubt: its entries, and its term and vote. An entry beyond the hole
-//! that follows the group's last one clears the entries; a footer clears those that had none in the
-//! hole; a hard state clears term and vote; a row of a group table settles both. A group whose gap is
-//! seen, or whose doubt is not cleared, is damaged, and it alone. A base of a higher incarnation (a
-//! repair) voids all before it.
+//! What a hole means for a group is decided in [`crate::wal::replay`]. In an intact batch nothing is
+//! skipped: an unknown type, kind or machine version is refused by name, as are the log of another
+//! cluster, disk, set or shard, and a newer format.
 //!
-//! What remains: rot of what was acknowledged within the last writes before a crash, with no batch
-//! after it to prove it, looks torn.
+//! # What the driver must do
+//!
+//! Feed every file of the shard's log, also those that were only prepared. Sync the files that were
+//! read before the new log is written: what was read may not be durable yet, and the first head
+//! says that it is. Drop segments in the order in which they are reported.
+//!
+//! Left out: reading while files still arrive. All bytes stay in memory anyway, since entries are
+//! slices of them.
 
 use crate::base::bugs::{self, Bug};
-use crate::base::entry::Entry;
-use crate::base::ids::{GroupId, Incarnation, LogIndex};
+use crate::base::ids::{GroupId, ShardId};
 use crate::base::limits::{BLOCK_BYTES, SEGMENT_BYTES};
 use crate::base::units::Lsn;
-use crate::wal::batch::{BATCH_HEAD_BYTES, BatchKind, ReadBatch, read_batch};
-use crate::wal::record::{
-    BaseRecord, FORMAT, Footer, GroupRow, HardState, Record, RecordError, RowStatus, SegmentEnd,
-    SegmentHead,
-};
-use crate::wal::writer::{GroupMarks, LogIdentity, LogStart, OldSegment};
+use crate::wal::batch::{BatchError, BatchHeader, FOOTER, SEG_HEAD};
+use crate::wal::chain::{Chain, Segment, survey};
+use crate::wal::codec::{RecordError, Records};
+use crate::wal::ledger::{LogStart, OldSegment};
+use crate::wal::record::{MACHINE_VERSION_MAX, Record};
+use crate::wal::replay::Replay;
+use crate::wal::segment::{Echo, SegmentEnd};
+use crate::wal::writer::LogIdentity;
 use bytes::Bytes;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
-/// What a log holds.
-#[derive(Clone, Debug)]
-pub struct Recovered {
-    /// Where it goes on.
-    pub start: LogStart,
-    /// The groups.
-    pub groups: BTreeMap<GroupId, GroupLog>,
-    /// A tail that was never acknowledged, and is cut.
-    pub torn: Option<TornTail>,
-    /// What is damaged.
-    pub damage: Vec<Damage>,
-    /// Log bytes read.
-    pub bytes: u64,
-}
+pub use crate::wal::replay::{GroupLog, GroupLogStatus};
 
-impl Recovered {
-    /// The log of an empty directory.
-    #[must_use]
-    pub fn fresh() -> Self {
-        let start = LogStart::fresh();
-        Self {
-            start,
-            groups: BTreeMap::new(),
-            torn: None,
-            damage: Vec::new(),
-            bytes: 0,
-        }
-    }
-}
-
-/// The log of one group.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GroupLog {
-    /// Which life of the group.
-    pub incarnation: Incarnation,
-    /// Term, vote, commit.
-    pub hard: HardState,
-    /// Bases in force, newest first, one or two.
-    pub bases: Vec<BaseRecord>,
-    /// Entries above the older base, without a gap.
-    pub entries: Vec<Entry>,
-    /// Whether it is whole.
-    pub status: GroupLogStatus,
-}
-
-/// Whether the log of a group is whole.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum GroupLogStatus {
-    /// It is.
-    Intact,
-    /// Acknowledged entries may be missing behind those that are here.
-    Damaged {
-        /// What is missing, in words that go on "because …".
-        what: String,
-    },
-    /// It was already in doubt when it was written.
-    Recovering {
-        /// From this entry on.
-        since: LogIndex,
-    },
-}
-
-/// A tail that was cut.
+/// Where the log was cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TornTail {
     /// The segment.
     pub segment: u64,
-    /// Where in it, in bytes.
+    /// Where in it.
     pub offset: u64,
-    /// Where in the log.
+    /// The position: the log ends here.
     pub from: Lsn,
 }
 
-/// A damaged place.
+/// Damage to what was acknowledged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Damage {
     /// The segment.
     pub segment: u64,
-    /// Where in it, in bytes.
+    /// Where in it.
     pub offset: u64,
-    /// What is wrong there.
+    /// What is wrong, in words that continue "segment 3, byte 8192: ".
     pub what: String,
 }
 
-/// Why a log is not this shard's, or not of this version. Nothing can be said of its content.
+/// Why a log is refused as a whole.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RecoveryError {
-    /// Of another data directory or cluster.
-    #[error("segment {segment} belongs to another data directory or cluster")]
+    /// The log of another cluster or disk.
+    #[error("segment {segment} belongs to {what} {found}, not to {expected}")]
     Foreign {
         /// The segment.
         segment: u64,
+        /// `cluster` or `disk`.
+        what: &'static str,
+        /// Its id.
+        found: String,
+        /// Ours.
+        expected: String,
     },
-    /// Of another shard.
-    #[error("segment {segment} belongs to shard {found}")]
+    /// The log of another shard.
+    #[error("segment {segment} belongs to shard {found}, not to {expected}")]
     WrongShard {
         /// The segment.
         segment: u64,
         /// Its shard.
-        found: u16,
+        found: ShardId,
+        /// Ours.
+        expected: ShardId,
     },
-    /// Of another life of the log.
-    #[error("segment {segment} belongs to WAL set {found}")]
+    /// The log of another WAL set.
+    #[error("segment {segment} belongs to WAL set {found}, not to {expected}")]
     WrongSet {
         /// The segment.
         segment: u64,
         /// Its set.
         found: u32,
+        /// Ours.
+        expected: u32,
     },
-    /// A newer version wrote the segment.
-    #[error("segment {segment} has format {found}; this version reads up to {max}")]
+    /// A newer binary wrote it.
+    #[error("log format {found} is newer than the newest that this version reads, {max}")]
     TooNew {
-        /// The segment.
-        segment: u64,
         /// Its format.
         found: u16,
-        /// The newest that this version reads.
+        /// The newest that this binary reads.
         max: u16,
     },
-    /// A newer version wrote a record.
-    #[error("segment {segment}, byte {offset}: {error}")]
-    NewerRecord {
+    /// An entry or a base for a newer job machine.
+    #[error("segment {segment} holds machine version {found}; this version knows up to {max}")]
+    MachineVersion {
         /// The segment.
         segment: u64,
-        /// Where in it, in bytes.
+        /// Its version.
+        found: u16,
+        /// The newest that this binary knows.
+        max: u16,
+    },
+    /// An intact batch that this version does not understand.
+    #[error("segment {segment}, byte {offset}: {error}")]
+    Batch {
+        /// The segment.
+        segment: u64,
+        /// Where the batch starts.
         offset: u64,
-        /// What it is.
+        /// What is not understood.
+        error: BatchError,
+    },
+    /// An intact batch with a record that this version does not understand.
+    #[error("segment {segment}, batch at byte {offset}: {error}")]
+    Record {
+        /// The segment.
+        segment: u64,
+        /// Where the batch starts.
+        offset: u64,
+        /// What is not understood.
         error: RecordError,
     },
 }
 
+impl RecoveryError {
+    pub(super) fn record(segment: u64, offset: u64, error: RecordError) -> Self {
+        Self::Record {
+            segment,
+            offset,
+            error,
+        }
+    }
+}
+
+/// What the log holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recovered {
+    /// Where the writer goes on. A damaged group goes on as recovering.
+    pub start: LogStart,
+    /// The groups. A group that should be here and is not, while there is damage, is damaged too.
+    pub groups: BTreeMap<GroupId, GroupLog>,
+    /// Where the log was cut, if it did not end cleanly.
+    pub torn: Option<TornTail>,
+    /// All damage; some of it may touch no group.
+    pub damage: Vec<Damage>,
+    /// The segments that hold the log, oldest first.
+    pub segments: Vec<u64>,
+    /// Bytes of the log that were read.
+    pub bytes: u64,
+}
+
+impl Recovered {
+    /// What an empty directory holds.
+    #[must_use]
+    pub fn fresh() -> Self {
+        Self {
+            start: LogStart::fresh(),
+            groups: BTreeMap::new(),
+            torn: None,
+            damage: Vec::new(),
+            segments: Vec::new(),
+            bytes: 0,
+        }
+    }
+}
+
+impl Default for Recovered {
+    fn default() -> Self {
+        Self::fresh()
+    }
+}
+
 /// Reads a log.
+#[derive(Debug)]
 pub struct Recovery {
     identity: LogIdentity,
     segment_bytes: usize,
-    segments: BTreeMap<u64, Bytes>,
+    machine_version_max: u16,
     proof: Lsn,
+    files: BTreeMap<u64, Bytes>,
 }
 
 impl Recovery {
-    /// For the log of this shard.
+    /// For the log of `identity`.
     #[must_use]
     pub fn new(identity: LogIdentity) -> Self {
         Self::with_segment_bytes(identity, SEGMENT_BYTES)
     }
 
-    /// The same, with segments of another size: for tests.
+    /// With segments of another size, for tests.
     #[must_use]
-    pub fn with_segment_bytes(identity: LogIdentity, segment_bytes: usize) -> Self {
+    pub fn with_segment_bytes(identity: LogIdentity, bytes: usize) -> Self {
         Self {
             identity,
-            segment_bytes,
-            segments: BTreeMap::new(),
+            segment_bytes: bytes,
+            machine_version_max: MACHINE_VERSION_MAX,
             proof: Lsn(0),
+            files: BTreeMap::new(),
         }
     }
 
-    /// Everything before this position is known to have been durable.
-    pub fn proof(&mut self, durable: Lsn) {
-        self.proof = self.proof.max(durable);
+    /// Everything below `durable_lsn` was acknowledged: says a manifest.
+    pub fn proof(&mut self, durable_lsn: Lsn) {
+        self.proof = self.proof.max(durable_lsn);
     }
 
-    /// Takes a segment file, whole.
+    /// The whole file of segment `number`, as read.
     pub fn feed(&mut self, number: u64, bytes: Bytes) {
-        self.segments.insert(number, bytes);
+        self.files.insert(number, bytes);
     }
 
-    /// Says what the log holds.
+    /// Reads everything.
     ///
     /// # Errors
-    /// [`RecoveryError`] if it is not this shard's or a newer version wrote it.
+    /// If the log is not ours or not understood. Damage is no error.
     pub fn finish(self) -> Result<Recovered, RecoveryError> {
-        let mut heads = BTreeMap::new();
-        for (number, bytes) in &self.segments {
-            if let Some(head) = self.read_head(*number, bytes)? {
-                heads.insert(*number, head);
-            }
-        }
-        let mut walk = Walk::new(&self, heads);
-        walk.run()?;
-        Ok(walk.finish())
-    }
-
-    /// The head of a segment, if it is intact and of this number: recycled segments have the head of
-    /// a lower one.
-    fn read_head(&self, number: u64, bytes: &Bytes) -> Result<Option<SegmentHead>, RecoveryError> {
-        let Some(batch) = read_batch(bytes, 0) else {
-            return Ok(None);
+        let mut chain = survey(self.identity, self.segment_bytes, &self.files)?;
+        let first = chain.segments.first().map_or(Lsn(0), |first| first.base);
+        let mut reader = Reader {
+            proof: self.proof,
+            segment_bytes: self.segment_bytes as u64,
+            machine_version_max: self.machine_version_max,
+            replay: Replay::default(),
+            old: Vec::new(),
+            echoes: Vec::new(),
+            damage: std::mem::take(&mut chain.damage),
+            torn: None,
+            at: first,
+            last: None,
+            resync: true,
+            bytes: 0,
         };
-        if batch.head.kind != BatchKind::SegmentHead {
-            return Ok(None);
+        let mut has_ended = false;
+        for place in 0..chain.segments.len() {
+            has_ended = has_ended || !reader.read_segment(&chain, place)?;
         }
-        let mut records = batch.records;
-        let head = match Record::decode(&mut records) {
-            Ok(Record::SegmentHead(head)) => head,
-            Err(error) if error.is_newer() => {
-                return Err(RecoveryError::NewerRecord {
-                    segment: number,
-                    offset: 0,
-                    error,
-                });
-            }
-            _ => return Ok(None),
-        };
-        if head.format > FORMAT {
-            let (found, max) = (head.format, FORMAT);
-            return Err(RecoveryError::TooNew {
-                segment: number,
-                found,
-                max,
-            });
+        if !has_ended {
+            reader.end(&chain);
         }
-        if (head.cluster, head.disk) != (self.identity.cluster, self.identity.disk) {
-            return Err(RecoveryError::Foreign { segment: number });
-        }
-        if head.shard != self.identity.shard {
-            return Err(RecoveryError::WrongShard {
-                segment: number,
-                found: head.shard.0,
-            });
-        }
-        if head.wal_set != self.identity.wal_set {
-            return Err(RecoveryError::WrongSet {
-                segment: number,
-                found: head.wal_set,
-            });
-        }
-        Ok((head.number == number && head.first_lsn == batch.head.lsn).then_some(head))
+        Ok(reader.finish(&self.files))
     }
 }
 
-/// What is known of a group while the log is read.
-struct Reading {
-    marks: GroupMarks,
-    /// Entries in the order of the log, dense; later ones replace earlier ones.
-    entries: VecDeque<Entry>,
-    /// Entries may be missing behind the last one; term and vote may be.
-    entries_in_doubt: bool,
-    hard_in_doubt: bool,
-    /// What is missing for sure.
-    missing: Option<String>,
-}
-
-impl Reading {
-    fn new(marks: GroupMarks) -> Self {
-        Self {
-            marks,
-            entries: VecDeque::new(),
-            entries_in_doubt: false,
-            hard_in_doubt: false,
-            missing: None,
-        }
-    }
-
-    /// The index of the last entry known of, here or in a base.
-    fn last(&self) -> LogIndex {
-        let base = self.marks.bases[0].index;
-        self.entries
-            .back()
-            .map_or(self.marks.last.0, |entry| entry.index)
-            .max(base)
-    }
-
-    fn take_entry(&mut self, entry: Entry) {
-        if entry.index.0 > self.last().0 + 1 {
-            let (after, next) = (self.last(), entry.index);
-            let what = format!("entries between {after} and {next} are missing from its log");
-            self.missing.get_or_insert(what);
-        }
-        self.entries_in_doubt = false;
-        while self
-            .entries
-            .back()
-            .is_some_and(|held| held.index >= entry.index)
-        {
-            self.entries.pop_back();
-        }
-        self.marks.last = (entry.index, entry.term);
-        self.entries.push_back(entry);
-    }
-
-    fn take_row(&mut self, row: &GroupRow) {
-        if row.incarnation != self.marks.incarnation {
-            return;
-        }
-        if row.last.0 > self.last() {
-            let (after, last) = (self.last(), row.last.0);
-            let what = format!("entries {} to {last} are missing from its log", after.0 + 1);
-            self.missing.get_or_insert(what);
-        }
-        self.marks.hard = row.hard;
-        self.marks.status = row.status;
-        self.entries_in_doubt = false;
-        self.hard_in_doubt = false;
-    }
-
-    fn take_base(&mut self, base: &BaseRecord) {
-        if base.incarnation > self.marks.incarnation {
-            *self = Self {
-                marks: self.marks.clone(),
-                ..Self::new(GroupMarks::of_base(base.clone()))
-            };
-        }
-        self.marks.install(base);
-    }
-
-    fn finish(mut self) -> (GroupMarks, GroupLog) {
-        let floor = self.marks.bases.last().expect("a group has a base").index;
-        while self
-            .entries
-            .front()
-            .is_some_and(|entry| entry.index <= floor)
-        {
-            self.entries.pop_front();
-        }
-        let first = self
-            .entries
-            .front()
-            .map_or(self.last().0 + 1, |entry| entry.index.0);
-        if first > floor.0 + 1 {
-            let what = format!(
-                "entries {} to {} are missing from its log",
-                floor.0 + 1,
-                first - 1
-            );
-            self.missing.get_or_insert(what);
-            self.entries.clear();
-        }
-        // Keep what is dense from the base on; what lies behind a gap cannot be applied.
-        let mut next = floor;
-        let dense = self.entries.iter().take_while(|entry| {
-            next = next.next();
-            entry.index == next
-        });
-        let entries: Vec<Entry> = dense.cloned().collect();
-        let last = entries.last().map_or(floor, |entry| entry.index);
-        let doubt = (self.entries_in_doubt || self.hard_in_doubt).then(|| {
-            let part = if self.entries_in_doubt {
-                "entries"
-            } else {
-                "its term and vote"
-            };
-            format!("its log is damaged behind entry {last} and {part} may be missing there")
-        });
-        let status = match (self.missing.or(doubt), self.marks.status) {
-            (Some(what), _) => GroupLogStatus::Damaged { what },
-            (None, RowStatus::Recovering { since }) => GroupLogStatus::Recovering { since },
-            (None, RowStatus::Ok) => GroupLogStatus::Intact,
-        };
-        let log = GroupLog {
-            incarnation: self.marks.incarnation,
-            hard: self.marks.hard,
-            bases: self.marks.bases.clone(),
-            entries,
-            status,
-        };
-        (self.marks, log)
-    }
-}
-
-/// Where the next batch must be.
-struct Position {
+/// The last intact batch.
+#[derive(Clone, Copy, Debug)]
+struct Last {
     segment: u64,
-    offset: usize,
-    lsn: Lsn,
-    epoch: u64,
     batch_seq: u64,
     crc: u32,
+    flags: u8,
 }
 
-struct Walk<'a> {
-    log: &'a Recovery,
-    heads: BTreeMap<u64, SegmentHead>,
-    groups: BTreeMap<GroupId, Reading>,
+/// What proves that a position was acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Proof {
+    None,
+    /// A later batch: the log goes on behind the hole.
+    Log,
+    /// A manifest, or a file that cannot be what it should be. What lies behind the hole may be a
+    /// tail that an earlier start has judged void.
+    Outside,
+}
+
+#[derive(Debug)]
+struct Reader {
+    proof: Lsn,
+    segment_bytes: u64,
+    machine_version_max: u16,
+    replay: Replay,
+    old: Vec<OldSegment>,
+    echoes: Vec<Echo>,
     damage: Vec<Damage>,
     torn: Option<TornTail>,
-    old: VecDeque<OldSegment>,
+    /// The position to be read next: the end of the log so far.
+    at: Lsn,
+    last: Option<Last>,
+    /// The next batch need not follow the last one.
+    resync: bool,
     bytes: u64,
-    end: SegmentEnd,
-    next_batch: u64,
 }
 
-enum Step {
-    /// On to the next segment.
-    Next,
-    /// The log ends here.
-    End,
-}
-
-impl<'a> Walk<'a> {
-    fn new(log: &'a Recovery, heads: BTreeMap<u64, SegmentHead>) -> Self {
-        Self {
-            log,
-            heads,
-            groups: BTreeMap::new(),
-            damage: Vec::new(),
-            torn: None,
-            old: VecDeque::new(),
-            bytes: 0,
-            end: SegmentEnd::default(),
-            next_batch: 1,
-        }
-    }
-
-    fn run(&mut self) -> Result<(), RecoveryError> {
-        let Some((&first, head)) = self.heads.first_key_value() else {
-            return self.without_a_head();
-        };
-        self.end = head.previous;
-        self.next_batch = head.first_batch;
-        if head.first_lsn == Lsn(0) || self.log.segments.keys().next() == Some(&first) {
-            // The first segment there is a segment that was started.
-        } else {
-            let number = first - 1;
-            self.hole(number, 0, "the head of the segment is damaged");
-        }
-        let mut number = first;
-        while let Step::Next = self.segment(number)? {
-            number += 1;
-        }
-        Ok(())
-    }
-
-    /// No segment was started, as far as can be seen.
-    fn without_a_head(&mut self) -> Result<(), RecoveryError> {
-        let first = self.log.segments.keys().next().copied().unwrap_or(1);
-        self.end.segment = first.saturating_sub(1);
-        let proof = self.proof_beyond(first, 0, Lsn(0));
-        if proof {
-            self.hole(first, 0, "no segment of the log has an intact head");
-        }
-        Ok(())
-    }
-
-    fn segment(&mut self, number: u64) -> Result<Step, RecoveryError> {
-        let Some(bytes) = self.log.segments.get(&number).cloned() else {
-            return Ok(self.missing_segment(number));
-        };
-        let mut at = match self.heads.get(&number) {
-            Some(head) if head.previous.lsn == self.end.lsn || !self.damage.is_empty() => {
-                let epoch = read_batch(&bytes, 0).expect("the head was read").head.epoch;
-                let (lsn, batch_seq) = (head.first_lsn, head.first_batch);
-                let crc = head.previous.crc;
-                Position {
-                    segment: number,
-                    offset: 0,
-                    lsn,
-                    epoch,
-                    batch_seq,
-                    crc,
+impl Reader {
+    /// Reads one segment; false if the log ends in it.
+    fn read_segment(&mut self, chain: &Chain, place: usize) -> Result<bool, RecoveryError> {
+        let segment = &chain.segments[place];
+        let next = chain.segments.get(place + 1);
+        let limit = next.map_or(Lsn(segment.base.0 + self.segment_bytes), |next| next.base);
+        let mut is_sealed = false;
+        while self.at < limit {
+            let offset = offset_in(segment, self.at);
+            let read = segment.batch(offset);
+            match read {
+                Ok((header, records)) if !is_sealed && fits(&header, limit) => {
+                    self.batch(segment, offset, &header, records)?;
+                    is_sealed = header.flags == FOOTER;
                 }
-            }
-            _ => {
-                if !self.proof_beyond(number, 0, self.end.lsn) {
-                    return Ok(Step::End);
-                }
-                self.hole(number, 0, "the head of the segment is damaged");
-                match self.resume(number, 0, &bytes) {
-                    Some(at) => at,
-                    None => return Ok(self.after_segment(number)),
-                }
-            }
-        };
-        self.old.push_back(OldSegment {
-            number,
-            highest: BTreeMap::new(),
-        });
-        let short = bytes.len() < self.log.segment_bytes;
-        let limit = self.heads.get(&(number + 1)).map(|head| head.previous);
-        loop {
-            let judged = limit.filter(|end| end.segment == number && end.lsn == at.lsn);
-            if judged.is_some_and(|end| end.crc == at.crc) {
-                return Ok(Step::Next);
-            }
-            let batch = read_batch(&bytes, at.offset).filter(|batch| {
-                let head = &batch.head;
-                (head.lsn, head.epoch, head.batch_seq) == (at.lsn, at.epoch, at.batch_seq)
-                    && head.previous_crc == at.crc
-            });
-            let Some(batch) = batch else {
-                if short {
-                    let what = format!(
-                        "the file has {} bytes instead of {}",
-                        bytes.len(),
-                        self.log.segment_bytes
-                    );
-                    self.hole(number, at.offset, &what);
-                } else if self.proof_beyond(number, at.offset, at.lsn) && !bugs::on(Bug::CutOnProof)
-                {
-                    let what =
-                        "the batch there is damaged, and later ones prove that it was durable";
-                    self.hole(number, at.offset, what);
-                } else {
-                    self.note_torn(&bytes, &at);
-                    return Ok(Step::End);
-                }
-                match self.resume(number, at.offset, &bytes) {
-                    Some(next) => at = next,
-                    None => return Ok(self.after_segment(number)),
-                }
-                continue;
-            };
-            let footer = batch.head.kind == BatchKind::Footer;
-            self.take_batch(number, at.offset, &batch)?;
-            at.offset += batch.len;
-            at.lsn = Lsn(at.lsn.0 + batch.len as u64);
-            at.batch_seq += 1;
-            at.crc = batch.crc;
-            self.bytes += batch.len as u64;
-            self.end = SegmentEnd {
-                segment: number,
-                lsn: at.lsn,
-                crc: at.crc,
-            };
-            self.next_batch = at.batch_seq;
-            if footer {
-                return Ok(Step::Next);
-            }
-        }
-    }
-
-    /// A file that is not there: the end of the log, or damage if something says that it was.
-    fn missing_segment(&mut self, number: u64) -> Step {
-        let sealed = self.end.segment + 1 == number && self.is_sealed(self.end.segment);
-        let later = self.heads.range(number..).next().is_some();
-        if sealed || later || self.log.proof > self.end.lsn {
-            self.hole(number, 0, "the file is missing");
-        }
-        self.after_segment(number)
-    }
-
-    fn is_sealed(&self, number: u64) -> bool {
-        let Some(bytes) = self.log.segments.get(&number) else {
-            return false;
-        };
-        let last = (0..bytes.len()).step_by(BLOCK_BYTES).rev();
-        let epoch = read_batch(bytes, 0).map(|head| head.head.epoch);
-        last.filter_map(|at| read_batch(bytes, at))
-            .any(|batch| batch.head.kind == BatchKind::Footer && Some(batch.head.epoch) == epoch)
-    }
-
-    /// On to the next segment that was started, if there is one.
-    fn after_segment(&mut self, number: u64) -> Step {
-        if self.heads.range(number + 1..).next().is_some() {
-            Step::Next
-        } else {
-            Step::End
-        }
-    }
-
-    /// Whether something proves that position `lsn`, at `offset` of a segment, was acknowledged.
-    fn proof_beyond(&self, number: u64, offset: usize, lsn: Lsn) -> bool {
-        if self.log.proof > lsn {
-            return true;
-        }
-        self.log.segments.range(number..).any(|(segment, bytes)| {
-            let from = if *segment == number { offset } else { 0 };
-            let ours = |batch: &ReadBatch, at: usize| match self.heads.get(segment) {
-                // Stale batches of a recycled file lie at other positions.
-                Some(head) => batch.head.lsn.0 == head.first_lsn.0 + at as u64,
-                None => batch.head.lsn >= lsn,
-            };
-            (from..bytes.len())
-                .step_by(BLOCK_BYTES)
-                .filter_map(|at| Some((at, read_batch(bytes, at)?)))
-                .any(|(at, batch)| batch.head.durable > lsn && ours(&batch, at))
-        })
-    }
-
-    /// The next intact batch of a segment behind a hole.
-    fn resume(&self, number: u64, offset: usize, bytes: &Bytes) -> Option<Position> {
-        let head = self.heads.get(&number);
-        let epoch = head
-            .and_then(|_| read_batch(bytes, 0))
-            .map(|batch| batch.head.epoch);
-        (offset + BLOCK_BYTES..bytes.len())
-            .step_by(BLOCK_BYTES)
-            .filter_map(|at| Some((at, read_batch(bytes, at)?)))
-            .find(|(at, batch)| match (head, epoch) {
-                (Some(head), Some(epoch)) => {
-                    batch.head.epoch == epoch && batch.head.lsn.0 == head.first_lsn.0 + *at as u64
-                }
-                _ => batch.head.lsn.0 == self.end.lsn.0 + *at as u64,
-            })
-            .map(|(offset, batch)| Position {
-                segment: number,
-                offset,
-                lsn: batch.head.lsn,
-                epoch: batch.head.epoch,
-                batch_seq: batch.head.batch_seq,
-                crc: batch.head.previous_crc,
-            })
-    }
-
-    fn hole(&mut self, segment: u64, offset: usize, what: &str) {
-        let what = what.to_owned();
-        self.damage.push(Damage {
-            segment,
-            offset: offset as u64,
-            what,
-        });
-        for reading in self.groups.values_mut() {
-            reading.entries_in_doubt = true;
-            reading.hard_in_doubt = true;
-        }
-    }
-
-    /// Whether the end of the log is torn, rather than just its end: something of this segment's
-    /// epoch lies at or beyond it.
-    fn note_torn(&mut self, bytes: &Bytes, at: &Position) {
-        let block = bytes.get(at.offset..at.offset + BATCH_HEAD_BYTES);
-        let zeros = block.is_none_or(|block| block.iter().all(|byte| *byte == 0));
-        let later = (at.offset..bytes.len())
-            .step_by(BLOCK_BYTES)
-            .filter_map(|at| read_batch(bytes, at))
-            .any(|batch| batch.head.epoch == at.epoch);
-        let stale = read_batch(bytes, at.offset).is_some_and(|batch| batch.head.epoch != at.epoch);
-        if later || !(zeros || stale) {
-            let offset = at.offset as u64;
-            self.torn = Some(TornTail {
-                segment: at.segment,
-                offset,
-                from: at.lsn,
-            });
-        }
-    }
-
-    fn take_batch(
-        &mut self,
-        segment: u64,
-        offset: usize,
-        batch: &ReadBatch,
-    ) -> Result<(), RecoveryError> {
-        let mut records = batch.records.clone();
-        for _ in 0..batch.count {
-            let at = (offset + BATCH_HEAD_BYTES + batch.records.len() - records.len()) as u64;
-            match Record::decode(&mut records) {
-                Ok(record) => self.take_record(record),
-                Err(error) if error.is_newer() => {
-                    return Err(RecoveryError::NewerRecord {
+                Err(error) if error.is_foreign() && !is_sealed => {
+                    let (segment, offset) = (segment.number, offset as u64);
+                    return Err(RecoveryError::Batch {
                         segment,
-                        offset: at,
+                        offset,
                         error,
                     });
                 }
-                Err(error) => {
-                    self.hole(segment, offset, &error.to_string());
-                    return Ok(());
+                _ if next.is_none() && is_sealed => return Ok(true),
+                _ => {
+                    let beyond = (!is_sealed).then(|| next_batch(segment, offset, limit));
+                    let to = beyond.flatten().unwrap_or(limit);
+                    match self.proof_at(chain, place, offset) {
+                        Proof::None => {
+                            self.cut(chain, place, offset);
+                            return Ok(false);
+                        }
+                        Proof::Outside => {
+                            self.lose_rest(
+                                segment.number,
+                                offset,
+                                "acknowledged batches are damaged",
+                            );
+                            return Ok(false);
+                        }
+                        Proof::Log => {
+                            let what = "acknowledged batches are damaged";
+                            self.hole(segment.number, offset, to, what);
+                        }
+                    }
                 }
             }
         }
+        Ok(true)
+    }
+
+    /// The log has been read to the end of its last segment. Something may have followed.
+    fn end(&mut self, chain: &Chain) {
+        let is_sealed = self.last.is_some_and(|last| last.flags == FOOTER);
+        let lost = match &chain.lost_behind {
+            Some(lost) => lost,
+            None if is_sealed && !chain.has_successor => "the segment behind this one is missing",
+            None if self.proof > self.at => "acknowledged batches are missing",
+            None => return,
+        };
+        let offset = chain
+            .segments
+            .last()
+            .map_or(0, |last| offset_in(last, self.at));
+        let segment = self.last.map_or(0, |last| last.segment);
+        self.lose_rest(segment, offset, lost);
+    }
+
+    /// Everything from the present position on is lost, and what may lie beyond is not trusted.
+    fn lose_rest(&mut self, segment: u64, offset: usize, what: &str) {
+        // What was lost had positions that a peer may have heard of: stay clear of them.
+        let to = Lsn(self.at.0 + self.segment_bytes).max(self.proof);
+        self.hole(segment, offset, to, what);
+    }
+
+    /// What proves that the present position was acknowledged.
+    fn proof_at(&self, chain: &Chain, place: usize, offset: usize) -> Proof {
+        if bugs::on(Bug::CutOnProof) {
+            return Proof::None;
+        }
+        let mut is_cut_short = false;
+        for (nth, segment) in chain.segments[place..].iter().enumerate() {
+            let next = chain.segments.get(place + nth + 1);
+            let limit = next.map_or(Lsn(u64::MAX), |next| next.base);
+            let from = if nth == 0 { offset } else { 0 };
+            if proves(segment, from, limit, self.at) {
+                return Proof::Log;
+            }
+            let bytes = segment.bytes.len() as u64;
+            is_cut_short |= bytes < self.segment_bytes && segment.base.0 + bytes < limit.0;
+        }
+        if is_cut_short || self.proof > self.at || chain.lost_behind.is_some() {
+            Proof::Outside
+        } else {
+            Proof::None
+        }
+    }
+
+    /// A hole from the present position to `to`.
+    fn hole(&mut self, segment: u64, offset: usize, to: Lsn, what: &str) {
+        let takes_head = offset == 0 || to.0 - self.at.0 >= self.segment_bytes - offset as u64;
+        self.replay.hole(segment, takes_head);
+        self.damage.push(Damage {
+            segment,
+            offset: offset as u64,
+            what: format!(
+                "{what} ({} bytes from position {})",
+                to.0 - self.at.0,
+                self.at
+            ),
+        });
+        self.at = to;
+        self.resync = true;
+    }
+
+    /// The log ends at the present position.
+    fn cut(&mut self, chain: &Chain, place: usize, offset: usize) {
+        let segment = &chain.segments[place];
+        let limit = Lsn(segment.base.0 + self.segment_bytes);
+        let is_torn = segment.traces(offset) >= 2
+            || place + 1 < chain.segments.len()
+            || next_batch(segment, offset, limit).is_some();
+        self.torn = is_torn.then_some(TornTail {
+            segment: segment.number,
+            offset: offset as u64,
+            from: self.at,
+        });
+    }
+
+    fn batch(
+        &mut self,
+        segment: &Segment,
+        offset: usize,
+        header: &BatchHeader,
+        records: Bytes,
+    ) -> Result<(), RecoveryError> {
+        let follows = self.last.is_some_and(|last| {
+            last.batch_seq + 1 == header.batch_seq && last.crc == header.prev_crc
+        });
+        if !self.resync && !follows {
+            let what = "this batch does not follow the one before";
+            self.hole(segment.number, offset, self.at, what);
+        }
+        self.resync = false;
+        self.last = Some(Last {
+            segment: segment.number,
+            batch_seq: header.batch_seq,
+            crc: header.crc,
+            flags: header.flags,
+        });
+        if self.old.last().map(|old| old.number) != Some(segment.number) {
+            self.old.push(OldSegment {
+                number: segment.number,
+                end_lsn: self.at,
+                entries: BTreeMap::new(),
+            });
+        }
+        let mut count = 0;
+        for record in Records::new(records) {
+            count += 1;
+            match record {
+                Ok(record) => self.record(segment.number, header, record)?,
+                Err(error @ RecordError::BrokenSeal { .. }) => {
+                    self.replay.broken_seal(segment.number);
+                    self.damage.push(Damage {
+                        segment: segment.number,
+                        offset: offset as u64,
+                        what: error.to_string(),
+                    });
+                }
+                Err(RecordError::TooNew { found, max }) => {
+                    return Err(RecoveryError::TooNew { found, max });
+                }
+                Err(error) => {
+                    return Err(RecoveryError::record(segment.number, offset as u64, error));
+                }
+            }
+        }
+        if count != header.records {
+            let (offset, what) = (offset as u64, "number of records");
+            let error = RecordError::Malformed { offset: 0, what };
+            return Err(RecoveryError::record(segment.number, offset, error));
+        }
+        self.at.0 += header.encoded_len() as u64;
+        self.bytes += header.encoded_len() as u64;
         Ok(())
     }
 
-    fn take_record(&mut self, record: Record) {
+    fn record(
+        &mut self,
+        segment: u64,
+        header: &BatchHeader,
+        record: Record,
+    ) -> Result<(), RecoveryError> {
         match record {
             Record::Entry {
                 group,
                 incarnation,
                 entry,
             } => {
-                let Some(reading) = self.groups.get_mut(&group) else {
-                    return self.unknown_group(group);
-                };
-                if incarnation != reading.marks.incarnation {
-                    return;
-                }
-                if let Some(old) = self.old.back_mut() {
-                    let highest = old.highest.entry(group).or_default();
-                    *highest = (*highest).max(entry.index);
-                }
-                reading.take_entry(entry);
+                self.check_machine(segment, entry.machine_version)?;
+                let old = self.old.last_mut().expect("its batch has pushed one");
+                let highest = old.entries.entry(group).or_default();
+                *highest = (*highest).max((incarnation, entry.index));
+                self.replay.entry(group, incarnation, entry, header.lsn);
             }
             Record::HardState {
                 group,
                 incarnation,
                 state,
-            } => {
-                if let Some(reading) = self.groups.get_mut(&group)
-                    && reading.marks.incarnation == incarnation
-                {
-                    reading.marks.hard = state;
-                    reading.hard_in_doubt = false;
-                }
+            } => self.replay.hard_state(group, incarnation, state),
+            Record::GroupTable(rows) if header.flags == SEG_HEAD => {
+                self.replay.head_table(&rows, header.lsn);
             }
             Record::GroupTable(rows) => {
-                for row in rows {
-                    match self.groups.get_mut(&row.group) {
-                        Some(reading) => reading.take_row(&row),
-                        None => {
-                            let reading = Reading::new(marks_of_row(&row));
-                            self.groups.insert(row.group, reading);
-                        }
-                    }
+                for row in &rows {
+                    self.replay.status_row(row);
                 }
             }
-            Record::Base(base) => match self.groups.get_mut(&base.group) {
-                Some(reading) => reading.take_base(&base),
-                None => {
-                    let reading = Reading::new(GroupMarks::of_base(base.clone()));
-                    self.groups.insert(base.group, reading);
-                }
-            },
-            Record::Footer(footer) => self.take_footer(&footer),
-            Record::SegmentHead(_) => {}
-        }
-    }
-
-    /// An entry of a group of which nothing is known: the record that made it was lost.
-    fn unknown_group(&mut self, group: GroupId) {
-        let what = format!("group {group} has entries but no base");
-        let segment = self.end.segment;
-        self.damage.push(Damage {
-            segment,
-            offset: 0,
-            what,
-        });
-    }
-
-    /// Clears the entries of groups that had none in the hole.
-    fn take_footer(&mut self, footer: &Footer) {
-        for (group, reading) in self
-            .groups
-            .iter_mut()
-            .filter(|(_, held)| held.entries_in_doubt)
-        {
-            let runs = footer.runs.iter().filter(|run| run.group == *group);
-            let ours = runs.filter(|run| run.incarnation == reading.marks.incarnation);
-            let highest = ours
-                .map(|run| run.first.0 + run.entries.len() as u64 - 1)
-                .max();
-            let (last, highest) = (reading.last().0, highest.unwrap_or(0));
-            if highest > last {
-                let what = format!("entries {} to {highest} are missing from its log", last + 1);
-                reading.missing.get_or_insert(what);
+            Record::Base(base) => {
+                self.check_machine(segment, base.machine_version)?;
+                self.replay.base(base);
             }
-            reading.entries_in_doubt = false;
+            Record::SegmentHead(head) => self.echoes = head.echoes,
+            Record::Footer(footer) => self.replay.footer(segment, &footer, header.lsn),
         }
+        Ok(())
     }
 
-    fn finish(mut self) -> Recovered {
-        if self.log.proof > self.end.lsn && self.damage.is_empty() {
-            let (segment, lsn) = (self.end.segment, self.end.lsn);
-            let what = format!(
-                "the log ends at {lsn}, but the manifest says that it was durable up to {}",
-                self.log.proof
-            );
-            self.hole(segment, 0, &what);
+    fn check_machine(&self, segment: u64, found: u16) -> Result<(), RecoveryError> {
+        let max = self.machine_version_max;
+        if found > max {
+            return Err(RecoveryError::MachineVersion {
+                segment,
+                found,
+                max,
+            });
         }
-        let mut groups = BTreeMap::new();
-        let mut marks = BTreeMap::new();
-        for (group, reading) in self.groups {
-            let (group_marks, log) = reading.finish();
-            marks.insert(group, group_marks);
-            groups.insert(group, log);
+        Ok(())
+    }
+
+    fn finish(mut self, files: &BTreeMap<u64, Bytes>) -> Recovered {
+        // The last segment ends where the log does; the others where the next one begins.
+        let ends = self.old.iter().skip(1).map(|old| old.end_lsn);
+        let ends = ends.chain(std::iter::once(self.at)).collect::<Vec<_>>();
+        for (old, end) in self.old.iter_mut().zip(ends) {
+            old.end_lsn = end;
         }
-        // Behind a hole the log goes on beyond everything that can have been written.
-        let mut end = self.end;
-        let mut segment = end.segment + 1;
-        if !self.damage.is_empty() {
-            let room = self.log.segment_bytes as u64 * (self.log.segments.len() as u64 + 1);
-            end.lsn = Lsn(end
-                .lsn
-                .max(self.log.proof)
-                .0
-                .next_multiple_of(BLOCK_BYTES as u64)
-                + room);
-            let highest = self.log.segments.keys().next_back().copied().unwrap_or(0);
-            segment = segment.max(highest + 1);
-        }
-        let start = LogStart {
-            segment,
-            batch_seq: self.next_batch,
-            end,
-            groups: marks,
-            old: self.old,
-            segment_bytes: self.log.segment_bytes,
-        };
+        let segments = self.old.iter().map(|old| old.number).collect::<Vec<_>>();
+        let unused = files.keys().filter(|number| !segments.contains(number));
+        let unused = unused.copied().collect();
+        let (groups, starts) = self.replay.finish();
         Recovered {
-            start,
+            start: LogStart {
+                segment: files.last_key_value().map_or(1, |(number, _)| number + 1),
+                lsn: self.at,
+                previous: self.last.map(|last| SegmentEnd {
+                    segment: last.segment,
+                    end_lsn: self.at,
+                    end_crc: last.crc,
+                }),
+                batch_seq: self.last.map_or(1, |last| last.batch_seq + 1),
+                groups: starts,
+                old: self.old,
+                unused,
+                echoes: self.echoes,
+            },
             groups,
             torn: self.torn,
             damage: self.damage,
+            segments,
             bytes: self.bytes,
         }
     }
 }
 
-/// The marks that a row alone gives; the base record behind it adds the voters.
-fn marks_of_row(row: &GroupRow) -> GroupMarks {
-    let base = BaseRecord {
-        group: row.group,
-        incarnation: row.incarnation,
-        index: row.base.0,
-        term: row.base.1,
-        time: crate::base::units::GroupTime(0),
-        root_hash: row.root_hash,
-        root: row.root,
-        log_start_lsn: row.log_start_lsn,
-        machine_version: 1,
-        wall_offset_ms: 0,
-        voters: Vec::new(),
+/// Where position `at` lies in `segment`. Positions read never lie before the segment: the one
+/// before it was read up to its base.
+fn offset_in(segment: &Segment, at: Lsn) -> usize {
+    assert!(
+        at >= segment.base,
+        "position {at} lies before segment {} at {}",
+        segment.number,
+        segment.base
+    );
+    usize::try_from(at.0 - segment.base.0).unwrap_or(usize::MAX)
+}
+
+/// Whether the batch ends at or before `limit`.
+fn fits(header: &BatchHeader, limit: Lsn) -> bool {
+    header.lsn.0 + header.encoded_len() as u64 <= limit.0
+}
+
+/// Positions of a segment behind `offset` and before `limit`.
+fn positions(segment: &Segment, offset: usize, limit: Lsn) -> impl Iterator<Item = usize> {
+    let end = usize::try_from(limit.0 - segment.base.0).unwrap_or(usize::MAX);
+    (offset..segment.bytes.len().min(end))
+        .step_by(BLOCK_BYTES)
+        .skip(1)
+}
+
+/// Where the next intact batch behind `offset` and before `limit` is.
+fn next_batch(segment: &Segment, offset: usize, limit: Lsn) -> Option<Lsn> {
+    positions(segment, offset, limit)
+        .find(|place| {
+            let batch = segment.batch(*place);
+            batch.is_ok_and(|(header, _)| fits(&header, limit))
+        })
+        .map(|place| Lsn(segment.base.0 + place as u64))
+}
+
+/// Whether a batch of `segment` behind `offset` proves that position `at` was acknowledged.
+fn proves(segment: &Segment, offset: usize, limit: Lsn, at: Lsn) -> bool {
+    let has_proof = |place| {
+        let batch = segment.batch(place);
+        batch.is_ok_and(|(header, _)| header.durable_lsn > at && fits(&header, limit))
     };
-    GroupMarks {
-        incarnation: row.incarnation,
-        hard: row.hard,
-        last: row.last,
-        bases: vec![base],
-        status: row.status,
-    }
+    // The head of a later segment counts, the batch at the bad position does not.
+    (offset == 0 && segment.base > at && has_proof(0))
+        || positions(segment, offset, limit).any(has_proof)
 }

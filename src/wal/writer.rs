@@ -1,622 +1,536 @@
-//! Group commit as pure data: records in, batches with their places out.
+//! The writer: records in, batches out; many groups, one log.
 //!
-//! A batch is submitted when nothing is under way, or when enough has gathered and fewer than
-//! [`BATCHES_IN_FLIGHT_MAX`] are. So a lone request waits for nobody, and a busy log writes few large
-//! batches. Completions come in any order; what counts is the longest contiguous prefix.
+//! Group commit, without a clock: records gather while writes are under way. A batch leaves when
+//! nothing is in flight, or when [`BATCH_BYTES_GATHER`] are gathered and fewer than
+//! [`BATCHES_IN_FLIGHT_MAX`] batches are in flight.
 //!
-//! Segments are asked for one ahead ([`LogWriter::segment_wanted`]); a batch never waits for a file
-//! to be made unless the disk is that slow. A full segment ends with a footer, and the next begins
-//! with a head that repeats what older segments alone knew.
+//! ```text
+//! append ─> filling batches ─> next_write: seal (number, position, chain, durable LSN) ─> driver
+//!                                   │ does not fit: FOOTER, then SEG_HEAD of the next segment
+//! completed(batch) ─> durable = longest prefix without a gap ─> durable_ticket, droppable
+//! ```
+//!
+//! # Invariants
+//!
+//! - Positions are dense: a batch starts where the one before ends, also across segments.
+//! - Everything is noted in the ledger when it is sealed, so a segment's head repeats exactly what
+//!   precedes it in the log.
+//! - A footer always fits: room for it is kept before a batch is let in. It is written only when
+//!   the name of the next segment is durable.
+//! - A process begins a segment of its own and never appends to an old one.
+//!
+//! Deliberately absent: buffers and files (the driver copies the batch into its aligned buffer);
+//! reading (see [`crate::wal::recovery`]); retries: a failed write ends the process.
 
-use crate::base::ids::{ClusterId, DiskId, GroupId, Incarnation, LogIndex, ShardId, Term};
+use crate::base::ids::{ClusterId, DiskId, ShardId};
 use crate::base::limits::{
-    BATCH_BYTES_GATHER, BATCH_BYTES_MAX, BATCHES_IN_FLIGHT_MAX, SEGMENT_BYTES,
+    BATCH_BYTES_GATHER, BATCH_BYTES_MAX, BATCHES_IN_FLIGHT_MAX, BLOCK_BYTES, SEGMENT_BYTES,
 };
-use crate::base::prng::mix;
 use crate::base::units::Lsn;
-use crate::wal::batch::{BatchHead, BatchKind, WalBatch, batch_len};
-use crate::wal::record::{
-    BaseRecord, FORMAT, Footer, GroupRow, HardState, RECORD_HEAD_BYTES, Record, RowStatus, Run,
-    SegmentEnd, SegmentHead,
+use crate::wal::batch::{
+    BATCH_HEADER_BYTES, BEACON, BatchHeader, FOOTER, SEG_HEAD, WalBatch, batch_bytes,
 };
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use crate::wal::codec::{encode_entry, record_bytes};
+use crate::wal::ledger::{EntryMark, Ledger};
+use crate::wal::record::Record;
+use crate::wal::segment::{Echo, RUN_BYTES, RUN_ENTRY_BYTES, SegmentEnd, SegmentHead, epoch};
+use bytes::Bytes;
+use std::collections::{BTreeSet, VecDeque};
+
+pub use crate::wal::ledger::{GroupStart, LogStart, OldSegment};
 
 /// Whose log it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogIdentity {
     /// The cluster.
     pub cluster: ClusterId,
-    /// The data directory.
+    /// The disk.
     pub disk: DiskId,
     /// The shard.
     pub shard: ShardId,
-    /// Which life of the shard's log.
+    /// The WAL set.
     pub wal_set: u32,
 }
 
-/// Which batch carries a record. A record is durable when its ticket is.
+/// Which batch carries a record: comparable with [`LogWriter::durable_ticket`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ticket(pub u64);
 
-/// What the log knows of a group without its entries.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GroupMarks {
-    /// Which life of the group.
-    pub incarnation: Incarnation,
-    /// Term, vote, commit.
-    pub hard: HardState,
-    /// Index and term of its last entry.
-    pub last: (LogIndex, Term),
-    /// Bases in force, newest first, at most two.
-    pub bases: Vec<BaseRecord>,
-    /// Whether its log can be trusted.
-    pub status: RowStatus,
-}
-
-impl GroupMarks {
-    /// The marks of a group of which only a base is known.
-    #[must_use]
-    pub fn of_base(base: BaseRecord) -> Self {
-        Self {
-            incarnation: base.incarnation,
-            hard: HardState::default(),
-            last: (base.index, base.term),
-            bases: vec![base],
-            status: RowStatus::Ok,
-        }
-    }
-
-    /// Puts a base in force. A higher incarnation makes everything before it void.
-    pub(super) fn install(&mut self, base: &BaseRecord) {
-        if base.incarnation > self.incarnation {
-            *self = Self {
-                hard: self.hard,
-                ..Self::of_base(base.clone())
-            };
-            return;
-        }
-        if base.incarnation == self.incarnation {
-            self.bases.retain(|held| held.index != base.index);
-            self.bases.push(base.clone());
-            self.bases.sort_by_key(|held| std::cmp::Reverse(held.index));
-            self.bases.truncate(2);
-        }
-    }
-
-    fn row(&self) -> GroupRow {
-        let base = &self.bases[0];
-        GroupRow {
-            group: base.group,
-            incarnation: self.incarnation,
-            hard: self.hard,
-            last: self.last,
-            base: (base.index, base.term),
-            root_hash: base.root_hash,
-            root: base.root,
-            log_start_lsn: base.log_start_lsn,
-            status: self.status,
-        }
-    }
-}
-
-/// A segment that is full, or of an earlier process: which entries it holds.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct OldSegment {
-    /// Its number.
-    pub number: u64,
-    /// The highest index of each group in it.
-    pub highest: BTreeMap<GroupId, LogIndex>,
-}
-
-/// Where a log goes on.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LogStart {
-    /// The first segment to write.
-    pub segment: u64,
-    /// Its number of the first batch.
-    pub batch_seq: u64,
-    /// Where the log ends.
-    pub end: SegmentEnd,
-    /// The groups.
-    pub groups: BTreeMap<GroupId, GroupMarks>,
-    /// Segments that hold what is still needed, ascending.
-    pub old: VecDeque<OldSegment>,
-    /// The size of a segment, in bytes.
-    pub segment_bytes: usize,
-}
-
-impl LogStart {
-    /// The start of a log that has nothing in it.
-    #[must_use]
-    pub fn fresh() -> Self {
-        Self {
-            segment: 1,
-            batch_seq: 1,
-            segment_bytes: SEGMENT_BYTES,
-            ..Self::default()
-        }
-    }
-}
-
-/// A batch with its place: what a driver writes.
+/// A write that the driver must do: whole, at once, then synced.
 #[derive(Clone, Debug)]
 pub struct WalWrite {
     /// The segment.
     pub segment: u64,
-    /// Where in it, in bytes.
+    /// Where in it.
     pub offset: u64,
-    /// The number to report when it is durable.
+    /// What to tell [`LogWriter::completed`].
     pub batch_seq: u64,
     /// The bytes.
     pub batch: WalBatch,
 }
 
-/// The segment being written.
-struct Current {
-    number: u64,
-    epoch: u64,
-    first_lsn: Lsn,
-    runs: Vec<Run>,
-    /// Length of the footer's body so far.
-    footer_body: usize,
-    highest: BTreeMap<GroupId, LogIndex>,
-    footer_written: bool,
-}
-
-/// Records that will be one batch.
-#[derive(Default)]
+/// A batch that still gathers.
+#[derive(Debug)]
 struct Filling {
     ticket: Ticket,
-    records: Vec<Record>,
-    bytes: usize,
-    /// What its entries add to a footer, at the most.
-    footer_bytes: usize,
+    /// Room for the header, then records.
+    buffer: Vec<u8>,
+    records: u32,
+    marks: Vec<Mark>,
+    /// Runs that the batch adds to the footer, at the most.
+    runs: usize,
 }
 
+/// What the ledger must know of a record when it is sealed.
+#[derive(Debug)]
+enum Mark {
+    Entry(EntryMark),
+    Other(Box<Record>),
+}
+
+impl Filling {
+    fn footer_bytes(&self) -> usize {
+        self.runs * RUN_BYTES + self.marks.len() * RUN_ENTRY_BYTES
+    }
+
+    /// Whether `mark` goes on where the last mark ended.
+    fn continues(&self, mark: &EntryMark) -> bool {
+        matches!(self.marks.last(), Some(Mark::Entry(last))
+            if (last.group, last.incarnation) == (mark.group, mark.incarnation)
+                && last.index.next() == mark.index)
+    }
+}
+
+/// A batch that the driver writes.
+#[derive(Debug)]
 struct InFlight {
     batch_seq: u64,
     end: Lsn,
-    ticket: Option<Ticket>,
-    bases: Vec<BaseRecord>,
-    starts_segment: Option<u64>,
+    flags: u8,
+    segment: u64,
+    /// All records up to this ticket are in it or before it.
+    ticket: Ticket,
     done: bool,
 }
 
-/// The log of a shard, as it is written.
+/// The writer of a shard's log.
+#[derive(Debug)]
 pub struct LogWriter {
     identity: LogIdentity,
     epoch_seed: u64,
     segment_bytes: usize,
-    first_segment: u64,
-    current: Option<Current>,
-    /// The last segment asked for, and those that are there.
-    wanted: u64,
-    ready: BTreeSet<u64>,
-    /// The end of what was submitted, and the checksum of its last batch.
-    end: Lsn,
-    last_crc: u32,
-    next_batch: u64,
+    batch_bytes_max: usize,
+    ledger: Ledger,
+    echoes: Vec<Echo>,
+
+    /// The segment being written, or to be begun.
+    segment: u64,
+    /// Whether the segment's head is still to be written.
+    head_due: bool,
+    /// A batch let the segment roll and may follow without waiting again.
+    rolled: bool,
+    /// Bytes of the segment that are used.
+    offset: usize,
+    previous: Option<SegmentEnd>,
+    end_lsn: Lsn,
+    batch_seq: u64,
+    prev_crc: u32,
+
     filling: VecDeque<Filling>,
-    next_ticket: u64,
-    beacon_wanted: bool,
+    pending_bytes: usize,
+    /// Bytes and marks of the last batch of records.
+    last_bytes: usize,
+    last_marks: usize,
+    next_ticket: Ticket,
+    sealed_ticket: Ticket,
+    beacon_due: bool,
+
     in_flight: VecDeque<InFlight>,
-    durable: Lsn,
+    durable_lsn: Lsn,
     durable_ticket: Ticket,
-    /// The durable LSN that the last submitted batch carries.
-    told: Lsn,
-    groups: BTreeMap<GroupId, GroupMarks>,
-    /// The oldest base of each group that is durable: the log is needed from there on.
-    needed_from: BTreeMap<GroupId, Vec<LogIndex>>,
-    old: VecDeque<OldSegment>,
-    /// The newest segment whose head is durable.
-    durable_head: u64,
-    droppable_changed: bool,
+    /// The durable LSN in the last sealed batch.
+    claimed_lsn: Lsn,
+    /// Durable up to here with records worth a proof.
+    unproved_lsn: Lsn,
+
+    ready: BTreeSet<u64>,
+    next_wanted: u64,
 }
 
 impl LogWriter {
-    /// A log that goes on at `start`. `epoch_seed` must differ between processes.
+    /// A writer that goes on at `start`. `epoch_seed` is drawn anew by each process.
     #[must_use]
     pub fn new(identity: LogIdentity, start: LogStart, epoch_seed: u64) -> Self {
-        let LogStart {
-            segment,
-            batch_seq,
-            end,
-            groups,
-            old,
-            segment_bytes,
-        } = start;
-        let needed_from = groups
-            .iter()
-            .map(|(group, marks)| (*group, marks.bases.iter().map(|base| base.index).collect()))
-            .collect();
+        Self::with_segment_bytes(identity, start, epoch_seed, SEGMENT_BYTES)
+    }
+
+    /// A writer with segments of another size, for tests.
+    ///
+    /// # Panics
+    /// If the size is no multiple of the block.
+    #[must_use]
+    pub fn with_segment_bytes(
+        identity: LogIdentity,
+        start: LogStart,
+        epoch_seed: u64,
+        segment_bytes: usize,
+    ) -> Self {
+        assert!(
+            segment_bytes.is_multiple_of(BLOCK_BYTES) && segment_bytes > 0,
+            "a segment of {segment_bytes} bytes is no multiple of {BLOCK_BYTES}"
+        );
+        let previous_end = start.previous.map_or(start.lsn, |end| end.end_lsn);
+        assert!(
+            previous_end == start.lsn,
+            "the log starts at {} but its last segment ends at {previous_end}",
+            start.lsn
+        );
+        let batch_bytes_max = (segment_bytes / 4).next_multiple_of(BLOCK_BYTES);
         Self {
             identity,
             epoch_seed,
             segment_bytes,
-            first_segment: segment,
-            current: None,
-            wanted: segment - 1,
-            ready: BTreeSet::new(),
-            end: end.lsn,
-            last_crc: end.crc,
-            next_batch: batch_seq,
+            batch_bytes_max: batch_bytes_max.min(BATCH_BYTES_MAX),
+            ledger: Ledger::new(&start),
+            segment: start.segment,
+            head_due: true,
+            rolled: false,
+            offset: 0,
+            previous: start.previous,
+            end_lsn: start.lsn,
+            batch_seq: start.batch_seq,
+            prev_crc: start.previous.map_or(0, |end| end.end_crc),
+            echoes: start.echoes,
             filling: VecDeque::new(),
-            next_ticket: 1,
-            beacon_wanted: false,
+            pending_bytes: 0,
+            last_bytes: 0,
+            last_marks: 0,
+            next_ticket: Ticket(1),
+            sealed_ticket: Ticket(0),
+            beacon_due: false,
             in_flight: VecDeque::new(),
-            durable: end.lsn,
+            durable_lsn: start.lsn,
             durable_ticket: Ticket(0),
-            told: Lsn(0),
-            groups,
-            needed_from,
-            old,
-            durable_head: 0,
-            droppable_changed: true,
+            claimed_lsn: start.lsn,
+            unproved_lsn: start.lsn,
+            ready: BTreeSet::new(),
+            next_wanted: start.segment,
         }
     }
 
-    /// Adds a record to the batch that is filling.
+    /// Adds a record to the batch that gathers. Segment heads and footers are the writer's own.
+    ///
+    /// # Panics
+    /// If the record is a segment head or a footer.
     pub fn append(&mut self, record: Record) -> Ticket {
-        let bytes = record.encoded_len();
-        // A run of its own is the most that an entry adds to the footer.
-        let footer_bytes = if matches!(record, Record::Entry { .. }) {
-            32
-        } else {
-            0
-        };
-        let fits = |filling: &Filling| filling.bytes + bytes <= BATCH_BYTES_MAX;
-        if !self.filling.back().is_some_and(fits) {
-            let ticket = Ticket(self.next_ticket);
-            self.next_ticket += 1;
-            self.filling.push_back(Filling {
-                ticket,
-                ..Filling::default()
-            });
+        assert!(
+            !matches!(record, Record::SegmentHead(_) | Record::Footer(_)),
+            "segment heads and footers are written by the writer itself, not appended: {record:?}"
+        );
+        let room = record_bytes(record.body_bytes());
+        let filling = self.filling_for(room);
+        let before = filling.buffer.len();
+        filling.records += 1;
+        match record {
+            Record::Entry {
+                group,
+                incarnation,
+                entry,
+            } => {
+                encode_entry(group, incarnation, &entry, &mut filling.buffer);
+                let mark = EntryMark {
+                    group,
+                    incarnation,
+                    index: entry.index,
+                    term: entry.term,
+                    crc: entry.crc,
+                    offset: u32::try_from(before).expect("a batch is smaller than a segment"),
+                };
+                filling.runs += usize::from(!filling.continues(&mark));
+                filling.marks.push(Mark::Entry(mark));
+            }
+            other => {
+                other.encode(&mut filling.buffer);
+                filling.marks.push(Mark::Other(Box::new(other)));
+            }
         }
-        let filling = self.filling.back_mut().expect("one was just made sure of");
-        filling.records.push(record);
-        filling.bytes += bytes;
-        filling.footer_bytes += footer_bytes;
-        filling.ticket
+        let (grown, ticket) = (filling.buffer.len() - before, filling.ticket);
+        self.pending_bytes += grown;
+        ticket
     }
 
-    /// Whether records wait to be submitted.
+    /// The batch that a record of `room` bytes goes into.
+    fn filling_for(&mut self, room: usize) -> &mut Filling {
+        let is_full = self
+            .filling
+            .back()
+            .is_none_or(|last| last.buffer.len() + room > self.batch_bytes_max);
+        if is_full {
+            // The next batch is likely as large as the last one.
+            let mut buffer = Vec::with_capacity(batch_bytes(room).max(self.last_bytes));
+            buffer.resize(BATCH_HEADER_BYTES, 0);
+            self.filling.push_back(Filling {
+                ticket: self.next_ticket,
+                buffer,
+                records: 0,
+                marks: Vec::with_capacity(self.last_marks),
+                runs: 0,
+            });
+            self.next_ticket.0 += 1;
+        }
+        self.filling.back_mut().expect("there is one now")
+    }
+
+    /// Whether a record waits to be written.
     #[must_use]
     pub fn has_pending(&self) -> bool {
-        !self.filling.is_empty() || self.beacon_wanted
+        !self.filling.is_empty()
     }
 
-    /// Batches under way.
+    /// Bytes of records that wait to be written.
+    #[must_use]
+    pub fn pending_bytes(&self) -> usize {
+        self.pending_bytes
+    }
+
+    /// Batches handed out and not completed, or completed behind one that is not.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.in_flight.len()
     }
 
-    /// Asks for an empty batch if something durable is not proved so by a later batch. False if
-    /// there is nothing to prove.
-    pub fn beacon(&mut self) -> bool {
-        self.beacon_wanted = self.current.is_some() && self.durable > self.told;
-        self.beacon_wanted
-    }
-
-    /// The next batch to write, if one is to be submitted now. Call it until it yields none.
+    /// The next batch to write, if one may leave now. Called until there is none.
     pub fn next_write(&mut self) -> Option<WalWrite> {
-        let gathered = self.filling.front().map_or(0, |filling| filling.bytes);
-        let full = gathered >= BATCH_BYTES_GATHER || self.filling.len() > 1;
-        let submit = match self.in_flight.len() {
-            0 => self.has_pending(),
-            under_way => full && under_way < BATCHES_IN_FLIGHT_MAX,
-        };
-        let mid_roll = self
-            .current
-            .as_ref()
-            .is_some_and(|current| current.footer_written);
-        if !submit && !(mid_roll && self.has_pending()) {
+        if self.in_flight.len() >= BATCHES_IN_FLIGHT_MAX {
             return None;
         }
-        let footer_bytes = self
-            .filling
-            .front()
-            .map_or(0, |filling| filling.footer_bytes);
-        if !self.fits(gathered, footer_bytes) {
-            return self.roll();
+        if self.head_due {
+            return self.ready.contains(&self.segment).then(|| self.seal_head());
         }
-        if self.filling.is_empty() {
-            self.beacon_wanted = false;
-            return Some(self.submit(BatchKind::Beacon, &[], None));
-        }
-        let filling = self.filling.pop_front().expect("it is not empty");
-        self.beacon_wanted = false;
-        let write = self.submit(BatchKind::Data, &filling.records, Some(filling.ticket));
-        self.note(&write, filling.records);
-        Some(write)
-    }
-
-    /// Whether a batch of this much fits into the segment, with the footer after it.
-    fn fits(&self, bytes: usize, footer_bytes: usize) -> bool {
-        let Some(current) = self
-            .current
-            .as_ref()
-            .filter(|current| !current.footer_written)
-        else {
-            return false;
-        };
-        let footer = 8 + RECORD_HEAD_BYTES + current.footer_body + footer_bytes;
-        let used = usize::try_from(self.end.0 - current.first_lsn.0).expect("within a segment");
-        used + batch_len(bytes) + batch_len(footer) <= self.segment_bytes
-    }
-
-    /// One step of the way to the next segment: the footer of the present one, then the head.
-    fn roll(&mut self) -> Option<WalWrite> {
-        let next = self
-            .current
-            .as_ref()
-            .map_or(self.first_segment, |current| current.number + 1);
-        if !self.ready.contains(&next) || self.in_flight.len() >= BATCHES_IN_FLIGHT_MAX {
+        if !self.may_leave() {
             return None;
         }
-        if let Some(current) = self
-            .current
-            .as_mut()
-            .filter(|current| !current.footer_written)
-        {
-            current.footer_written = true;
-            let footer = Footer {
-                runs: std::mem::take(&mut current.runs),
-            };
-            return Some(self.submit(BatchKind::Footer, &[Record::Footer(footer)], None));
+        if self.fits() {
+            return Some(match self.filling.pop_front() {
+                Some(filling) => self.seal_filling(filling),
+                None => self.seal(vec![0; BATCH_HEADER_BYTES], BEACON, 0),
+            });
         }
-        let segment = self.current.take().map_or(0, |current| {
-            let old = OldSegment {
-                number: current.number,
-                highest: current.highest,
-            };
-            self.old.push_back(old);
-            current.number
-        });
-        let segment = if segment == 0 { next - 1 } else { segment };
-        let epoch = mix(self.epoch_seed ^ mix(next ^ mix(self.end.0))) | 1;
-        self.current = Some(Current {
-            number: next,
-            epoch,
-            first_lsn: self.end,
-            runs: Vec::new(),
-            footer_body: 8,
-            highest: BTreeMap::new(),
-            footer_written: false,
-        });
-        self.ready.remove(&next);
-        let head = SegmentHead {
-            cluster: self.identity.cluster,
-            disk: self.identity.disk,
-            wal_set: self.identity.wal_set,
-            format: FORMAT,
-            shard: self.identity.shard,
-            number: next,
-            first_lsn: self.end,
-            first_batch: self.next_batch,
-            previous: SegmentEnd {
-                segment,
-                lsn: self.end,
-                crc: self.last_crc,
-            },
-            echoes: Vec::new(),
-        };
-        let rows = self.groups.values().map(GroupMarks::row).collect();
-        let mut records = vec![Record::SegmentHead(head), Record::GroupTable(rows)];
-        let bases = self
-            .groups
-            .values()
-            .flat_map(|marks| marks.bases.iter().rev());
-        records.extend(bases.cloned().map(Record::Base));
-        let write = self.submit(BatchKind::SegmentHead, &records, None);
-        self.in_flight
-            .back_mut()
-            .expect("it was just submitted")
-            .starts_segment = Some(next);
-        Some(write)
+        self.ready
+            .contains(&(self.segment + 1))
+            .then(|| self.seal_footer())
     }
 
-    fn submit(&mut self, kind: BatchKind, records: &[Record], ticket: Option<Ticket>) -> WalWrite {
-        let current = self
-            .current
-            .as_ref()
-            .expect("a batch is written into a segment");
-        let head = BatchHead {
-            kind,
-            lsn: self.end,
-            epoch: current.epoch,
-            batch_seq: self.next_batch,
-            durable: self.durable,
-            previous_crc: self.last_crc,
-        };
-        let batch = WalBatch::seal(&head, records);
-        let offset = self.end.0 - current.first_lsn.0;
-        assert!(
-            offset + batch.encoded_len() as u64 <= self.segment_bytes as u64,
-            "a batch of {} bytes at {offset} does not fit into a segment of {}",
-            batch.encoded_len(),
-            self.segment_bytes
-        );
-        let write = WalWrite {
-            segment: current.number,
-            offset,
-            batch_seq: self.next_batch,
-            batch,
-        };
-        self.told = self.durable;
-        self.end = Lsn(self.end.0 + write.batch.encoded_len() as u64);
-        self.last_crc = write.batch.crc();
-        self.next_batch += 1;
-        self.in_flight.push_back(InFlight {
-            batch_seq: write.batch_seq,
-            end: self.end,
-            ticket,
-            bases: Vec::new(),
-            starts_segment: None,
-            done: false,
+    /// The submit rule.
+    fn may_leave(&self) -> bool {
+        let is_idle = self.in_flight.is_empty() || self.rolled;
+        match self.filling.len() {
+            0 => self.beacon_due,
+            1 => is_idle || self.pending_bytes >= BATCH_BYTES_GATHER.min(self.batch_bytes_max),
+            _ => true,
+        }
+    }
+
+    /// Whether the next batch and a footer fit into the segment.
+    fn fits(&self) -> bool {
+        let (batch, more) = self.filling.front().map_or((BLOCK_BYTES, 0), |filling| {
+            let payload = filling.buffer.len() - BATCH_HEADER_BYTES;
+            (batch_bytes(payload), filling.footer_bytes())
         });
+        let footer = batch_bytes(record_bytes(self.ledger.footer_bytes() + more));
+        self.offset + batch + footer <= self.segment_bytes
+    }
+
+    fn seal_filling(&mut self, mut filling: Filling) -> WalWrite {
+        self.rolled = false;
+        self.pending_bytes -= filling.buffer.len() - BATCH_HEADER_BYTES;
+        self.sealed_ticket = filling.ticket;
+        let at = u32::try_from(self.offset).expect("a segment is smaller than 4 GiB");
+        let start = self.end_lsn;
+        let marks = std::mem::take(&mut filling.marks);
+        self.last_marks = marks.len();
+        self.last_bytes = batch_bytes(filling.buffer.len() - BATCH_HEADER_BYTES);
+        let write = self.seal(filling.buffer, 0, filling.records);
+        for mark in marks {
+            match mark {
+                Mark::Entry(mark) => self.ledger.note_entry(mark, start, at),
+                Mark::Other(record) => self.ledger.note(*record, self.end_lsn),
+            }
+        }
         write
     }
 
-    /// Takes note of what a batch holds: for the footer, for the next head, for what is needed.
-    fn note(&mut self, write: &WalWrite, records: Vec<Record>) {
-        let current = self
-            .current
-            .as_mut()
-            .expect("a batch was just written into it");
-        let mut at = write.offset as usize + crate::wal::batch::BATCH_HEAD_BYTES;
-        for record in records {
-            let len = record.encoded_len();
-            match record {
-                Record::Entry {
-                    group,
-                    incarnation,
-                    entry,
-                } => {
-                    let place = (u32::try_from(at).expect("within a segment"), entry.crc);
-                    let next = |run: &Run| run.first.0 + run.entries.len() as u64;
-                    match current.runs.iter_mut().rev().find(|run| run.group == group) {
-                        Some(run)
-                            if run.incarnation == incarnation && next(run) == entry.index.0 =>
-                        {
-                            run.entries.push(place);
-                            current.footer_body += 8;
-                        }
-                        _ => {
-                            let (first, entries) = (entry.index, vec![place]);
-                            current.runs.push(Run {
-                                group,
-                                incarnation,
-                                first,
-                                entries,
-                            });
-                            current.footer_body += 32;
-                        }
-                    }
-                    let highest = current.highest.entry(group).or_default();
-                    *highest = (*highest).max(entry.index);
-                    if let Some(marks) = self.groups.get_mut(&group) {
-                        marks.last = (entry.index, entry.term);
-                    }
-                }
-                Record::HardState { group, state, .. } => {
-                    if let Some(marks) = self.groups.get_mut(&group) {
-                        marks.hard = state;
-                    }
-                }
-                Record::Base(base) => {
-                    match self.groups.get_mut(&base.group) {
-                        Some(marks) => marks.install(&base),
-                        None => {
-                            self.groups
-                                .insert(base.group, GroupMarks::of_base(base.clone()));
-                        }
-                    }
-                    self.in_flight
-                        .back_mut()
-                        .expect("it was just submitted")
-                        .bases
-                        .push(base);
-                }
-                Record::GroupTable(_) | Record::SegmentHead(_) | Record::Footer(_) => {
-                    panic!("heads and footers are made here, not appended")
-                }
-            }
-            at += len;
-        }
+    fn seal_footer(&mut self) -> WalWrite {
+        let mut buffer = vec![0; BATCH_HEADER_BYTES];
+        let footer_bytes = self.ledger.footer_bytes();
+        let end = Lsn(self.end_lsn.0 + batch_bytes(record_bytes(footer_bytes)) as u64);
+        let footer = self.ledger.close(self.segment, end);
+        Record::Footer(footer).encode(&mut buffer);
+        let write = self.seal(buffer, FOOTER, 1);
+        assert!(
+            self.end_lsn == end,
+            "the footer ends at {} instead of {end}",
+            self.end_lsn
+        );
+        self.previous = Some(SegmentEnd {
+            segment: self.segment,
+            end_lsn: end,
+            end_crc: self.prev_crc,
+        });
+        self.ready.remove(&self.segment);
+        self.segment += 1;
+        self.offset = 0;
+        self.head_due = true;
+        self.rolled = true;
+        write
     }
 
-    /// A batch is on disk, whole. True if the durable prefix grew.
+    fn seal_head(&mut self) -> WalWrite {
+        let head = Record::SegmentHead(SegmentHead {
+            cluster: self.identity.cluster,
+            disk: self.identity.disk,
+            wal_set: self.identity.wal_set,
+            shard: self.identity.shard,
+            number: self.segment,
+            base_lsn: self.end_lsn,
+            previous: self.previous,
+            batch_seq: self.batch_seq,
+            echoes: self.echoes.clone(),
+        });
+        let mut buffer = vec![0; BATCH_HEADER_BYTES];
+        let mut records = 0;
+        for record in std::iter::once(head).chain(self.ledger.repeated()) {
+            record.encode(&mut buffer);
+            records += 1;
+        }
+        self.head_due = false;
+        let write = self.seal(buffer, SEG_HEAD, records);
+        assert!(
+            self.filling.is_empty() || self.fits(),
+            "a segment of {} bytes has no room for its head of {} bytes and the next batch",
+            self.segment_bytes,
+            self.offset
+        );
+        write
+    }
+
+    /// Seals a batch at the end of the log.
+    fn seal(&mut self, mut buffer: Vec<u8>, flags: u8, records: u32) -> WalWrite {
+        let header = BatchHeader {
+            flags,
+            lsn: self.end_lsn,
+            epoch: epoch(self.epoch_seed, self.segment),
+            batch_seq: self.batch_seq,
+            durable_lsn: self.durable_lsn,
+            records,
+            prev_crc: self.prev_crc,
+            ..BatchHeader::default()
+        };
+        self.prev_crc = header.seal(&mut buffer);
+        self.claimed_lsn = self.durable_lsn;
+        self.beacon_due = false;
+        let write = WalWrite {
+            segment: self.segment,
+            offset: self.offset as u64,
+            batch_seq: self.batch_seq,
+            batch: WalBatch(Bytes::from(buffer)),
+        };
+        self.offset += write.batch.encoded_len();
+        assert!(
+            self.offset <= self.segment_bytes,
+            "batch {} ends at byte {} of a segment of {}",
+            self.batch_seq,
+            self.offset,
+            self.segment_bytes
+        );
+        self.end_lsn.0 += write.batch.encoded_len() as u64;
+        self.in_flight.push_back(InFlight {
+            batch_seq: self.batch_seq,
+            end: self.end_lsn,
+            flags,
+            segment: self.segment,
+            ticket: self.sealed_ticket,
+            done: false,
+        });
+        self.batch_seq += 1;
+        write
+    }
+
+    /// Lets an empty batch carry the durable LSN if no later batch has done so. The driver calls it
+    /// after 5 ms without a write; whether there is something to prove.
+    pub fn beacon(&mut self) -> bool {
+        let is_idle = self.in_flight.is_empty() && self.filling.is_empty();
+        if is_idle && !self.head_due && self.unproved_lsn > self.claimed_lsn {
+            self.beacon_due = true;
+        }
+        self.beacon_due
+    }
+
+    /// The driver has written and synced a batch; whether the durable prefix grew.
     ///
     /// # Panics
-    /// If it is not under way.
+    /// If the batch is not in flight.
     pub fn completed(&mut self, batch_seq: u64) -> bool {
         let batch = self
             .in_flight
             .iter_mut()
-            .find(|batch| batch.batch_seq == batch_seq);
-        batch
-            .unwrap_or_else(|| panic!("batch {batch_seq} is not under way"))
-            .done = true;
-        let mut grew = false;
-        while self.in_flight.front().is_some_and(|batch| batch.done) {
-            let batch = self.in_flight.pop_front().expect("the front was just seen");
-            grew = true;
-            self.durable = batch.end;
-            self.durable_ticket = batch.ticket.unwrap_or(self.durable_ticket);
-            for base in batch.bases {
-                let needed = self.needed_from.entry(base.group).or_default();
-                needed.retain(|index| *index != base.index);
-                needed.insert(0, base.index);
-                needed.truncate(2);
-                self.droppable_changed = true;
+            .find(|batch| batch.batch_seq == batch_seq && !batch.done);
+        batch.expect("a batch completes once").done = true;
+        let before = self.durable_lsn;
+        while let Some(batch) = self.in_flight.pop_front_if(|batch| batch.done) {
+            self.durable_lsn = batch.end;
+            self.durable_ticket = batch.ticket;
+            if batch.flags != BEACON {
+                self.unproved_lsn = batch.end;
             }
-            if let Some(segment) = batch.starts_segment {
-                self.durable_head = segment;
-                self.droppable_changed = true;
+            if batch.flags == SEG_HEAD {
+                self.ledger.durable_head(batch.segment);
             }
         }
-        grew
+        self.ledger.durable(self.durable_lsn);
+        self.durable_lsn > before
     }
 
-    /// All records with this ticket or a lower one are durable.
+    /// All records with this ticket or an earlier one are durable.
     #[must_use]
     pub fn durable_ticket(&self) -> Ticket {
         self.durable_ticket
     }
 
-    /// Everything before this position is durable.
+    /// The log is durable up to here.
     #[must_use]
     pub fn durable_lsn(&self) -> Lsn {
-        self.durable
+        self.durable_lsn
     }
 
-    /// The end of what was submitted.
+    /// The end of all batches handed out.
     #[must_use]
     pub fn end_lsn(&self) -> Lsn {
-        self.end
+        self.end_lsn
     }
 
-    /// The number of a segment to make ready, each once: the next one to write, and one ahead.
+    /// The number of the segment to prepare next, each once: that to be begun, and one ahead. The
+    /// names must become durable in this order, since a gap in the numbers is damage.
     pub fn segment_wanted(&mut self) -> Option<u64> {
-        let ahead = self
-            .current
-            .as_ref()
-            .map_or(self.first_segment, |current| current.number + 1);
-        (self.wanted < ahead).then(|| {
-            self.wanted += 1;
-            self.wanted
+        let wanted = self.next_wanted;
+        (wanted <= self.segment + 1).then(|| {
+            self.next_wanted += 1;
+            wanted
         })
     }
 
-    /// A segment can be written, and its name is durable.
+    /// The file of this segment has its full size, and its name is durable.
     pub fn segment_ready(&mut self, number: u64) {
+        assert!(
+            number >= self.segment && number < self.next_wanted,
+            "segment {number} is ready but was not wanted; {} is being written",
+            self.segment
+        );
         self.ready.insert(number);
     }
 
-    /// Segments that nothing needs any more, oldest first, each once.
-    ///
-    /// A segment is needed while it holds entries above the older of a group's two bases, or while
-    /// no durable head after it repeats what else is in it.
+    /// Segments that nobody needs any more, each once; see [`crate::wal::ledger`].
     pub fn droppable(&mut self) -> Vec<u64> {
-        if !std::mem::take(&mut self.droppable_changed) {
-            return Vec::new();
-        }
-        let mut numbers = Vec::new();
-        while let Some(oldest) = self.old.front() {
-            let needed = |(group, highest): (&GroupId, &LogIndex)| {
-                let bases = self.needed_from.get(group);
-                bases
-                    .and_then(|bases| bases.last())
-                    .is_none_or(|base| highest > base)
-            };
-            if oldest.number >= self.durable_head || oldest.highest.iter().any(needed) {
-                break;
-            }
-            numbers.push(oldest.number);
-            self.old.pop_front();
-        }
-        numbers
+        self.ledger.droppable()
     }
 }

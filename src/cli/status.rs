@@ -1,0 +1,215 @@
+//! `rrqctl status`: nodes, shards, groups, queues with their counters.
+
+use crate::base::ids::NodeId;
+use crate::base::report::Report;
+use crate::cli::terminal::{bytes, count, moment, print, say_json, span, table};
+use crate::cli::{Common, Output};
+use crate::client::{Error, GroupId, QueueInfo, QueueStats, ServerHello, ShardStatus};
+use serde_json::{Value, json};
+use std::fmt::Write;
+use std::time::Duration;
+use tokio::task::JoinSet;
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  rrqctl status
+  rrqctl status --groups
+  rrqctl status --output json | jq '.queues[] | {name, pending}'";
+
+#[derive(clap::Args, Debug)]
+pub(super) struct StatusArgs {
+    /// Show each group too, not only those that do not serve.
+    #[arg(long)]
+    groups: bool,
+}
+
+type Queues = Vec<(QueueInfo, QueueStats)>;
+
+pub(super) async fn run(args: &StatusArgs, common: &Common) -> Result<(), Report> {
+    let complain = |error: Error| common.complaint(&error);
+    let client = common.connect().await?;
+    let hello = client.hello().map_err(complain)?;
+    let shards = client.status().await.map_err(complain)?;
+    let groups = shards.iter().flat_map(|(_, shard)| &shard.groups);
+    let serving: Vec<GroupId> = groups
+        .filter(|group| group.halted.is_empty())
+        .map(|group| group.group)
+        .collect();
+    let mut calls = JoinSet::new();
+    for group in serving {
+        let client = client.clone();
+        calls.spawn(async move { client.queues_of(group).await });
+    }
+    let mut queues: Queues = Vec::new();
+    while let Some(Ok(part)) = calls.join_next().await {
+        queues.extend(part.map_err(complain)?);
+    }
+    queues.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
+    client.close().await;
+    match common.output {
+        Output::Json => say_json(&as_json(&hello, &shards, &queues)),
+        Output::Text => print(&as_text(args, &hello, &shards, &queues)),
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn as_text(
+    args: &StatusArgs,
+    hello: &ServerHello,
+    shards: &[(NodeId, ShardStatus)],
+    queues: &Queues,
+) -> String {
+    let mut out = format!(
+        "cluster {}: {}, {}, {}\n",
+        hex(&hello.cluster.0),
+        count(hello.nodes.len() as u64, "node"),
+        count(shards.len() as u64, "shard"),
+        count(u64::from(hello.groups), "group"),
+    );
+    for (node, shard) in shards {
+        let nodes = hello.nodes.iter().find(|known| known.node == *node);
+        let address = nodes.and_then(|node| node.addresses.get(usize::from(shard.shard)));
+        let _ = writeln!(
+            out,
+            "node {node} shard {} at {}: up {}, {}, {} of log since the last checkpoint{}",
+            shard.shard,
+            address.map_or("?", String::as_str),
+            span(Duration::from_millis(shard.uptime_ms)),
+            count(shard.connections, "connection"),
+            bytes(shard.log_bytes_since_checkpoint),
+            if shard.disk_full {
+                ", DISK FULL: no new jobs"
+            } else {
+                ""
+            },
+        );
+        for group in shard.groups.iter().filter(|group| !group.halted.is_empty()) {
+            let _ = writeln!(out, "  STOPPED: {}", group.halted);
+        }
+    }
+    if args.groups {
+        out.push('\n');
+        let heads = [
+            "group",
+            "shard",
+            "leads",
+            "term",
+            "committed",
+            "applied",
+            "base",
+            "sessions",
+        ];
+        let mut rows = vec![heads.map(str::to_owned).to_vec()];
+        for (_, shard) in shards {
+            rows.extend(shard.groups.iter().map(|group| {
+                vec![
+                    group.group.to_string(),
+                    shard.shard.to_string(),
+                    if group.leader { "yes" } else { "no" }.to_owned(),
+                    group.term.to_string(),
+                    group.commit.to_string(),
+                    group.applied.to_string(),
+                    group.base.to_string(),
+                    group.sessions.to_string(),
+                ]
+            }));
+        }
+        out += &table(&rows);
+    }
+    out.push('\n');
+    if queues.is_empty() {
+        return out + "no queues yet; `rrqctl enqueue -q NAME PAYLOAD` makes one\n";
+    }
+    let heads = [
+        "queue",
+        "pending",
+        "delayed",
+        "in flight",
+        "dead",
+        "done",
+        "oldest pending",
+    ];
+    let mut rows = vec![heads.map(str::to_owned).to_vec()];
+    rows.extend(queues.iter().map(|(info, stats)| {
+        let paused = if info.paused { " (paused)" } else { "" };
+        vec![
+            format!("{}{paused}", info.name),
+            stats.pending.to_string(),
+            stats.delayed.to_string(),
+            stats.in_flight.to_string(),
+            stats.dead.to_string(),
+            stats.completed_total.to_string(),
+            stats
+                .oldest_pending
+                .map_or("-".to_owned(), |at| moment(at.0)),
+        ]
+    }));
+    out + &table(&rows)
+}
+
+fn as_json(hello: &ServerHello, shards: &[(NodeId, ShardStatus)], queues: &Queues) -> Value {
+    let shard = |shard: &ShardStatus| {
+        let groups = shard.groups.iter().map(|group| {
+            json!({
+                "group": group.group.0,
+                "leader": group.leader,
+                "term": group.term.0,
+                "commit": group.commit.0,
+                "applied": group.applied.0,
+                "base": group.base.0,
+                "sessions": group.sessions,
+                "halted": (!group.halted.is_empty()).then_some(&group.halted),
+            })
+        });
+        json!({
+            "shard": shard.shard,
+            "uptime_ms": shard.uptime_ms,
+            "connections": shard.connections,
+            "log_bytes_since_checkpoint": shard.log_bytes_since_checkpoint,
+            "durable_lsn": shard.durable_lsn,
+            "disk_full": shard.disk_full,
+            "groups": groups.collect::<Vec<_>>(),
+        })
+    };
+    let nodes = hello.nodes.iter().map(|node| {
+        let own = shards.iter().filter(|(of, _)| *of == node.node);
+        json!({
+            "node": node.node.0,
+            "addresses": node.addresses,
+            "shards": own.map(|(_, status)| shard(status)).collect::<Vec<_>>(),
+        })
+    });
+    let queues = queues.iter().map(|(info, stats)| {
+        json!({
+            "name": info.name,
+            "uid": info.uid.to_string(),
+            "version": info.version,
+            "paused": info.paused,
+            "groups": info.groups.iter().map(|group| group.0).collect::<Vec<_>>(),
+            "pending": stats.pending,
+            "delayed": stats.delayed,
+            "in_flight": stats.in_flight,
+            "dead": stats.dead,
+            "bytes": stats.bytes,
+            "keys": stats.keys,
+            "enqueued_total": stats.enqueued_total,
+            "leased_total": stats.leased_total,
+            "completed_total": stats.completed_total,
+            "nacked_total": stats.nacked_total,
+            "expired_total": stats.expired_total,
+            "dead_total": stats.dead_total,
+            "cancelled_total": stats.cancelled_total,
+            "oldest_pending_ms": stats.oldest_pending.map(|at| at.0),
+        })
+    });
+    json!({
+        "cluster": hex(&hello.cluster.0),
+        "version": hello.version,
+        "groups": hello.groups,
+        "nodes": nodes.collect::<Vec<_>>(),
+        "queues": queues.collect::<Vec<_>>(),
+    })
+}
