@@ -518,8 +518,13 @@ impl Client {
         Ok(Some((slot, bytes)))
     }
 
+    /// Asks; a rejection is an error, of a read as of a command.
     async fn call(&self, route: Route, body: RequestBody) -> Result<Reply, Error> {
-        self.start(route, body).await?.reply().await
+        let reply = self.start(route, body).await?.reply().await?;
+        match reply.body {
+            ReplyBody::Outcome(Outcome::Rejected(rejection)) => Err(Error::rejected(rejection)),
+            _ => Ok(reply),
+        }
     }
 
     /// Asks a command; a rejection is an error.

@@ -104,6 +104,24 @@ impl DataDir {
         Ok(dir)
     }
 
+    /// Opens the directory of a node that is not running, and takes its lock; makes nothing.
+    ///
+    /// # Errors
+    /// If there is no node's data, or whatever keeps this process from working on it.
+    pub fn open_existing(path: &Path) -> Result<Self, Report> {
+        if survey(path)? == Found::Nothing {
+            let what = format!("{} holds no data of a node", path.display());
+            return Err(Report::error(Code::FileMissing, what)
+                .fix("--data-dir with the directory that rrq-node prints when it starts"));
+        }
+        let config = NodeConfig {
+            data_dir: path.to_owned(),
+            dev: true,
+            ..NodeConfig::default()
+        };
+        Self::open(&config, 1)
+    }
+
     /// Raises the start number; a new directory gets its folders first. To be done before the log
     /// is opened, and after all that could still refuse the start.
     ///

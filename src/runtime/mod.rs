@@ -27,6 +27,7 @@ pub mod poker;
 pub mod preflight;
 pub mod process;
 pub mod recover;
+pub mod repair;
 pub mod segments;
 pub mod shard_task;
 pub mod snapshot_files;

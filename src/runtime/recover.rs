@@ -146,7 +146,10 @@ impl Part<'_> {
 }
 
 /// The newest manifest of this log that is intact. A damaged one is no loss: the log repeats it.
-fn newest_manifest(
+///
+/// # Errors
+/// If the folder cannot be read.
+pub fn newest_manifest(
     folder: &Path,
     identity: LogIdentity,
     owner: Owner,

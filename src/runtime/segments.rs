@@ -21,6 +21,7 @@ use crate::base::report::Report;
 use crate::runtime::data_dir::{
     HOLDER_PATIENCE, HOLDER_RETRY, names, segment_number, sync_folder, unusable,
 };
+use crate::runtime::repair::refuse_half_repaired;
 use crate::runtime::{space, sys};
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
@@ -53,6 +54,7 @@ pub struct Found {
 /// # Errors
 /// If a file cannot be opened, or stays locked.
 pub fn find(folder: &Path, data_dir: &Path, count: Arc<AtomicUsize>) -> Result<Found, Report> {
+    refuse_half_repaired(folder)?;
     let names = names(folder).map_err(|error| unusable(folder, "read", &error))?;
     let mut segments = Vec::new();
     let mut pool = Pool {

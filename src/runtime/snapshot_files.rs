@@ -19,6 +19,7 @@ use crate::shard::loading::load_group;
 use crate::snapshot::layout::{Owner, RootRef};
 use crate::snapshot::manifest::Manifest;
 use bytes::Bytes;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
@@ -236,23 +237,25 @@ impl SnapshotFiles {
     }
 
     fn load(&mut self, group: GroupId, bases: &[RootRef]) -> Input {
-        let mut files: BTreeMap<u64, File> = BTreeMap::new();
-        let folder = &self.folder;
-        let mut read = |file: u64, offset: u64, length: usize| {
-            let file = match files.entry(file) {
-                std::collections::btree_map::Entry::Occupied(open) => open.into_mut(),
-                std::collections::btree_map::Entry::Vacant(free) => {
-                    free.insert(find(folder, file)?)
-                }
-            };
-            read_at(file, offset, length)
-        };
+        let mut read = reader(&self.folder);
         let result = load_group(&self.owner, bases, &mut read);
         Input::GroupLoaded { group, result }
     }
 
     fn path(&self, file: CheckpointFile) -> PathBuf {
         self.folder.join(file_name(file))
+    }
+}
+
+/// Reads the checkpoint files in a folder: file, offset, length. Each is opened once.
+pub fn reader(folder: &Path) -> impl FnMut(u64, u64, usize) -> io::Result<Bytes> {
+    let mut files: BTreeMap<u64, File> = BTreeMap::new();
+    move |file, offset, length| {
+        let file = match files.entry(file) {
+            Entry::Occupied(open) => open.into_mut(),
+            Entry::Vacant(free) => free.insert(find(folder, file)?),
+        };
+        read_at(file, offset, length)
     }
 }
 
