@@ -139,8 +139,14 @@ mod tests {
     #[test]
     fn percentiles_are_exact_to_four_digits() {
         let all = Percentiles::of((1..=1000).map(f64::from));
-        assert_eq!((all.min, all.max), (1.0, 1000.0));
-        for (found, expected) in [(all.p50, 500.0), (all.p90, 900.0), (all.p99, 990.0)] {
+        assert_eq!(all.min, 1.0);
+        let rest = [
+            (all.p50, 500.0),
+            (all.p90, 900.0),
+            (all.p99, 990.0),
+            (all.max, 1000.0),
+        ];
+        for (found, expected) in rest {
             assert!(
                 (found - expected).abs() / expected < 0.0002,
                 "{found} {expected}"
@@ -148,14 +154,17 @@ mod tests {
         }
         assert_eq!(Percentiles::of([]), Percentiles::default());
         let one = Percentiles::of([41.234]);
-        assert_eq!((one.min, one.p50, one.max), (41.234, 41.234, 41.234));
+        assert!(
+            [one.min, one.p50, one.max]
+                .iter()
+                .all(|ms| (ms - 41.234).abs() < 0.002)
+        );
     }
 
     #[test]
     fn bars_show_each_round_once() {
         let text = bars(&[(10.0, false), (10.4, false), (12.1, true), (22.0, false)]);
-        let expected = "\
-       10 ms │██ 2
+        let expected = "       10 ms │██ 2
        11 ms │
        12 ms │░ 1
        13 ms │
