@@ -142,21 +142,17 @@ impl Outcome {
     #[must_use]
     pub fn text(&self) -> String {
         let mut text = String::new();
-        let figures: [(&str, fn(&Round) -> f64); 2] = [
-            ("rto: kill -9 to the first job leased and acked", |round| {
-                round.rto_ms
-            }),
-            ("exec of the new process to the same", |round| {
-                round.exec_to_first_ms
-            }),
-        ];
         let marked = self.rounds.iter().filter(|round| round.marked).count();
-        for (title, value) in figures {
-            let values: Vec<Marked> = self
-                .rounds
-                .iter()
-                .map(|round| (value(round), round.marked))
-                .collect();
+        let values = |value: fn(&Round) -> f64| -> Vec<Marked> {
+            let rounds = self.rounds.iter();
+            rounds.map(|round| (value(round), round.marked)).collect()
+        };
+        let rto = values(|round| round.rto_ms);
+        let exec = values(|round| round.exec_to_first_ms);
+        for (title, values) in [
+            ("rto: kill -9 to the first job leased and acked", rto),
+            ("exec of the new process to the same", exec),
+        ] {
             let all = Percentiles::of(values.iter().map(|(value, _)| *value));
             text += &format!("\n{title}\n{}", bars(&values));
             text += &format!("  all {:3}  {}\n", values.len(), all.line());
@@ -328,7 +324,7 @@ async fn signalled(obey: bool) {
         Err(error) => tracing::warn!(%error, "signals end the program without clearing up"),
     }
     if received.await.is_err() {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 
