@@ -337,6 +337,7 @@ impl ShardEngine {
 
     /// Before anything else is proposed: sets the group's wall offset right if it has drifted.
     pub(super) fn correct_wall(&mut self, slot: usize) {
+        self.groups[slot].wall_checked = self.now.mono;
         let group = &self.groups[slot];
         let time = group.clock.at(self.now.mono);
         let drift = time
@@ -782,8 +783,10 @@ impl ShardEngine {
                 group.advance_not_before = now.plus(ADVANCE_BACKOFF);
             }
         }
-        if self.stamp_at(slot).is_some_and(|at| at <= now) {
+        if self.wall_check_at(slot).is_some_and(|at| at <= now) {
             self.correct_wall(slot);
+        }
+        if self.stamp_at(slot).is_some_and(|at| at <= now) {
             // Too busy means that entries are under way, which carry the time as well.
             let _ = self.propose_kind(slot, EntryKind::Noop);
             self.groups[slot].last_proposed = now;
@@ -811,11 +814,25 @@ impl ShardEngine {
         group.queue.waits_on_time().then_some(stamp)
     }
 
+    /// When the wall time of a group that nobody writes to is to be held against the clock: run-ats
+    /// must not wait for a request to learn that the clock was set.
+    fn wall_check_at(&self, slot: usize) -> Option<Monotonic> {
+        let group = &self.groups[slot];
+        let next = group
+            .wall_checked
+            .plus(Duration::from_millis(TIME_STAMP_MS));
+        group.queue.next_due().map(|_| next)
+    }
+
     fn set_timer(&mut self, slot: usize) {
         let group = &self.groups[slot];
         let next = if group.serves() && !self.stopping() {
             let checks = [group.liveness.next_check(), group.polls.next_deadline()];
-            let own = [self.advance_at(slot), self.stamp_at(slot)];
+            let own = [
+                self.advance_at(slot),
+                self.stamp_at(slot),
+                self.wall_check_at(slot),
+            ];
             checks.into_iter().chain(own).flatten().min()
         } else {
             None
@@ -983,6 +1000,7 @@ fn open_group(
         advance_not_before: now.mono,
         setting_offset: false,
         last_proposed: now.mono,
+        wall_checked: now.mono,
         timer: None,
         dirty: true,
     }
