@@ -406,6 +406,17 @@ pub enum Enqueued {
     Rejected(Rejection),
 }
 
+impl Enqueued {
+    /// The job, new or there already; `None` if it was refused.
+    #[must_use]
+    pub fn id(self) -> Option<JobId> {
+        match self {
+            Self::New(id) | Self::Existing(id) => Some(id),
+            Self::Rejected(_) => None,
+        }
+    }
+}
+
 /// A job granted: enough to act on it. The body is read from the machine when the reply is made,
 /// so that a repeated poll need not keep payloads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

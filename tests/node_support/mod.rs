@@ -9,7 +9,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 /// Long enough for a crowded machine; a test that waits so long has failed.
@@ -42,6 +42,23 @@ impl Node {
             Err(_) => panic!("no ready line; it said {:?}", node.stop_and_read()),
         }
         node
+    }
+
+    /// Starts a node, and waits until it is ready or has ended; then its status and what it said.
+    pub(crate) fn start_or_end(data: &Path, args: &[&str]) -> Result<Self, (i32, String)> {
+        let mut node = Self::spawn(data, args);
+        // Its output ends with it.
+        match node.out.recv_timeout(DEADLINE) {
+            Ok(line) => {
+                node.ready = line;
+                Ok(node)
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                let status = node.wait();
+                Err((status.code().expect("it ended by itself"), node.errors()))
+            }
+            Err(RecvTimeoutError::Timeout) => panic!("it hangs: {:?}", node.stop_and_read()),
+        }
     }
 
     /// Starts a node without waiting.
