@@ -34,7 +34,7 @@ fn is_spare(path: &Path) -> bool {
 
 fn write(version: &str) {
     let data = folder("fixture-made");
-    let known = make(&data);
+    let known = make(&data, None);
     let target = fixture(version);
     let _ = fs::remove_dir_all(&target);
     for file in files(&data).into_iter().filter(|file| !is_spare(file)) {

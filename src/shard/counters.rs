@@ -60,6 +60,8 @@ counters! {
     checkpoint_rounds_total: total,
     /// Checkpoint rounds given up for lack of space.
     checkpoint_rounds_failed_total: total,
+    /// Checkpoints that could not be read at the start, so that an older one was used.
+    checkpoints_damaged_total: total,
     /// Bytes of checkpoint files written.
     checkpoint_bytes_total: total,
     /// Groups that do not serve because their log or state is damaged.

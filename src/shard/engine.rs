@@ -9,7 +9,7 @@ use super::effect::{CheckpointFile, Effect};
 use super::group::{Group, Phase, Waiter};
 use super::input::{Input, Origin};
 use super::liveness::Liveness;
-use super::loading::GroupState;
+use super::loading::{BaseFiles, GroupState};
 use super::placement::{groups_of, shard_of};
 use super::polls::{Place, Poll, Polls};
 use super::requests::Refusal;
@@ -686,6 +686,7 @@ impl ShardEngine {
         }
         match result.and_then(|state| self.install(slot, state)) {
             Ok(()) => self.start_serving(slot),
+            Err(_) if self.start_from_empty(slot) => self.start_serving(slot),
             Err(what) => self.halt(slot, &damaged(group, &what)),
         }
         self.drop_orphans();
@@ -719,11 +720,34 @@ impl ShardEngine {
             .map_err(|error| error.to_string())?;
         group.queue = queue;
         group.bases.drain(..base);
-        group.bases.truncate(files.len());
+        // An older base whose root cannot be read is of no use; the empty one of formation always is.
+        let mut readable = 0..files.len();
+        group
+            .bases
+            .retain(|base| readable.next().is_some() || base.root.is_none());
         group.base_files = files;
+        group
+            .base_files
+            .resize(group.bases.len(), BaseFiles::default());
         let index = group.bases[0].index;
         group.raft.log_mut().start_at(index);
+        self.counters.checkpoints_damaged_total += base as u64;
         Ok(())
+    }
+
+    /// No checkpoint of the group can be read. If its log still leads from its formation, nothing is
+    /// lost: it is applied from there. False if it does not.
+    fn start_from_empty(&mut self, slot: usize) -> bool {
+        let group = &mut self.groups[slot];
+        let Some(at) = group.bases.iter().position(|base| base.root.is_none()) else {
+            return false;
+        };
+        group.bases.drain(..at);
+        group.base_files = vec![BaseFiles::default()];
+        group.queue = JobQueue::new(group.id, group.bases[0].wall_offset_ms);
+        group.raft.log_mut().start_at(group.bases[0].index);
+        self.counters.checkpoints_damaged_total += at as u64;
+        true
     }
 
     /// From here on entries are applied; every timeout starts anew.

@@ -133,7 +133,8 @@ async fn fill(node: &Node, round: u32) -> Vec<Known> {
 }
 
 /// A directory with a checkpoint of every shard, a tail of log beyond it, and a node killed by -9.
-pub(crate) fn make(data: &Path) -> Vec<Known> {
+/// `older`, if it is given, becomes a copy of the directory as of the checkpoint.
+pub(crate) fn make(data: &Path, older: Option<&Path>) -> Vec<Known> {
     let mut node = Node::start(data, ARGS);
     let mut known = block_on(fill(&node, 1));
     // A session with its outcomes is part of the state too.
@@ -157,6 +158,9 @@ pub(crate) fn make(data: &Path) -> Vec<Known> {
     });
     node.signal("-TERM");
     assert!(node.wait().success(), "it stops");
+    if let Some(older) = older {
+        copy(data, older);
+    }
     let mut node = Node::start(data, ARGS);
     known.extend(block_on(fill(&node, 2)));
     node.signal("-KILL");

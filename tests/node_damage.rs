@@ -1,0 +1,169 @@
+//! Every kind of file of a data directory, damaged in every way: the outcome is named, and no job is
+//! ever missing without a word.
+//!
+//! | outcome | means |
+//! | --- | --- |
+//! | `whole` | every job is as it was |
+//! | `halted` | some groups stopped and say so with the remedy; every other job is as it was |
+//! | `refused` | the node does not start, and says what, where, why and what to do |
+
+#![cfg(all(feature = "server", feature = "client", target_os = "linux"))]
+
+mod data_kit;
+mod node_support;
+
+use data_kit::{ARGS, Known, copy, files, make, survey};
+use node_support::{Node, assert_is_report, folder};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The ways in which a file is damaged.
+const DAMAGES: [&str; 6] = ["flip", "half", "empty", "missing", "swapped", "older"];
+
+/// What each file's damages lead to, in the order of [`DAMAGES`]; `-` where there is no such case.
+const EXPECTED: &[(&str, [&str; 6])] = &[
+    (
+        "superblock.0",
+        ["whole", "whole", "whole", "whole", "whole", "whole"],
+    ),
+    (
+        "superblock.*",
+        ["refused", "refused", "refused", "refused", "-", "-"],
+    ),
+    ("lock", ["whole", "whole", "whole", "whole", "-", "-"]),
+    ("ballast", ["whole", "whole", "whole", "whole", "-", "-"]),
+    (
+        "first segment",
+        ["whole", "whole", "whole", "whole", "halted", "whole"],
+    ),
+    (
+        "last segment",
+        ["halted", "halted", "halted", "halted", "halted", "-"],
+    ),
+    ("run", ["whole", "whole", "whole", "whole", "whole", "-"]),
+    (
+        "payload",
+        ["whole", "whole", "whole", "whole", "whole", "-"],
+    ),
+    (
+        "manifest",
+        ["whole", "whole", "whole", "whole", "whole", "-"],
+    ),
+];
+
+/// The files of `data` that a row is about, and one of the same kind to swap the first with.
+fn targets(data: &Path, row: &str) -> (Vec<PathBuf>, Option<PathBuf>) {
+    let shard = data.join("shard-0000");
+    let named = |part: &str, shard: &Path| -> Vec<PathBuf> {
+        let all = files(shard).into_iter();
+        all.filter(|file| {
+            let name = file.file_name().expect("a file").to_string_lossy();
+            name.contains(part) && !name.starts_with("spare-")
+        })
+        .collect()
+    };
+    let other = |part: &str| named(part, &data.join("shard-0001")).pop();
+    match row {
+        "superblock.*" => (
+            vec![data.join("superblock.0"), data.join("superblock.1")],
+            None,
+        ),
+        "superblock.0" => (vec![data.join(row)], Some(data.join("superblock.1"))),
+        "lock" | "ballast" => (vec![data.join(row)], None),
+        "run" => (named(".run", &shard), other(".run")),
+        "payload" => (named(".pay", &shard), other(".pay")),
+        "manifest" => (named("manifest-", &shard), other("manifest-")),
+        _ => {
+            let mut segments = named(".seg", &shard);
+            // The last of all holds nothing yet.
+            segments.pop();
+            assert!(segments.len() >= 2, "a log of two segments: {segments:?}");
+            let (first, last) = (segments.remove(0), segments.pop().expect("two"));
+            if row == "first segment" {
+                (vec![first], Some(last))
+            } else {
+                (vec![last], Some(first))
+            }
+        }
+    }
+}
+
+/// Damages a file in a way that its checksums or its absence must tell.
+fn damage(path: &Path, how: &str, other: Option<&Path>, older: &Path) {
+    let bytes = fs::read(path).expect("it can be read");
+    match how {
+        "flip" => {
+            let mut bytes = bytes;
+            // In the middle of what is used, whatever the file is padded with.
+            let used = bytes.iter().rposition(|byte| *byte != 0).unwrap_or(0);
+            bytes[used / 2] ^= 0x10;
+            fs::write(path, bytes).expect("it can be written");
+        }
+        "half" => fs::write(path, &bytes[..bytes.len() / 2]).expect("it can be written"),
+        "empty" => fs::write(path, []).expect("it can be written"),
+        "missing" => fs::remove_file(path).expect("it can be removed"),
+        "swapped" => {
+            let other = other.expect("there is one");
+            let theirs = fs::read(other).expect("it can be read");
+            fs::write(other, bytes).expect("it can be written");
+            fs::write(path, theirs).expect("it can be written");
+        }
+        "older" => {
+            fs::copy(older, path).expect("it can be copied");
+        }
+        other => panic!("no damage is called {other}"),
+    }
+}
+
+/// Starts a node on the directory and looks at every job.
+fn outcome(data: &Path, known: &[Known]) -> (String, String) {
+    match Node::start_or_end(data, ARGS) {
+        Err((_, said)) => {
+            assert_is_report(&said);
+            assert!(said.contains("\n  fix:"), "no way out: {said}");
+            ("refused".to_owned(), said)
+        }
+        Ok(node) => {
+            let survey = survey(&node, known);
+            let outcome = match (survey.wrong.is_empty(), survey.halted) {
+                (false, _) => "LOST",
+                (true, 0) => "whole",
+                (true, _) => "halted",
+            };
+            (outcome.to_owned(), format!("{survey:?}"))
+        }
+    }
+}
+
+#[test]
+fn every_file_damaged_in_every_way_has_a_named_outcome_and_nothing_is_lost_silently() {
+    let original = folder("damage-original");
+    let older = folder("damage-older");
+    let known = make(&original, Some(&older));
+    let data = folder("damage");
+    let mut wrong = Vec::new();
+    for (row, expected) in EXPECTED {
+        let mut cells = Vec::new();
+        for (how, expected) in DAMAGES.iter().zip(expected) {
+            if *expected == "-" {
+                cells.push("-".to_owned());
+                continue;
+            }
+            let _ = fs::remove_dir_all(&data);
+            copy(&original, &data);
+            let (paths, other) = targets(&data, row);
+            assert!(!paths.is_empty(), "{row}: no such file");
+            for path in &paths {
+                let older = older.join(path.strip_prefix(&data).expect("it is in there"));
+                damage(path, how, other.as_deref(), &older);
+            }
+            let (outcome, said) = outcome(&data, &known);
+            if outcome != *expected {
+                wrong.push(format!("{row}, {how}: {outcome}, not {expected}: {said}"));
+            }
+            cells.push(outcome);
+        }
+        println!("{row:14} {cells:?}");
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
