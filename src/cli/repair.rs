@@ -81,7 +81,7 @@ pub(super) fn run(args: &RepairArgs, common: &Common) -> Result<(), Report> {
 fn finish(args: &RepairArgs, shards: &[Shard], done: bool) -> Result<(), Report> {
     let dir = args.data_dir.display();
     let all = || shards.iter().flat_map(|shard| &shard.groups);
-    if let Some(group) = all().find(|group| matches!(group.remedy, Remedy::None { .. })) {
+    if let Some(group) = all().find(|group| matches!(group.remedy, Remedy::None)) {
         let what = format!("no checkpoint of group {} can be read", group.id);
         return Err(Report::error(Code::CheckpointDamaged, what)
             .location(harmless(group.why.as_bytes()))
