@@ -7,6 +7,7 @@ mod wal_kit;
 use proptest::collection::vec;
 use proptest::prelude::{any, proptest};
 use rrq::base::ids::GroupId;
+use rrq::base::prng::Prng;
 use rrq::base::units::Lsn;
 use rrq::wal::batch::{BEACON, FOOTER, SEG_HEAD};
 use rrq::wal::record::Record;
@@ -813,4 +814,143 @@ proptest! {
             check(&recovered, &log.acked(), "mutated");
         }
     }
+}
+
+/// A run of random appends, completions, drops, crashes with torn writes, and at last a flipped bit.
+fn random_history(seed: u64) {
+    let mut prng = Prng::new(seed);
+    let mut log = Log::fresh(6 * BLOCK);
+    for start in 0..5 {
+        // Per group: last index, term, highest base.
+        let mut state = BTreeMap::new();
+        for group in 1..=3_u16 {
+            let known = log.acked().get(&group).cloned();
+            if known.is_none() {
+                log.base(group, 0, 0);
+            }
+            let known = known.unwrap_or_default();
+            let (last, term) = known
+                .entries
+                .last_key_value()
+                .map_or((known.base, 1), |(index, entry)| (*index, entry.term.0));
+            let term = term.max(known.hard.term.0) + 1;
+            log.hard(group, hard(term, 1, 0));
+            state.insert(group, (last, term, known.base));
+        }
+        for _ in 0..prng.below(60) {
+            let group = 1 + prng.below(3) as u16;
+            let (last, term, base) = state.get_mut(&group).expect("all are there");
+            match prng.below(12) {
+                0 => {
+                    *term += 1;
+                    log.hard(group, hard(*term, 1 + prng.below(3) as u32, *base));
+                }
+                1 if *last > *base => {
+                    // A new leader overwrites a part of what was not applied.
+                    *term += 1;
+                    log.hard(group, hard(*term, 0, *base));
+                    *last = *base + prng.below(*last - *base);
+                }
+                2 => {
+                    let acked = log.acked();
+                    let acked = acked.get(&group).map(|model| &model.entries);
+                    let entry = acked.and_then(|entries| entries.last_key_value());
+                    if let Some((index, entry)) = entry.filter(|(i, _)| **i > *base && **i <= *last)
+                        && is_current(&log, group, entry)
+                    {
+                        *base = *index;
+                        log.base(group, *index, entry.term.0);
+                    }
+                }
+                3 | 4 => {
+                    log.submit();
+                }
+                5 | 6 if !log.flying.is_empty() => {
+                    log.complete(prng.below(log.flying.len() as u64) as usize);
+                }
+                7 => {
+                    log.drop_segments();
+                    log.writer.beacon();
+                }
+                _ => {
+                    *last += 1;
+                    log.entry(group, *last, *term, prng.below(3000) as usize);
+                }
+            }
+        }
+        let acked = log.acked();
+        let context = format!("seed {seed}, start {start}");
+        let mut disk = log.disk.clone();
+        for write in &log.flying {
+            tear(&mut prng, &mut disk, write);
+        }
+        let recovered = disk.recover();
+        assert!(recovered.damage.is_empty(), "{context}: {recovered:#?}");
+        let fates = check(&recovered, &acked, &context);
+        assert!(fates.values().all(|fate| *fate == Fate::Whole), "{context}");
+        rot(&mut prng, &log, &acked, &context);
+        (log, _) = Log::restart(disk, seed << 8 | start);
+    }
+}
+
+/// Whether the newest entry appended at this index is this one.
+fn is_current(log: &Log, group: u16, entry: &rrq::base::entry::Entry) -> bool {
+    let all = log.model(rrq::wal::writer::Ticket(u64::MAX));
+    all[&group].entries.get(&entry.index.0) == Some(entry)
+}
+
+/// Some sectors of a write reach the disk: all, none, or any.
+fn tear(prng: &mut Prng, disk: &mut wal_kit::Disk, write: &rrq::wal::writer::WalWrite) {
+    let before = disk.files[&write.segment].clone();
+    disk.write(write);
+    let at = write.offset as usize;
+    let kind = prng.below(3);
+    let file = disk.files.get_mut(&write.segment).expect("a file");
+    for sector in (at..at + write.batch.encoded_len()).step_by(512) {
+        if kind == 0 || (kind == 1 && prng.chance(1, 3)) {
+            file[sector..sector + 512].copy_from_slice(&before[sector..sector + 512]);
+        }
+    }
+}
+
+/// A bit flips in what was acknowledged and proved.
+fn rot(prng: &mut Prng, log: &Log, acked: &Model, context: &str) {
+    let live = log.batches.iter().filter(|batch| {
+        log.disk.files.contains_key(&batch.segment) && batch.header.lsn < log.writer.durable_lsn()
+    });
+    let live = live.collect::<Vec<_>>();
+    if live.is_empty() {
+        return;
+    }
+    for _ in 0..20 {
+        let batch = live[prng.below(live.len() as u64) as usize];
+        let mut disk = log.disk.clone();
+        let file = disk.files.get_mut(&batch.segment).expect("a file");
+        let place = batch.offset + prng.below(batch.len as u64) as usize;
+        file[place] ^= 1 << prng.below(8);
+        let recovered = disk.recover_with(log.writer.durable_lsn()).expect("ours");
+        let context = format!("{context}, batch {} rots", batch.header.batch_seq);
+        assert_eq!(outcome(&recovered), "corrupt", "{context}");
+        check(&recovered, acked, &context);
+    }
+}
+
+#[test]
+fn random_histories() {
+    for seed in 0..1000 {
+        random_history(seed);
+    }
+}
+
+#[cfg(feature = "bug-bank")]
+#[test]
+fn a_planted_cut_is_seen() {
+    use rrq::base::bugs::{Bug, plant};
+    plant(Some(Bug::CutOnProof));
+    let (recovered, acked) = damaged(|log, disk| {
+        corrupt(log, disk, |b| b.segment == 1 && b.offset == 2 * BLOCK);
+    });
+    plant(None);
+    assert_eq!(outcome(&recovered), "torn");
+    assert_eq!(wal_kit::fate(&recovered, &acked, 2), Fate::Lost);
 }

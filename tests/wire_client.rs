@@ -11,7 +11,7 @@ use rrq::wire::frame::{Frame, FrameDecoder, FrameKind};
 use rrq::wire::message::{
     ErrorReply, NodeAddresses, Reply, ReplyBody, Request, RequestBody, ServerHello, ShardStatus,
 };
-use rrq::wire::{Enqueued, Op, Outcome, QueueInfo, QueueSettings, SessionCall};
+use rrq::wire::{Enqueued, Op, Outcome, QueueInfo, QueueSettings, QueueStats, SessionCall};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -101,19 +101,13 @@ impl Peer {
             let request = self.request().await?;
             let body = match &request.body {
                 RequestBody::Status => ReplyBody::Status(ShardStatus::default()),
-                RequestBody::GetQueue { .. } => ReplyBody::Error(ErrorReply {
-                    code: Code::NoSuchQueue,
-                    message: "no such queue".to_owned(),
-                    leader: None,
-                    maybe_applied: false,
-                }),
+                RequestBody::GetQueue { name, create: true } => {
+                    ReplyBody::Queues(vec![(info(name), QueueStats::default())])
+                }
                 RequestBody::Command { command, .. } => match &command.op {
                     Op::OpenSession { .. } => {
                         let session = SessionId(5);
                         ReplyBody::Outcome(Outcome::SessionOpened { session, epoch: 1 })
-                    }
-                    Op::CreateQueue { name, settings, .. } => {
-                        ReplyBody::Outcome(Outcome::Queue(info(name, *settings)))
                     }
                     Op::Enqueue { items, .. } => {
                         let call = command.session.expect("in a session");
@@ -136,14 +130,14 @@ fn uid() -> QueueUid {
     QueueUid::new(GROUP, 1).expect("in range")
 }
 
-fn info(name: &str, settings: QueueSettings) -> QueueInfo {
+fn info(name: &str) -> QueueInfo {
     QueueInfo {
         uid: uid(),
         name: name.to_owned(),
         version: 1,
         paused: false,
         groups: vec![GROUP],
-        settings,
+        settings: QueueSettings::default(),
         created: true,
     }
 }

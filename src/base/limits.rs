@@ -22,6 +22,14 @@ pub const FRAME_BYTES_HELLO_MAX: usize = 4 << 10;
 pub const ENTRY_BYTES_MAX: usize = FRAME_BYTES_MAX;
 /// Items of one request: jobs enqueued, tokens acknowledged, jobs leased.
 pub const ITEMS_MAX: usize = 1024;
+/// Jobs in one reply, counted with payload and [`REPLY_JOB_BYTES`] each; a first job always fits.
+pub const REPLY_JOBS_BYTES_MAX: usize = 7 << 20;
+/// What a job may take in a reply besides its payload: headers, key, reason and fixed fields.
+pub const REPLY_JOB_BYTES: usize = 5 << 10;
+/// Tokens that the answer to an attach lists; leases beyond it end by time.
+pub const ATTACH_TOKENS_MAX: usize = 200_000;
+/// Queues at home in one group.
+pub const QUEUES_MAX: usize = 16_384;
 /// Due delays and expiries that one entry handles.
 pub const ADVANCE_ITEMS_MAX: u32 = 1024;
 
@@ -84,6 +92,12 @@ pub const BASES_KEPT: usize = 2;
 const _: () = assert!(SEGMENT_BYTES.is_multiple_of(BLOCK_BYTES));
 const _: () = assert!(PAYLOAD_BYTES_DEFAULT_MAX <= PAYLOAD_BYTES_HARD_MAX);
 const _: () = assert!(PAYLOAD_BYTES_HARD_MAX + HEADERS_BYTES_MAX + KEY_BYTES_MAX < FRAME_BYTES_MAX);
+// Whatever a reply lists fits into a frame.
+const _: () = assert!(REPLY_JOBS_BYTES_MAX + REPLY_JOB_BYTES < FRAME_BYTES_MAX);
+const _: () = assert!(PAYLOAD_BYTES_HARD_MAX + REPLY_JOB_BYTES <= REPLY_JOBS_BYTES_MAX);
+const _: () = assert!(HEADERS_BYTES_MAX + KEY_BYTES_MAX + REASON_BYTES_MAX < REPLY_JOB_BYTES);
+const _: () = assert!(ATTACH_TOKENS_MAX * 40 < FRAME_BYTES_MAX);
+const _: () = assert!(QUEUES_MAX * (QUEUE_NAME_BYTES_MAX + 256) < FRAME_BYTES_MAX);
 // A segment holds its head, its footer and the largest batch.
 const _: () = assert!(ENTRY_BYTES_MAX + BATCH_BYTES_MAX < SEGMENT_BYTES);
 const _: () = assert!(BATCH_BYTES_GATHER <= BATCH_BYTES_MAX);

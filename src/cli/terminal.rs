@@ -2,6 +2,7 @@
 
 use crate::base::code::Code;
 use crate::base::report::Report;
+use jiff::Timestamp;
 use std::io::{self, Write};
 use std::time::Duration;
 
@@ -99,22 +100,13 @@ pub(super) fn bytes(bytes: u64) -> String {
     format!("{bytes} B")
 }
 
-/// A moment in milliseconds since 1970, as RFC 3339 in UTC.
+/// A moment in milliseconds since 1970, as RFC 3339 in UTC. One that no calendar has is shown as the
+/// number it is.
 pub(super) fn moment(ms: u64) -> String {
-    let (days, ms_of_day) = (ms / 86_400_000, ms % 86_400_000);
-    // Howard Hinnant's civil_from_days, for days since 1970.
-    let z = days + 719_468;
-    let (era, day_of_era) = (z / 146_097, z % 146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = (month_from_march + 2) % 12 + 1;
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    let (h, min) = (ms_of_day / 3_600_000, ms_of_day / 60_000 % 60);
-    let (s, ms) = (ms_of_day / 1000 % 60, ms_of_day % 1000);
-    format!("{year:04}-{month:02}-{day:02}T{h:02}:{min:02}:{s:02}.{ms:03}Z")
+    let moment = i64::try_from(ms)
+        .ok()
+        .and_then(|ms| Timestamp::from_millisecond(ms).ok());
+    moment.map_or_else(|| format!("{ms} ms"), |moment| format!("{moment:.3}"))
 }
 
 #[cfg(test)]
@@ -126,8 +118,9 @@ mod tests {
         assert_eq!(moment(0), "1970-01-01T00:00:00.000Z");
         assert_eq!(moment(951_782_399_999), "2000-02-28T23:59:59.999Z");
         assert_eq!(moment(951_782_400_000), "2000-02-29T00:00:00.000Z");
-        assert_eq!(moment(1_795_425_000_123), "2026-11-23T08:30:00.123Z");
+        assert_eq!(moment(1_795_425_000_123), "2026-11-23T09:10:00.123Z");
         assert_eq!(moment(4_107_542_400_000), "2100-03-01T00:00:00.000Z");
+        assert_eq!(moment(u64::MAX), "18446744073709551615 ms");
     }
 
     #[test]

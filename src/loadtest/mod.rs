@@ -1,1 +1,28 @@
-//! placeholder of a folder to come
+//! `rrq-bench`: measures rrq from outside, with its own client library, and keeps the books.
+//!
+//! | file | holds |
+//! | --- | --- |
+//! | `crash_recover.rs` | kill -9 under load: how long, and is anything lost |
+//! | `load.rs` | producers, workers, audits |
+//! | `first_job.rs` | the impatient client that times a start |
+//! | `node.rs` | a node as a child process, its port and folder |
+//! | `disk_probe.rs`, `host.rs` | what the figures were taken on |
+//! | `report.rs` | percentiles, bars |
+//! | `args.rs` | the command line |
+//!
+//! What a job's answer means for the books is decided in [`workload`](crate::workload).
+
+mod args;
+pub mod crash_recover;
+mod disk_probe;
+mod first_job;
+mod host;
+mod load;
+mod node;
+mod report;
+
+pub use args::main_with_args;
+pub use report::Percentiles;
+
+/// The subcommand by which a bench starts itself as a node.
+const NODE_SUBCOMMAND: &str = "__node";

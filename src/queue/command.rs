@@ -460,7 +460,7 @@ pub enum Rejection {
     Invalid = 4,
     /// Machine version 1 cannot do this.
     Unsupported = 5,
-    /// The queue is at its bound of jobs or bytes.
+    /// The queue is at its bound of jobs or bytes, or the group at its bound of queues.
     QuotaExceeded = 6,
     /// The queue remembers as many keys as it may; nothing is forgotten early.
     IdempotencyWindowFull = 7,

@@ -6,6 +6,7 @@
 //! `load.rs` and `frozen.rs`.
 
 use crate::base::ids::{GroupId, JobId, LogIndex, Partition, QueueUid, SessionId};
+use crate::base::limits::{ATTACH_TOKENS_MAX, QUEUES_MAX};
 use crate::base::units::{GroupTime, WallTime};
 use crate::queue::command::{
     Command, Op, Outcome, PurgeStates, QueueInfo, QueueSettings, Rejection, SessionCall, Window,
@@ -300,10 +301,9 @@ impl JobQueue {
         };
         page.epoch = epoch;
         page.ended = false;
-        Outcome::Attached {
-            epoch,
-            tokens: self.tokens_of(session),
-        }
+        let mut tokens = self.tokens_of(session);
+        tokens.truncate(ATTACH_TOKENS_MAX);
+        Outcome::Attached { epoch, tokens }
     }
 
     fn end_leases(&mut self, session: SessionId, epoch: u32) -> Outcome {
@@ -339,6 +339,9 @@ impl JobQueue {
         }
         if let Err(rejection) = admit(settings) {
             return Outcome::Rejected(rejection);
+        }
+        if self.queues.len() >= QUEUES_MAX {
+            return Outcome::Rejected(Rejection::QuotaExceeded);
         }
         let counter = self.queue_counter.saturating_add(1);
         let Some(uid) = QueueUid::new(self.group, counter) else {

@@ -8,7 +8,7 @@ use crate::base::checksum::{Hash128, crc32c};
 use crate::base::ids::{JobId, LogIndex, Partition, QueueUid, SessionId, Token};
 use crate::base::limits::{
     ADVANCE_ITEMS_MAX, HEADERS_BYTES_MAX, HEADERS_MAX, ITEMS_MAX, KEY_BYTES_MAX,
-    PAYLOAD_BYTES_HARD_MAX, PRIORITIES, RESULT_BYTES_MAX,
+    PAYLOAD_BYTES_HARD_MAX, PRIORITIES, REPLY_JOB_BYTES, REPLY_JOBS_BYTES_MAX, RESULT_BYTES_MAX,
 };
 use crate::base::units::{GroupTime, WallTime};
 use crate::queue::backoff::wait_ms;
@@ -168,10 +168,15 @@ impl JobQueue {
         };
         let owner = holder.map_or(0, |(session, _)| session.0);
         let mut grants = Vec::new();
+        let mut room = ReplyRoom::default();
         while grants.len() < max as usize && !partition.head.paused {
             let Some(seq) = partition.first_ready() else {
                 break;
             };
+            let record = partition.leaves.record(seq);
+            if !room.takes(record.expect("a ready job is live").payload_len) {
+                break;
+            }
             let id = JobId::new(group, queue, number, seq);
             let links = &mut self.links;
             grants.extend(grant(partition, links, id, time, lease_ms, owner));
@@ -520,6 +525,22 @@ fn lease_time(asked_ms: u32, record: &Record, partition: &PartitionState) -> u32
         .into_iter()
         .find(|ms| *ms != 0)
         .unwrap_or(settings.lease_ms)
+}
+
+/// What is left of a reply that lists jobs with their payloads. It goes by what a job may take at
+/// the most, so that it depends on the records alone.
+#[derive(Default)]
+pub(super) struct ReplyRoom {
+    used: usize,
+}
+
+impl ReplyRoom {
+    /// Whether a job with this much payload fits; the first always does.
+    pub(super) fn takes(&mut self, payload_len: u32) -> bool {
+        let before = self.used;
+        self.used += payload_len as usize + REPLY_JOB_BYTES;
+        before == 0 || self.used <= REPLY_JOBS_BYTES_MAX
+    }
 }
 
 /// Grants a ready job. One whose generation cannot rise any more is buried, never granted again

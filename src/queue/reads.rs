@@ -8,6 +8,7 @@ use crate::base::ids::{JobId, Partition, QueueUid, SessionId, Token};
 use crate::base::units::{GroupTime, WallTime};
 use crate::queue::command::{QueueInfo, Rejection, SessionCall};
 use crate::queue::job_queue::{JobQueue, QueueRecord};
+use crate::queue::jobs::ReplyRoom;
 use crate::queue::leaf::{leaf_of, slot_of};
 use crate::queue::partition::{PartitionState, owner_of};
 use crate::queue::seq_set::SeqSet;
@@ -55,8 +56,8 @@ impl JobQueue {
         self.view_of(state, id).ok_or(Rejection::Finished)
     }
 
-    /// Up to `limit` jobs of a state: pending ones in the order in which they would be leased,
-    /// others by sequence.
+    /// Up to `limit` jobs of a state, and no more than a reply holds: pending ones in the order in
+    /// which they would be leased, others by sequence.
     ///
     /// # Errors
     /// `QueueChanged` if the queue is not here.
@@ -77,7 +78,16 @@ impl JobQueue {
             JobState::InFlight => std::slice::from_ref(&orders.in_flight),
             JobState::Dead => std::slice::from_ref(&orders.dead),
         };
-        let seqs = sets.iter().flat_map(SeqSet::iter).take(limit);
+        let mut room = ReplyRoom::default();
+        let fits = |seq: &u64| {
+            let record = place.leaves.record(*seq);
+            room.takes(record.expect("a job in an order is live").payload_len)
+        };
+        let seqs = sets
+            .iter()
+            .flat_map(SeqSet::iter)
+            .take(limit)
+            .take_while(fits);
         let view = |seq| {
             let id = JobId::new(self.group, queue, partition, seq);
             self.view_of(place, id).expect("a job in an order is live")

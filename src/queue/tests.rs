@@ -2,7 +2,7 @@
 
 use crate::base::checksum::Hash128;
 use crate::base::ids::{GroupId, JobId, LogIndex, Partition, QueueUid, SessionId, Token};
-use crate::base::limits::ITEMS_MAX;
+use crate::base::limits::{ITEMS_MAX, PAYLOAD_BYTES_HARD_MAX, QUEUES_MAX};
 use crate::base::units::GroupTime;
 use crate::queue::body::encode_body;
 use crate::queue::check::check;
@@ -563,4 +563,64 @@ fn the_hash_of_a_state_tells_its_keys_apart() {
     create(&mut two, "a");
     apply(&mut two, 0, Op::DeleteQueue { queue: uid(1) });
     assert_ne!(one.state_hash(), two.state_hash());
+}
+
+#[test]
+fn a_lease_and_a_peek_list_no_more_than_a_reply_holds_and_at_least_one_job() {
+    let mut machine = JobQueue::new(GROUP, 0);
+    create(&mut machine, "large");
+    let payload = Bytes::from(vec![7; PAYLOAD_BYTES_HARD_MAX]);
+    for n in 0..3 {
+        let job = NewJob {
+            payload: payload.clone(),
+            ..NewJob::default()
+        };
+        apply(&mut machine, n, enqueue(vec![job]));
+    }
+    let peeked = machine.peek(uid(1), Partition(0), JobState::Pending, 100);
+    assert_eq!(peeked.expect("the queue is there").len(), 1);
+    for n in 0..3 {
+        let Outcome::Leased(grants) = apply(&mut machine, 5, lease(100)) else {
+            panic!("jobs are ready");
+        };
+        assert_eq!(grants.len(), 1, "lease {n}");
+        assert_eq!(grants[0].token.job.seq(), n, "in order, nothing left out");
+    }
+    let small = (0..1024).map(|_| NewJob::default()).collect();
+    apply(&mut machine, 6, enqueue(small));
+    let Outcome::Leased(grants) = apply(&mut machine, 7, lease(1024)) else {
+        panic!("jobs are ready");
+    };
+    assert_eq!(grants.len(), 1024, "small jobs are not held back");
+}
+
+#[test]
+fn a_group_has_a_bounded_number_of_queues() {
+    let mut machine = JobQueue::new(GROUP, 0);
+    let settings = QueueSettings::default();
+    for n in 0..QUEUES_MAX as u64 {
+        let (name, must_be_new) = (format!("queue-{n}"), true);
+        let op = Op::CreateQueue {
+            name,
+            settings,
+            must_be_new,
+        };
+        let at = ApplyAt {
+            index: LogIndex(n + 1),
+            time: GroupTime(1),
+        };
+        // Not by the helper, which proves every invariant each time.
+        let outcome = machine.apply(at, &Command { session: None, op });
+        assert!(
+            matches!(outcome, Outcome::Queue(_)),
+            "queue {n}: {outcome:?}"
+        );
+    }
+    let op = Op::CreateQueue {
+        name: "one-more".to_owned(),
+        settings,
+        must_be_new: true,
+    };
+    let refused = apply(&mut machine, 1, op);
+    assert_eq!(refused, Outcome::Rejected(Rejection::QuotaExceeded));
 }

@@ -129,7 +129,7 @@ impl RaftLog {
         unwritten
     }
 
-    /// Whether [`Self::take_unwritten`] would yield something.
+    /// Whether `Self::take_unwritten` would yield something.
     #[must_use]
     pub fn has_unwritten(&self) -> bool {
         self.taken < self.last_index()

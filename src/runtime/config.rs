@@ -1,6 +1,6 @@
 //! What a node is told at its start: a file, then the environment, then flags; the last one wins.
 //!
-//! Every value goes through [`set`] as text, whatever its source, so that bounds and messages are
+//! Every value goes through `set` as text, whatever its source, so that bounds and messages are
 //! the same everywhere. All errors are reported in one run, each with its place. Checked once,
 //! never read again.
 

@@ -4,7 +4,7 @@
 //! that it is looked at in vain, and a task can hold 32,767; this one keeps a single waker, in the
 //! task that the poker knows, and can be emptied on every turn.
 //!
-//! Requests are bounded: with [`FORWARDED_MAX`] letters waiting, the sender answers `Busy` itself.
+//! Requests are bounded: with `FORWARDED_MAX` letters waiting, the sender answers `Busy` itself.
 //! Replies are not refused, since each answers a request that was let in.
 
 use crate::base::code::Code;

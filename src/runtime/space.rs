@@ -1,6 +1,6 @@
 //! The room left on the disk, and the ballast that is kept for when there is none.
 //!
-//! Enqueues stop (`full`) while less than [`LOW_BYTES`] is free, so that what is under way, leases,
+//! Enqueues stop (`full`) while less than `LOW_BYTES` is free, so that what is under way, leases,
 //! acks and checkpoints still find room. If the log needs a segment and there is no room even so,
 //! the ballast is given up for it: acks go on, and with them checkpoints, which free the log. With
 //! the ballast gone, no spare segment and no room for one, only acks go on (`exhausted`). The

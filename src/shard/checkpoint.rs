@@ -45,6 +45,7 @@ use crate::snapshot::layout::{
 use crate::snapshot::manifest::{Manifest, ManifestBase, ManifestGroup};
 use crate::wal::record::{BaseRecord, Record, RootLocation};
 use crate::wal::writer::Ticket;
+use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
@@ -179,6 +180,11 @@ impl Checkpointer {
     /// Bytes of log since the last cut.
     pub(super) fn log_bytes(&self, log_end: Lsn) -> u64 {
         self.carried + (log_end.0 - self.cut_at.0)
+    }
+
+    /// Takes note of what the last round wrote for a group, at a start.
+    pub(super) fn note_pages(&mut self, pages: &[(PageName, Bytes)]) {
+        self.last_pages_bytes += pages.iter().map(|(_, page)| page.len() as u64).sum::<u64>();
     }
 
     /// Whether no round is under way.
@@ -446,7 +452,7 @@ impl ShardEngine {
         writing: &mut Writing,
         file: CheckpointFile,
         offset: u64,
-        bytes: bytes::Bytes,
+        bytes: Bytes,
     ) {
         writing.outstanding += bytes.len();
         let end = offset + bytes.len() as u64;

@@ -115,8 +115,8 @@ impl ShardEngine {
             groups: mut logs,
             torn,
             damage,
+            segments,
             bytes,
-            ..
         } = recovered;
         let mut wal = LogWriter::with_segment_bytes(
             config.identity,
@@ -128,7 +128,9 @@ impl ShardEngine {
             cluster: config.identity.cluster,
             disk: config.identity.disk,
         };
-        let log = (wal.end_lsn(), bytes);
+        // Each start takes a segment of its own, so that a few quick ones call for a round too.
+        let held = (segments.len().saturating_sub(1) * config.segment_bytes) as u64;
+        let log = (wal.end_lsn(), bytes.max(held));
         let checkpoints = Checkpointer::new(
             owner,
             config.shard,
@@ -335,6 +337,7 @@ impl ShardEngine {
 
     /// Before anything else is proposed: sets the group's wall offset right if it has drifted.
     pub(super) fn correct_wall(&mut self, slot: usize) {
+        self.groups[slot].wall_checked = self.now.mono;
         let group = &self.groups[slot];
         let time = group.clock.at(self.now.mono);
         let drift = time
@@ -696,6 +699,7 @@ impl ShardEngine {
             files,
             ..
         } = state;
+        self.checkpoints.note_pages(&loaded.pages);
         let group = &mut self.groups[slot];
         let mut pages = Vec::with_capacity(loaded.pages.len());
         for (name, bytes) in loaded.pages {
@@ -779,8 +783,10 @@ impl ShardEngine {
                 group.advance_not_before = now.plus(ADVANCE_BACKOFF);
             }
         }
-        if self.stamp_at(slot).is_some_and(|at| at <= now) {
+        if self.wall_check_at(slot).is_some_and(|at| at <= now) {
             self.correct_wall(slot);
+        }
+        if self.stamp_at(slot).is_some_and(|at| at <= now) {
             // Too busy means that entries are under way, which carry the time as well.
             let _ = self.propose_kind(slot, EntryKind::Noop);
             self.groups[slot].last_proposed = now;
@@ -808,11 +814,25 @@ impl ShardEngine {
         group.queue.waits_on_time().then_some(stamp)
     }
 
+    /// When the wall time of a group that nobody writes to is to be held against the clock: run-ats
+    /// must not wait for a request to learn that the clock was set.
+    fn wall_check_at(&self, slot: usize) -> Option<Monotonic> {
+        let group = &self.groups[slot];
+        let next = group
+            .wall_checked
+            .plus(Duration::from_millis(TIME_STAMP_MS));
+        group.queue.next_due().map(|_| next)
+    }
+
     fn set_timer(&mut self, slot: usize) {
         let group = &self.groups[slot];
         let next = if group.serves() && !self.stopping() {
             let checks = [group.liveness.next_check(), group.polls.next_deadline()];
-            let own = [self.advance_at(slot), self.stamp_at(slot)];
+            let own = [
+                self.advance_at(slot),
+                self.stamp_at(slot),
+                self.wall_check_at(slot),
+            ];
             checks.into_iter().chain(own).flatten().min()
         } else {
             None
@@ -843,28 +863,34 @@ impl ShardEngine {
         }
     }
 
+    /// Goes as far towards the end as nothing has to be waited for.
     fn step_stop(&mut self) {
-        let quiet = !self.wal.has_pending()
-            && self.wal.in_flight() == 0
-            && self.groups.iter().all(Group::is_quiet);
-        match self.stop {
-            Stop::Draining if quiet && self.checkpoints.is_idle() => {
-                self.stop = Stop::Cutting;
-                if !self.disk_full {
-                    self.start_round(|group| group.raft.log().applied() > group.bases[0].index);
-                }
+        loop {
+            let quiet = !self.wal.has_pending()
+                && self.wal.in_flight() == 0
+                && self.checkpoints.is_idle()
+                && !self.checkpoints.manifest_under_way()
+                && self.groups.iter().all(Group::is_quiet);
+            if !quiet {
+                return;
             }
-            Stop::Cutting if quiet && self.checkpoints.is_idle() => {
-                if !self.checkpoints.manifest_under_way() {
-                    self.stop = Stop::Closing;
+            self.stop = match self.stop {
+                Stop::Draining => {
+                    if !self.disk_full {
+                        self.start_round(|group| group.raft.log().applied() > group.bases[0].index);
+                    }
+                    Stop::Cutting
+                }
+                Stop::Cutting => {
                     self.write_manifest();
+                    Stop::Closing
                 }
-            }
-            Stop::Closing if !self.checkpoints.manifest_under_way() => {
-                self.stop = Stop::Done;
-                self.effects.push(Effect::Stopped);
-            }
-            Stop::No | Stop::Draining | Stop::Cutting | Stop::Closing | Stop::Done => {}
+                Stop::Closing => {
+                    self.effects.push(Effect::Stopped);
+                    Stop::Done
+                }
+                Stop::No | Stop::Done => return,
+            };
         }
     }
 }
@@ -974,6 +1000,7 @@ fn open_group(
         advance_not_before: now.mono,
         setting_offset: false,
         last_proposed: now.mono,
+        wall_checked: now.mono,
         timer: None,
         dirty: true,
     }

@@ -83,6 +83,8 @@ pub(super) struct Group {
     /// An entry that sets the wall offset is on its way.
     pub(super) setting_offset: bool,
     pub(super) last_proposed: Monotonic,
+    /// When its wall time was last held against the clock of this machine.
+    pub(super) wall_checked: Monotonic,
     /// Its place among the timers of the shard.
     pub(super) timer: Option<Monotonic>,
     /// It has work for the next drain.

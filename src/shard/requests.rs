@@ -5,7 +5,7 @@
 //! machine refuses is an outcome like any other.
 
 use super::effect::Effect;
-use super::engine::ShardEngine;
+use super::engine::{Conn, ShardEngine};
 use super::group::{Phase, Waiter};
 use super::input::Origin;
 use super::liveness::Heard;
@@ -43,6 +43,8 @@ impl ShardEngine {
     /// Takes a request.
     pub(super) fn on_request(&mut self, from: Origin, request: Request) {
         self.counters.requests_total += 1;
+        // Made here alone, and removed when the connection closes: what comes later finds none.
+        self.conns.entry(from).or_default();
         let id = request.id;
         let Some(group) = self.target(&request.body) else {
             return self.on_shard_request(from, request);
@@ -80,7 +82,7 @@ impl ShardEngine {
             return self.refuse(from, request.id, &Refusal::new(Code::NotLeader, message));
         }
         self.counters.requests_forwarded_total += 1;
-        self.conns.entry(from).or_default().forwarded.insert(shard);
+        self.conn(from).forwarded.insert(shard);
         self.effects.push(Effect::Forward {
             to: shard,
             from,
@@ -317,13 +319,13 @@ impl ShardEngine {
         Ok(())
     }
 
+    /// Lets a poll wait, unless its client is gone.
     pub(super) fn park(&mut self, slot: usize, poll: Poll) {
+        let Some(conn) = self.conns.get_mut(&poll.to) else {
+            return;
+        };
+        conn.polls.insert((slot, poll.place, poll.number));
         self.counters.polls_waiting += 1;
-        self.conns
-            .entry(poll.to)
-            .or_default()
-            .polls
-            .insert((slot, poll.place, poll.number));
         self.groups[slot].polls.park(poll);
         self.mark(slot);
     }
@@ -355,7 +357,7 @@ impl ShardEngine {
         self.propose(slot, EntryKind::Data, encode_command(command), waiter)
     }
 
-    /// A session was heard on a connection; false if it is not known here.
+    /// A session was heard on a connection, by a request of it; false if it is not known here.
     fn hear(&mut self, from: Origin, slot: usize, session: SessionId) -> bool {
         match self.groups[slot]
             .liveness
@@ -367,32 +369,35 @@ impl ShardEngine {
                 if let Some(conn) = before.and_then(|before| self.conns.get_mut(&before)) {
                     conn.sessions.remove(&(slot, session));
                 }
-                self.conns
-                    .entry(from)
-                    .or_default()
-                    .sessions
-                    .insert((slot, session));
+                self.conn(from).sessions.insert((slot, session));
                 true
             }
         }
     }
 
-    /// Binds a session that was just opened.
+    /// Binds a session that was just opened. If its client is gone already, it is as good as closed.
     pub(super) fn watch_session(&mut self, slot: usize, session: SessionId, conn: Option<Origin>) {
+        let now = self.now.mono;
         let group = &mut self.groups[slot];
         let Some(view) = group.queue.session(session) else {
             return;
         };
-        group
-            .liveness
-            .watch(session, view.worker_timeout_ms, conn, self.now.mono);
-        if let Some(conn) = conn {
-            self.conns
-                .entry(conn)
-                .or_default()
-                .sessions
-                .insert((slot, session));
+        let liveness = &mut group.liveness;
+        liveness.watch(session, view.worker_timeout_ms, conn, now);
+        match conn.map(|origin| (origin, self.conns.get_mut(&origin))) {
+            Some((_, Some(conn))) => {
+                conn.sessions.insert((slot, session));
+            }
+            Some((origin, None)) => liveness.closed(session, origin, now),
+            None => {}
         }
+    }
+
+    /// What the connection of a request holds here.
+    fn conn(&mut self, from: Origin) -> &mut Conn {
+        self.conns
+            .get_mut(&from)
+            .expect("its request has just come")
     }
 
     fn on_heartbeat(&mut self, from: Origin, group: GroupId, session: SessionId) -> bool {

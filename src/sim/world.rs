@@ -105,8 +105,9 @@ pub struct World {
     /// When the engine wants to be called although nothing happens.
     deadline: Option<Monotonic>,
     clients: Vec<SimClient>,
-    /// The connections of the clients, made anew at each crash.
-    conn_base: u64,
+    /// The connection of each client, made anew at each crash and when it closes.
+    conns: Vec<ConnId>,
+    next_conn: u64,
     ledger: Ledger,
     audit: Audit,
     audit_answers: usize,
@@ -168,7 +169,8 @@ impl World {
             segment_at: now,
             deadline: None,
             clients,
-            conn_base: 0,
+            conns: Vec::new(),
+            next_conn: 1,
             ledger: Ledger::default(),
             audit: Vec::new(),
             audit_answers: 0,
@@ -180,8 +182,12 @@ impl World {
         world
     }
 
+    /// Every client connects and begins to act.
     fn start_clients(&mut self) {
+        self.conns.clear();
         for client in 0..self.clients.len() {
+            self.conns.push(ConnId(self.next_conn));
+            self.next_conn += 1;
             self.schedule(Duration::from_micros(10), Event::ClientActs(client));
         }
     }
@@ -260,6 +266,9 @@ impl World {
     }
 
     fn client_acts(&mut self, number: usize, produce: bool) {
+        if self.prng.chance(1, 100) {
+            self.reconnect(number);
+        }
         let client = &mut self.clients[number];
         let again = self.prng.chance(1, 20);
         let mut requests = if again { client.resend() } else { Vec::new() };
@@ -275,7 +284,19 @@ impl World {
     fn origin(&self, client: usize) -> Origin {
         Origin {
             shard: ShardId(0),
-            conn: ConnId(self.conn_base + client as u64),
+            conn: self.conns[client],
+        }
+    }
+
+    /// The connection of a client breaks, and it connects again.
+    fn reconnect(&mut self, client: usize) {
+        let from = self.origin(client);
+        self.tell(Input::ClientClosed { from });
+        self.conns[client] = ConnId(self.next_conn);
+        self.next_conn += 1;
+        for (id, body) in self.clients[client].resend() {
+            let from = self.origin(client);
+            self.ask(from, id, body);
         }
     }
 
@@ -367,8 +388,7 @@ impl World {
         if decoded.id >= AUDIT_ID {
             return self.on_audit_reply(&decoded);
         }
-        if let Some(client) = to.conn.0.checked_sub(self.conn_base) {
-            let client = usize::try_from(client).expect("few clients");
+        if let Some(client) = self.conns.iter().position(|conn| *conn == to.conn) {
             self.clients[client].on_reply(decoded, &mut self.ledger);
         }
     }
@@ -378,7 +398,7 @@ impl World {
         let (job, live) = self.audit[at];
         match &reply.body {
             ReplyBody::Job(view) => {
-                assert!(live && view.id == job, "job {job} was acked and is back")
+                assert!(live && view.id == job, "job {job} was acked and is back");
             }
             ReplyBody::Outcome(Outcome::Rejected(Rejection::Finished)) => {
                 assert!(!live, "job {job} was acknowledged and is lost");
@@ -405,14 +425,13 @@ impl World {
         }
         self.serve();
         self.audit();
-        self.conn_base += 1_000;
+        self.start_clients();
         for number in 0..self.clients.len() {
             for (id, body) in self.clients[number].resend() {
                 let from = self.origin(number);
                 self.ask(from, id, body);
             }
         }
-        self.start_clients();
         self.pump();
     }
 
@@ -485,11 +504,21 @@ impl World {
     }
 
     fn stop(&mut self) {
+        for client in 0..self.clients.len() {
+            let from = self.origin(client);
+            self.tell(Input::ClientClosed { from });
+        }
+        self.pump();
+        let waiting = self.engine.counters().polls_waiting;
+        assert_eq!(waiting, 0, "polls of clients that are gone still wait");
+        // Nobody else keeps the engine going: it must get to its end by itself.
+        self.events
+            .retain(|_, event| !matches!(event, Event::ClientActs(_)));
         self.tell(Input::StopRequested);
         self.pump();
-        let deadline = self.now.plus(Duration::from_secs(30));
+        let deadline = self.now.plus(Duration::from_secs(2));
         while !self.stopped {
-            assert!(self.now < deadline, "not stopped after 30 s");
+            assert!(self.now < deadline, "not stopped after 2 s");
             self.step(false);
         }
     }

@@ -167,6 +167,14 @@ impl Chain {
                 self.damage.push(missing_file(number));
             }
         }
+        let before = self.segments.first().and_then(|first| first.previous);
+        if let Some(number) = before.filter(|number| files.contains_key(number)) {
+            self.damage.push(Damage {
+                segment: number,
+                offset: 0,
+                what: "the head and all that could tell its place are damaged".to_string(),
+            });
+        }
         // Numbers are prepared one after the other, the first of a log is 1.
         let mut expected = self.segments.last().map_or(1, |last| last.number + 1);
         for (number, _) in files.range(expected..) {
@@ -308,7 +316,8 @@ fn check_identity(
 
 /// A file without an intact head, if it was certainly written.
 fn adopt(number: u64, bytes: &Bytes, written: &BTreeMap<u64, Segment>) -> Option<Segment> {
-    let before = written.range(..number).next_back().map(|(_, s)| s.base);
+    // What was recycled comes from before the oldest segment; the one just before may be void.
+    let before = written.range(..number).next().map(|(_, s)| s.base);
     let after = written.range(number + 1..).next().map(|(_, s)| s);
     let is_named = after.is_some_and(|after| after.previous == Some(number));
     let mut best: Option<(Lsn, Segment)> = None;

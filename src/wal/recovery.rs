@@ -3,7 +3,9 @@
 //! Reads all segments in order. Where a batch is not intact, one question decides: was this
 //! position ever acknowledged? *Proof* that position x was acknowledged is an intact batch of this
 //! log beyond x with a durable LSN above x, or a durable LSN above x that a manifest holds. With a
-//! proof the log is corrupt there; without one it ends there, torn.
+//! proof the log is corrupt there; without one it ends there, torn. Where only something outside
+//! the log proves, everything from x on is lost: what lies beyond may be a tail that an earlier
+//! start has cut.
 //!
 //! # The decision table
 //!
@@ -16,7 +18,7 @@
 //! | `torn_hole`: intact batches beyond x, none with a proof | torn: cut at x |
 //! | `corrupt_middle`: a batch beyond x with a proof | corrupt: reading goes on at the next batch |
 //! | `corrupt_before_beacon`: only a beacon proves | corrupt |
-//! | `corrupt_by_manifest`: only the manifest proves | corrupt |
+//! | `corrupt_by_manifest`: only the manifest proves | corrupt: the rest is lost |
 //! | `corrupt_head`: a segment's head, and its other batches prove | corrupt; the rest is read |
 //! | `corrupt_footer`: a footer, and the next segment proves | corrupt |
 //! | `broken_chain`: an intact batch that does not follow the one before | corrupt |
@@ -266,11 +268,11 @@ impl Recovery {
             resync: true,
             bytes: 0,
         };
-        let mut is_cut = false;
+        let mut has_ended = false;
         for place in 0..chain.segments.len() {
-            is_cut = is_cut || !reader.read_segment(&chain, place)?;
+            has_ended = has_ended || !reader.read_segment(&chain, place)?;
         }
-        if !is_cut {
+        if !has_ended {
             reader.end(&chain);
         }
         Ok(reader.finish(&self.files))
@@ -284,6 +286,17 @@ struct Last {
     batch_seq: u64,
     crc: u32,
     flags: u8,
+}
+
+/// What proves that a position was acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Proof {
+    None,
+    /// A later batch: the log goes on behind the hole.
+    Log,
+    /// A manifest, or a file that cannot be what it should be. What lies behind the hole may be a
+    /// tail that an earlier start has judged void.
+    Outside,
 }
 
 #[derive(Debug)]
@@ -329,18 +342,26 @@ impl Reader {
                 }
                 _ if next.is_none() && is_sealed => return Ok(true),
                 _ => {
-                    if !self.is_acknowledged(chain, place, offset) {
-                        self.cut(chain, place, offset);
-                        return Ok(false);
-                    }
                     let beyond = (!is_sealed).then(|| next_batch(segment, offset, limit));
                     let to = beyond.flatten().unwrap_or(limit);
-                    self.hole(
-                        segment.number,
-                        offset,
-                        to,
-                        "acknowledged batches are damaged",
-                    );
+                    match self.proof_at(chain, place, offset) {
+                        Proof::None => {
+                            self.cut(chain, place, offset);
+                            return Ok(false);
+                        }
+                        Proof::Outside => {
+                            self.lose_rest(
+                                segment.number,
+                                offset,
+                                "acknowledged batches are damaged",
+                            );
+                            return Ok(false);
+                        }
+                        Proof::Log => {
+                            let what = "acknowledged batches are damaged";
+                            self.hole(segment.number, offset, to, what);
+                        }
+                    }
                 }
             }
         }
@@ -361,27 +382,37 @@ impl Reader {
             .last()
             .map_or(0, |last| offset_in(last, self.at));
         let segment = self.last.map_or(0, |last| last.segment);
-        // What was lost had positions that a peer may have heard of: stay clear of them.
-        let to = Lsn(self.at.0 + self.segment_bytes).max(self.proof);
-        self.hole(segment, offset, to, lost);
+        self.lose_rest(segment, offset, lost);
     }
 
-    /// Whether something proves that the present position was acknowledged.
-    fn is_acknowledged(&self, chain: &Chain, place: usize, offset: usize) -> bool {
+    /// Everything from the present position on is lost, and what may lie beyond is not trusted.
+    fn lose_rest(&mut self, segment: u64, offset: usize, what: &str) {
+        // What was lost had positions that a peer may have heard of: stay clear of them.
+        let to = Lsn(self.at.0 + self.segment_bytes).max(self.proof);
+        self.hole(segment, offset, to, what);
+    }
+
+    /// What proves that the present position was acknowledged.
+    fn proof_at(&self, chain: &Chain, place: usize, offset: usize) -> Proof {
         if bugs::on(Bug::CutOnProof) {
-            return false;
+            return Proof::None;
         }
-        if self.proof > self.at || chain.lost_behind.is_some() {
-            return true;
-        }
-        let behind = chain.segments.get(place..).unwrap_or_default();
-        behind.iter().enumerate().any(|(nth, segment)| {
-            let limit = behind.get(nth + 1).map_or(Lsn(u64::MAX), |next| next.base);
+        let mut is_cut_short = false;
+        for (nth, segment) in chain.segments[place..].iter().enumerate() {
+            let next = chain.segments.get(place + nth + 1);
+            let limit = next.map_or(Lsn(u64::MAX), |next| next.base);
             let from = if nth == 0 { offset } else { 0 };
-            let is_cut_short = (segment.bytes.len() as u64) < self.segment_bytes
-                && segment.base.0 + (segment.bytes.len() as u64) < limit.0;
-            is_cut_short || proves(segment, from, limit, self.at)
-        })
+            if proves(segment, from, limit, self.at) {
+                return Proof::Log;
+            }
+            let bytes = segment.bytes.len() as u64;
+            is_cut_short |= bytes < self.segment_bytes && segment.base.0 + bytes < limit.0;
+        }
+        if is_cut_short || self.proof > self.at || chain.lost_behind.is_some() {
+            Proof::Outside
+        } else {
+            Proof::None
+        }
     }
 
     /// A hole from the present position to `to`.
@@ -497,13 +528,12 @@ impl Reader {
                 incarnation,
                 state,
             } => self.replay.hard_state(group, incarnation, state),
+            Record::GroupTable(rows) if header.flags == SEG_HEAD => {
+                self.replay.head_table(&rows, header.lsn);
+            }
             Record::GroupTable(rows) => {
                 for row in &rows {
-                    if header.flags == SEG_HEAD {
-                        self.replay.head_row(row, header.lsn);
-                    } else {
-                        self.replay.status_row(row);
-                    }
+                    self.replay.status_row(row);
                 }
             }
             Record::Base(base) => {

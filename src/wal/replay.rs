@@ -1,22 +1,23 @@
 //! What recovery learns of each group while it reads, and what a hole in the log leaves in doubt.
 //!
-//! A hole puts every group in doubt twice: entries may have been in it, and a vote. Doubt ends by
-//! what lies beyond the hole:
+//! A hole puts every group in doubt: about the end of its log, about the entries before the hole
+//! (entries in it may have voided them), and about its vote. Doubt ends by what lies beyond:
 //!
 //! | doubt | ends with |
 //! | --- | --- |
-//! | entries | the footer of the segment with the hole: it names what the hole held |
-//! | entries | the group's row in a later head: it names the last entry |
-//! | entries | a later entry whose predecessor is held with the same term (log matching) |
-//! | vote | a later hard state, or the group's row in a later head |
+//! | end | a later entry: whatever the hole held behind it is void; a row in a later head |
+//! | entries before | a row in a later head that names one of them as the last: log matching |
+//! | entries before | an entry beyond the hole that follows one of them in the same term: likewise |
+//! | both | the footer of the segment with the hole: it names what the hole held |
+//! | vote | a later hard state, or a row in a later head |
 //! | vote | a later entry of the term in which the vote is known: a vote is never changed |
-//! | status | the group's row in a later head; in doubt only when the hole took a head |
+//! | status | a row in a later head; in doubt only when the hole took a head |
 //!
-//! What is then known to be missing above the newest base makes the group damaged; so does doubt
-//! that never ended.
+//! Entries at or below the newest base are beyond doubt: what it holds was committed. What is then
+//! missing above it makes the group damaged; so does doubt that never ended.
 
 use crate::base::entry::Entry;
-use crate::base::ids::{GroupId, Incarnation, LogIndex, Term};
+use crate::base::ids::{GroupId, Incarnation, LogIndex};
 use crate::base::limits::BASES_KEPT;
 use crate::base::units::Lsn;
 use crate::wal::ledger::GroupStart;
@@ -57,6 +58,22 @@ pub struct GroupLog {
     pub status: GroupLogStatus,
 }
 
+/// An entry and when it was read.
+#[derive(Debug)]
+struct Held {
+    lsn: Lsn,
+    /// Counts what was read; tells an entry before a hole from one beyond it.
+    order: u64,
+    entry: Entry,
+}
+
+/// A hole that may have held entries of a group.
+#[derive(Clone, Copy, Debug)]
+struct Hole {
+    segment: u64,
+    order: u64,
+}
+
 #[derive(Debug, Default)]
 struct Group {
     incarnation: Incarnation,
@@ -65,64 +82,87 @@ struct Group {
     /// Newest first.
     bases: Vec<BaseRecord>,
     /// Ascending; gaps are what a hole or a dropped segment took.
-    entries: Vec<(Lsn, Entry)>,
+    entries: Vec<Held>,
     /// The last index that the log claims, and where it does.
     claimed: (LogIndex, Lsn),
-    /// The segment with the first hole that may have held entries of the group.
-    entries_in_doubt: Option<u64>,
-    vote_in_doubt: bool,
-    status_in_doubt: bool,
+    doubt: Doubt,
+}
+
+/// What holes may have taken from a group.
+#[derive(Clone, Debug, Default)]
+struct Doubt {
+    /// Holes that may have voided entries before them.
+    holes: Vec<Hole>,
+    end: bool,
+    vote: bool,
+    status: bool,
+}
+
+impl Doubt {
+    /// The footer of `segment` has named what it held.
+    fn end_in_segment(&mut self, segment: u64) {
+        self.holes.retain(|hole| hole.segment != segment);
+        self.end &= !self.holes.is_empty();
+    }
 }
 
 /// All groups.
 #[derive(Debug, Default)]
 pub(super) struct Replay {
     groups: BTreeMap<GroupId, Group>,
+    /// What holds for a group that was not seen yet.
+    unseen: Doubt,
     /// Segments with a hole; footers matter only there.
-    holes: Vec<u64>,
+    damaged: Vec<u64>,
+    order: u64,
 }
 
 impl Replay {
     /// The group, made anew for a new life; `None` for an earlier life.
     fn group(&mut self, group: GroupId, incarnation: Incarnation) -> Option<&mut Group> {
-        let found = self.groups.entry(group).or_insert_with(|| Group {
+        let fresh = || Group {
             incarnation,
+            doubt: self.unseen.clone(),
             ..Group::default()
-        });
+        };
+        let found = self.groups.entry(group).or_insert_with(fresh);
         if found.incarnation < incarnation {
-            *found = Group {
-                incarnation,
-                ..Group::default()
-            };
+            *found = fresh();
         }
         (found.incarnation == incarnation).then_some(found)
     }
 
     pub(super) fn entry(&mut self, id: GroupId, life: Incarnation, entry: Entry, lsn: Lsn) {
+        self.order += 1;
+        let order = self.order;
         let Some(group) = self.group(id, life) else {
             return;
         };
-        let before = entry.index.prev();
-        if before == LogIndex(0) || group.term_at(before) == Some(entry.term) {
-            group.entries_in_doubt = None;
-        }
         if group.hard.term == entry.term && group.hard.vote.is_some() {
-            group.vote_in_doubt = false;
+            group.doubt.vote = false;
         }
+        group.doubt.end = false;
         group.forget_from(entry.index);
         group.claimed = (entry.index, lsn);
-        group.entries.push((lsn, entry));
+        group.entries.push(Held { lsn, order, entry });
     }
 
     pub(super) fn hard_state(&mut self, id: GroupId, life: Incarnation, state: HardState) {
         if let Some(group) = self.group(id, life) {
             group.hard = state;
-            group.vote_in_doubt = false;
+            group.doubt.vote = false;
         }
     }
 
-    /// A row of the table in a segment's head: all that the log said of the group up to here.
-    pub(super) fn head_row(&mut self, row: &GroupRow, lsn: Lsn) {
+    /// The table in a segment's head: all that the log said of any group up to here.
+    pub(super) fn head_table(&mut self, rows: &[GroupRow], lsn: Lsn) {
+        for row in rows {
+            self.head_row(row, lsn);
+        }
+        self.unseen = Doubt::default();
+    }
+
+    fn head_row(&mut self, row: &GroupRow, lsn: Lsn) {
         let Some(group) = self.group(row.group, row.incarnation) else {
             return;
         };
@@ -130,24 +170,29 @@ impl Replay {
         group.hard = row.hard;
         group.status = row.status;
         group.forget_from(index.next());
-        if group
+        if let Some(last) = group
             .entries
             .last()
-            .is_some_and(|(_, last)| last.index == index && last.term != term)
+            .filter(|last| last.entry.index == index)
         {
-            group.entries.pop();
+            let order = last.order;
+            if last.entry.term == term {
+                group.doubt.holes.retain(|hole| hole.order < order);
+            } else {
+                group.entries.pop();
+            }
         }
         group.claimed = (index, lsn);
-        group.entries_in_doubt = None;
-        group.vote_in_doubt = false;
-        group.status_in_doubt = false;
+        group.doubt.end = false;
+        group.doubt.vote = false;
+        group.doubt.status = false;
     }
 
     /// A row outside a head: only its status counts.
     pub(super) fn status_row(&mut self, row: &GroupRow) {
         if let Some(group) = self.group(row.group, row.incarnation) {
             group.status = row.status;
-            group.status_in_doubt = false;
+            group.doubt.status = false;
         }
     }
 
@@ -158,9 +203,10 @@ impl Replay {
         let (index, start) = (base.index, base.log_start_lsn);
         group
             .entries
-            .retain(|(lsn, entry)| entry.index <= index || *lsn >= start);
+            .retain(|held| held.entry.index <= index || held.lsn >= start);
         if group.claimed.0 < index || group.claimed.1 < start {
-            let last = group.entries.last().map_or(index, |(_, last)| last.index);
+            let last = group.entries.last();
+            let last = last.map_or(index, |last| last.entry.index);
             group.claimed.0 = last.max(index);
         }
         let place = group.bases.partition_point(|old| old.index > index);
@@ -174,7 +220,7 @@ impl Replay {
 
     /// The footer of `segment`: names what it held, which matters only if there was a hole.
     pub(super) fn footer(&mut self, segment: u64, footer: &Footer, lsn: Lsn) {
-        if !self.holes.contains(&segment) {
+        if !self.damaged.contains(&segment) {
             return;
         }
         for run in &footer.runs {
@@ -183,27 +229,34 @@ impl Replay {
         for (id, group) in &mut self.groups {
             let runs = footer.runs.iter();
             group.compare(runs.filter(|run| run.group == *id), lsn);
-            if group.entries_in_doubt == Some(segment) {
-                group.entries_in_doubt = None;
-            }
+            group.doubt.end_in_segment(segment);
         }
+        self.unseen.end_in_segment(segment);
     }
 
     /// An entry of `segment` is not what was sealed; whose, its own header cannot be trusted to say.
     pub(super) fn broken_seal(&mut self, segment: u64) {
-        self.holes.push(segment);
-        for group in self.groups.values_mut() {
-            group.entries_in_doubt.get_or_insert(segment);
+        self.order += 1;
+        let order = self.order;
+        self.damaged.push(segment);
+        for doubt in self.doubts() {
+            doubt.holes.push(Hole { segment, order });
+            doubt.end = true;
         }
     }
 
     /// A hole in `segment` puts all groups in doubt.
     pub(super) fn hole(&mut self, segment: u64, takes_head: bool) {
         self.broken_seal(segment);
-        for group in self.groups.values_mut() {
-            group.vote_in_doubt = true;
-            group.status_in_doubt |= takes_head;
+        for doubt in self.doubts() {
+            doubt.vote = true;
+            doubt.status |= takes_head;
         }
+    }
+
+    fn doubts(&mut self) -> impl Iterator<Item = &mut Doubt> {
+        let known = self.groups.values_mut().map(|group| &mut group.doubt);
+        known.chain(std::iter::once(&mut self.unseen))
     }
 
     /// What is left of each group, and how the log goes on with it.
@@ -220,19 +273,10 @@ impl Replay {
 }
 
 impl Group {
-    fn term_at(&self, index: LogIndex) -> Option<Term> {
-        let place = self.entries.partition_point(|(_, e)| e.index < index);
-        let entry = self.entries.get(place).filter(|(_, e)| e.index == index);
-        let base = self.bases.iter().find(|base| base.index == index);
-        entry
-            .map(|(_, entry)| entry.term)
-            .or(base.map(|base| base.term))
-    }
-
     fn forget_from(&mut self, index: LogIndex) {
         while self
             .entries
-            .pop_if(|(_, last)| last.index >= index)
+            .pop_if(|last| last.entry.index >= index)
             .is_some()
         {}
     }
@@ -250,19 +294,19 @@ impl Group {
             return;
         };
         let (first, last) = (*first, LogIndex(*last));
-        self.entries.retain(|(_, entry)| {
-            entry.index.0 < first || named.get(&entry.index.0) == Some(&entry.crc)
+        self.entries.retain(|held| {
+            let index = held.entry.index.0;
+            index < first || named.get(&index) == Some(&held.entry.crc)
         });
         self.claimed = (last, lsn);
+        self.doubt.end = false;
     }
 
     fn finish(mut self, id: GroupId) -> (GroupLog, GroupStart) {
         let Some(newest) = self.bases.first().cloned() else {
             return self.without_base(id);
         };
-        let from = self
-            .entries
-            .partition_point(|(_, entry)| entry.index <= newest.index);
+        let from = self.place_above(newest.index);
         let whole = count_dense(&self.entries[from..], newest.index);
         self.entries.truncate(from + whole);
         let last = LogIndex(newest.index.0 + whole as u64);
@@ -270,12 +314,12 @@ impl Group {
             .entries
             .last()
             .filter(|_| whole > 0)
-            .map_or(newest.term, |(_, entry)| entry.term);
-        let what = self.damage(last);
+            .map_or(newest.term, |held| held.entry.term);
+        let what = self.damage(from, last);
         let keep_from = match self.bases.get(1) {
-            Some(previous) if self.leads(previous, &newest, from) => self
-                .entries
-                .partition_point(|(_, entry)| entry.index <= previous.index),
+            Some(previous) if self.leads(previous, &newest, from) => {
+                self.place_above(previous.index)
+            }
             _ => {
                 self.bases.truncate(1);
                 from
@@ -293,7 +337,7 @@ impl Group {
             log_start_lsn: newest.log_start_lsn,
             status: self.row_status(what.is_some(), last.next()),
         };
-        let entries = self.entries.drain(keep_from..).map(|(_, entry)| entry);
+        let entries = self.entries.drain(keep_from..).map(|held| held.entry);
         let entries = entries.collect();
         self.end(row, entries, what)
     }
@@ -340,42 +384,68 @@ impl Group {
         }
     }
 
-    /// What is missing or in doubt, if the entries end at `last`.
-    fn damage(&self, last: LogIndex) -> Option<String> {
+    /// How many entries are not above `index`.
+    fn place_above(&self, index: LogIndex) -> usize {
+        self.entries
+            .partition_point(|held| held.entry.index <= index)
+    }
+
+    /// What is missing or in doubt, if the entries above the newest base begin at place `from` and
+    /// end with index `last`.
+    fn damage(&self, from: usize, last: LogIndex) -> Option<String> {
+        let next = last.next();
         if self.claimed.0 > last {
-            let claimed = self.claimed.0;
             return Some(format!(
-                "entries from {} to {claimed} are missing",
-                last.next()
+                "entries from {next} to {} are missing",
+                self.claimed.0
             ));
         }
-        if self.entries_in_doubt.is_some() {
-            return Some(format!("entries from {} on may be missing", last.next()));
+        if let Some(index) = self.first_doubtful(&self.entries[from..]) {
+            return Some(format!("entries up to {index} may have been replaced"));
         }
-        if self.vote_in_doubt {
+        if self.doubt.end {
+            return Some(format!("entries from {next} on may be missing"));
+        }
+        if self.doubt.vote {
             return Some("a vote may be missing".to_string());
         }
-        self.status_in_doubt
+        self.doubt
+            .status
             .then(|| "its status may be missing".to_string())
     }
 
+    /// The last index before a hole that nothing beyond it confirms.
+    fn first_doubtful(&self, entries: &[Held]) -> Option<LogIndex> {
+        let is_joined_over_hole = |pair: &&[Held]| {
+            pair[0].entry.term != pair[1].entry.term
+                && self
+                    .doubt
+                    .holes
+                    .iter()
+                    .any(|hole| (pair[0].order..pair[1].order).contains(&hole.order))
+        };
+        let pair = entries.windows(2).find(is_joined_over_hole);
+        pair.map(|pair| pair[0].entry.index)
+    }
+
     /// Whether the entries, of which those before place `to` are not above `newest`, lead from
-    /// `previous` to it without a gap.
+    /// `previous` to it without a gap and without doubt.
     fn leads(&self, previous: &BaseRecord, newest: &BaseRecord, to: usize) -> bool {
-        let from = self.entries[..to].partition_point(|(_, e)| e.index <= previous.index);
-        let between = &self.entries[from..to];
+        let between = &self.entries[self.place_above(previous.index)..to];
+        let start = previous.log_start_lsn;
         count_dense(between, previous.index) as u64 == newest.index.0 - previous.index.0
+            && between.iter().all(|held| held.lsn >= start)
             && between
-                .iter()
-                .all(|(lsn, _)| *lsn >= previous.log_start_lsn)
-            && between.last().is_none_or(|(_, e)| e.term == newest.term)
+                .last()
+                .is_none_or(|held| held.entry.term == newest.term)
+            && self.first_doubtful(between).is_none()
     }
 }
 
 /// How many of `entries` follow `base` without a gap.
-fn count_dense(entries: &[(Lsn, Entry)], base: LogIndex) -> usize {
+fn count_dense(entries: &[Held], base: LogIndex) -> usize {
     (base.0 + 1..)
         .zip(entries)
-        .take_while(|(index, (_, entry))| entry.index.0 == *index)
+        .take_while(|(index, held)| held.entry.index.0 == *index)
         .count()
 }

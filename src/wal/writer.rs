@@ -138,6 +138,9 @@ pub struct LogWriter {
 
     filling: VecDeque<Filling>,
     pending_bytes: usize,
+    /// Bytes and marks of the last batch of records.
+    last_bytes: usize,
+    last_marks: usize,
     next_ticket: Ticket,
     sealed_ticket: Ticket,
     beacon_due: bool,
@@ -200,6 +203,8 @@ impl LogWriter {
             echoes: start.echoes,
             filling: VecDeque::new(),
             pending_bytes: 0,
+            last_bytes: 0,
+            last_marks: 0,
             next_ticket: Ticket(1),
             sealed_ticket: Ticket(0),
             beacon_due: false,
@@ -223,12 +228,7 @@ impl LogWriter {
             "segment heads and footers are written by the writer itself, not appended: {record:?}"
         );
         let room = record_bytes(record.body_bytes());
-        let filling = Self::filling_for(
-            &mut self.filling,
-            &mut self.next_ticket,
-            self.batch_bytes_max,
-            room,
-        );
+        let filling = self.filling_for(room);
         let before = filling.buffer.len();
         filling.records += 1;
         match record {
@@ -254,33 +254,31 @@ impl LogWriter {
                 filling.marks.push(Mark::Other(Box::new(other)));
             }
         }
-        self.pending_bytes += filling.buffer.len() - before;
-        filling.ticket
+        let (grown, ticket) = (filling.buffer.len() - before, filling.ticket);
+        self.pending_bytes += grown;
+        ticket
     }
 
     /// The batch that a record of `room` bytes goes into.
-    fn filling_for<'a>(
-        filling: &'a mut VecDeque<Filling>,
-        next_ticket: &mut Ticket,
-        batch_bytes_max: usize,
-        room: usize,
-    ) -> &'a mut Filling {
-        let is_full = filling
+    fn filling_for(&mut self, room: usize) -> &mut Filling {
+        let is_full = self
+            .filling
             .back()
-            .is_none_or(|last| last.buffer.len() + room > batch_bytes_max);
+            .is_none_or(|last| last.buffer.len() + room > self.batch_bytes_max);
         if is_full {
-            let mut buffer = Vec::with_capacity(batch_bytes(room));
+            // The next batch is likely as large as the last one.
+            let mut buffer = Vec::with_capacity(batch_bytes(room).max(self.last_bytes));
             buffer.resize(BATCH_HEADER_BYTES, 0);
-            filling.push_back(Filling {
-                ticket: *next_ticket,
+            self.filling.push_back(Filling {
+                ticket: self.next_ticket,
                 buffer,
                 records: 0,
-                marks: Vec::new(),
+                marks: Vec::with_capacity(self.last_marks),
                 runs: 0,
             });
-            next_ticket.0 += 1;
+            self.next_ticket.0 += 1;
         }
-        filling.back_mut().expect("there is one now")
+        self.filling.back_mut().expect("there is one now")
     }
 
     /// Whether a record waits to be written.
@@ -350,6 +348,8 @@ impl LogWriter {
         let at = u32::try_from(self.offset).expect("a segment is smaller than 4 GiB");
         let start = self.end_lsn;
         let marks = std::mem::take(&mut filling.marks);
+        self.last_marks = marks.len();
+        self.last_bytes = batch_bytes(filling.buffer.len() - BATCH_HEADER_BYTES);
         let write = self.seal(filling.buffer, 0, filling.records);
         for mark in marks {
             match mark {
@@ -509,7 +509,8 @@ impl LogWriter {
         self.end_lsn
     }
 
-    /// The number of the segment to prepare next, each once: that to be begun, and one ahead.
+    /// The number of the segment to prepare next, each once: that to be begun, and one ahead. The
+    /// names must become durable in this order, since a gap in the numbers is damage.
     pub fn segment_wanted(&mut self) -> Option<u64> {
         let wanted = self.next_wanted;
         (wanted <= self.segment + 1).then(|| {

@@ -320,8 +320,13 @@ pub(crate) fn fate(recovered: &Recovered, acked: &Model, group: u16) -> Fate {
     let from = log.bases.first().expect("an intact group has a base").index;
     let found = log.entries.iter().map(|entry| (entry.index.0, entry));
     let found = found.collect::<BTreeMap<_, _>>();
+    // A later leader's entry that was not acknowledged may have reached the disk and void it.
+    let is_voided = |index: u64, entry: &Entry| {
+        let mut up_to = found.range(..=index);
+        up_to.any(|(_, other)| other.term > entry.term)
+    };
     let is_there = |(index, entry): (&u64, &Entry)| {
-        *index <= from.0 || found.get(index).copied() == Some(entry)
+        *index <= from.0 || found.get(index).copied() == Some(entry) || is_voided(*index, entry)
     };
     let has_vote = log.hard.term > model.hard.term
         || (log.hard.term, log.hard.vote) == (model.hard.term, model.hard.vote);
@@ -339,10 +344,17 @@ pub(crate) fn check(recovered: &Recovered, acked: &Model, context: &str) -> BTre
     for (group, fate) in &fates {
         assert!(
             *fate != Fate::Lost,
-            "{context}: group {group} lost what was acknowledged: {:#?}\nacked {:#?}",
-            recovered.groups.get(&GroupId(*group)),
-            acked[group]
+            "{context}: group {group} lost what was acknowledged:\n  found {}\n  acked {}",
+            brief(&model_of(recovered)[group]),
+            brief(&acked[group])
         );
     }
     fates
+}
+
+fn brief(group: &GroupModel) -> String {
+    let entries = group.entries.iter();
+    let entries = entries.map(|(index, entry)| format!("{index}@{}", entry.term));
+    let entries = entries.collect::<Vec<_>>().join(" ");
+    format!("base {} {:?} [{entries}]", group.base, group.hard)
 }

@@ -1,0 +1,193 @@
+//! The command line of `rrq-bench`.
+
+use crate::base::code::Code;
+use crate::base::report::Report;
+use crate::loadtest::NODE_SUBCOMMAND;
+use crate::loadtest::crash_recover::{self, Options, Outcome};
+use crate::runtime::node;
+use clap::error::ErrorKind;
+use clap::{Args, Parser, Subcommand};
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Measures rrq from outside and checks that it keeps its promises.
+#[derive(Debug, Parser)]
+#[command(name = "rrq-bench", version)]
+struct Flags {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Kill a node with -9 under load, again and again: how long until it works again, and is any
+    /// acknowledged job lost?
+    CrashRecover(CrashRecover),
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Starts a node, fills it, keeps load on, kills it with -9, starts it again on the same data,
+and takes the time until a client has leased and acked a job. After each round it looks at
+every job that must be there; at the end it drains all and compares its books with the
+node's own counters.
+
+Exit status: 0 if all is accounted for, 1 if a job is lost or came back after its ack.
+
+Examples:
+  rrq-bench crash-recover
+  rrq-bench crash-recover --jobs 100000 --rounds 30
+  rrq-bench crash-recover --rounds 100 --json result.json
+  rrq-bench crash-recover --data-dir /mnt/disk/new-folder --shards 1")]
+struct CrashRecover {
+    /// Nodes
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    nodes: u32,
+    /// Jobs that wait in the queues while the load is on
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    jobs: u64,
+    /// Bytes of each job's payload
+    #[arg(long, value_name = "BYTES", default_value_t = 256)]
+    payload: usize,
+    /// How often to kill
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    rounds: u32,
+    /// Write the figures to a file, too
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// A new or empty folder for the data, which is kept [default: one that is removed]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Shards of the node [default: one for each core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    shards: Option<u16>,
+    /// Port of the first shard, shard k takes the k-th after it [default: any that is free]
+    #[arg(
+        long,
+        value_name = "PORT",
+        default_value_t = 0,
+        hide_default_value = true
+    )]
+    port: u16,
+    /// The program to start as a node [default: this one]
+    #[arg(long, value_name = "FILE")]
+    node: Option<PathBuf>,
+}
+
+/// The whole program `rrq-bench`; the first argument is its name.
+#[must_use]
+pub fn main_with_args(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let mut args: Vec<OsString> = args.into_iter().collect();
+    if args.get(1).is_some_and(|arg| arg == NODE_SUBCOMMAND) {
+        args.remove(1);
+        return node::main_with_args(args);
+    }
+    let flags = match Flags::try_parse_from(args) {
+        Ok(flags) => flags,
+        Err(error) if error.use_stderr() => return fail(&usage(&error)),
+        Err(asked) => {
+            say(asked.to_string().trim_end());
+            return ExitCode::SUCCESS;
+        }
+    };
+    let Command::CrashRecover(command) = flags.command;
+    match command.run() {
+        Ok(outcome) if outcome.is_sound() => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(report) => fail(&report),
+    }
+}
+
+fn fail(report: &Report) -> ExitCode {
+    eprintln!("{report}");
+    ExitCode::from(report.exit_code())
+}
+
+/// Who reads us may have gone away; the measurement goes on.
+fn say(line: &str) {
+    let mut out = io::stdout().lock();
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+fn usage(error: &clap::Error) -> Report {
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let report = Report::error(Code::BadArgument, "no command was given");
+        return report.fix("rrq-bench crash-recover; rrq-bench --help shows all commands");
+    }
+    let text = error.to_string();
+    let text = text.trim_start_matches("error: ");
+    let what: Vec<&str> = text.lines().take_while(|line| !line.is_empty()).collect();
+    let tip = text
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("tip: "));
+    let fix = tip.unwrap_or("rrq-bench --help and rrq-bench crash-recover --help show examples");
+    Report::error(Code::BadArgument, what.join("\n")).fix(fix)
+}
+
+impl CrashRecover {
+    fn run(self) -> Result<Outcome, Report> {
+        // A file that cannot be written is better known before than after.
+        let json = self.json.as_deref().map(create).transpose()?;
+        let options = Options {
+            nodes: self.nodes,
+            jobs: self.jobs,
+            payload: self.payload,
+            rounds: self.rounds,
+            data_dir: self.data_dir,
+            shards: self.shards,
+            port: self.port,
+            node: self.node,
+            obey_signals: true,
+            say,
+        };
+        let outcome = crash_recover::run(&options)?;
+        say(outcome.text().trim_end_matches('\n'));
+        if let Some((mut file, path)) = json {
+            let text = serde_json::to_string_pretty(&outcome).expect("plain fields have JSON");
+            writeln!(file, "{text}").map_err(|error| unwritable(&path, &error))?;
+        }
+        Ok(outcome)
+    }
+}
+
+fn create(path: &Path) -> Result<(File, PathBuf), Report> {
+    let file = File::create(path).map_err(|error| unwritable(path, &error))?;
+    Ok((file, path.to_owned()))
+}
+
+fn unwritable(path: &Path, error: &io::Error) -> Report {
+    let what = format!("cannot write {}", path.display());
+    Report::error(Code::BadArgument, what)
+        .location(error.to_string())
+        .fix("--json FILE in a folder that you may write to")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn flags_are_sound_and_help_has_examples() {
+        Flags::command().debug_assert();
+        let asked = Flags::try_parse_from(["rrq-bench", "crash-recover", "--help"]);
+        let text = asked.expect_err("help").to_string();
+        assert!(
+            text.contains("rrq-bench crash-recover --jobs 100000"),
+            "{text}"
+        );
+        assert!(!text.contains(NODE_SUBCOMMAND));
+    }
+
+    #[test]
+    fn a_wrong_flag_is_a_report() {
+        let error = Flags::try_parse_from(["rrq-bench", "crash-recover", "--job", "3"]);
+        let report = usage(&error.expect_err("a typo"));
+        assert_eq!(report.code, Code::BadArgument);
+        assert!(report.what.contains("--job"), "{report}");
+        assert!(report.fix.is_some_and(|fix| fix.contains("--jobs")));
+    }
+}

@@ -1,0 +1,531 @@
+//! `crash-recover`: how long a node is away after a kill -9, and whether it forgot anything.
+//!
+//! ```text
+//! fill -> load on -> kill -9 -> reaped -> exec -> connected -> replied -> leased -> acked
+//!          ^             |------------------------- rto ------------------------------|
+//!          |                                |------------ exec to first --------------|
+//!          '---- audit: look at every job that must be there <- load off <------------'
+//! ... and at the end: drain, and compare the books with the node's own counters.
+//! ```
+//!
+//! Times are what a client sees, never those of a sleep. The new process is started as soon as the
+//! kernel has reaped the old one, on the same data and port.
+
+use crate::base::code::Code;
+use crate::base::prng::Prng;
+use crate::base::report::Report;
+use crate::loadtest::disk_probe::DiskProbe;
+use crate::loadtest::first_job::{self, Marks, Source};
+use crate::loadtest::host::HostFacts;
+use crate::loadtest::load::Load;
+use crate::loadtest::node::{Node, NodeCommand, NodePlan, TempFolder, free_ports};
+use crate::loadtest::report::{Marked, Percentiles, bars, millis};
+use crate::runtime::{preflight, sys};
+use crate::workload::{Ledger, Misses};
+use serde::Serialize;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+
+/// Acks of the load before a kill.
+const ACKS_BEFORE_KILL: u64 = 300;
+/// A kill comes at a random moment of this time.
+const KILL_WITHIN_MS: u64 = 50;
+
+/// What to do.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Nodes; 1 until there are clusters.
+    pub nodes: u32,
+    /// Jobs in the queues while the load is on.
+    pub jobs: u64,
+    /// Bytes of each payload.
+    pub payload: usize,
+    /// How often to kill.
+    pub rounds: u32,
+    /// Where the data goes; `None` = a folder that is removed afterwards.
+    pub data_dir: Option<PathBuf>,
+    /// Shards of the node; `None` = one for each core.
+    pub shards: Option<u16>,
+    /// The port of its first shard; 0 = any that is free.
+    pub port: u16,
+    /// The node's program; `None` = this one.
+    pub node: Option<PathBuf>,
+    /// Whether signals that end a program end the run in good order.
+    pub obey_signals: bool,
+    /// Gets each line as soon as there is one.
+    pub say: fn(&str),
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            nodes: 1,
+            jobs: 10_000,
+            payload: 256,
+            rounds: 10,
+            data_dir: None,
+            shards: None,
+            port: 0,
+            node: None,
+            obey_signals: false,
+            say: |_| {},
+        }
+    }
+}
+
+/// One kill.
+#[derive(Clone, Debug, Serialize)]
+pub struct Round {
+    /// From the kill to the first job leased and acked after it.
+    pub rto_ms: f64,
+    /// From the exec of the new process to the same.
+    pub exec_to_first_ms: f64,
+    /// `reaped` and `library` (the first ack through the client library) from the kill on, the
+    /// others from the exec on.
+    pub phases_ms: BTreeMap<&'static str, f64>,
+    /// Jobs whose enqueue was acknowledged up to this round's audit.
+    pub acked: u64,
+    /// Acknowledged jobs that this round lost.
+    pub lost: u64,
+    /// Jobs that came back in this round after their ack was confirmed.
+    pub redelivered_after_ack: u64,
+    /// Whether the disk stalled for others too.
+    pub marked: bool,
+}
+
+/// What was found. The fields that JSON shows are stable.
+#[derive(Clone, Debug, Serialize)]
+pub struct Outcome {
+    /// Nodes.
+    pub nodes: u32,
+    /// Jobs in the queues while the load was on.
+    pub jobs: u64,
+    /// Bytes of each payload.
+    pub payload: usize,
+    /// Each kill.
+    pub rounds: Vec<Round>,
+    /// Over all rounds.
+    pub rto_ms: Percentiles,
+    /// Over all rounds.
+    pub exec_to_first_ms: Percentiles,
+    /// Acknowledged jobs lost, in rounds and at the end.
+    pub lost: u64,
+    /// All that went wrong.
+    #[serde(skip)]
+    pub misses: Misses,
+    /// Jobs whose enqueue was acknowledged.
+    #[serde(skip)]
+    pub enqueued: u64,
+    /// Jobs finished.
+    #[serde(skip)]
+    pub finished: u64,
+    /// Writes of the disk probe.
+    #[serde(skip)]
+    pub disk_ms: Percentiles,
+}
+
+impl Outcome {
+    /// Whether nothing was lost, came back, or was made twice, and all that was acknowledged is
+    /// accounted for.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        self.misses.is_none() && self.enqueued == self.finished
+    }
+
+    /// Histograms, percentiles and the verdict, for people.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        let marked = self.rounds.iter().filter(|round| round.marked).count();
+        let values = |value: fn(&Round) -> f64| -> Vec<Marked> {
+            let rounds = self.rounds.iter();
+            rounds.map(|round| (value(round), round.marked)).collect()
+        };
+        let rto = values(|round| round.rto_ms);
+        let exec = values(|round| round.exec_to_first_ms);
+        for (title, values) in [
+            ("rto: kill -9 to the first job leased and acked", rto),
+            ("exec of the new process to the same", exec),
+        ] {
+            let all = Percentiles::of(values.iter().map(|(value, _)| *value));
+            text += &format!("\n{title}\n{}", bars(&values));
+            text += &format!("  all {:3}  {}\n", values.len(), all.line());
+            if marked > 0 && marked < values.len() {
+                let sound = values.iter().filter(|(_, marked)| !marked);
+                let sound = Percentiles::of(sound.map(|(value, _)| *value));
+                let count = values.len() - marked;
+                text += &format!("  unmarked {count}  {}\n", sound.line());
+            }
+        }
+        let disk = self.disk_ms.line();
+        text += &format!("\ndisk     4 KiB O_DSYNC beside it: {disk}");
+        if marked > 0 {
+            text += &format!("; it stalled over 50 ms in {marked} rounds (marked, ░)");
+        }
+        text += &format!("\n{}\n", self.verdict());
+        text
+    }
+
+    fn verdict(&self) -> String {
+        let Misses {
+            lost,
+            redelivered_after_ack,
+            made_twice,
+            strange,
+        } = self.misses;
+        let mut line = format!(
+            "VERDICT  {}  {} kills, {} jobs acknowledged, {} finished, {lost} lost, \
+             {redelivered_after_ack} came back after their ack",
+            if self.is_sound() { "ok" } else { "FAILED" },
+            self.rounds.len(),
+            self.enqueued,
+            self.finished,
+        );
+        if made_twice + strange > 0 {
+            line += &format!(", {made_twice} made twice, {strange} unaccounted for");
+        }
+        line
+    }
+}
+
+/// Runs it.
+///
+/// # Errors
+/// If it could not be measured. What was measured and is wrong is in the [`Outcome`].
+pub fn run(options: &Options) -> Result<Outcome, Report> {
+    check(options)?;
+    let place = Place::prepare(options.data_dir.as_deref())?;
+    let probe = DiskProbe::start(&place.path().join("disk-probe"))?;
+    (options.say)(&HostFacts::gather(place.path()).lines());
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| no_runtime(&error))?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let outcome = runtime.block_on(async {
+        tokio::select! {
+            outcome = measure(options, &place, &probe, &stop) => outcome,
+            () = signalled(options.obey_signals) => {
+                stop.store(true, Relaxed);
+                Err(stopped())
+            }
+        }
+    });
+    // Waits for a round that is under way, whose node then ends; only then may the data go.
+    drop(runtime);
+    if let Some(failure) = probe.failure() {
+        let report = Report::error(Code::DirectoryUnusable, "the disk probe cannot write");
+        return Err(report.location(failure));
+    }
+    outcome
+}
+
+fn check(options: &Options) -> Result<(), Report> {
+    let wrong = |what: String| Err(Report::error(Code::BadArgument, what));
+    if options.nodes != 1 {
+        let report = Report::error(
+            Code::BadArgument,
+            format!("--nodes {}: this version measures one node", options.nodes),
+        );
+        return Err(report.fix("--nodes 1"));
+    }
+    if options.jobs == 0 || options.rounds == 0 {
+        return wrong("--jobs and --rounds must be at least 1".to_owned());
+    }
+    let (least, most) = (
+        crate::workload::PAYLOAD_BYTES_MIN,
+        crate::base::limits::PAYLOAD_BYTES_DEFAULT_MAX,
+    );
+    if !(least..=most).contains(&options.payload) {
+        return wrong(format!("--payload must be {least} to {most} bytes"));
+    }
+    Ok(())
+}
+
+fn no_runtime(error: &std::io::Error) -> Report {
+    Report::error(Code::Bug, "cannot start what waits for clients").location(error.to_string())
+}
+
+fn stopped() -> Report {
+    Report::error(Code::Stopping, "stopped by a signal: the node was ended")
+}
+
+/// Where the data goes.
+enum Place {
+    Ours(TempFolder),
+    Given(PathBuf),
+}
+
+impl Place {
+    fn prepare(given: Option<&Path>) -> Result<Self, Report> {
+        let Some(path) = given else {
+            return TempFolder::new(&disk_folder()).map(Self::Ours);
+        };
+        let unusable = |what: String, why: String| {
+            Report::error(Code::DirectoryUnusable, what)
+                .location(why)
+                .fix("--data-dir with a new folder on a disk that you may write to")
+        };
+        let shown = path.display();
+        std::fs::create_dir_all(path)
+            .map_err(|error| unusable(format!("cannot make {shown}"), error.to_string()))?;
+        let mut entries = std::fs::read_dir(path)
+            .map_err(|error| unusable(format!("cannot read {shown}"), error.to_string()))?;
+        match entries.next() {
+            None => Ok(Self::Given(path.to_owned())),
+            Some(_) => Err(unusable(
+                format!("{shown} is not empty"),
+                "jobs of another run would be counted".to_owned(),
+            )),
+        }
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Ours(folder) => folder.path(),
+            Self::Given(path) => path,
+        }
+    }
+}
+
+/// Cargo's target folder if the program lies in one, else where we are; never one in memory.
+fn disk_folder() -> PathBuf {
+    let program = std::env::current_exe().unwrap_or_default();
+    let target = program
+        .ancestors()
+        .find(|folder| folder.join("CACHEDIR.TAG").exists());
+    let durable = |folder: &&Path| sys::file_system(folder).is_ok_and(|kind| !kind.is_memory());
+    target
+        .filter(durable)
+        .map_or_else(|| PathBuf::from("."), Path::to_owned)
+}
+
+/// Ends at the first signal that asks the program to end.
+async fn signalled(obey: bool) {
+    if !obey {
+        return std::future::pending().await;
+    }
+    let (sender, received) = oneshot::channel();
+    match Signals::new([SIGINT, SIGTERM, SIGHUP]) {
+        Ok(mut signals) => {
+            std::thread::spawn(move || {
+                if signals.forever().next().is_some() {
+                    // Nobody listens once the run has ended.
+                    let _ = sender.send(());
+                }
+            });
+        }
+        Err(error) => tracing::warn!(%error, "signals end the program without clearing up"),
+    }
+    if received.await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+async fn measure(
+    options: &Options,
+    place: &Place,
+    probe: &DiskProbe,
+    stop: &Arc<AtomicBool>,
+) -> Result<Outcome, Report> {
+    let shards = options.shards.unwrap_or_else(preflight::per_core);
+    let plan = NodePlan {
+        command: match &options.node {
+            Some(program) => NodeCommand::of(program.clone()),
+            None => NodeCommand::itself()?,
+        },
+        data_dir: place.path().join("data"),
+        port: match options.port {
+            0 => free_ports(shards)?,
+            port => port,
+        },
+        shards: Some(shards),
+    };
+    let address = plan.address().to_string();
+    let mut node = tokio::task::spawn_blocking(|| Node::start(plan))
+        .await
+        .expect("starting a node does not panic")?;
+    let load = Load::connect(&address, options.payload).await?;
+    let begun = Instant::now();
+    load.fill(options.jobs).await?;
+    let jobs = options.jobs;
+    (options.say)(&format!(
+        "fill     {jobs} jobs of {} B in {:.1} s, {shards} shards at {address}",
+        options.payload,
+        begun.elapsed().as_secs_f64(),
+    ));
+    let mut prng = Prng::new(u64::from(std::process::id()));
+    let mut rounds = Vec::new();
+    for number in 0..options.rounds {
+        let (survivor, round) = one_round(node, &load, number, &mut prng, probe, stop).await?;
+        node = survivor;
+        load.audit().await?;
+        load.top_up(options.jobs);
+        let round = round.audited(&load, &rounds);
+        (options.say)(&round.line(number + 1, options.rounds));
+        rounds.push(round);
+    }
+    load.drain().await?;
+    let outcome = finish(options, &load, rounds, probe).await?;
+    load.close().await;
+    drop(node);
+    Ok(outcome)
+}
+
+/// One kill under load; afterwards the load is off.
+async fn one_round(
+    node: Node,
+    load: &Load,
+    number: u32,
+    prng: &mut Prng,
+    probe: &DiskProbe,
+    stop: &Arc<AtomicBool>,
+) -> Result<(Node, Round), Report> {
+    let source = load.source(number as usize).await?;
+    load.resume();
+    load.acks(ACKS_BEFORE_KILL.min(1 + prng.below(ACKS_BEFORE_KILL)))
+        .await?;
+    tokio::time::sleep(Duration::from_millis(prng.below(KILL_WITHIN_MS))).await;
+    let (ledger, stop, watch) = (load.ledger(), stop.clone(), load.watch_first_ack());
+    let killed =
+        tokio::task::spawn_blocking(move || kill_and_restart(node, &source, &ledger, &stop, watch));
+    let (node, crash) = killed.await.expect("a round does not panic")?;
+    load.make_room();
+    let library = load.first_ack().await?;
+    load.pause().await?;
+    Ok((node, crash.round(library, probe)))
+}
+
+/// The moments of a round.
+struct Crash {
+    killed: Instant,
+    reaped: Instant,
+    exec: Instant,
+    marks: Marks,
+}
+
+fn kill_and_restart(
+    mut node: Node,
+    source: &Source,
+    ledger: &Mutex<Ledger>,
+    stop: &AtomicBool,
+    watch_first_ack: impl Fn(Instant),
+) -> Result<(Node, Crash), Report> {
+    let killed = Instant::now();
+    node.kill()?;
+    watch_first_ack(Instant::now());
+    node.reap()?;
+    let reaped = Instant::now();
+    let plan = node.plan().clone();
+    let exec = Instant::now();
+    let mut node = Node::spawn(plan)?;
+    let marks = first_job::take_one(source, ledger, || match stop.load(Relaxed) {
+        true => Err(stopped()),
+        false => node.check(),
+    })?;
+    let crash = Crash {
+        killed,
+        reaped,
+        exec,
+        marks,
+    };
+    Ok((node, crash))
+}
+
+impl Crash {
+    fn round(self, library: Instant, probe: &DiskProbe) -> Round {
+        let Self {
+            killed,
+            reaped,
+            exec,
+            marks,
+        } = self;
+        let phases_ms = BTreeMap::from([
+            ("reaped", millis(reaped - killed)),
+            ("listening", millis(marks.connected - exec)),
+            ("first_reply", millis(marks.replied - exec)),
+            ("first_job", millis(marks.leased - exec)),
+            ("library", millis(library - killed)),
+        ]);
+        Round {
+            rto_ms: millis(marks.acked - killed),
+            exec_to_first_ms: millis(marks.acked - exec),
+            phases_ms,
+            acked: 0,
+            lost: 0,
+            redelivered_after_ack: 0,
+            marked: probe.stalled_between(killed, marks.acked),
+        }
+    }
+}
+
+impl Round {
+    /// With what the audit found since the rounds before.
+    fn audited(mut self, load: &Load, before: &[Self]) -> Self {
+        let ledger = load.ledger();
+        let ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        let misses = ledger.misses();
+        self.acked = ledger.enqueued_count();
+        self.lost = misses.lost - before.iter().map(|round| round.lost).sum::<u64>();
+        let earlier: u64 = before.iter().map(|round| round.redelivered_after_ack).sum();
+        self.redelivered_after_ack = misses.redelivered_after_ack - earlier;
+        self
+    }
+
+    fn line(&self, number: u32, of: u32) -> String {
+        let phase = |name| self.phases_ms.get(name).copied().unwrap_or_default();
+        format!(
+            "{number:4}/{of:<4} rto {:7.1} ms = reap {:.1} + exec to first {:6.1} (listening {:.1}, \
+             reply {:.1}, job {:.1})  library {:.1}  {} acked, {} lost, {} back{}",
+            self.rto_ms,
+            phase("reaped"),
+            self.exec_to_first_ms,
+            phase("listening"),
+            phase("first_reply"),
+            phase("first_job"),
+            phase("library"),
+            self.acked,
+            self.lost,
+            self.redelivered_after_ack,
+            if self.marked { "  disk stalled" } else { "" },
+        )
+    }
+}
+
+/// Compares the books of an emptied queue with the node's own counters.
+async fn finish(
+    options: &Options,
+    load: &Load,
+    rounds: Vec<Round>,
+    probe: &DiskProbe,
+) -> Result<Outcome, Report> {
+    // Acks whose answer was lost are settled: nothing is left, so all are finished.
+    load.audit().await?;
+    let counts = load.counts().await?;
+    let ledger = load.ledger();
+    let ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
+    let (enqueued, finished) = (ledger.enqueued_count(), ledger.finished_count());
+    let mut misses = ledger.misses();
+    misses.strange += counts.enqueued.abs_diff(enqueued) + counts.completed.abs_diff(finished);
+    let writes = probe.writes_us();
+    let disk_ms = Percentiles::of_histogram(&writes);
+    Ok(Outcome {
+        nodes: options.nodes,
+        jobs: options.jobs,
+        payload: options.payload,
+        rto_ms: Percentiles::of(rounds.iter().map(|round| round.rto_ms)),
+        exec_to_first_ms: Percentiles::of(rounds.iter().map(|round| round.exec_to_first_ms)),
+        rounds,
+        lost: misses.lost,
+        misses,
+        enqueued,
+        finished,
+        disk_ms,
+    })
+}

@@ -1,0 +1,363 @@
+//! A node of the bench's own: started, killed and started again on one data directory.
+//!
+//! It runs in a process group of its own, so that Ctrl-C reaches the bench alone, which then ends
+//! it. Dropped, it is killed and reaped.
+
+use crate::base::code::Code;
+use crate::base::report::Report;
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::io::{BufRead, BufReader, Read};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// A node that is not ready after this does not start.
+const START_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a node may take to end once it has closed its output.
+const END_PATIENCE: Duration = Duration::from_millis(500);
+/// How much of a node's messages is kept to be shown.
+const LINES_KEPT: usize = 40;
+/// Ports for a node are looked for from here up to where the kernel's own choices begin. A port of
+/// that range would be a trap: who connects to it while nobody listens may be given it as the
+/// source, and so reach itself.
+const PORTS_FROM: u16 = 20_000;
+
+/// How to start a node.
+#[derive(Clone, Debug)]
+pub(super) struct NodeCommand {
+    /// The program.
+    pub(super) program: PathBuf,
+    /// What comes before the node's own arguments.
+    pub(super) leading: Vec<OsString>,
+}
+
+impl NodeCommand {
+    /// This very program, by its hidden subcommand: always of the same build.
+    ///
+    /// # Errors
+    /// If the kernel does not say which program this is.
+    pub(super) fn itself() -> Result<Self, Report> {
+        let program = std::env::current_exe().map_err(|error| {
+            Report::error(Code::DirectoryUnusable, "cannot find the program of a node")
+                .location(error.to_string())
+                .fix("--node FILE with the path of rrq-node")
+        })?;
+        let leading = vec![super::NODE_SUBCOMMAND.into()];
+        Ok(Self { program, leading })
+    }
+
+    /// Another program.
+    #[must_use]
+    pub(super) fn of(program: PathBuf) -> Self {
+        let leading = Vec::new();
+        Self { program, leading }
+    }
+}
+
+/// What a node is started with, each time alike.
+#[derive(Clone, Debug)]
+pub(super) struct NodePlan {
+    /// The program.
+    pub(super) command: NodeCommand,
+    /// Its data directory.
+    pub(super) data_dir: PathBuf,
+    /// The port of its first shard.
+    pub(super) port: u16,
+    /// How many shards; `None` = one for each core.
+    pub(super) shards: Option<u16>,
+}
+
+impl NodePlan {
+    /// Where its first shard listens.
+    #[must_use]
+    pub(super) fn address(&self) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))
+    }
+}
+
+/// A node under way.
+#[derive(Debug)]
+pub(super) struct Node {
+    plan: NodePlan,
+    child: Child,
+    ready: Receiver<()>,
+    said: Arc<Mutex<VecDeque<String>>>,
+    errors: Option<JoinHandle<()>>,
+}
+
+impl Node {
+    /// Starts a node and waits until it is ready.
+    ///
+    /// # Errors
+    /// If it does not start: what it said.
+    pub(super) fn start(plan: NodePlan) -> Result<Self, Report> {
+        let mut node = Self::spawn(plan)?;
+        let begun = Instant::now();
+        loop {
+            match node.ready.recv_timeout(Duration::from_millis(20)) {
+                Ok(()) => return Ok(node),
+                Err(RecvTimeoutError::Disconnected) => return Err(node.failure()),
+                Err(RecvTimeoutError::Timeout) => node.check()?,
+            }
+            if begun.elapsed() > START_DEADLINE {
+                return Err(node.failure());
+            }
+        }
+    }
+
+    /// Starts a node without waiting.
+    ///
+    /// # Errors
+    /// If the program cannot be run.
+    pub(super) fn spawn(plan: NodePlan) -> Result<Self, Report> {
+        let mut command = Command::new(&plan.command.program);
+        command
+            .args(&plan.command.leading)
+            .arg("--data-dir")
+            .arg(&plan.data_dir)
+            .args(["--listen", &plan.address().to_string()])
+            .args(["--admin", "127.0.0.1:0"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0);
+        if let Some(shards) = plan.shards {
+            command.args(["--shards", &shards.to_string()]);
+        }
+        let mut child = command.spawn().map_err(|error| {
+            let program = plan.command.program.display();
+            Report::error(Code::BadArgument, format!("cannot run {program}"))
+                .location(error.to_string())
+                .fix("--node FILE with the path of rrq-node, or leave it out")
+        })?;
+        let (sender, ready) = channel();
+        let said = Arc::new(Mutex::new(VecDeque::new()));
+        if let Some(out) = child.stdout.take() {
+            each_line(out, move |line| {
+                if line.contains(" ready: ") {
+                    // Nobody waits for it after a restart.
+                    let _ = sender.send(());
+                }
+            });
+        }
+        let keep = said.clone();
+        let errors = child.stderr.take().map(|err| {
+            each_line(err, move |line| {
+                let mut said = keep.lock().unwrap_or_else(PoisonError::into_inner);
+                if said.len() == LINES_KEPT {
+                    said.pop_front();
+                }
+                said.push_back(line);
+            })
+        });
+        Ok(Self {
+            plan,
+            child,
+            ready,
+            said,
+            errors,
+        })
+    }
+
+    /// What it was started with.
+    #[must_use]
+    pub(super) fn plan(&self) -> &NodePlan {
+        &self.plan
+    }
+
+    /// Kills it as `kill -9` does.
+    ///
+    /// # Errors
+    /// If it has ended before: what it said.
+    pub(super) fn kill(&mut self) -> Result<(), Report> {
+        self.check()?;
+        self.child.kill().map_err(|_| self.failure())
+    }
+
+    /// Waits until the kernel has reaped it: all that it held is free.
+    ///
+    /// # Errors
+    /// If it is not ours to wait for.
+    pub(super) fn reap(&mut self) -> Result<ExitStatus, Report> {
+        self.child.wait().map_err(|error| {
+            Report::error(Code::Bug, "the node cannot be waited for").location(error.to_string())
+        })
+    }
+
+    /// # Errors
+    /// If it has ended by itself: what it said.
+    pub(super) fn check(&mut self) -> Result<(), Report> {
+        match self.child.try_wait() {
+            Ok(None) => Ok(()),
+            Ok(Some(_)) | Err(_) => Err(self.failure()),
+        }
+    }
+
+    /// How it ended, if it does by itself now: its output closes a little before.
+    fn end_soon(&mut self) -> Option<ExitStatus> {
+        let begun = Instant::now();
+        loop {
+            let ended = self.child.try_wait().ok().flatten();
+            if ended.is_some() || begun.elapsed() > END_PATIENCE {
+                return ended;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Ends it, and says what it said.
+    fn failure(&mut self) -> Report {
+        let ended = self.end_soon();
+        // Fails if it has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if let Some(errors) = self.errors.take() {
+            // A thread of ours that does not panic.
+            let _ = errors.join();
+        }
+        let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        let lines: Vec<&str> = said.iter().map(String::as_str).collect();
+        let what = match ended {
+            Some(status) => format!("the node ended ({status})"),
+            None => "the node does not answer".to_owned(),
+        };
+        let code = lines.iter().find_map(|line| code_of(line));
+        let report = Report::error(code.unwrap_or(Code::Unreachable), what);
+        match lines.is_empty() {
+            true => report.location("it said nothing"),
+            false => report.location(format!("it said:\n{}", lines.join("\n"))),
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // Fails if it has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The code in the first line of a report.
+fn code_of(line: &str) -> Option<Code> {
+    let number = line.strip_prefix("error[RRQ-")?.get(..4)?;
+    Code::from_number(number.parse().ok()?)
+}
+
+fn each_line(
+    source: impl Read + Send + 'static,
+    mut see: impl FnMut(String) + Send + 'static,
+) -> JoinHandle<()> {
+    std::thread::spawn(move || {
+        let lines = BufReader::new(source).lines();
+        lines.map_while(Result::ok).for_each(&mut see);
+    })
+}
+
+/// The first of `count` ports in a row that are free, outside of the range from which the kernel
+/// takes ports for connections.
+///
+/// # Errors
+/// If none were found.
+pub(super) fn free_ports(count: u16) -> Result<u16, Report> {
+    let begin = ephemeral_range_begin();
+    let end = begin.saturating_sub(count);
+    if end > PORTS_FROM {
+        // Two benches at once start at different places.
+        let spread = end - PORTS_FROM;
+        let offset = (std::process::id().wrapping_mul(97) % u32::from(spread)) as u16;
+        let places = (0..spread).map(|step| PORTS_FROM + (offset + step) % spread);
+        for first in places.step_by(usize::from(count)) {
+            if (first..first + count).all(is_free) {
+                return Ok(first);
+            }
+        }
+    }
+    let what = format!("no {count} free ports in a row from {PORTS_FROM} to {begin}");
+    Err(Report::error(Code::PortInUse, what).fix("--port N with a port that is free"))
+}
+
+fn is_free(port: u16) -> bool {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
+}
+
+fn ephemeral_range_begin() -> u16 {
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
+    let begin = range
+        .ok()
+        .and_then(|text| text.split_whitespace().next()?.parse().ok());
+    begin.unwrap_or(32_768)
+}
+
+/// A folder that is removed when this goes.
+#[derive(Debug)]
+pub(super) struct TempFolder {
+    path: PathBuf,
+}
+
+impl TempFolder {
+    /// Makes an empty folder on the disk that holds `beside`.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub(super) fn new(beside: &Path) -> Result<Self, Report> {
+        let begun = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let nanos = begun.map_or(0, |since| since.subsec_nanos());
+        let path = beside.join(format!("rrq-bench-{}-{nanos}", std::process::id()));
+        std::fs::create_dir_all(&path).map_err(|error| {
+            let what = format!("cannot make a folder in {}", beside.display());
+            Report::error(Code::DirectoryUnusable, what)
+                .location(error.to_string())
+                .fix("--data-dir DIR with a folder on a disk that you may write to")
+        })?;
+        Ok(Self { path })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for TempFolder {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "a folder is left behind");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_in_a_row_are_free_and_not_the_kernels() {
+        let first = free_ports(3).expect("a machine has free ports");
+        assert!((first..first + 3).all(is_free));
+        assert!(first + 3 <= ephemeral_range_begin());
+    }
+
+    #[test]
+    fn a_report_is_known_by_its_first_line() {
+        assert_eq!(code_of("error[RRQ-1006]: taken"), Some(Code::PortInUse));
+        assert_eq!(code_of("error[RRQ-10"), None);
+        assert_eq!(code_of("  where: error[RRQ-1006]"), None);
+    }
+
+    #[test]
+    fn a_folder_goes_with_its_owner() {
+        let folder = TempFolder::new(&std::env::temp_dir()).expect("it can be made");
+        let path = folder.path().to_owned();
+        std::fs::write(path.join("file"), "x").expect("it can be written to");
+        drop(folder);
+        assert!(!path.exists());
+    }
+}
