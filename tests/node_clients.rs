@@ -188,7 +188,7 @@ fn a_client_that_does_not_read_is_held_back_and_then_cut_off() {
 fn a_request_that_lands_on_the_wrong_shard_is_handed_on_and_so_is_the_end_of_its_client() {
     let node = Node::start(&folder("forward"), &["--shards", "2", "--no-pin"]);
     // All by way of shard 0, whatever the shard of the queue's group.
-    let mut client = Client::connect(node.clients());
+    let (mut client, _) = Client::greeted(node.clients());
     let mut shards = BTreeSet::new();
     for number in 0..8 {
         let name = format!("queue-{number}");
@@ -256,7 +256,7 @@ fn a_request_that_lands_on_the_wrong_shard_is_handed_on_and_so_is_the_end_of_its
     assert_eq!(shards.len(), 2, "queues on both shards");
     drop(client);
     // The shard that holds the session hears of the close, and gives the job back within seconds.
-    let mut client = Client::connect(node.clients());
+    let (mut client, _) = Client::greeted(node.clients());
     let begun = Instant::now();
     for number in 0..8 {
         loop {
