@@ -26,6 +26,9 @@ use std::time::Duration;
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// So many looks at a beat that stands still, each with a poke, mean that the executor is deaf.
 const DEAF_LOOKS: u32 = 400;
+/// The same before the shard serves: reading back a large state and a long log is one turn each, and
+/// ending the process for it would only begin it anew. Two minutes.
+const DEAF_LOOKS_OPENING: u32 = 24_000;
 /// A beat that stood still for so many looks counts as a stall: pokes were not answered at once.
 const STALL_LOOKS: u32 = 10;
 
@@ -37,6 +40,8 @@ pub struct Pulse {
     beat: AtomicU64,
     /// Whether the next ring must call the waker: set by the task, cleared by the first ring.
     armed: AtomicBool,
+    /// The executor runs, and reads back what its shard holds.
+    opening: AtomicBool,
     /// Pokes so far.
     pub pokes: AtomicU64,
     /// Times that pokes went unanswered for 50 ms.
@@ -47,6 +52,11 @@ impl Pulse {
     /// Says that the executor runs.
     pub fn beat(&self) {
         self.beat.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Says whether the shard is being read back.
+    pub fn set_opening(&self, opening: bool) {
+        self.opening.store(opening, Ordering::Relaxed);
     }
 
     /// Wakes the executor unless a ring before this one is still to be answered.
@@ -175,8 +185,11 @@ pub fn start(pulses: Vec<Arc<Pulse>>) -> std::io::Result<()> {
             loop {
                 std::thread::sleep(LOOK_EVERY);
                 for (shard, (pulse, watch)) in pulses.iter().zip(&mut watches).enumerate() {
-                    match watch.look(pulse.beat.load(Ordering::Relaxed)) {
+                    let verdict = watch.look(pulse.beat.load(Ordering::Relaxed));
+                    let opening = pulse.opening.load(Ordering::Relaxed);
+                    match verdict {
                         Verdict::Runs => continue,
+                        Verdict::Deaf if opening && watch.still < DEAF_LOOKS_OPENING => {}
                         Verdict::Poke => {}
                         Verdict::Stalls => {
                             pulse.stalls.fetch_add(1, Ordering::Relaxed);

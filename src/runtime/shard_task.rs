@@ -199,6 +199,7 @@ pub async fn run(parts: Parts) {
         Some(remains) => remains,
         None => return tell(&parts.events, Event::Stopped(hub.shard)),
     };
+    parts.pulse.set_opening(true);
     let mut driver = Driver {
         engine: ShardEngine::new(parts.config, remains.log, remains.files, now()),
         wal: Rc::new(WalWriter::new(parts.wal_folder)),
@@ -434,6 +435,7 @@ impl Driver {
                 tracing::error!(%group, "{why}");
             }
             glommio::spawn_local(listener::accept(listener, self.hub.clone(), admission)).detach();
+            self.pulse.set_opening(false);
             self.hub.numbers().serving.store(true, Relaxed);
             self.order_segments(segments::Order::MayMakeAhead(true));
             tell(&self.events, Event::Serving(self.hub.shard));
