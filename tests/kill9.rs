@@ -14,7 +14,7 @@ use rrq::loadtest::crash_recover;
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -77,6 +77,44 @@ fn kill_9_under_load_loses_nothing() {
         assert_eq!((round.lost, round.redelivered_after_ack), (0, 0));
         assert!(round.exec_to_first_ms <= round.rto_ms);
     }
+}
+
+/// A bench that finds no loss must be able to find one: this node goes back to an older image of
+/// its data at its third start.
+#[test]
+fn a_node_that_forgets_is_found_out() {
+    const SCRIPT: &str = r#"#!/bin/sh
+here=$(dirname "$2")
+starts=$(($(cat "$here/starts" 2>/dev/null || echo 0) + 1))
+echo $starts > "$here/starts"
+if [ $starts = 2 ]; then cp -a "$2" "$here/image"; fi
+if [ $starts = 3 ]; then rm -rf "$2"; cp -a "$here/image" "$2"; fi
+exec "$RRQ_KILL9_NODE" "$@"
+"#;
+    let _alone = alone();
+    let scripts = folder("forgets-script");
+    std::fs::create_dir_all(&scripts).expect("a folder");
+    let node = scripts.join("forgetful-node");
+    let script = SCRIPT.replace("$RRQ_KILL9_NODE", env!("CARGO_BIN_EXE_rrq-node"));
+    std::fs::write(&node, script).expect("a script");
+    let executable = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(&node, executable).expect("it can be run");
+    let outcome = crash_recover::run(&crash_recover::Options {
+        jobs: 500,
+        rounds: 2,
+        shards: Some(2),
+        data_dir: Some(folder("forgets")),
+        node: Some(node),
+        ..crash_recover::Options::default()
+    });
+    let outcome = outcome.unwrap_or_else(|report| panic!("{report}"));
+    assert!(!outcome.is_sound(), "{}", outcome.text());
+    assert_eq!(outcome.rounds[0].lost, 0);
+    assert!(
+        outcome.rounds[1].lost > 0 && outcome.lost > 0,
+        "{outcome:?}"
+    );
+    assert!(outcome.text().contains("FAILED"));
 }
 
 #[test]

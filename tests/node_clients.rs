@@ -7,9 +7,12 @@ use bytes::{Buf, BytesMut};
 use node_support::client::{Client, hello};
 use node_support::{DEADLINE, Node, folder};
 use rrq::base::code::Code;
+use rrq::base::ids::Partition;
+use rrq::queue::command::{Command, NewJob, Op, Outcome, SessionCall, Window};
 use rrq::wire::client::encode_request;
 use rrq::wire::frame::{FrameKind, encode_frame};
-use rrq::wire::message::{Request, RequestBody};
+use rrq::wire::message::{ReplyBody, Request, RequestBody};
+use std::collections::BTreeSet;
 use std::io::{ErrorKind, Write};
 use std::time::{Duration, Instant};
 
@@ -179,4 +182,101 @@ fn a_client_that_does_not_read_is_held_back_and_then_cut_off() {
     let (mut other, _) = Client::greeted(node.clients());
     other.send(&status(1));
     assert_eq!(other.reply().id, 1, "others are served meanwhile");
+}
+
+#[test]
+fn a_request_that_lands_on_the_wrong_shard_is_handed_on_and_so_is_the_end_of_its_client() {
+    let node = Node::start(&folder("forward"), &["--shards", "2", "--no-pin"]);
+    // All by way of shard 0, whatever the shard of the queue's group.
+    let mut client = Client::connect(node.clients());
+    let mut shards = BTreeSet::new();
+    for number in 0..8 {
+        let name = format!("queue-{number}");
+        let asked = client.ask(RequestBody::GetQueue { name, create: true });
+        let ReplyBody::Queues(queues) = asked else {
+            panic!("{asked:?}")
+        };
+        let info = &queues[0].0;
+        let (queue, group, partition) = (info.uid, info.groups[0], Partition(0));
+        shards.insert(group.0 % 2);
+        let mut ask = |op| {
+            let command = Command { session: None, op };
+            client.ask(RequestBody::Command {
+                group,
+                command,
+                wait_ms: 0,
+            })
+        };
+        let session = match ask(Op::OpenSession {
+            worker_timeout_ms: 0,
+        }) {
+            ReplyBody::Outcome(Outcome::SessionOpened { session, .. }) => session,
+            other => panic!("{other:?}"),
+        };
+        let items = vec![NewJob {
+            payload: "x".into(),
+            ..NewJob::default()
+        }];
+        let enqueued = ask(Op::Enqueue {
+            queue,
+            partition,
+            items,
+        });
+        assert!(
+            matches!(enqueued, ReplyBody::Outcome(Outcome::Enqueued(_))),
+            "{enqueued:?}"
+        );
+        let op = Op::Lease {
+            queue,
+            partition,
+            max: 1,
+            lease_ms: 0,
+            epoch: 1,
+        };
+        let call = SessionCall {
+            id: session,
+            seq: 1,
+            lowest: 1,
+            window: Window::Polls,
+        };
+        let command = Command {
+            session: Some(call),
+            op,
+        };
+        let leased = client.ask(RequestBody::Command {
+            group,
+            command,
+            wait_ms: 0,
+        });
+        assert!(
+            matches!(&leased, ReplyBody::Leased(jobs) if jobs.len() == 1),
+            "{leased:?}"
+        );
+    }
+    assert_eq!(shards.len(), 2, "queues on both shards");
+    drop(client);
+    // The shard that holds the session hears of the close, and gives the job back within seconds.
+    let mut client = Client::connect(node.clients());
+    let begun = Instant::now();
+    for number in 0..8 {
+        loop {
+            let name = format!("queue-{number}");
+            let ReplyBody::Queues(queues) = client.ask(RequestBody::GetQueue {
+                name,
+                create: false,
+            }) else {
+                panic!("the queue is there");
+            };
+            if queues[0].1.pending == 1 {
+                break;
+            }
+            assert!(begun.elapsed() < DEADLINE, "its lease does not go back");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    // Well before the worker's timeout of ten seconds, which would have ended it as well.
+    assert!(
+        begun.elapsed() < Duration::from_secs(8),
+        "the close was not heard"
+    );
 }

@@ -171,8 +171,20 @@ impl Link<'_> {
         loop {
             match self.ask(source, op.clone(), 1000)? {
                 ReplyBody::Leased(mut jobs) if !jobs.is_empty() => return Ok(jobs.remove(0)),
+                ReplyBody::Outcome(Outcome::Rejected(rejection)) => {
+                    let what = "the node lost a queue with all its jobs";
+                    let report = Report::error(Code::QueueChanged, what);
+                    let location = format!(
+                        "queue {}, group {}: {rejection:?}",
+                        source.queue, source.group
+                    );
+                    return Err(Broken::Stopped(report.location(location)));
+                }
                 // No job yet, or the group does not serve yet.
-                _ => std::thread::sleep(RETRY),
+                _ => {
+                    (self.check)().map_err(Broken::Stopped)?;
+                    std::thread::sleep(RETRY);
+                }
             }
         }
     }

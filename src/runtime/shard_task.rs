@@ -430,6 +430,9 @@ impl Driver {
             return;
         }
         if let Some((listener, admission)) = self.door.take() {
+            for (group, why) in self.engine.halted() {
+                tracing::error!(%group, "{why}");
+            }
             glommio::spawn_local(listener::accept(listener, self.hub.clone(), admission)).detach();
             self.hub.numbers().serving.store(true, Relaxed);
             self.order_segments(segments::Order::MayMakeAhead(true));

@@ -239,6 +239,14 @@ impl SnapshotFiles {
     fn load(&mut self, group: GroupId, bases: &[RootRef]) -> Input {
         let mut read = reader(&self.folder);
         let result = load_group(&self.owner, bases, &mut read);
+        // The state may come from an older checkpoint and the log; the operator must hear of it.
+        let damage: &[String] = match &result {
+            Ok(state) => &state.damage,
+            Err(what) => std::slice::from_ref(what),
+        };
+        for what in damage {
+            tracing::error!(%group, "a checkpoint is damaged: {what}");
+        }
         Input::GroupLoaded { group, result }
     }
 

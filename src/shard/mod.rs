@@ -5,8 +5,9 @@
 //! A request becomes a command, the command a proposal, the proposal an entry in the shard's log
 //! ([`engine`], `requests`). When the batch that carries it is on disk, Raft commits it; then the
 //! job machine of its group applies it, and whoever waits for that index is answered
-//! (`group`). Leases that found nothing wait in `polls`; silent workers are found by `liveness`;
-//! `checkpoint` cuts the hot state of the groups so that the log stays short.
+//! (`apply`). Leases that found nothing wait in `polls`; what is due and who is silent is found by
+//! `timers` and `liveness`; `checkpoint` cuts the hot state of the groups so that the log stays short,
+//! and `opening` brings a group back from it.
 //!
 //! # The contract
 //!
@@ -24,6 +25,7 @@
 //! Deliberately absent: clocks (time is an argument), files, sockets, threads, and any branch that
 //! asks whether there is one node or many.
 
+mod apply;
 mod checkpoint;
 mod clock;
 pub mod config;
@@ -34,6 +36,8 @@ mod group;
 pub mod input;
 mod liveness;
 pub mod loading;
+mod opening;
 pub mod placement;
 mod polls;
 mod requests;
+mod timers;

@@ -200,7 +200,7 @@ impl SimClient {
             (Purpose::End(tokens), Outcome::Items(items)) => {
                 for (token, item) in tokens.iter().zip(items) {
                     match item {
-                        ItemOutcome::Done => ledger.end_acked(token.job),
+                        ItemOutcome::Done => ledger.end_acked(*token),
                         ItemOutcome::Rejected(Rejection::LeaseLost) => {}
                         ItemOutcome::Rejected(other) => panic!("ack of {token:?}: {other:?}"),
                     }

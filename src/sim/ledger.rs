@@ -22,6 +22,8 @@ pub struct Ledger {
     jobs: BTreeMap<u64, Fate>,
     by_id: BTreeMap<JobId, u64>,
     granted: BTreeSet<Token>,
+    /// The newest grant of each job that a client was told of.
+    newest: BTreeMap<JobId, u32>,
 }
 
 impl Ledger {
@@ -70,6 +72,8 @@ impl Ledger {
         );
         fate.delivered_as = Some(token.job);
         self.bind(number, token.job);
+        let newest = self.newest.entry(token.job).or_default();
+        *newest = (*newest).max(token.lease_gen);
         let new = self.granted.insert(token);
         assert!(new || repeated, "{token:?} was granted twice");
     }
@@ -84,8 +88,13 @@ impl Ledger {
     }
 
     /// It was answered: the job is done.
-    pub fn end_acked(&mut self, id: JobId) {
-        let number = self.by_id[&id];
+    pub fn end_acked(&mut self, token: Token) {
+        let newest = self.newest[&token.job];
+        assert!(
+            token.lease_gen >= newest,
+            "{token:?} was accepted although grant {newest} is in other hands"
+        );
+        let number = self.by_id[&token.job];
         self.jobs
             .get_mut(&number)
             .expect("bound jobs are known")

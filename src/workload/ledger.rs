@@ -8,8 +8,9 @@
 //!                                       -> unknown: finished, or still there
 //! ```
 //!
-//! An answer may be repeated after a lost connection, so a delivery is held against an ack by its
-//! grant: only a *later* grant than the one whose ack was confirmed is a job that came back.
+//! Answers may come late, so a delivery is held against an ack by its grant: an *earlier* grant than
+//! the one whose ack was confirmed may have been under way for long. The same grant once more, or a
+//! later one, is a job that came back.
 
 use crate::base::ids::{JobId, Token};
 
@@ -124,7 +125,7 @@ impl Ledger {
             return;
         };
         if let Finish::Confirmed(grant) = entry.finish
-            && token.lease_gen > grant
+            && token.lease_gen >= grant
         {
             self.misses.redelivered_after_ack += 1;
         }
@@ -284,15 +285,17 @@ mod tests {
     }
 
     #[test]
-    fn only_a_later_grant_came_back_after_the_ack() {
+    fn an_earlier_grant_is_late_and_any_other_came_back_after_the_ack() {
         let mut ledger = with_one();
         ledger.delivered(Some(0), grant(7, 2));
         ledger.acked(0, grant(7, 2));
         ledger.delivered(Some(0), grant(7, 1));
-        ledger.delivered(Some(0), grant(7, 2));
-        assert!(ledger.misses().is_none(), "answers that came late");
+        assert!(ledger.misses().is_none(), "an answer that came late");
         ledger.delivered(Some(0), grant(7, 3));
         assert_eq!(ledger.misses().redelivered_after_ack, 1);
+        // An old image of the data gives the same grant again.
+        ledger.delivered(Some(0), grant(7, 2));
+        assert_eq!(ledger.misses().redelivered_after_ack, 2);
     }
 
     #[test]

@@ -1,0 +1,219 @@
+//! What is committed is applied, and who waited is answered.
+//!
+//! A group whose log cannot be applied stops, alone; those who waited are told that their request may
+//! have taken effect.
+
+use super::engine::ShardEngine;
+use super::group::{Phase, Waiter};
+use super::opening::halted;
+use super::polls::Poll;
+use super::requests::Refusal;
+use super::timers::ADVANCE_BACKOFF;
+use crate::base::code::Code;
+use crate::base::entry::{Entry, EntryKind};
+use crate::base::ids::LogIndex;
+use crate::queue::PagesNeeded;
+use crate::queue::command::{Enqueued, Grant, ItemOutcome, Op, Outcome};
+use crate::queue::view::ApplyAt;
+use crate::wire::command::decode_command;
+use crate::wire::message::{ErrorReply, LeasedJob, ReplyBody};
+
+impl ShardEngine {
+    pub(super) fn apply_committed(&mut self, slot: usize) {
+        while self.groups[slot].phase == Phase::Serving
+            && let Some(entry) = self.groups[slot].raft.next_committed().cloned()
+        {
+            if let Err(why) = self.apply(slot, &entry) {
+                return self.halt(slot, &why);
+            }
+            self.counters.entries_applied_total += 1;
+        }
+        // While it loads, an older base may turn out to be the one to start from.
+        if self.groups[slot].phase == Phase::Serving {
+            let applied = self.groups[slot].raft.log().applied();
+            self.groups[slot].raft.log_mut().compact(applied);
+        }
+    }
+
+    fn apply(&mut self, slot: usize, entry: &Entry) -> Result<(), String> {
+        let group = &mut self.groups[slot];
+        let at = ApplyAt {
+            index: entry.index,
+            time: entry.time,
+        };
+        match entry.kind {
+            EntryKind::Data => {
+                let command = decode_command(&entry.payload, entry.machine_version)
+                    .map_err(|error| format!("entry {} cannot be applied: {error}", entry.index))?;
+                let needed = group.queue.pages_needed(&command);
+                assert!(
+                    needed == PagesNeeded::None,
+                    "a group serves when its pages are loaded"
+                );
+                let outcome = group.queue.apply(at, &command);
+                group.raft.applied();
+                self.after_apply(slot, entry.index, &command.op, outcome);
+            }
+            EntryKind::Noop | EntryKind::Checkpoint => {
+                group.queue.observe_time(entry.time);
+                group.raft.applied();
+                if entry.kind == EntryKind::Checkpoint {
+                    self.on_cut_applied(slot);
+                }
+            }
+            EntryKind::Conf | EntryKind::Version | EntryKind::Cut => {
+                return Err(format!(
+                    "entry {} is of a kind ({:?}) that a newer version wrote",
+                    entry.index, entry.kind
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers who waited for the entry, and takes note of what its outcome means to the leader.
+    fn after_apply(&mut self, slot: usize, index: LogIndex, op: &Op, outcome: Outcome) {
+        self.count(op, &outcome);
+        let waiters = &mut self.groups[slot].waiters;
+        let waits = waiters.front().is_some_and(|(at, _)| *at == index);
+        let waiter = waits.then(|| waiters.pop_front().expect("the front was just seen").1);
+        if let Outcome::SessionOpened { session, .. } = outcome {
+            let conn = match &waiter {
+                Some(Waiter::Client { to, .. }) => Some(*to),
+                _ => None,
+            };
+            self.watch_session(slot, session, conn);
+        }
+        match waiter {
+            None => {}
+            Some(Waiter::Advance) => {
+                let group = &mut self.groups[slot];
+                group.advancing = false;
+                if outcome == (Outcome::Advanced { handled: 0 }) {
+                    group.advance_not_before = self.now.mono.plus(ADVANCE_BACKOFF);
+                }
+            }
+            Some(Waiter::WallOffset) => self.groups[slot].setting_offset = false,
+            Some(Waiter::Client { to, request }) => {
+                let stamp = self.stamp(slot);
+                self.reply(to, request, Some(stamp), ReplyBody::Outcome(outcome));
+            }
+            Some(Waiter::Queue { to, request }) => match outcome {
+                Outcome::Queue(info) => self.reply_queue(slot, to, request, info.uid),
+                other => self.reply(to, request, None, ReplyBody::Outcome(other)),
+            },
+            Some(Waiter::Lease { poll, place }) => {
+                self.groups[slot].polls.unclaim(place, poll.max);
+                self.on_leased(slot, poll, outcome);
+            }
+        }
+    }
+
+    /// A lease was applied. One that won nothing goes on waiting at its place in the line.
+    fn on_leased(&mut self, slot: usize, poll: Poll, outcome: Outcome) {
+        let body = match outcome {
+            Outcome::Leased(grants) if grants.is_empty() && poll.deadline > self.now.mono => {
+                return self.park(slot, poll);
+            }
+            Outcome::Leased(grants) => {
+                let jobs = grants
+                    .iter()
+                    .filter_map(|grant| self.leased_job(slot, grant));
+                ReplyBody::Leased(jobs.collect())
+            }
+            other => ReplyBody::Outcome(other),
+        };
+        let stamp = self.stamp(slot);
+        self.reply(poll.to, poll.request, Some(stamp), body);
+    }
+
+    fn leased_job(&self, slot: usize, grant: &Grant) -> Option<LeasedJob> {
+        let job = self.groups[slot].queue.job(grant.token.job).ok()?;
+        Some(LeasedJob {
+            lease_gen: grant.token.lease_gen,
+            job,
+            lease_ms: grant.lease_ms,
+        })
+    }
+
+    /// Proposes the waiting leases that can win something now.
+    pub(super) fn wake_polls(&mut self, slot: usize) {
+        if !self.groups[slot].serves() {
+            return;
+        }
+        let group = &mut self.groups[slot];
+        let queue = &group.queue;
+        // A queue that is gone wakes its polls too, so that they are told.
+        let ready = |(uid, partition)| queue.ready(uid, partition).unwrap_or(u64::MAX);
+        let winners = group.polls.take_winners(ready);
+        for poll in winners {
+            self.unpark(slot, &poll);
+            let (to, request) = (poll.to, poll.request);
+            if let Err(refusal) = self.propose_poll(slot, poll) {
+                self.refuse(to, request, &refusal);
+            }
+        }
+    }
+
+    fn count(&mut self, op: &Op, outcome: &Outcome) {
+        let counters = &mut self.counters;
+        match (op, outcome) {
+            (Op::Enqueue { .. }, Outcome::Enqueued(items)) => {
+                let new = items
+                    .iter()
+                    .filter(|item| matches!(item, Enqueued::New(_)))
+                    .count();
+                counters.jobs_enqueued_total += new as u64;
+            }
+            (Op::Lease { .. }, Outcome::Leased(grants)) => {
+                counters.jobs_leased_total += grants.len() as u64;
+            }
+            (Op::Ack { .. } | Op::Nack { .. }, Outcome::Items(items)) => {
+                let done = items
+                    .iter()
+                    .filter(|item| **item == ItemOutcome::Done)
+                    .count() as u64;
+                match op {
+                    Op::Ack { .. } => counters.jobs_acked_total += done,
+                    _ => counters.jobs_nacked_total += done,
+                }
+            }
+            (Op::EndLeases { .. }, _) => counters.sessions_ended_total += 1,
+            _ => {}
+        }
+    }
+
+    /// The group stops, alone: the others go on.
+    pub(super) fn halt(&mut self, slot: usize, why: &str) {
+        let group = &mut self.groups[slot];
+        let why = halted(group.id, why);
+        group.phase = Phase::Halted(why.clone());
+        let waiters = std::mem::take(&mut group.waiters);
+        let polls = group.polls.take_all();
+        for (_, waiter) in waiters {
+            let (to, request) = match waiter {
+                Waiter::Client { to, request } | Waiter::Queue { to, request } => (to, request),
+                Waiter::Lease { poll, .. } => (poll.to, poll.request),
+                Waiter::Advance | Waiter::WallOffset => continue,
+            };
+            let (message, leader) = (why.clone(), None);
+            let error = ErrorReply {
+                code: Code::GroupHalted,
+                message,
+                leader,
+                maybe_applied: true,
+            };
+            self.reply(to, request, None, ReplyBody::Error(error));
+        }
+        for poll in polls {
+            self.unpark(slot, &poll);
+            self.refuse(
+                poll.to,
+                poll.request,
+                &Refusal::new(Code::GroupHalted, why.clone()),
+            );
+        }
+        self.round_without(slot);
+        self.counters.groups_halted = self.halted().count() as u64;
+    }
+}

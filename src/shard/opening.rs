@@ -1,0 +1,259 @@
+//! How a group comes to serve: from its log, and from the newest of its checkpoints that is intact.
+//!
+//! | newest base | older base | the group |
+//! | --- | --- | --- |
+//! | readable | any | starts from the newest |
+//! | damaged | readable | starts from the older; the log leads from there |
+//! | damaged | the empty one of formation | the log is applied from its beginning |
+//! | damaged | damaged, or none | stops, alone, and names what is damaged |
+
+use super::checkpoint::{damaged, page_key, root_ref};
+use super::clock::GroupClock;
+use super::config::ShardConfig;
+use super::effect::Effect;
+use super::engine::{MACHINE_VERSION_MAX, ShardEngine};
+use super::group::{Group, Phase};
+use super::liveness::Liveness;
+use super::loading::{BaseFiles, GroupState};
+use super::polls::Polls;
+use crate::base::checksum::Hash128;
+use crate::base::ids::{GroupId, Incarnation, JobId, LogIndex, Term};
+use crate::base::units::{GroupTime, Lsn, Now};
+use crate::queue::JobQueue;
+use crate::queue::view::BodyLocation;
+use crate::raft::log::RaftLog;
+use crate::raft::message::Voter;
+use crate::raft::node::{RaftConfig, RaftNode};
+use crate::raft::ready::HardState;
+use crate::wal::record::{BaseRecord, HardState as LoggedHardState, Vote};
+use crate::wal::recovery::{GroupLog, GroupLogStatus};
+use std::collections::VecDeque;
+
+impl ShardEngine {
+    /// The hot state of a group is here, or cannot be read.
+    pub(super) fn on_group_loaded(&mut self, group: GroupId, result: Result<GroupState, String>) {
+        let slot = self.slot(group);
+        if self.groups[slot].phase != Phase::Loading {
+            return;
+        }
+        match result.and_then(|state| self.install(slot, state)) {
+            Ok(()) => self.start_serving(slot),
+            Err(_) if self.start_from_empty(slot) => self.start_serving(slot),
+            Err(what) => self.halt(slot, &damaged(group, &what)),
+        }
+        self.drop_orphans();
+        self.mark(slot);
+    }
+
+    fn install(&mut self, slot: usize, state: GroupState) -> Result<(), String> {
+        let GroupState {
+            base,
+            loaded,
+            files,
+            ..
+        } = state;
+        self.checkpoints.note_pages(&loaded.pages);
+        let group = &mut self.groups[slot];
+        let mut pages = Vec::with_capacity(loaded.pages.len());
+        for (name, bytes) in loaded.pages {
+            let key = page_key(&name).ok_or_else(|| format!("it has an unknown page {name}"))?;
+            pages.push((key, bytes));
+        }
+        let bodies = loaded.bodies;
+        let mut find = |job: JobId| {
+            let at = bodies.binary_search_by_key(&job, |body| body.job).ok()?;
+            let place = bodies[at].place;
+            let (file, offset, len) = (place.file, place.offset, place.len);
+            Some((bodies[at].bytes.clone(), BodyLocation { file, offset, len }))
+        };
+        let mut queue = JobQueue::absent(group.id);
+        queue
+            .load(&pages, &mut find)
+            .map_err(|error| error.to_string())?;
+        group.queue = queue;
+        group.bases.drain(..base);
+        // An older base whose root cannot be read is of no use; the empty one of formation always is.
+        let mut readable = 0..files.len();
+        group
+            .bases
+            .retain(|base| readable.next().is_some() || base.root.is_none());
+        group.base_files = files;
+        group
+            .base_files
+            .resize(group.bases.len(), BaseFiles::default());
+        let index = group.bases[0].index;
+        group.raft.log_mut().start_at(index);
+        self.counters.checkpoints_damaged_total += base as u64;
+        Ok(())
+    }
+
+    /// No checkpoint of the group can be read. If its log still leads from its formation, nothing is
+    /// lost: it is applied from there. False if it does not.
+    fn start_from_empty(&mut self, slot: usize) -> bool {
+        let group = &mut self.groups[slot];
+        let Some(at) = group.bases.iter().position(|base| base.root.is_none()) else {
+            return false;
+        };
+        group.bases.drain(..at);
+        group.base_files = vec![BaseFiles::default()];
+        group.queue = JobQueue::new(group.id, group.bases[0].wall_offset_ms);
+        group.raft.log_mut().start_at(group.bases[0].index);
+        self.counters.checkpoints_damaged_total += at as u64;
+        true
+    }
+
+    /// From here on entries are applied; every timeout starts anew.
+    fn start_serving(&mut self, slot: usize) {
+        self.groups[slot].phase = Phase::Serving;
+        self.groups[slot].last_proposed = self.now.mono;
+        for session in self.groups[slot].queue.sessions() {
+            self.watch_session(slot, session.id, None);
+        }
+    }
+}
+
+/// The base of a group at formation: nothing in it, this node its only voter.
+pub(super) fn formation(
+    config: &ShardConfig,
+    group: GroupId,
+    now: Now,
+    log_start_lsn: Lsn,
+) -> BaseRecord {
+    BaseRecord {
+        group,
+        incarnation: Incarnation(1),
+        index: LogIndex(0),
+        term: Term(0),
+        time: GroupTime(0),
+        root_hash: Hash128::default(),
+        root: None,
+        log_start_lsn,
+        machine_version: 1,
+        wall_offset_ms: i64::try_from(now.wall.0).unwrap_or(i64::MAX),
+        voters: vec![(config.node, config.identity.disk)],
+    }
+}
+
+/// A group as its log tells it. Its pages, if it has any, are asked for.
+pub(super) fn open_group(
+    config: &ShardConfig,
+    id: GroupId,
+    log: GroupLog,
+    now: Now,
+    effects: &mut Vec<Effect>,
+) -> Group {
+    let GroupLog {
+        incarnation,
+        hard,
+        bases,
+        entries,
+        status,
+    } = log;
+    let newest = bases[0].clone();
+    let oldest = bases.last().expect("a group has a base");
+    let me = Voter {
+        node: config.node,
+        disk: config.identity.disk,
+    };
+    let roots: Vec<_> = bases.iter().filter_map(root_ref).collect();
+    let phase = match status {
+        _ if newest.voters != [(me.node, me.disk)] => Phase::Halted(halted(
+            id,
+            &format!("its voters are {:?}, not this node alone", newest.voters),
+        )),
+        _ if newest.machine_version > MACHINE_VERSION_MAX => Phase::Halted(halted(
+            id,
+            &format!("it needs machine version {}", newest.machine_version),
+        )),
+        GroupLogStatus::Damaged { what } => Phase::Halted(halted(id, &what)),
+        GroupLogStatus::Recovering { since } => Phase::Halted(halted(
+            id,
+            &format!("its log is in doubt since entry {since}"),
+        )),
+        GroupLogStatus::Intact if newest.root.is_some() => {
+            effects.push(Effect::LoadGroup {
+                group: id,
+                bases: roots,
+            });
+            Phase::Loading
+        }
+        GroupLogStatus::Intact => Phase::Serving,
+    };
+    let last_time = entries
+        .last()
+        .map_or(newest.time, |entry| entry.time)
+        .max(newest.time);
+    let mut raft_log = RaftLog::new((oldest.index, oldest.term), entries);
+    if newest.index <= raft_log.last_index() {
+        raft_log.start_at(newest.index);
+    }
+    let raft = RaftNode::new(
+        RaftConfig {
+            group: id,
+            incarnation,
+            me,
+            voters: vec![me],
+            machine_version: newest.machine_version,
+        },
+        raft_hard_state(hard, me),
+        raft_log,
+        last_time,
+    );
+    let queue = if newest.root.is_some() {
+        JobQueue::absent(id)
+    } else {
+        JobQueue::new(id, newest.wall_offset_ms)
+    };
+    Group {
+        id,
+        incarnation,
+        raft,
+        queue,
+        clock: GroupClock::start(last_time, now.mono),
+        phase,
+        bases,
+        base_files: Vec::new(),
+        commit_written: hard.commit,
+        hard_state_ticket: None,
+        waiters: VecDeque::new(),
+        polls: Polls::default(),
+        liveness: Liveness::default(),
+        advancing: false,
+        advance_not_before: now.mono,
+        setting_offset: false,
+        last_proposed: now.mono,
+        wall_checked: now.mono,
+        timer: None,
+        dirty: true,
+    }
+}
+
+pub(super) fn halted(group: GroupId, why: &str) -> String {
+    format!(
+        "group {group} stopped because {why}; the other groups serve. Look with \
+         `rrqctl repair --data-dir DIR`, which shows what would be lost before it changes anything"
+    )
+}
+
+pub(super) fn log_hard_state(state: HardState) -> LoggedHardState {
+    let tag = |disk: [u8; 16]| u32::from_le_bytes([disk[0], disk[1], disk[2], disk[3]]);
+    let vote = state.vote.map(|vote| Vote {
+        node: vote.node,
+        disk_tag: tag(vote.disk.0),
+    });
+    LoggedHardState {
+        term: state.term,
+        vote,
+        commit: state.commit,
+    }
+}
+
+/// A vote for anybody but the only voter cannot be: it is void.
+fn raft_hard_state(state: LoggedHardState, me: Voter) -> HardState {
+    let vote = state.vote.filter(|vote| vote.node == me.node).map(|_| me);
+    HardState {
+        term: state.term,
+        vote,
+        commit: state.commit,
+    }
+}
