@@ -54,7 +54,10 @@ fn a_large_file_keeps_its_order_and_its_queues() {
     let data = folder("cli-large");
     let node = Node::start(&data, &["--shards", "1"]);
     let jobs: Vec<Value> = (0..3000)
-        .map(|n| serde_json::json!({"id": format!("j{n}"), "payload": n, "queue": format!("q{}", n % 3)}))
+        .map(|n| {
+            let queue = format!("q{}", n % 3);
+            serde_json::json!({"id": format!("j{n}"), "payload": n, "queue": queue})
+        })
         .collect();
     let file = data.join("../cli-large.json");
     fs::write(&file, Value::from(jobs).to_string()).expect("it can be written");

@@ -210,6 +210,72 @@ fn a_repair_that_was_cut_short_is_finished() {
     assert!(!status.contains("STOPPED"), "{status}");
 }
 
+/// A node's data with a checkpoint, which a stop cuts, and the file of its pages.
+fn with_checkpoint(name: &str) -> (PathBuf, PathBuf) {
+    let data = folder(name);
+    let mut node = Node::start(&data, &["--shards", "1"]);
+    for key in ["1", "2"] {
+        rrqctl(&node, &["enqueue", "-q", "a", "--key", key, key]).ok();
+    }
+    node.signal("-TERM");
+    assert!(node.wait().success());
+    let run = runs(&data).pop().expect("a stop cuts a checkpoint");
+    (data, run)
+}
+
+fn runs(data: &Path) -> Vec<PathBuf> {
+    let names = fs::read_dir(data.join("shard-0000")).expect("it can be read");
+    let paths = names.map(|entry| entry.expect("an entry").path());
+    paths
+        .filter(|path| path.extension().is_some_and(|end| end == "run"))
+        .collect()
+}
+
+#[test]
+fn a_damaged_checkpoint_in_front_of_an_intact_log_costs_nothing() {
+    let (data, run) = with_checkpoint("repair-passed");
+    let dir = data.display().to_string();
+    let mut bytes = fs::read(&run).expect("a run");
+    let at = bytes.len() - 100;
+    bytes[BLOCK..at].fill(0x55);
+    fs::write(&run, &bytes).expect("it can be written");
+    let shown = alone(&["repair", "--data-dir", &dir]).ok();
+    assert!(
+        shown.contains("its newest checkpoint is damaged"),
+        "{shown}"
+    );
+    assert!(shown.ends_with("a start serves all of them\n"), "{shown}");
+    let node = Node::start(&data, &[]);
+    assert!(!rrqctl(&node, &["status"]).ok().contains("STOPPED"));
+    rrqctl(&node, &["job", "get", "-q", "a", "--key", "2"]).ok();
+}
+
+#[test]
+fn a_group_without_a_checkpoint_to_go_on_from_is_named_and_left() {
+    let (data, _) = with_checkpoint("repair-nothing-left");
+    let dir = data.display().to_string();
+    let mut node = Node::start(&data, &[]);
+    rrqctl(&node, &["enqueue", "-q", "a", "--key", "3", "3"]).ok();
+    node.signal("-TERM");
+    assert!(node.wait().success());
+    let runs = runs(&data);
+    assert_eq!(runs.len(), 2, "each stop cuts a checkpoint");
+    for run in runs {
+        let mut bytes = fs::read(&run).expect("a run");
+        bytes[BLOCK..].fill(0x55);
+        fs::write(&run, &bytes).expect("it can be written");
+    }
+    let before = files(&data);
+    for accept in [&[][..], &["--accept-loss"][..]] {
+        let done = alone(&[&["repair", "--data-dir", &dir][..], accept].concat());
+        println!("{}", done.out);
+        assert!(!done.out.contains("done; start"), "{}", done.out);
+        let said = done.failed(5, "RRQ-5002");
+        assert!(said.contains("from a backup"), "{said}");
+    }
+    assert!(files(&data) == before, "nothing is changed");
+}
+
 #[test]
 fn damage_at_any_place_ends_with_all_groups_serving() {
     let data = filled("repair-anywhere", &["a", "b", "c", "d", "e"], 4);

@@ -37,7 +37,11 @@ enum JobVerb {
 #[derive(clap::Args, Debug)]
 struct GetArgs {
     /// The job's id, as `rrqctl enqueue` prints it.
-    #[arg(value_name = "ID", required_unless_present = "key", conflicts_with_all = ["key", "queue"])]
+    #[arg(
+        value_name = "ID",
+        required_unless_present = "key",
+        conflicts_with_all = ["key", "queue"]
+    )]
     id: Option<String>,
     /// The queue of the key.
     #[arg(short, long, value_name = "NAME", requires = "key")]

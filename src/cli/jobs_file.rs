@@ -252,13 +252,14 @@ mod tests {
     fn a_job_is_read_as_it_stands() {
         let text = r#"
         [
-          {"id": "job-001", "payload": {"z": 1.10, "a": "x \" [ y", "n": [1 , 2]}, "timeout_ms": 5000},
+          {"id": "job-001", "payload": {"z": 1.10, "a": "x \" [ y", "n": [1 , 2]}, "timeout_ms": 5}
+          ,
           { "payload" : null , "queue":"other", "id":"job-002" }
         ]"#;
         let jobs = parse("jobs.json", text.as_bytes()).expect("it is right");
         assert_eq!(jobs[0].payload, r#"{"z":1.10,"a":"x \" [ y","n":[1,2]}"#);
-        assert_eq!((jobs[0].line, jobs[1].line), (3, 4));
-        assert_eq!((jobs[0].timeout_ms, jobs[1].timeout_ms), (5000, 0));
+        assert_eq!((jobs[0].line, jobs[1].line), (3, 5));
+        assert_eq!((jobs[0].timeout_ms, jobs[1].timeout_ms), (5, 0));
         assert_eq!(jobs[1].payload, "null");
         assert_eq!(jobs[1].queue.as_deref(), Some("other"));
         assert_eq!(parse("jobs.json", b" [ ] ").expect("it is right"), []);

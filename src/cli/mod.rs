@@ -6,7 +6,7 @@
 //! | `work.rs`, `run.rs` | `rrqctl work`: lease jobs, run a command for each |
 //! | `status.rs` | `rrqctl status` |
 //! | `job.rs` | `rrqctl job get` |
-//! | `repair.rs`, `survivors.rs` | `rrqctl repair`: the files of a stopped node whose log is damaged |
+//! | `repair.rs`, `survivors.rs` | `rrqctl repair`: the files of a stopped, damaged node |
 //!
 //! Standard output carries data only; what is told to people besides goes to standard error. Every
 //! failure is a [`Report`] and an exit status by its kind; no panic text reaches anybody.

@@ -167,8 +167,8 @@ impl Shard {
         if accept_loss {
             Segments::take_up(&wal)?;
         }
-        let found = segments::find(&wal, dir.path(), std::sync::Arc::default())?;
-        let log = recover::recover(&folder, identity, owner, &found.segments)?.log;
+        let found = segments::list(&wal)?;
+        let log = recover::read_log(&folder, identity, owner, &found)?;
         let manifest = recover::newest_manifest(&folder, identity, owner)?;
         let mut this = Self {
             identity,
@@ -505,12 +505,13 @@ fn as_text(shards: &[Shard], done: bool) -> String {
             }
         }
     }
-    let broken: usize = shards.iter().map(|shard| shard.groups.len()).sum();
-    let damaged = shards.iter().any(|shard| !shard.log.damage.is_empty());
-    match (broken, damaged, done) {
-        (0, false, _) => out + "no damage was found\n",
-        (0, true, _) => out + "no group lost anything by this: a start serves all of them\n",
-        (_, _, true) => out + "done; start the node again\n",
-        (_, _, false) => out,
+    let groups = || shards.iter().flat_map(|shard| &shard.groups);
+    let repaired = groups().any(|group| matches!(group.remedy, Remedy::From(_)));
+    let hurt = |shard: &Shard| !(shard.log.damage.is_empty() && shard.passed_over.is_empty());
+    match (groups().next(), shards.iter().any(hurt)) {
+        (None, false) => out + "no damage was found\n",
+        (None, true) => out + "no group lost anything by this: a start serves all of them\n",
+        (Some(_), _) if done && repaired => out + "done; start the node again\n",
+        (Some(_), _) => out,
     }
 }

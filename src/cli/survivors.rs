@@ -74,7 +74,8 @@ impl Survivors {
         let line = |(info, stats): &(QueueInfo, QueueStats)| {
             let live = stats.pending + stats.delayed + stats.in_flight + stats.dead;
             format!(
-                "  queue {}: {} left, {} done; jobs after its first {} are lost, if there were any\n",
+                "  queue {}: {} left, {} done; jobs after its first {} are lost, \
+                 if there were any\n",
                 info.name,
                 counted(live, "job"),
                 stats.completed_total,

@@ -37,7 +37,7 @@ pub struct Remains {
     pub files: BTreeMap<CheckpointFile, u64>,
 }
 
-/// Reads a shard.
+/// Reads a shard, and removes what its checkpoints have left half done.
 ///
 /// # Errors
 /// If a file cannot be read, or the log is not this shard's.
@@ -47,6 +47,21 @@ pub fn recover(
     owner: Owner,
     segments: &[(u64, PathBuf)],
 ) -> Result<Remains, Report> {
+    let log = read_log(folder, identity, owner, segments)?;
+    let files = find_files(folder).map_err(|error| unusable(folder, "read", &error))?;
+    Ok(Remains { log, files })
+}
+
+/// Reads the log of a shard; changes nothing.
+///
+/// # Errors
+/// If a file cannot be read, or the log is not this shard's.
+pub fn read_log(
+    folder: &Path,
+    identity: LogIdentity,
+    owner: Owner,
+    segments: &[(u64, PathBuf)],
+) -> Result<Recovered, Report> {
     let mut recovery = Recovery::new(identity);
     if let Some(manifest) = newest_manifest(folder, identity, owner)? {
         recovery.proof(manifest.durable);
@@ -79,11 +94,7 @@ pub fn recover(
         let (segment, offset) = (damage.segment, damage.offset);
         tracing::error!(shard = %identity.shard, segment, offset, "{}", damage.what);
     }
-    let files = find_files(folder).map_err(|error| unusable(folder, "read", &error))?;
-    Ok(Remains {
-        log: recovered,
-        files,
-    })
+    Ok(recovered)
 }
 
 /// What is to be read of a segment.

@@ -7,9 +7,9 @@
 //! 4. remove  repairing
 //! ```
 //!
-//! A crash before 2 leaves files that nobody reads; behind it a start is refused until the repair is
-//! taken up again. The new life of a group voids its old records, so that half of it would lose the
-//! other half.
+//! A crash before 2 leaves files that nobody reads; behind it a start is refused until the repair
+//! is taken up again. The new life of a group voids its old records, so that half of it would
+//! lose the other half.
 
 use crate::base::code::Code;
 use crate::base::limits::SEGMENT_BYTES;

@@ -86,6 +86,25 @@ pub fn find(folder: &Path, data_dir: &Path, count: Arc<AtomicUsize>) -> Result<F
     Ok(Found { segments, pool })
 }
 
+/// The segments of a log alone, each free of writes of a dead process; changes nothing.
+///
+/// # Errors
+/// If a file cannot be opened, or stays locked.
+pub fn list(folder: &Path) -> Result<Vec<(u64, PathBuf)>, Report> {
+    refuse_half_repaired(folder)?;
+    let names = names(folder).map_err(|error| unusable(folder, "read", &error))?;
+    let mut segments = Vec::new();
+    for name in names {
+        if let Some(number) = segment_number(&name) {
+            let path = folder.join(&name);
+            wait_for_writes(&path)?;
+            segments.push((number, path));
+        }
+    }
+    segments.sort();
+    Ok(segments)
+}
+
 /// `Some(None)` for the name of a spare.
 fn spare(name: &str) -> Option<Option<u64>> {
     (name.starts_with("spare-") && name.ends_with(".seg")).then_some(None)
