@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// The version of the machine that this code applies.
-pub const MACHINE_VERSION: u16 = 1;
+pub const MACHINE_VERSION: u16 = 2;
 
 /// The wall offset stays within 48 bits of milliseconds, either way.
 pub(super) const WALL_OFFSET_MAX_MS: u64 = 1 << 48;
@@ -112,7 +112,7 @@ impl JobQueue {
         Self {
             group,
             loaded: false,
-            version: MACHINE_VERSION,
+            version: 1,
             time: GroupTime(0),
             wall_offset_ms: 0,
             queue_counter: 0,

@@ -53,6 +53,7 @@ mod record;
 mod seq_set;
 mod sessions;
 mod settings;
+mod stub;
 pub mod view;
 
 #[cfg(test)]

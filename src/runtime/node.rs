@@ -24,7 +24,7 @@ use crate::runtime::shard_task::{self, Event, Parts};
 use crate::runtime::snapshot_files::{self, SnapshotFiles};
 use crate::runtime::space::{self, Space};
 use crate::runtime::{admin, preflight, recover, segments, sys};
-use crate::shard::config::ShardConfig;
+use crate::shard::config::{MACHINE_VERSION, ShardConfig};
 use crate::snapshot::layout::Owner;
 use crate::wal::writer::LogIdentity;
 use crate::wire::message::{NodeAddresses, ServerHello};
@@ -230,6 +230,7 @@ impl Node {
                 groups: superblock.groups,
                 start_number: superblock.start as u32,
                 seed: sys::boot_time_ns() ^ u64::from(shard) << 48,
+                machine_version_max: MACHINE_VERSION,
                 payload_bytes_max: config.payload_bytes_max,
                 auto_create: config.auto_create,
                 queue_defaults: config.queue_defaults,

@@ -316,6 +316,7 @@ impl Driver {
                 Input::StopRequested
             }
             Letter::Request(from, request) => Input::ClientRequest { from, request },
+            Letter::Reply(to, reply) if to.is_engine() => Input::Answered { reply },
             Letter::Reply(to, reply) => return self.hub.reply(to.conn, &reply),
             Letter::Closed(from) => Input::ClientClosed { from },
             Letter::Recovered(_) => unreachable!("a log is read once"),
@@ -378,7 +379,9 @@ impl Driver {
     }
 
     fn refuse(&self, from: Origin, refusal: Reply) {
-        if from.shard == self.hub.shard {
+        if from == Origin::engine(self.hub.shard) {
+            self.hub.push(Input::Answered { reply: refusal });
+        } else if from.shard == self.hub.shard {
             self.hub.reply(from.conn, &refusal);
         } else {
             self.mesh.reply(from, refusal);

@@ -8,6 +8,7 @@ use crate::base::ids::{ClusterId, ConnId, DiskId, GroupId, NodeId, ShardId};
 use crate::base::limits::FRAME_BYTES_MAX;
 use crate::base::prng::Prng;
 use crate::base::units::{Monotonic, Now, WallTime};
+use crate::queue::MACHINE_VERSION;
 use crate::queue::command::{Backoff, Outcome, QueueSettings, Rejection};
 use crate::shard::config::ShardConfig;
 use crate::shard::effect::{CheckpointFile, Effect};
@@ -583,6 +584,7 @@ fn open(
         groups: options.groups,
         start_number: start,
         seed: u64::from(start),
+        machine_version_max: MACHINE_VERSION,
         payload_bytes_max: 1 << 20,
         auto_create: true,
         queue_defaults: QueueSettings {
