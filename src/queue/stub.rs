@@ -36,6 +36,15 @@ impl JobQueue {
     pub fn is_changing(&self, _queue: QueueUid) -> bool {
         false
     }
+    pub fn live_jobs(&self) -> u64 {
+        self.partitions
+            .values()
+            .map(|p| {
+                let s = p.stats();
+                s.pending + s.delayed + s.in_flight
+            })
+            .sum()
+    }
     pub fn has_changes(&self) -> bool {
         false
     }

@@ -268,10 +268,8 @@ impl ShardEngine {
     /// Jobs that are live and not dead, over all groups.
     #[must_use]
     pub fn live_jobs(&self) -> u64 {
-        let queues = self.groups.iter().flat_map(|group| group.queue.queues());
-        queues
-            .map(|(_, stats)| stats.pending + stats.delayed + stats.in_flight)
-            .sum()
+        let groups = self.groups.iter();
+        groups.map(|group| group.queue.live_jobs()).sum()
     }
 
     pub(super) fn stopping(&self) -> bool {
