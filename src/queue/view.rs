@@ -2,7 +2,7 @@
 
 use crate::base::ids::{JobId, Partition, QueueUid, SessionId, Token};
 use crate::base::units::{GroupTime, WallTime};
-use crate::queue::command::Backoff;
+use crate::queue::command::{Backoff, JobFilter};
 use bytes::Bytes;
 
 /// The state of a live job. Completed and cancelled jobs are not live: asking for one yields
@@ -125,6 +125,25 @@ pub struct JobCursor {
     pub priority: u8,
     /// The sequence.
     pub seq: u64,
+}
+
+/// A step through the jobs of a state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobScan {
+    /// The queue.
+    pub queue: QueueUid,
+    /// The partition.
+    pub partition: Partition,
+    /// Which jobs.
+    pub state: JobState,
+    /// What they must be like.
+    pub filter: JobFilter,
+    /// Where to begin; `None` = with the first.
+    pub cursor: Option<JobCursor>,
+    /// At most so many jobs; 0 = only count.
+    pub limit: u32,
+    /// Whether payloads, headers and keys are shown; without them a job's body is empty.
+    pub bodies: bool,
 }
 
 /// A page of a scan. A step looks at a bounded number of jobs, so that it may be empty and yet not
