@@ -30,6 +30,8 @@ pub const REPLY_JOB_BYTES: usize = 5 << 10;
 pub const ATTACH_TOKENS_MAX: usize = 200_000;
 /// Queues at home in one group.
 pub const QUEUES_MAX: usize = 16_384;
+/// Changes that a home group may have outstanding in other groups, over all its queues.
+pub const CHANGES_MAX: usize = 16_384;
 /// Due delays and expiries that one entry handles.
 pub const ADVANCE_ITEMS_MAX: u32 = 1024;
 

@@ -12,6 +12,7 @@ use crate::queue::command::{
     Command, Op, Outcome, PurgeStates, QueueInfo, QueueSettings, Rejection, SessionCall, Window,
 };
 use crate::queue::leaf::{leaf_of, slot_of};
+use crate::queue::outbox::Outbox;
 use crate::queue::partition::{Links, PartitionState};
 use crate::queue::seq_set::SeqSet;
 use crate::queue::sessions::Admission;
@@ -20,7 +21,7 @@ use crate::queue::view::{ApplyAt, BodyLocation};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// The version of the machine that this code applies.
+/// The highest version of the machine that this code applies.
 pub const MACHINE_VERSION: u16 = 2;
 
 /// The wall offset stays within 48 bits of milliseconds, either way.
@@ -83,6 +84,8 @@ pub struct JobQueue {
     /// The highest home index applied of each home group that drives partitions here. Empty in
     /// version 1, where partitions live at home; pages carry it.
     pub(super) home_applied: BTreeMap<GroupId, LogIndex>,
+    /// What this group asks of others as the home of queues.
+    pub(super) outbox: Outbox,
     /// Home records.
     pub(super) queues: BTreeMap<QueueUid, Arc<QueueRecord>>,
     /// Their names.
@@ -117,6 +120,7 @@ impl JobQueue {
             wall_offset_ms: 0,
             queue_counter: 0,
             home_applied: BTreeMap::new(),
+            outbox: Outbox::default(),
             queues: BTreeMap::new(),
             names: BTreeMap::new(),
             partitions: BTreeMap::new(),
@@ -246,6 +250,12 @@ impl JobQueue {
     #[must_use]
     pub fn version(&self) -> u16 {
         self.version
+    }
+
+    /// Raises the version of the machine, as an entry of the log says. It never falls: a lower one
+    /// changes nothing, and one above [`MACHINE_VERSION`] counts as that.
+    pub fn raise_version(&mut self, version: u16) {
+        self.version = self.version.max(version.min(MACHINE_VERSION));
     }
 
     /// Wall time = group time + this, in milliseconds.

@@ -262,22 +262,13 @@ impl JobQueue {
         Ok(())
     }
 
-    /// A dead job gets all its attempts anew. A time to live that has ended is taken from it, since
-    /// it would die of it again at once.
     pub(super) fn requeue_dead(&mut self, id: JobId) -> Done {
         let wall = self.wall();
         let (partition, links, record) = self.live(id)?;
         if record.state != Some(JobState::Dead) {
             return Err(Rejection::WrongState);
         }
-        partition.change(id, links, |record| {
-            rest(record, JobState::Pending);
-            record.attempts = 0;
-            record.lease_gen = record.lease_gen.saturating_add(1);
-            if record.expires_at <= wall.0 {
-                record.expires_at = 0;
-            }
-        });
+        requeue(partition, links, id, wall);
         Ok(())
     }
 
@@ -541,6 +532,24 @@ impl ReplyRoom {
         self.used += payload_len as usize + REPLY_JOB_BYTES;
         before == 0 || self.used <= REPLY_JOBS_BYTES_MAX
     }
+}
+
+/// A dead job gets all its attempts anew. A time to live that has ended is taken from it, since it
+/// would die of it again at once.
+pub(super) fn requeue(
+    partition: &mut PartitionState,
+    links: &mut Links,
+    id: JobId,
+    wall: WallTime,
+) {
+    partition.change(id, links, |record| {
+        rest(record, JobState::Pending);
+        record.attempts = 0;
+        record.lease_gen = record.lease_gen.saturating_add(1);
+        if record.expires_at <= wall.0 {
+            record.expires_at = 0;
+        }
+    });
 }
 
 /// Grants a ready job. One whose generation cannot rise any more is buried, never granted again

@@ -39,21 +39,23 @@ pub mod check;
 mod codec;
 pub mod command;
 mod deadlines;
+mod filter;
 mod frozen;
 mod job_queue;
 mod jobs;
 mod keys;
 mod leaf;
 mod load;
+mod outbox;
 mod outcome;
 mod page;
 mod partition;
 mod reads;
 mod record;
+mod scan;
 mod seq_set;
 mod sessions;
 mod settings;
-mod stub;
 pub mod view;
 
 #[cfg(test)]

@@ -41,7 +41,7 @@ use crate::base::ids::{GroupId, JobId, LogIndex, QueueUid};
 use crate::base::limits::{LEAF_JOBS, REASON_BYTES_MAX};
 use crate::base::units::GroupTime;
 use crate::queue::codec::{Read, Reader, len_u16, len_u32, put_u48};
-use crate::queue::job_queue::{MACHINE_VERSION, QueueRecord, WALL_OFFSET_MAX_MS};
+use crate::queue::job_queue::{QueueRecord, WALL_OFFSET_MAX_MS};
 use crate::queue::keys::{KeyRecord, bucket_of};
 use crate::queue::leaf::Leaf;
 use crate::queue::outcome::read_outcome;
@@ -184,7 +184,7 @@ pub(super) fn read_group(bytes: &[u8]) -> Read<GroupPage> {
     let mut from = Reader::new(bytes);
     layout(&mut from)?;
     let version = from.u16()?;
-    if version != MACHINE_VERSION {
+    if version != 1 {
         return Err("it is of a machine version that this binary does not apply");
     }
     let group = GroupId(from.u16()?);

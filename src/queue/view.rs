@@ -127,7 +127,7 @@ pub struct JobCursor {
     pub seq: u64,
 }
 
-/// What a step of a scan looks for.
+/// A step through the jobs of a state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobScan {
     /// The queue.
@@ -142,7 +142,7 @@ pub struct JobScan {
     pub cursor: Option<JobCursor>,
     /// At most so many jobs; 0 = only count.
     pub limit: u32,
-    /// Whether payloads, headers and keys are shown too.
+    /// Whether payloads, headers and keys are shown; without them a job's body is empty.
     pub bodies: bool,
 }
 
