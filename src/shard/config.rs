@@ -1,7 +1,7 @@
 //! What an engine is told at its start, and never again.
 
 use crate::base::ids::{NodeId, ShardId};
-pub use crate::queue::MACHINE_VERSION;
+
 use crate::queue::command::QueueSettings;
 use crate::wal::writer::LogIdentity;
 
