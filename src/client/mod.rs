@@ -44,7 +44,7 @@
 
 mod address;
 mod admin;
-pub mod blocking;
+//BLK
 mod call;
 mod enqueue;
 mod error;
@@ -53,27 +53,36 @@ mod group;
 mod links;
 mod partitions;
 mod queue;
+mod scan;
 pub mod session;
 mod tcp;
-pub mod worker;
+mod wait;
+//WRK
 
 pub use crate::base::code::Code;
 pub use crate::base::ids::{GroupId, JobId, NodeId, Partition, Token};
 pub use crate::base::units::WallTime;
-pub use crate::wire::message::{GroupStatus, LeasedJob, ServerHello, ShardStatus};
+pub use crate::wire::message::{
+    GroupStatus, LeasedJob, ServerHello, ShardStatus, WorkerInfo, WorkerSession,
+};
 pub use crate::wire::{
-    AckItem, Backoff, BackoffKind, DeadPolicy, Enqueued, JobState, JobView, NackItem, NewJob,
-    PurgeStates, QueueInfo, QueueSettings, QueueStats, Start,
+    AckItem, Backoff, BackoffKind, DeadPolicy, Enqueued, FinishedJob, JobCursor, JobEnd, JobFilter,
+    JobPage, JobState, JobView, NackItem, NewJob, PurgeStates, QueueInfo, QueueSettings,
+    QueueStats, Start, SweepAction,
 };
 pub use address::Addresses;
+pub use admin::{Sweep, Swept};
 pub use enqueue::Enqueue;
 pub use error::Error;
 pub use partitions::partition_of_key;
 pub use queue::Queue;
-pub use worker::Worker;
+pub use scan::{Scan, ScanCursor};
+pub use wait::Ended;
+//WRKU
 
 use crate::client::call::{command, op_bytes, outcome, strange};
-use crate::client::queue::QueueSlot;
+use crate::base::units::Monotonic;
+use crate::client::queue::{QueueSlot, refusal};
 use crate::client::session::{CoreOptions, Route};
 use crate::client::tcp::{Awaited, Driver};
 use crate::wire::client::is_queue_name;
@@ -232,16 +241,20 @@ impl Client {
         Ok(self.remember(info))
     }
 
-    /// The queues whose home is one group, with their counters.
+    /// The queues whose home is one group, with their counters over all their partitions.
     ///
     /// # Errors
     /// What a call can end with, as [`Code::GroupHalted`].
     pub async fn queues_of(&self, group: GroupId) -> Result<Vec<(QueueInfo, QueueStats)>, Error> {
         let body = RequestBody::ListQueues { group };
-        match self.call(Route::Group(group), body).await?.body {
-            ReplyBody::Queues(queues) => Ok(queues),
-            other => Err(strange(&other)),
+        let mut queues = match self.call(Route::Group(group), body).await?.body {
+            ReplyBody::Queues(queues) => queues,
+            other => return Err(strange(&other)),
+        };
+        for (info, stats) in &mut queues {
+            *stats = self.sum(info, *stats).await?;
         }
+        Ok(queues)
     }
 
     /// Makes a queue; with `must_be_new`, one that is there is an error, else it is left as it is.
@@ -258,25 +271,25 @@ impl Client {
         Ok(self.remember(info))
     }
 
-    /// All queues with their counters, in the order of their names.
+    /// All queues with their counters over all their partitions, in the order of their names.
     ///
     /// # Errors
     /// What a call can end with.
     pub async fn queues(&self) -> Result<Vec<(QueueInfo, QueueStats)>, Error> {
         let mut calls = Vec::new();
-        for group in 0..self.hello()?.groups {
-            let group = GroupId((group & 0xffff) as u16);
-            calls.push(
-                self.start(Route::Group(group), RequestBody::ListQueues { group })
-                    .await?,
-            );
+        for group in self.groups()? {
+            let body = RequestBody::ListQueues { group };
+            calls.push(self.start(Route::Group(group), body).await?);
         }
         let mut queues = Vec::new();
         for call in calls {
             match call.reply().await?.body {
                 ReplyBody::Queues(part) => queues.extend(part),
-                other => return Err(strange(&other)),
+                other => return Err(refusal(other)),
             }
+        }
+        for (info, stats) in &mut queues {
+            *stats = self.sum(info, *stats).await?;
         }
         queues.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
         Ok(queues)
@@ -344,6 +357,18 @@ impl Client {
     }
 
     // ---- underneath ------------------------------------------------------------------------
+
+    /// All groups of the cluster.
+    fn groups(&self) -> Result<impl Iterator<Item = GroupId> + use<>, Error> {
+        let last = self.hello()?.groups.saturating_sub(1);
+        let last = u16::try_from(last).unwrap_or(u16::MAX);
+        Ok((0..=last).map(GroupId))
+    }
+
+    /// The time that the core goes by.
+    fn now(&self) -> Monotonic {
+        self.inner.driver.now()
+    }
 
     fn queues_known(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<QueueSlot>>> {
         self.inner
@@ -435,6 +460,7 @@ impl Client {
         body: &RequestBody,
     ) -> Result<Option<(SemaphorePermit<'_>, SemaphorePermit<'_>)>, Error> {
         let bytes = match body {
+            RequestBody::Watch { .. } | RequestBody::WaitJob { .. } => return Ok(None),
             RequestBody::Command { command, .. } => match &command.op {
                 Op::Lease { .. } => return Ok(None),
                 op => op_bytes(op)?,

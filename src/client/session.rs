@@ -79,7 +79,7 @@ pub enum Input {
         route: Route,
         /// What.
         body: RequestBody,
-        /// How long to try; for a lease, beyond its own wait.
+        /// How long to try; for a lease, watch or wait, beyond its own wait.
         patience: Duration,
     },
     /// Nobody waits for this call any more.
@@ -295,7 +295,9 @@ impl ClientCore {
         origin: Origin,
     ) {
         let wait_ms = match &body {
-            RequestBody::Command { wait_ms, .. } => *wait_ms,
+            RequestBody::Command { wait_ms, .. }
+            | RequestBody::Watch { wait_ms, .. }
+            | RequestBody::WaitJob { wait_ms, .. } => *wait_ms,
             _ => 0,
         };
         let poll_until = now.plus(Duration::from_millis(wait_ms.into()));
@@ -372,7 +374,7 @@ impl ClientCore {
         }
         let pending = self.requests.get_mut(&id).expect("it was there above");
         let left = pending.poll_until.since(now);
-        if let RequestBody::Command { wait_ms, .. } = &mut pending.request.body {
+        if let Some(wait_ms) = pending.wait_ms_mut() {
             *wait_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
         }
         pending.sent_on = Some(conn);

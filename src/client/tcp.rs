@@ -161,6 +161,11 @@ impl Driver {
         }
     }
 
+    /// The time that the core goes by.
+    pub(super) fn now(&self) -> Monotonic {
+        self.shared.now()
+    }
+
     /// Reads something of the core.
     pub(super) fn with_core<T>(&self, read: impl FnOnce(&ClientCore) -> T) -> T {
         read(&self.shared.lock().core)
