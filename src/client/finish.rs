@@ -58,9 +58,19 @@ impl Client {
     /// # Errors
     /// As [`Self::ack`].
     pub async fn extend(&self, token: Token, lease: Option<Duration>) -> Result<(), Error> {
-        let items = vec![(token, lease.map_or(0, millis_u32))];
-        let op = |items| Op::Extend { items };
-        first(self.by_group(items, |(token, _)| token.job, op).await)
+        first(self.extend_batch(vec![(token, lease.unwrap_or_default())]).await)
+    }
+
+    /// Many leases last so long from now, a time of zero being the job's own or the queue's; one
+    /// outcome per item, in order.
+    pub async fn extend_batch(&self, items: Vec<(Token, Duration)>) -> Vec<Result<(), Error>> {
+        let op = |items: Vec<(Token, Duration)>| Op::Extend {
+            items: items
+                .into_iter()
+                .map(|(token, lease)| (token, millis_u32(lease)))
+                .collect(),
+        };
+        self.by_group(items, |(token, _)| token.job, op).await
     }
 
     /// The job goes back to its place, uncounted: it was not started.

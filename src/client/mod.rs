@@ -57,7 +57,7 @@ mod scan;
 pub mod session;
 mod tcp;
 mod wait;
-//WRK
+pub mod worker;
 
 pub use crate::base::code::Code;
 pub use crate::base::ids::{GroupId, JobId, NodeId, Partition, Token};
@@ -78,7 +78,7 @@ pub use partitions::partition_of_key;
 pub use queue::Queue;
 pub use scan::{Scan, ScanCursor};
 pub use wait::Ended;
-//WRKU
+pub use worker::Worker;
 
 use crate::client::call::{command, op_bytes, outcome, strange};
 use crate::base::units::Monotonic;
@@ -343,6 +343,12 @@ impl Client {
         }
     }
 
+    /// Whether it was closed: all calls end with [`Code::Stopping`].
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.inner.driver.with_core(session::ClientCore::is_closed)
+    }
+
     /// Ends the client and all its clones: what it holds goes back at once, calls under way end
     /// with an error. Waits up to a second for the servers to hear it. Without it, what the client
     /// holds goes back once the servers see its connections gone.
@@ -357,6 +363,11 @@ impl Client {
     }
 
     // ---- underneath ------------------------------------------------------------------------
+
+    /// Says who works here, for people.
+    fn introduce(&self, worker: WorkerInfo) {
+        self.inner.driver.introduce(worker);
+    }
 
     /// All groups of the cluster.
     fn groups(&self) -> Result<impl Iterator<Item = GroupId> + use<>, Error> {

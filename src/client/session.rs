@@ -30,7 +30,7 @@ use crate::client::error::Error;
 use crate::client::group::{GroupSession, SessionState};
 use crate::client::links::{Arrival, Links, Target, ToConnect};
 pub use crate::client::links::{ConnNo, Route};
-use crate::wire::message::{Reply, Request, RequestBody, ServerHello};
+use crate::wire::message::{Reply, Request, RequestBody, ServerHello, WorkerInfo};
 use crate::wire::{Command, Op, SessionCall, Window};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -112,6 +112,8 @@ pub enum Input {
     },
     /// The deadline passed.
     Tick,
+    /// Who works here, for people; heartbeats carry it from now on.
+    Introduced(WorkerInfo),
     /// The client is done: says bye, and ends all calls.
     Close {
         /// The call that ends when the byes are answered or the connections gone.
@@ -171,6 +173,7 @@ pub struct ClientCore {
     /// No request's deadline is earlier.
     earliest_deadline: Option<Monotonic>,
     phase: Phase,
+    worker: Option<WorkerInfo>,
     effects: Vec<Effect>,
 }
 
@@ -191,6 +194,7 @@ impl ClientCore {
             next_id: 1,
             earliest_deadline: None,
             phase: Phase::Open,
+            worker: None,
             effects: Vec::new(),
         }
     }
@@ -214,6 +218,12 @@ impl ClientCore {
         self.links.hello()
     }
 
+    /// Whether it was closed: no call can succeed any more.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.phase != Phase::Open
+    }
+
     /// The home group of a queue; `None` before the first hello.
     #[must_use]
     pub fn home_group(&self, name: &str) -> Option<GroupId> {
@@ -234,6 +244,7 @@ impl ClientCore {
             Input::Disconnected { conn, error } => self.disconnected(now, conn, &error),
             Input::Received { conn, reply } => self.received(now, conn, reply),
             Input::Tick => self.tick(now),
+            Input::Introduced(worker) => self.introduced(now, worker),
             Input::Close { id } => self.close(now, id),
         }
     }
@@ -469,7 +480,10 @@ impl ClientCore {
             self.effects.push(Effect::Disconnect { conn });
             return;
         }
-        let next_beat = now.plus(self.beat_interval());
+        let next_beat = now.plus(match self.worker {
+            Some(_) => Duration::ZERO,
+            None => self.beat_interval(),
+        });
         match self.links.arrived(conn, hello, next_beat) {
             Arrival::Stale => {}
             Arrival::Superfluous => self.effects.push(Effect::Disconnect { conn }),
