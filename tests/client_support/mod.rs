@@ -3,6 +3,8 @@
 // Each test program uses its own part of it.
 #![allow(dead_code)]
 
+pub(crate) mod script;
+
 use rrq::client::{Client, QueueStats};
 use std::future::Future;
 use std::time::Duration;
