@@ -136,7 +136,7 @@ async fn enqueue_one(args: &EnqueueArgs, common: &Common) -> Result<(), Report> 
         existing: u64::from(!new),
     };
     match common.output {
-        Output::Text => say(&format!("{id}\n{tally}")),
+        Output::Table => say(&format!("{id}\n{tally}")),
         Output::Json => {
             let (new, existing) = (tally.new, tally.existing);
             say_json(&json!({"id": id.to_string(), "enqueued": new, "already_there": existing}))
@@ -252,7 +252,7 @@ async fn enqueue_file(args: &EnqueueArgs, file: &Path, common: &Common) -> Resul
     } = sender;
     client.close().await;
     match common.output {
-        Output::Text => say(&tally.to_string())?,
+        Output::Table => say(&tally.to_string())?,
         Output::Json => say_json(&json!({
             "enqueued": tally.new,
             "already_there": tally.existing,

@@ -68,7 +68,7 @@ pub(super) fn run(args: &RepairArgs, common: &Common) -> Result<(), Report> {
         false
     };
     match common.output {
-        Output::Text => say(as_text(&shards, done).trim_end())?,
+        Output::Table => say(as_text(&shards, done).trim_end())?,
         Output::Json => {
             let shards: Vec<Value> = shards.iter().map(Shard::as_json).collect();
             say_json(&json!({"repaired": done, "shards": shards}))?;

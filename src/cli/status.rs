@@ -48,7 +48,7 @@ pub(super) async fn run(args: &StatusArgs, common: &Common) -> Result<(), Report
     client.close().await;
     match common.output {
         Output::Json => say_json(&as_json(&hello, &shards, &queues)),
-        Output::Text => print(&as_text(args, &hello, &shards, &queues)),
+        Output::Table => print(&as_text(args, &hello, &shards, &queues)),
     }
 }
 

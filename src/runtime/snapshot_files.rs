@@ -333,6 +333,44 @@ pub fn find_files(folder: &Path) -> io::Result<BTreeMap<CheckpointFile, u64>> {
     Ok(found)
 }
 
+/// How many checkpoint files there are, and how large they are together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FileSizes {
+    /// Run files.
+    pub run_files: u64,
+    /// Their bytes.
+    pub run_bytes: u64,
+    /// Payload files.
+    pub payload_files: u64,
+    /// Their bytes.
+    pub payload_bytes: u64,
+}
+
+/// The sizes of the checkpoint files in a folder; changes nothing.
+///
+/// # Errors
+/// If the folder cannot be read.
+pub fn file_sizes(folder: &Path) -> io::Result<FileSizes> {
+    let mut sizes = FileSizes::default();
+    for name in names(folder)? {
+        let Some(file) = file_of(&name) else {
+            continue;
+        };
+        let bytes = fs::metadata(folder.join(&name))?.len();
+        match file {
+            CheckpointFile::Run(_) => {
+                sizes.run_files += 1;
+                sizes.run_bytes += bytes;
+            }
+            CheckpointFile::Payload(_) => {
+                sizes.payload_files += 1;
+                sizes.payload_bytes += bytes;
+            }
+        }
+    }
+    Ok(sizes)
+}
+
 /// The sequence numbers of the manifests in a folder, ascending.
 ///
 /// # Errors
