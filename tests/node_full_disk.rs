@@ -66,6 +66,7 @@ impl Worker {
             name: "full".to_owned(),
             settings: QueueSettings::default(),
             must_be_new: false,
+            groups: 0,
         };
         let body = RequestBody::Command {
             group: rrq::shard::placement::home_group("full", hello.groups),

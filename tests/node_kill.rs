@@ -27,6 +27,7 @@ fn queue(client: &mut Client, groups: u32) -> QueueInfo {
         name: name.to_owned(),
         settings: QueueSettings::default(),
         must_be_new: false,
+        groups: 0,
     };
     match client.ask(RequestBody::Command {
         group,

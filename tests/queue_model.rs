@@ -397,6 +397,7 @@ impl Model {
                 name,
                 settings,
                 must_be_new,
+                ..
             } => {
                 if name.is_empty() || name.contains(' ') {
                     return Err(Rejection::Invalid);
@@ -415,6 +416,7 @@ impl Model {
                     name: name.clone(),
                     version: 1,
                     paused: false,
+                    draining: false,
                     groups: vec![GROUP],
                     settings: *settings,
                     created: false,
@@ -1098,6 +1100,7 @@ impl Draw {
                 name: self.pick(&["a", "b", "c", "no good"]).to_owned(),
                 settings: self.settings(),
                 must_be_new: self.prng.chance(1, 3),
+                groups: 0,
             },
         }
     }

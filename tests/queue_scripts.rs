@@ -261,6 +261,7 @@ impl Runner {
                 name: rest[0].to_owned(),
                 settings: settings(&rest[1..]),
                 must_be_new: verb == "create-new",
+                groups: 0,
             },
             "alter" => {
                 let version = rest.get(1).and_then(|word| word.strip_prefix("v="));

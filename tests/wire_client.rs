@@ -136,6 +136,7 @@ fn info(name: &str) -> QueueInfo {
         name: name.to_owned(),
         version: 1,
         paused: false,
+        draining: false,
         groups: vec![GROUP],
         settings: QueueSettings::default(),
         created: true,

@@ -9,6 +9,8 @@ use rrq::base::ids::{
     ClusterId, GroupId, JobId, LogIndex, NodeId, Partition, QueueUid, SessionId, Term, Token,
 };
 use rrq::base::units::WallTime;
+use rrq::queue::MACHINE_VERSION;
+use rrq::queue::command::{PartitionChange, PartitionConfig};
 use rrq::wire::client::{
     decode_client_hello, decode_reply, decode_request, decode_server_hello, encode_client_hello,
     encode_reply, encode_request, encode_server_hello,
@@ -17,12 +19,13 @@ use rrq::wire::command::{decode_command, encode_command};
 use rrq::wire::frame::{Frame, FrameDecoder, FrameKind};
 use rrq::wire::message::{
     ClientHello, CommitStamp, ErrorReply, GroupStatus, LeasedJob, NodeAddresses, Reply, ReplyBody,
-    Request, RequestBody, ServerHello, ShardStatus,
+    Request, RequestBody, ScanJobs, ServerHello, ShardStatus, WorkerInfo, WorkerSession,
 };
 use rrq::wire::{
-    AckItem, Backoff, BackoffKind, Body, Command, DeadPolicy, Enqueued, Grant, ItemOutcome,
-    JobState, JobView, NackItem, NewJob, Op, Outcome, PurgeStates, QueueInfo, QueueSettings,
-    QueueStats, Rejection, SessionCall, Start, Window, WireError,
+    AckItem, Backoff, BackoffKind, Body, Command, DeadPolicy, Enqueued, FinishedJob, FinishedPage,
+    Grant, ItemOutcome, JobCursor, JobEnd, JobFilter, JobPage, JobState, JobView, NackItem, NewJob,
+    Op, Outcome, PurgeStates, QueueInfo, QueueSettings, QueueStats, Rejection, SessionCall, Start,
+    SweepAction, Window, WireError,
 };
 
 fn blob(max: usize) -> impl Strategy<Value = Bytes> {
@@ -175,7 +178,8 @@ fn client_op() -> impl Strategy<Value = Op> {
             |(name, settings, must_be_new)| Op::CreateQueue {
                 name,
                 settings,
-                must_be_new
+                must_be_new,
+                groups: 0,
             }
         ),
         (queue(), any::<u32>(), settings()).prop_map(|(queue, expected_version, settings)| {
@@ -187,6 +191,29 @@ fn client_op() -> impl Strategy<Value = Op> {
         }),
         queue().prop_map(|queue| Op::DeleteQueue { queue }),
         queue().prop_map(|queue| Op::PauseQueue { queue }),
+        queue().prop_map(|queue| Op::DrainQueue { queue }),
+        (
+            queue(),
+            partition(),
+            any::<bool>(),
+            filter(),
+            any::<u64>(),
+            1_u32..=1024
+        )
+            .prop_map(|(queue, partition, requeue, filter, from_seq, limit)| {
+                Op::SweepDead {
+                    queue,
+                    partition,
+                    action: if requeue {
+                        SweepAction::Requeue
+                    } else {
+                        SweepAction::Delete
+                    },
+                    filter,
+                    from_seq,
+                    limit,
+                }
+            }),
         queue().prop_map(|queue| Op::ResumeQueue { queue }),
         (queue(), partition(), any::<(bool, bool, bool)>()).prop_map(|(queue, partition, on)| {
             let states = PurgeStates {
@@ -225,6 +252,29 @@ fn leader_op() -> impl Strategy<Value = Op> {
         }),
         any::<u32>().prop_map(|limit| Op::Advance { limit }),
         any::<i64>().prop_map(|offset_ms| Op::SetWallOffset { offset_ms }),
+        (group(), any::<u64>()).prop_map(|(group, index)| Op::PartitionsChanged {
+            group,
+            home_index: LogIndex(index),
+        }),
+        (
+            (group(), any::<u64>(), queue()),
+            vec(partition(), 0..4),
+            option::of((any::<u32>(), any::<bool>(), any::<bool>(), settings())),
+        )
+            .prop_map(|((home, index, queue), partitions, config)| {
+                Op::ChangePartitions(PartitionChange {
+                    home,
+                    home_index: LogIndex(index),
+                    queue,
+                    partitions,
+                    config: config.map(|(version, paused, draining, settings)| PartitionConfig {
+                        version,
+                        paused,
+                        draining,
+                        settings,
+                    }),
+                })
+            }),
     ]
 }
 
@@ -255,6 +305,76 @@ fn job_state() -> impl Strategy<Value = JobState> {
     (1_u8..=4).prop_map(|raw| JobState::from_u8(raw).expect("1 to 4"))
 }
 
+fn filter() -> impl Strategy<Value = JobFilter> {
+    (
+        blob(50),
+        option::of(0_u8..8),
+        any::<u64>(),
+        any::<u64>(),
+        any::<u32>(),
+    )
+        .prop_map(
+            |(reason_contains, priority, enqueued_from_ms, enqueued_before_ms, attempts_min)| {
+                JobFilter {
+                    reason_contains,
+                    priority,
+                    enqueued_from_ms,
+                    enqueued_before_ms,
+                    attempts_min,
+                }
+            },
+        )
+}
+
+fn cursor() -> impl Strategy<Value = JobCursor> {
+    any::<(u8, u64)>().prop_map(|(priority, seq)| JobCursor { priority, seq })
+}
+
+fn worker_info() -> impl Strategy<Value = WorkerInfo> {
+    ("[a-z]{0,9}", vec("[a-z]{1,9}", 0..3), any::<u32>()).prop_map(|(name, tags, capacity)| {
+        WorkerInfo {
+            name,
+            tags,
+            capacity,
+        }
+    })
+}
+
+prop_compose! {
+    fn scan()(
+        queue in queue(),
+        partition in partition(),
+        group in group(),
+        state in job_state(),
+        filter in filter(),
+        cursor in option::of(cursor()),
+        limit in 0_u32..=1024,
+        bodies in any::<bool>(),
+    ) -> ScanJobs {
+        ScanJobs { queue, partition, group, state, filter, cursor, limit, bodies }
+    }
+}
+
+prop_compose! {
+    fn finished_job()(
+        id in job_id(),
+        end in 1_u8..=3,
+        attempts in any::<u16>(),
+        numbers in any::<[u64; 3]>(),
+        result in option::of(blob(30)),
+    ) -> FinishedJob {
+        FinishedJob {
+            id,
+            end: JobEnd::from_u8(end).expect("1 to 3"),
+            attempts,
+            enqueued_at: WallTime(numbers[0]),
+            finished_at: WallTime(numbers[1]),
+            result,
+            place: numbers[2],
+        }
+    }
+}
+
 fn request() -> impl Strategy<Value = Request> {
     let key = || vec(any::<u8>(), 1..40).prop_map(Bytes::from);
     let body = prop_oneof![
@@ -273,7 +393,24 @@ fn request() -> impl Strategy<Value = Request> {
         1 => ("[A-Za-z0-9._:-]{1,20}", any::<bool>()).prop_map(|(name, create)| RequestBody::GetQueue { name, create }),
         1 => group().prop_map(|group| RequestBody::ListQueues { group }),
         1 => vec((group(), session_id()), 0..5)
-            .prop_map(|sessions| RequestBody::Heartbeat { sessions }),
+            .prop_map(|sessions| RequestBody::Heartbeat { sessions, worker: None }),
+        1 => worker_info().prop_map(|worker| RequestBody::Heartbeat {
+            sessions: Vec::new(),
+            worker: Some(worker),
+        }),
+        1 => (job_id(), 0_u32..=60_000).prop_map(|(job, wait_ms)| RequestBody::WaitJob { job, wait_ms }),
+        1 => (queue(), partition(), group(), 0_u32..=60_000).prop_map(
+            |(queue, partition, group, wait_ms)| RequestBody::Watch {
+                queue, partition, group, wait_ms
+            }),
+        1 => (queue(), partition(), group(), any::<u64>(), 1_u32..=1024).prop_map(
+            |(queue, partition, group, before, limit)| RequestBody::ScanFinished {
+                queue, partition, group, before, limit
+            }),
+        1 => (queue(), partition(), group()).prop_map(
+            |(queue, partition, group)| RequestBody::GetPartition { queue, partition, group }),
+        1 => group().prop_map(|group| RequestBody::ListWorkers { group }),
+        1 => scan().prop_map(RequestBody::ScanJobs),
         1 => Just(RequestBody::Status),
         1 => Just(RequestBody::Bye),
     ];
@@ -290,11 +427,12 @@ prop_compose! {
         name in "[a-z]{1,9}",
         version in any::<u32>(),
         paused in any::<bool>(),
+        draining in any::<bool>(),
         groups in vec(group(), 1..4),
         settings in settings(),
         created in any::<bool>(),
     ) -> QueueInfo {
-        QueueInfo { uid, name, version, paused, groups, settings, created }
+        QueueInfo { uid, name, version, paused, draining, groups, settings, created }
     }
 }
 
@@ -363,11 +501,18 @@ fn outcome() -> impl Strategy<Value = Outcome> {
         )),
         vec(item, 0..5).prop_map(Outcome::Items),
         any::<u32>().prop_map(|handled| Outcome::Advanced { handled }),
+        (any::<[u32; 2]>(), option::of(any::<u64>())).prop_map(|([matched, scanned], next_seq)| {
+            Outcome::Swept {
+                matched,
+                scanned,
+                next_seq,
+            }
+        }),
     ]
 }
 
-fn stats(numbers: [u64; 13], oldest: Option<u64>) -> QueueStats {
-    let [a, b, c, d, e, f, g, h, i, j, k, l, m] = numbers;
+fn stats(numbers: [u64; 14], oldest: Option<u64>) -> QueueStats {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n] = numbers;
     QueueStats {
         pending: a,
         delayed: b,
@@ -382,6 +527,7 @@ fn stats(numbers: [u64; 13], oldest: Option<u64>) -> QueueStats {
         expired_total: k,
         dead_total: l,
         cancelled_total: m,
+        retained: n,
         oldest_pending: oldest.map(WallTime),
     }
 }
@@ -411,6 +557,7 @@ prop_compose! {
                         base: LogIndex(base),
                         sessions,
                         halted,
+                        machine_version: 1,
                     }
                 })
                 .collect(),
@@ -437,7 +584,22 @@ fn reply() -> impl Strategy<Value = Reply> {
             leader,
             maybe_applied,
         });
-    let with_stats = (queue_info(), any::<[u64; 13]>(), option::of(any::<u64>()))
+    let worker_session = (
+        session_id(),
+        any::<(u64, u32, u64, bool)>(),
+        option::of(worker_info()),
+    )
+        .prop_map(
+            |(session, (leases, waiting, silent_ms, ended), worker)| WorkerSession {
+                session,
+                leases,
+                waiting,
+                silent_ms,
+                ended,
+                worker,
+            },
+        );
+    let with_stats = (queue_info(), any::<[u64; 14]>(), option::of(any::<u64>()))
         .prop_map(|(info, numbers, oldest)| (info, stats(numbers, oldest)));
     let body = prop_oneof![
         4 => outcome().prop_map(ReplyBody::Outcome),
@@ -448,6 +610,17 @@ fn reply() -> impl Strategy<Value = Reply> {
         1 => shard_status().prop_map(ReplyBody::Status),
         1 => vec((group(), session_id()), 0..4)
             .prop_map(|unknown| ReplyBody::HeartbeatTaken { unknown }),
+        1 => finished_job().prop_map(|job| ReplyBody::Finished(Box::new(job))),
+        1 => any::<u64>().prop_map(ReplyBody::Ready),
+        1 => (vec(job_view(), 0..3), any::<[u64; 2]>(), option::of(cursor())).prop_map(
+            |(jobs, [matched, scanned], next)| ReplyBody::JobPage(JobPage {
+                jobs, matched, scanned, next
+            })),
+        1 => (vec(finished_job(), 0..3), any::<u64>()).prop_map(
+            |(jobs, next)| ReplyBody::FinishedPage(FinishedPage { jobs, next })),
+        1 => (any::<[u64; 14]>(), option::of(any::<u64>()))
+            .prop_map(|(numbers, oldest)| ReplyBody::Partition(stats(numbers, oldest))),
+        1 => vec(worker_session, 0..3).prop_map(ReplyBody::Workers),
         1 => error.prop_map(ReplyBody::Error),
     ];
     let stamp = option::of((group(), any::<u64>(), any::<u64>()));
@@ -507,8 +680,19 @@ proptest! {
     #[test]
     fn commands_come_back(command in any_command()) {
         let payload = encode_command(&command);
-        prop_assert_eq!(decode_command(&payload, 1), Ok(command));
-        prop_assert_eq!(decode_command(&payload, 2), Err(WireError::MachineVersion(2)));
+        for version in 1..=MACHINE_VERSION {
+            let decoded = decode_command(&payload, version);
+            if version >= command.op.since() {
+                prop_assert_eq!(decoded, Ok(command.clone()));
+            } else {
+                let newer = WireError::UnknownOperation("a command of its version");
+                prop_assert_eq!(decoded, Err(newer));
+            }
+        }
+        for unknown in [0, MACHINE_VERSION + 1] {
+            let refused = Err(WireError::MachineVersion(unknown));
+            prop_assert_eq!(decode_command(&payload, unknown), refused);
+        }
     }
 
     #[test]
@@ -625,6 +809,7 @@ fn every_bound_is_named() {
         name: name.to_owned(),
         settings: QueueSettings::default(),
         must_be_new: false,
+        groups: 0,
     };
     let call = |seq, lowest, window| SessionCall {
         id: SessionId(1),

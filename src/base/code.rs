@@ -139,6 +139,8 @@ codes! {
     TooManySessions = 4117,
     /// No ids are left in this group.
     IdsExhausted = 4118,
+    /// The queue is being drained: it takes no jobs.
+    Draining = 4119,
 
     /// A segment of the log is damaged.
     LogDamaged = 5001,

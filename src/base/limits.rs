@@ -47,6 +47,10 @@ pub const REASON_BYTES_MAX: usize = 256;
 pub const RESULT_BYTES_MAX: usize = 4 << 10;
 /// A worker's name, in bytes.
 pub const WORKER_NAME_BYTES_MAX: usize = 128;
+/// Tags of a worker, each at most [`WORKER_NAME_BYTES_MAX`] long.
+pub const WORKER_TAGS_MAX: usize = 16;
+/// Jobs that one step of a scan or a sweep looks at.
+pub const SCAN_STEP_JOBS: usize = 4096;
 
 /// Priority classes; 0 is served first.
 pub const PRIORITIES: usize = 8;

@@ -53,6 +53,7 @@ impl Error {
             Rejection::Reattach => "the leases of the session were ended",
             Rejection::TooManySessions => "the group has as many sessions as it may",
             Rejection::IdsExhausted => "no ids are left in this group",
+            Rejection::Draining => "the queue is being drained: it takes no jobs",
         };
         Self::new(code, message)
     }

@@ -468,6 +468,7 @@ impl Client {
             name: name.to_owned(),
             settings,
             must_be_new,
+            groups: 0,
         };
         match self.command(self.home_group(name)?, op).await? {
             Outcome::Queue(info) => Ok(info),

@@ -4,7 +4,7 @@
 //! command or field is a new machine version. Each acts on one group; those with items have one
 //! outcome per item and no atomicity over them beyond being one entry.
 
-use crate::base::ids::{GroupId, JobId, Partition, QueueUid, SessionId, Token};
+use crate::base::ids::{GroupId, JobId, LogIndex, Partition, QueueUid, SessionId, Token};
 use bytes::Bytes;
 
 /// A command with the session that asks it.
@@ -84,6 +84,9 @@ pub enum Op {
         settings: QueueSettings,
         /// Refuse with [`Rejection::QueueExists`] instead of answering the one that is there.
         must_be_new: bool,
+        /// By the leader: how many groups the cluster has, a power of two, over which partitions
+        /// are placed. 0 in machine version 1, where the only partition lives at home.
+        groups: u32,
     },
     /// Replaces the settings.
     AlterQueue {
@@ -104,7 +107,13 @@ pub enum Op {
         /// The queue.
         queue: QueueUid,
     },
-    /// Hands out jobs again.
+    /// Takes no more jobs ([`Rejection::Draining`]); those that are there are handed out. Machine
+    /// version 2.
+    DrainQueue {
+        /// The queue.
+        queue: QueueUid,
+    },
+    /// Hands out jobs again, and takes new ones: ends a pause and a drain.
     ResumeQueue {
         /// The queue.
         queue: QueueUid,
@@ -182,6 +191,36 @@ pub enum Op {
         items: Vec<JobId>,
     },
 
+    /// Requeues or deletes dead jobs that a filter lets through: the next ones of a partition, in a
+    /// bounded step, by sequence. Machine version 2.
+    SweepDead {
+        /// The queue.
+        queue: QueueUid,
+        /// The partition.
+        partition: Partition,
+        /// What becomes of them.
+        action: SweepAction,
+        /// Which ones.
+        filter: JobFilter,
+        /// Looks at dead jobs from this sequence on.
+        from_seq: u64,
+        /// Acts on at most so many, 1 to [`ITEMS_MAX`](crate::base::limits::ITEMS_MAX).
+        limit: u32,
+    },
+
+    /// By the leader of the group of some partitions: does what the home group of their queue asks.
+    /// Changes of one home group arrive in the order of its log; one that was applied is answered
+    /// as done again. Machine version 2.
+    ChangePartitions(PartitionChange),
+    /// By the leader of a queue's home group: a group has done what the change at `home_index` of
+    /// this group's log asked of it. Machine version 2.
+    PartitionsChanged {
+        /// The group that has done it.
+        group: GroupId,
+        /// The place of the change in the home group's log.
+        home_index: LogIndex,
+    },
+
     /// By the leader: handles what is due at this entry's time, in a fixed order: delays of group
     /// time, run-ats, leases, times to live, idempotency keys.
     Advance {
@@ -193,6 +232,75 @@ pub enum Op {
         /// Milliseconds.
         offset_ms: i64,
     },
+}
+
+impl Op {
+    /// The machine version that brought it: a group of a lower one refuses it.
+    #[must_use]
+    pub fn since(&self) -> u16 {
+        match self {
+            Self::DrainQueue { .. }
+            | Self::SweepDead { .. }
+            | Self::ChangePartitions(_)
+            | Self::PartitionsChanged { .. } => 2,
+            Self::CreateQueue { groups, .. } if *groups != 0 => 2,
+            _ => 1,
+        }
+    }
+}
+
+/// What a home group asks of the group of some of a queue's partitions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PartitionChange {
+    /// The home group.
+    pub home: GroupId,
+    /// The place of the change in its log.
+    pub home_index: LogIndex,
+    /// The queue.
+    pub queue: QueueUid,
+    /// Its partitions that live in the group, rising.
+    pub partitions: Vec<Partition>,
+    /// What they follow from now on; `None` removes them with all their jobs.
+    pub config: Option<PartitionConfig>,
+}
+
+/// The state of a queue's home record that its partitions follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartitionConfig {
+    /// The version of the record.
+    pub version: u32,
+    /// Hands out no jobs.
+    pub paused: bool,
+    /// Takes no jobs.
+    pub draining: bool,
+    /// The settings of the queue; each partition takes its share of the bounds.
+    pub settings: QueueSettings,
+}
+
+/// What a sweep does to the dead jobs that it finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum SweepAction {
+    /// They become pending, with their attempts counted anew.
+    Requeue = 1,
+    /// They are removed.
+    Delete = 2,
+}
+
+/// What a job must be like; all conditions that are given hold together. The default lets every job
+/// through.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct JobFilter {
+    /// The last failure contains these bytes, at most 256; empty = any.
+    pub reason_contains: Bytes,
+    /// This priority.
+    pub priority: Option<u8>,
+    /// Enqueued at or after this wall time, in milliseconds since 1970; 0 = any.
+    pub enqueued_from_ms: u64,
+    /// Enqueued before this wall time, in milliseconds since 1970; 0 = any.
+    pub enqueued_before_ms: u64,
+    /// Granted at least so often.
+    pub attempts_min: u32,
 }
 
 /// A job to be.
@@ -319,11 +427,11 @@ pub struct QueueSettings {
     pub jobs_max: u64,
     /// Payload bytes of the queue; 0 = no bound.
     pub bytes_max: u64,
-    /// Finished jobs kept with their results; 0 in machine version 1.
+    /// Finished jobs kept with their results, the last ones; 0 in machine version 1.
     pub retain: u32,
     /// Whether dead jobs are kept.
     pub dead: DeadPolicy,
-    /// Partitions, fixed at creation; 1 in machine version 1.
+    /// Partitions, from 1, fixed at creation; 1 in machine version 1.
     pub partitions: u8,
 }
 
@@ -388,6 +496,15 @@ pub enum Outcome {
     Leased(Vec<Grant>),
     /// One outcome per item, in order.
     Items(Vec<ItemOutcome>),
+    /// Dead jobs were swept.
+    Swept {
+        /// Jobs acted on.
+        matched: u32,
+        /// Jobs looked at.
+        scanned: u32,
+        /// The sequence to go on from; `None` = all were looked at.
+        next_seq: Option<u64>,
+    },
     /// What was due is handled.
     Advanced {
         /// How many things.
@@ -449,6 +566,8 @@ pub struct QueueInfo {
     pub version: u32,
     /// Whether it hands out no jobs.
     pub paused: bool,
+    /// Whether it takes no jobs.
+    pub draining: bool,
     /// The group of each partition.
     pub groups: Vec<GroupId>,
     /// Its settings.
@@ -469,7 +588,7 @@ pub enum Rejection {
     VersionMismatch = 3,
     /// A name, setting or field is out of its bounds.
     Invalid = 4,
-    /// Machine version 1 cannot do this.
+    /// The group's machine version cannot do this.
     Unsupported = 5,
     /// The queue is at its bound of jobs or bytes, or the group at its bound of queues.
     QuotaExceeded = 6,
@@ -497,11 +616,13 @@ pub enum Rejection {
     TooManySessions = 17,
     /// The group has made as many queues, or the partition as many jobs, as ids allow.
     IdsExhausted = 18,
+    /// The queue is being drained: it takes no jobs.
+    Draining = 19,
 }
 
 impl Rejection {
     /// Every rejection, for tables and tests.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::QueueChanged,
         Self::QueueExists,
         Self::VersionMismatch,
@@ -520,6 +641,7 @@ impl Rejection {
         Self::Reattach,
         Self::TooManySessions,
         Self::IdsExhausted,
+        Self::Draining,
     ];
 
     /// The rejection of a stored or sent number.

@@ -58,6 +58,7 @@ impl QueueRecord {
             name: self.name.clone(),
             version: self.version,
             paused: self.paused,
+            draining: false,
             groups: self.groups.clone(),
             settings: self.settings,
             created,
@@ -185,6 +186,7 @@ impl JobQueue {
                 name,
                 settings,
                 must_be_new,
+                ..
             } => self.create_queue(name, settings, *must_be_new),
             Op::AlterQueue {
                 queue,
@@ -229,6 +231,11 @@ impl JobQueue {
                 self.each(items, |machine, job| machine.requeue_dead(*job))
             }
             Op::DeleteDead { items } => self.each(items, |machine, job| machine.delete_dead(*job)),
+
+            Op::DrainQueue { .. }
+            | Op::SweepDead { .. }
+            | Op::ChangePartitions(_)
+            | Op::PartitionsChanged { .. } => Outcome::Rejected(Rejection::Unsupported),
 
             Op::Advance { limit } => self.advance(*limit),
             Op::SetWallOffset { offset_ms } => self.set_wall_offset(*offset_ms),
@@ -467,6 +474,8 @@ fn window_of(op: &Op) -> Option<Window> {
         | Op::Attach { .. }
         | Op::EndLeases { .. }
         | Op::DropSession { .. }
+        | Op::ChangePartitions(_)
+        | Op::PartitionsChanged { .. }
         | Op::Advance { .. }
         | Op::SetWallOffset { .. } => None,
         Op::Lease { .. } => Some(Window::Polls),
@@ -474,7 +483,9 @@ fn window_of(op: &Op) -> Option<Window> {
         | Op::AlterQueue { .. }
         | Op::DeleteQueue { .. }
         | Op::PauseQueue { .. }
+        | Op::DrainQueue { .. }
         | Op::ResumeQueue { .. }
+        | Op::SweepDead { .. }
         | Op::Purge { .. }
         | Op::Enqueue { .. }
         | Op::Extend { .. }

@@ -1,10 +1,11 @@
 //! Outcomes in bytes, as sessions keep them until their client has seen them.
 //!
 //! A tag u8, then, little-endian: 1 Done; 2 Rejected: rejection u16; 3 Queue: uid u64, version u32,
-//! paused u8, created u8, groups u16 and each u16, name length u16 and name, settings (64);
+//! paused u8 (1) and draining (2), created u8, groups u16 and each u16, name length u16 and name, settings (64);
 //! 4 Purged: jobs u64; 5 Enqueued: count u16 and for each a tag u8 (1 new, 2 existing: job id 16
 //! bytes as sent; 3 rejected: u16); 6 Leased: count u16 and for each job id 16, lease_gen u32,
-//! attempt u16, lease_ms u32; 7 Items: count u16 and for each u16, 0 done, else the rejection.
+//! attempt u16, lease_ms u32; 7 Items: count u16 and for each u16, 0 done, else the rejection;
+//! 8 Swept: matched u32, scanned u32, 0 or 1 u8 and, if 1, the next sequence u64.
 //!
 //! What answers a command without a place in a session (open, attach, advance) is never kept.
 
@@ -53,6 +54,19 @@ pub(super) fn put_outcome(out: &mut Vec<u8>, outcome: &Outcome) {
                 out.extend_from_slice(&raw.to_le_bytes());
             }
         }
+        Outcome::Swept {
+            matched,
+            scanned,
+            next_seq,
+        } => {
+            out.push(8);
+            out.extend_from_slice(&matched.to_le_bytes());
+            out.extend_from_slice(&scanned.to_le_bytes());
+            out.push(u8::from(next_seq.is_some()));
+            if let Some(seq) = next_seq {
+                out.extend_from_slice(&seq.to_le_bytes());
+            }
+        }
         Outcome::SessionOpened { .. } | Outcome::Attached { .. } | Outcome::Advanced { .. } => {
             panic!("{outcome:?} answers a command that has no place in a session");
         }
@@ -70,6 +84,14 @@ pub(super) fn read_outcome(bytes: &[u8]) -> Read<Outcome> {
         5 => Outcome::Enqueued(read_list(&mut from, read_enqueued)?),
         6 => Outcome::Leased(read_list(&mut from, read_grant)?),
         7 => Outcome::Items(read_list(&mut from, read_item)?),
+        8 => Outcome::Swept {
+            matched: from.u32()?,
+            scanned: from.u32()?,
+            next_seq: match from.flag()? {
+                true => Some(from.u64()?),
+                false => None,
+            },
+        },
         _ => return Err("an outcome has an unknown tag"),
     };
     from.end()?;
@@ -150,7 +172,8 @@ fn read_item(from: &mut Reader<'_>) -> Read<ItemOutcome> {
 fn put_info(out: &mut Vec<u8>, info: &QueueInfo) {
     out.extend_from_slice(&info.uid.to_u64().to_le_bytes());
     out.extend_from_slice(&info.version.to_le_bytes());
-    out.extend_from_slice(&[u8::from(info.paused), u8::from(info.created)]);
+    let rest = u8::from(info.paused) | u8::from(info.draining) << 1;
+    out.extend_from_slice(&[rest, u8::from(info.created)]);
     out.extend_from_slice(&len_u16(info.groups.len()).to_le_bytes());
     for group in &info.groups {
         out.extend_from_slice(&group.0.to_le_bytes());
@@ -163,7 +186,10 @@ fn put_info(out: &mut Vec<u8>, info: &QueueInfo) {
 fn read_info(from: &mut Reader<'_>) -> Read<QueueInfo> {
     let uid = QueueUid::from_u64(from.u64()?).ok_or("an outcome names an impossible queue")?;
     let version = from.u32()?;
-    let paused = from.flag()?;
+    let rest = from.u8()?;
+    if rest > 3 {
+        return Err("an outcome has a queue in an unknown mode");
+    }
     let created = from.flag()?;
     let groups = read_list(from, |from| Ok(GroupId(from.u16()?)))?;
     let name_len = usize::from(from.u16()?);
@@ -175,7 +201,8 @@ fn read_info(from: &mut Reader<'_>) -> Read<QueueInfo> {
         uid,
         name,
         version,
-        paused,
+        paused: rest & 1 != 0,
+        draining: rest & 2 != 0,
         groups,
         settings: read_settings(from)?,
         created,
@@ -201,6 +228,7 @@ pub(super) mod tests {
                 name: "mail".to_owned(),
                 version: 2,
                 paused: true,
+                draining: true,
                 groups: vec![GroupId(3)],
                 settings: QueueSettings::default(),
                 created: true,
@@ -216,6 +244,16 @@ pub(super) mod tests {
                 attempt: 2,
                 lease_ms: 30_000,
             }]),
+            Outcome::Swept {
+                matched: 3,
+                scanned: 7,
+                next_seq: None,
+            },
+            Outcome::Swept {
+                matched: 1024,
+                scanned: 2000,
+                next_seq: Some(9),
+            },
             Outcome::Items(vec![
                 ItemOutcome::Done,
                 ItemOutcome::Rejected(Rejection::LeaseLost),

@@ -52,6 +52,7 @@ fn create(machine: &mut JobQueue, name: &str) -> Outcome {
         name: name.to_owned(),
         settings: QueueSettings::default(),
         must_be_new: false,
+        groups: 0,
     };
     apply(machine, 0, op)
 }
@@ -604,6 +605,7 @@ fn a_group_has_a_bounded_number_of_queues() {
             name,
             settings,
             must_be_new,
+            groups: 0,
         };
         let at = ApplyAt {
             index: LogIndex(n + 1),
@@ -620,6 +622,7 @@ fn a_group_has_a_bounded_number_of_queues() {
         name: "one-more".to_owned(),
         settings,
         must_be_new: true,
+        groups: 0,
     };
     let refused = apply(&mut machine, 1, op);
     assert_eq!(refused, Outcome::Rejected(Rejection::QuotaExceeded));

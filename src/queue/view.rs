@@ -76,6 +76,80 @@ pub struct JobView {
     pub body: Body,
 }
 
+/// A job that is over, as a queue with `retain` remembers it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FinishedJob {
+    /// The job.
+    pub id: JobId,
+    /// How it ended.
+    pub end: JobEnd,
+    /// Grants that it had.
+    pub attempts: u16,
+    /// When it was enqueued.
+    pub enqueued_at: WallTime,
+    /// When it ended.
+    pub finished_at: WallTime,
+    /// What its worker gave back, at most 4 KiB; only of a completed job.
+    pub result: Option<Bytes>,
+    /// Its place among the finished jobs of its partition, rising from 1.
+    pub place: u64,
+}
+
+/// How a job ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum JobEnd {
+    /// Acknowledged by its worker.
+    Completed = 1,
+    /// Cancelled.
+    Cancelled = 2,
+    /// It used up its attempts or its time, in a queue that keeps no dead jobs.
+    Dropped = 3,
+}
+
+impl JobEnd {
+    /// The end of a stored number.
+    #[must_use]
+    pub fn from_u8(raw: u8) -> Option<Self> {
+        [Self::Completed, Self::Cancelled, Self::Dropped]
+            .into_iter()
+            .find(|end| *end as u8 == raw)
+    }
+}
+
+/// A place in the order of a scan: pending jobs stand by priority and sequence, others by sequence
+/// (and priority 0).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct JobCursor {
+    /// The priority.
+    pub priority: u8,
+    /// The sequence.
+    pub seq: u64,
+}
+
+/// A page of a scan. A step looks at a bounded number of jobs, so that it may be empty and yet not
+/// the last.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct JobPage {
+    /// Jobs that the filter let through.
+    pub jobs: Vec<JobView>,
+    /// How many the filter let through; more than are listed only where none was asked for.
+    pub matched: u64,
+    /// How many were looked at.
+    pub scanned: u64,
+    /// Where to go on; `None` = this was the last page.
+    pub next: Option<JobCursor>,
+}
+
+/// A page of finished jobs, the newest first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FinishedPage {
+    /// Finished jobs.
+    pub jobs: Vec<FinishedJob>,
+    /// Go on before this place; 0 = this was the last page.
+    pub next: u64,
+}
+
 /// Counters of a queue (over the partitions of this group).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QueueStats {
@@ -105,6 +179,8 @@ pub struct QueueStats {
     pub dead_total: u64,
     /// Jobs cancelled.
     pub cancelled_total: u64,
+    /// Finished jobs retained.
+    pub retained: u64,
     /// When the oldest pending job was enqueued.
     pub oldest_pending: Option<WallTime>,
 }

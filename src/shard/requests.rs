@@ -69,8 +69,13 @@ impl ShardEngine {
             RequestBody::Command { group, .. }
             | RequestBody::GetJobByKey { group, .. }
             | RequestBody::Peek { group, .. }
+            | RequestBody::Watch { group, .. }
+            | RequestBody::ScanFinished { group, .. }
+            | RequestBody::GetPartition { group, .. }
+            | RequestBody::ListWorkers { group }
             | RequestBody::ListQueues { group } => Some(*group),
-            RequestBody::GetJob { job } => Some(job.group()),
+            RequestBody::ScanJobs(scan) => Some(scan.group),
+            RequestBody::GetJob { job } | RequestBody::WaitJob { job, .. } => Some(job.group()),
             RequestBody::GetQueue { name, .. } => Some(home_group(name, self.config.groups)),
             RequestBody::Heartbeat { .. } | RequestBody::Status | RequestBody::Bye => None,
         }
@@ -92,7 +97,7 @@ impl ShardEngine {
 
     fn on_shard_request(&mut self, from: Origin, request: Request) {
         let body = match request.body {
-            RequestBody::Heartbeat { sessions } => {
+            RequestBody::Heartbeat { sessions, .. } => {
                 let unknown = |at: &(GroupId, SessionId)| !self.on_heartbeat(from, at.0, at.1);
                 ReplyBody::HeartbeatTaken {
                     unknown: sessions.into_iter().filter(unknown).collect(),
@@ -162,7 +167,8 @@ impl ShardEngine {
                     .peek(uid, partition, state, limit)
                     .map(ReplyBody::Jobs)
             }
-            _ => Ok(ReplyBody::Queues(queue.queues())),
+            RequestBody::ListQueues { .. } => Ok(ReplyBody::Queues(queue.queues())),
+            _ => Err(Rejection::Unsupported),
         };
         answer.unwrap_or_else(|rejection| ReplyBody::Outcome(Outcome::Rejected(rejection)))
     }
@@ -188,6 +194,7 @@ impl ShardEngine {
             name: name.to_owned(),
             settings,
             must_be_new: false,
+            groups: 0,
         };
         if self.stopping() {
             return Err(Refusal::new(
@@ -221,6 +228,11 @@ impl ShardEngine {
             return Err(Refusal::new(Code::Stopping, message));
         }
         self.admit(&command.op)?;
+        if command.op.since() > self.groups[slot].queue.version() {
+            let rejected = Outcome::Rejected(Rejection::Unsupported);
+            self.reply(from, request, None, ReplyBody::Outcome(rejected));
+            return Ok(());
+        }
         if let Some(call) = command.session {
             self.hear(from, slot, call.id);
             if call.seq >= call.lowest.saturating_add(window(call)) {
@@ -503,6 +515,7 @@ impl ShardEngine {
                 Phase::Halted(why) => why.clone(),
                 Phase::Loading | Phase::Serving => String::new(),
             },
+            machine_version: group.queue.version(),
         };
         let uptime = self.now.mono.since(self.started).as_millis();
         ShardStatus {

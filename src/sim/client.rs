@@ -128,7 +128,12 @@ impl SimClient {
             13 => self.give_back(prng),
             14 => {
                 let sessions = self.session.iter().map(|s| (self.group, s.id)).collect();
-                Some(self.send(RequestBody::Heartbeat { sessions }, Purpose::Other, None))
+                let worker = None;
+                Some(self.send(
+                    RequestBody::Heartbeat { sessions, worker },
+                    Purpose::Other,
+                    None,
+                ))
             }
             _ => self.extend(prng),
         }

@@ -11,17 +11,20 @@ use crate::base::ids::{ClusterId, GroupId, NodeId, SessionId};
 use crate::base::limits::{
     HEADERS_BYTES_MAX, HEADERS_MAX, ITEMS_MAX, KEY_BYTES_MAX, PAYLOAD_BYTES_HARD_MAX,
     POLL_WAIT_MS_MAX, PRIORITIES, QUEUE_NAME_BYTES_MAX, REASON_BYTES_MAX, RESULT_BYTES_MAX,
+    WORKER_NAME_BYTES_MAX, WORKER_TAGS_MAX,
 };
-use crate::queue::command::{Command, NewJob, Op, SessionCall, Window};
-use crate::queue::view::JobState;
+use crate::queue::command::{Command, JobFilter, NewJob, Op, SessionCall, Window};
+use crate::queue::view::{JobCursor, JobState};
 use crate::wire::command::{
-    command_from_pb, command_to_pb, id_from_pb, id_to_pb, partition_from_pb, queue_from_pb,
-    try_each, u16_from_pb,
+    command_from_pb, command_to_pb, filter_from_pb, filter_to_pb, group_from_pb, id_from_pb,
+    id_to_pb, partition_from_pb, queue_from_pb, try_each, u8_from_pb, u16_from_pb,
 };
 use crate::wire::error::{WireError, malformed};
 use crate::wire::frame::{FrameKind, encode_frame};
 use crate::wire::generated as pb;
-use crate::wire::message::{ClientHello, NodeAddresses, Request, RequestBody, ServerHello};
+use crate::wire::message::{
+    ClientHello, NodeAddresses, Request, RequestBody, ScanJobs, ServerHello, WorkerInfo,
+};
 use bytes::{Bytes, BytesMut};
 use pb::request::Body as PbRequest;
 use prost::Message;
@@ -182,8 +185,50 @@ pub fn encode_request(request: &Request, out: &mut BytesMut) {
         RequestBody::ListQueues { group } => PbRequest::ListQueues(pb::ListQueues {
             group: group.0.into(),
         }),
-        RequestBody::Heartbeat { sessions } => PbRequest::Heartbeat(pb::Heartbeat {
+        RequestBody::WaitJob { job, wait_ms } => PbRequest::WaitJob(pb::WaitJob {
+            job: id_to_pb(*job),
+            wait_ms: *wait_ms,
+        }),
+        RequestBody::Watch {
+            queue,
+            partition,
+            group,
+            wait_ms,
+        } => PbRequest::Watch(pb::Watch {
+            queue: queue.to_u64(),
+            partition: partition.0.into(),
+            group: group.0.into(),
+            wait_ms: *wait_ms,
+        }),
+        RequestBody::ScanJobs(scan) => PbRequest::ScanJobs(scan_to_pb(scan)),
+        RequestBody::ScanFinished {
+            queue,
+            partition,
+            group,
+            before,
+            limit,
+        } => PbRequest::ScanFinished(pb::ScanFinished {
+            queue: queue.to_u64(),
+            partition: partition.0.into(),
+            group: group.0.into(),
+            before: *before,
+            limit: *limit,
+        }),
+        RequestBody::GetPartition {
+            queue,
+            partition,
+            group,
+        } => PbRequest::GetPartition(pb::GetPartition {
+            queue: queue.to_u64(),
+            partition: partition.0.into(),
+            group: group.0.into(),
+        }),
+        RequestBody::ListWorkers { group } => PbRequest::ListWorkers(pb::ListWorkers {
+            group: group.0.into(),
+        }),
+        RequestBody::Heartbeat { sessions, worker } => PbRequest::Heartbeat(pb::Heartbeat {
             sessions: sessions_to_pb(sessions),
+            worker: worker.as_ref().map(worker_to_pb),
         }),
         RequestBody::Status => PbRequest::Status(pb::Empty {}),
         RequestBody::Bye => PbRequest::Bye(pb::Empty {}),
@@ -193,6 +238,19 @@ pub fn encode_request(request: &Request, out: &mut BytesMut) {
         body: Some(body),
     };
     encode_message(FrameKind::Request, &message, out);
+}
+
+fn scan_to_pb(scan: &ScanJobs) -> pb::ScanJobs {
+    pb::ScanJobs {
+        queue: scan.queue.to_u64(),
+        partition: scan.partition.0.into(),
+        group: scan.group.0.into(),
+        state: scan.state as i32,
+        filter: Some(filter_to_pb(&scan.filter)),
+        cursor: scan.cursor.map(cursor_to_pb),
+        limit: scan.limit,
+        bodies: scan.bodies,
+    }
 }
 
 /// A request that is not let through.
@@ -279,10 +337,62 @@ fn request_body_from_pb(body: PbRequest) -> Result<RequestBody, WireError> {
             check_len("sessions", request.sessions.len(), 0, ITEMS_MAX)?;
             RequestBody::Heartbeat {
                 sessions: sessions_from_pb(request.sessions)?,
+                worker: request.worker.map(worker_from_pb).transpose()?,
             }
         }
+        PbRequest::WaitJob(request) => {
+            check_wait(request.wait_ms)?;
+            RequestBody::WaitJob {
+                job: id_from_pb("job", &request.job)?,
+                wait_ms: request.wait_ms,
+            }
+        }
+        PbRequest::Watch(request) => {
+            check_wait(request.wait_ms)?;
+            RequestBody::Watch {
+                queue: queue_from_pb(request.queue)?,
+                partition: partition_from_pb(request.partition)?,
+                group: group_from_pb(request.group)?,
+                wait_ms: request.wait_ms,
+            }
+        }
+        PbRequest::ScanJobs(request) => RequestBody::ScanJobs(scan_from_pb(request)?),
+        PbRequest::ScanFinished(request) => {
+            check_range("limit", request.limit.into(), 1, ITEMS_MAX as u64)?;
+            RequestBody::ScanFinished {
+                queue: queue_from_pb(request.queue)?,
+                partition: partition_from_pb(request.partition)?,
+                group: group_from_pb(request.group)?,
+                before: request.before,
+                limit: request.limit,
+            }
+        }
+        PbRequest::GetPartition(request) => RequestBody::GetPartition {
+            queue: queue_from_pb(request.queue)?,
+            partition: partition_from_pb(request.partition)?,
+            group: group_from_pb(request.group)?,
+        },
+        PbRequest::ListWorkers(request) => RequestBody::ListWorkers {
+            group: group_from_pb(request.group)?,
+        },
         PbRequest::Status(_) => RequestBody::Status,
         PbRequest::Bye(_) => RequestBody::Bye,
+    })
+}
+
+fn scan_from_pb(request: pb::ScanJobs) -> Result<ScanJobs, WireError> {
+    check_range("limit", request.limit.into(), 0, ITEMS_MAX as u64)?;
+    let filter = filter_from_pb(request.filter)?;
+    check_filter(&filter)?;
+    Ok(ScanJobs {
+        queue: queue_from_pb(request.queue)?,
+        partition: partition_from_pb(request.partition)?,
+        group: group_from_pb(request.group)?,
+        state: state_from_pb(request.state)?,
+        filter,
+        cursor: request.cursor.map(cursor_from_pb).transpose()?,
+        limit: request.limit,
+        bodies: request.bodies,
     })
 }
 
@@ -322,6 +432,17 @@ fn check_range(field: &'static str, got: u64, min: u64, max: u64) -> Result<(), 
     }
 }
 
+fn check_wait(wait_ms: u32) -> Result<(), WireError> {
+    check_range("wait_ms", wait_ms.into(), 0, POLL_WAIT_MS_MAX)
+}
+
+fn check_filter(filter: &JobFilter) -> Result<(), WireError> {
+    let reason = filter.reason_contains.len();
+    check_len("reason_contains", reason, 0, REASON_BYTES_MAX)?;
+    let class = filter.priority.unwrap_or(0);
+    check_range("priority", class.into(), 0, PRIORITIES as u64 - 1)
+}
+
 fn check_len(field: &'static str, got: usize, min: usize, max: usize) -> Result<(), WireError> {
     if (min..=max).contains(&got) {
         Ok(())
@@ -340,7 +461,7 @@ fn check_command(command: &mut Command, wait_ms: u32) -> Result<(), WireError> {
     if let Some(call) = &command.session {
         check_session_call(call, matches!(command.op, Op::Lease { .. }))?;
     }
-    check_range("wait_ms", wait_ms.into(), 0, POLL_WAIT_MS_MAX)?;
+    check_wait(wait_ms)?;
     if wait_ms > 0 && !matches!(command.op, Op::Lease { .. }) {
         return Err(WireError::Contradiction("only a lease can wait"));
     }
@@ -349,6 +470,8 @@ fn check_command(command: &mut Command, wait_ms: u32) -> Result<(), WireError> {
         Op::DropSession { .. } => return Err(WireError::LeaderOnly("DropSession")),
         Op::Advance { .. } => return Err(WireError::LeaderOnly("Advance")),
         Op::SetWallOffset { .. } => return Err(WireError::LeaderOnly("SetWallOffset")),
+        Op::ChangePartitions(_) => return Err(WireError::LeaderOnly("ChangePartitions")),
+        Op::PartitionsChanged { .. } => return Err(WireError::LeaderOnly("PartitionsChanged")),
         Op::OpenSession { .. } | Op::CloseSession { .. } | Op::Attach { .. } => {
             return if command.session.is_none() {
                 Ok(())
@@ -358,10 +481,19 @@ fn check_command(command: &mut Command, wait_ms: u32) -> Result<(), WireError> {
                 ))
             };
         }
-        Op::CreateQueue { name, .. } => return check_queue_name(name),
+        Op::CreateQueue { name, groups, .. } => {
+            // The leader says how many there are, not the client.
+            *groups = 0;
+            return check_queue_name(name);
+        }
+        Op::SweepDead { filter, limit, .. } => {
+            check_filter(filter)?;
+            return check_range("limit", (*limit).into(), 1, ITEMS_MAX as u64);
+        }
         Op::AlterQueue { .. }
         | Op::DeleteQueue { .. }
         | Op::PauseQueue { .. }
+        | Op::DrainQueue { .. }
         | Op::ResumeQueue { .. }
         | Op::Purge { .. } => return Ok(()),
         Op::Lease { max, .. } => {
@@ -432,8 +564,44 @@ fn check_job(job: &NewJob) -> Result<(), WireError> {
     check_len("headers in bytes", header_bytes, 0, HEADERS_BYTES_MAX)
 }
 
-fn group_from_pb(raw: u32) -> Result<GroupId, WireError> {
-    u16_from_pb("group", raw).map(GroupId)
+fn cursor_to_pb(cursor: JobCursor) -> pb::JobCursor {
+    pb::JobCursor {
+        priority: cursor.priority.into(),
+        seq: cursor.seq,
+    }
+}
+
+fn cursor_from_pb(cursor: pb::JobCursor) -> Result<JobCursor, WireError> {
+    Ok(JobCursor {
+        priority: u8_from_pb("priority", cursor.priority)?,
+        seq: cursor.seq,
+    })
+}
+
+fn worker_to_pb(worker: &WorkerInfo) -> pb::WorkerInfo {
+    pb::WorkerInfo {
+        name: worker.name.clone(),
+        tags: worker.tags.clone(),
+        capacity: worker.capacity,
+    }
+}
+
+fn worker_from_pb(worker: pb::WorkerInfo) -> Result<WorkerInfo, WireError> {
+    check_len(
+        "a worker's name",
+        worker.name.len(),
+        0,
+        WORKER_NAME_BYTES_MAX,
+    )?;
+    check_len("a worker's tags", worker.tags.len(), 0, WORKER_TAGS_MAX)?;
+    for tag in &worker.tags {
+        check_len("a worker's tag", tag.len(), 1, WORKER_NAME_BYTES_MAX)?;
+    }
+    Ok(WorkerInfo {
+        name: worker.name,
+        tags: worker.tags,
+        capacity: worker.capacity,
+    })
 }
 
 fn sessions_to_pb(sessions: &[(GroupId, SessionId)]) -> Vec<pb::GroupSession> {

@@ -1,14 +1,17 @@
 //! A [`Command`] as the payload of a log entry, and as part of a request.
 //!
 //! The leader encodes it once; log and peers carry the bytes. `proto/log.proto` is for ever, so
-//! decoding a payload is total on whatever this code ever wrote, and strict beyond: another machine
-//! version, or a field that version 1 does not have, is refused by name and never skipped.
+//! decoding a payload is total on whatever this code ever wrote, and strict beyond: a machine
+//! version that this build does not apply, an operation that the entry's version does not have, or
+//! an unknown field is refused by name and never skipped.
 //! Payloads, keys and values of a decoded command are slices of the entry, not copies.
 
-use crate::base::ids::{JobId, Partition, QueueUid, SessionId, Token};
+use crate::base::ids::{GroupId, JobId, LogIndex, Partition, QueueUid, SessionId, Token};
+use crate::queue::MACHINE_VERSION;
 use crate::queue::command::{
-    AckItem, Backoff, BackoffKind, Command, DeadPolicy, NackItem, NewJob, Op, PurgeStates,
-    QueueSettings, SessionCall, Start, Window,
+    AckItem, Backoff, BackoffKind, Command, DeadPolicy, JobFilter, NackItem, NewJob, Op,
+    PartitionChange, PartitionConfig, PurgeStates, QueueSettings, SessionCall, Start, SweepAction,
+    Window,
 };
 use crate::wire::error::{WireError, malformed};
 use crate::wire::generated as pb;
@@ -16,9 +19,6 @@ use bytes::Bytes;
 use pb::command::Op as PbOp;
 use pb::new_job::Start as PbStart;
 use prost::Message;
-
-/// The version of the job machine whose commands this build reads and writes.
-const MACHINE_VERSION: u16 = 1;
 
 /// The payload of a log entry that asks `command`.
 #[must_use]
@@ -31,7 +31,7 @@ pub fn encode_command(command: &Command) -> Bytes {
 /// # Errors
 /// [`WireError`] if another machine version wrote it, or nothing of ours did.
 pub fn decode_command(payload: &Bytes, machine_version: u16) -> Result<Command, WireError> {
-    if machine_version != MACHINE_VERSION {
+    if !(1..=MACHINE_VERSION).contains(&machine_version) {
         return Err(WireError::MachineVersion(machine_version));
     }
     let message = pb::Command::decode(payload.clone()).map_err(malformed("a command"))?;
@@ -39,7 +39,11 @@ pub fn decode_command(payload: &Bytes, machine_version: u16) -> Result<Command, 
     if unknown != 0 {
         return Err(WireError::UnknownFields(unknown));
     }
-    command_from_pb(message)
+    let command = command_from_pb(message)?;
+    if command.op.since() > machine_version {
+        return Err(WireError::UnknownOperation("a command of its version"));
+    }
+    Ok(command)
 }
 
 pub(super) fn command_to_pb(command: &Command) -> pb::Command {
@@ -138,10 +142,12 @@ fn op_to_pb(op: &Op) -> PbOp {
             name,
             settings,
             must_be_new,
+            groups,
         } => PbOp::CreateQueue(pb::CreateQueue {
             name: name.clone(),
             settings: Some(settings_to_pb(settings)),
             must_be_new: *must_be_new,
+            groups: *groups,
         }),
         Op::AlterQueue {
             queue,
@@ -156,6 +162,9 @@ fn op_to_pb(op: &Op) -> PbOp {
             queue: queue.to_u64(),
         }),
         Op::PauseQueue { queue } => PbOp::PauseQueue(pb::PauseQueue {
+            queue: queue.to_u64(),
+        }),
+        Op::DrainQueue { queue } => PbOp::DrainQueue(pb::DrainQueue {
             queue: queue.to_u64(),
         }),
         Op::ResumeQueue { queue } => PbOp::ResumeQueue(pb::ResumeQueue {
@@ -190,6 +199,28 @@ fn op_to_pb(op: &Op) -> PbOp {
             epoch: *epoch,
             last_seq: *last_seq,
         }),
+        Op::SweepDead {
+            queue,
+            partition,
+            action,
+            filter,
+            from_seq,
+            limit,
+        } => PbOp::SweepDead(pb::SweepDead {
+            queue: queue.to_u64(),
+            partition: partition.0.into(),
+            action: *action as i32,
+            filter: Some(filter_to_pb(filter)),
+            from_seq: *from_seq,
+            limit: *limit,
+        }),
+        Op::ChangePartitions(change) => PbOp::ChangePartitions(change_to_pb(change)),
+        Op::PartitionsChanged { group, home_index } => {
+            PbOp::PartitionsChanged(pb::PartitionsChanged {
+                group: group.0.into(),
+                home_index: home_index.0,
+            })
+        }
         Op::Advance { limit } => PbOp::Advance(pb::Advance { limit: *limit }),
         Op::SetWallOffset { offset_ms } => PbOp::SetWallOffset(pb::SetWallOffset {
             offset_ms: *offset_ms,
@@ -255,6 +286,31 @@ pub(super) fn settings_to_pb(settings: &QueueSettings) -> pb::QueueSettings {
         retain: settings.retain,
         dead: settings.dead as i32,
         partitions: settings.partitions.into(),
+    }
+}
+
+pub(super) fn filter_to_pb(filter: &JobFilter) -> pb::JobFilter {
+    pb::JobFilter {
+        reason_contains: filter.reason_contains.clone(),
+        priority: filter.priority.map(u32::from),
+        enqueued_from_ms: filter.enqueued_from_ms,
+        enqueued_before_ms: filter.enqueued_before_ms,
+        attempts_min: filter.attempts_min,
+    }
+}
+
+fn change_to_pb(change: &PartitionChange) -> pb::ChangePartitions {
+    pb::ChangePartitions {
+        home: change.home.0.into(),
+        home_index: change.home_index.0,
+        queue: change.queue.to_u64(),
+        partitions: change.partitions.iter().map(|part| part.0.into()).collect(),
+        config: change.config.as_ref().map(|config| pb::PartitionConfig {
+            version: config.version,
+            paused: config.paused,
+            draining: config.draining,
+            settings: Some(settings_to_pb(&config.settings)),
+        }),
     }
 }
 
@@ -351,6 +407,7 @@ fn op_from_pb(op: PbOp) -> Result<Op, WireError> {
             name: op.name,
             settings: settings_from_pb(op.settings)?,
             must_be_new: op.must_be_new,
+            groups: op.groups,
         },
         PbOp::AlterQueue(op) => Op::AlterQueue {
             queue: queue_from_pb(op.queue)?,
@@ -361,6 +418,9 @@ fn op_from_pb(op: PbOp) -> Result<Op, WireError> {
             queue: queue_from_pb(op.queue)?,
         },
         PbOp::PauseQueue(op) => Op::PauseQueue {
+            queue: queue_from_pb(op.queue)?,
+        },
+        PbOp::DrainQueue(op) => Op::DrainQueue {
             queue: queue_from_pb(op.queue)?,
         },
         PbOp::ResumeQueue(op) => Op::ResumeQueue {
@@ -392,6 +452,29 @@ fn op_from_pb(op: PbOp) -> Result<Op, WireError> {
             session: SessionId(op.session),
             epoch: op.epoch,
             last_seq: op.last_seq,
+        },
+        PbOp::SweepDead(op) => Op::SweepDead {
+            queue: queue_from_pb(op.queue)?,
+            partition: partition_from_pb(op.partition)?,
+            action: match pb::SweepAction::try_from(op.action) {
+                Ok(pb::SweepAction::Requeue) => SweepAction::Requeue,
+                Ok(pb::SweepAction::Delete) => SweepAction::Delete,
+                Ok(pb::SweepAction::Unspecified) | Err(_) => {
+                    let got = op.action.into();
+                    return Err(WireError::UnknownValue {
+                        field: "sweep action",
+                        got,
+                    });
+                }
+            },
+            filter: filter_from_pb(op.filter)?,
+            from_seq: op.from_seq,
+            limit: op.limit,
+        },
+        PbOp::ChangePartitions(op) => Op::ChangePartitions(change_from_pb(op)?),
+        PbOp::PartitionsChanged(op) => Op::PartitionsChanged {
+            group: group_from_pb(op.group)?,
+            home_index: LogIndex(op.home_index),
         },
         PbOp::Advance(op) => Op::Advance { limit: op.limit },
         PbOp::SetWallOffset(op) => Op::SetWallOffset {
@@ -495,6 +578,39 @@ pub(super) fn settings_from_pb(
     })
 }
 
+/// An absent filter lets every job through.
+pub(super) fn filter_from_pb(filter: Option<pb::JobFilter>) -> Result<JobFilter, WireError> {
+    let filter = filter.unwrap_or_default();
+    Ok(JobFilter {
+        reason_contains: filter.reason_contains,
+        priority: filter
+            .priority
+            .map(|class| u8_from_pb("priority", class))
+            .transpose()?,
+        enqueued_from_ms: filter.enqueued_from_ms,
+        enqueued_before_ms: filter.enqueued_before_ms,
+        attempts_min: filter.attempts_min,
+    })
+}
+
+fn change_from_pb(op: pb::ChangePartitions) -> Result<PartitionChange, WireError> {
+    let config = |config: pb::PartitionConfig| {
+        Ok(PartitionConfig {
+            version: config.version,
+            paused: config.paused,
+            draining: config.draining,
+            settings: settings_from_pb(config.settings)?,
+        })
+    };
+    Ok(PartitionChange {
+        home: group_from_pb(op.home)?,
+        home_index: LogIndex(op.home_index),
+        queue: queue_from_pb(op.queue)?,
+        partitions: try_each(op.partitions, partition_from_pb)?,
+        config: op.config.map(config).transpose()?,
+    })
+}
+
 pub(super) fn token_from_pb(token: &pb::Token) -> Result<Token, WireError> {
     token_from_parts(&token.job, token.lease_gen)
 }
@@ -523,6 +639,10 @@ pub(super) fn queue_from_pb(raw: u64) -> Result<QueueUid, WireError> {
         min: 0,
         max,
     })
+}
+
+pub(super) fn group_from_pb(raw: u32) -> Result<GroupId, WireError> {
+    u16_from_pb("group", raw).map(GroupId)
 }
 
 pub(super) fn partition_from_pb(raw: u32) -> Result<Partition, WireError> {

@@ -10,7 +10,7 @@ pub struct Command {
     /// Numbers below 16 take one byte and are for what is done per job; 9 to 15 are free.
     #[prost(
         oneof = "command::Op",
-        tags = "2, 3, 4, 5, 6, 7, 8, 16, 17, 18, 19, 24, 25, 26, 27, 28, 29, 32, 33, 34, 35, 36, 37"
+        tags = "2, 3, 4, 5, 6, 7, 8, 16, 17, 18, 19, 24, 25, 26, 27, 28, 29, 20, 21, 22, 23, 32, 33, 34, 35, 36, 37"
     )]
     pub op: ::core::option::Option<command::Op>,
 }
@@ -54,6 +54,17 @@ pub mod command {
         ResumeQueue(super::ResumeQueue),
         #[prost(message, tag = "29")]
         Purge(super::Purge),
+        /// Machine version 2.
+        #[prost(message, tag = "20")]
+        DrainQueue(super::DrainQueue),
+        #[prost(message, tag = "21")]
+        SweepDead(super::SweepDead),
+        /// By the leader only.
+        #[prost(message, tag = "22")]
+        ChangePartitions(super::ChangePartitions),
+        /// By the leader only.
+        #[prost(message, tag = "23")]
+        PartitionsChanged(super::PartitionsChanged),
         #[prost(message, tag = "32")]
         OpenSession(super::OpenSession),
         #[prost(message, tag = "33")]
@@ -279,6 +290,9 @@ pub struct CreateQueue {
     /// Refuse instead of answering the one that is there.
     #[prost(bool, tag = "3")]
     pub must_be_new: bool,
+    /// By the leader: the number of groups, over which partitions are placed. Machine version 2.
+    #[prost(uint32, tag = "4")]
+    pub groups: u32,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct QueueSettings {
@@ -329,6 +343,88 @@ pub struct PauseQueue {
 pub struct ResumeQueue {
     #[prost(uint64, tag = "1")]
     pub queue: u64,
+}
+/// Takes no more jobs; hands out those that are there. ResumeQueue ends it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DrainQueue {
+    #[prost(uint64, tag = "1")]
+    pub queue: u64,
+}
+/// Requeues or deletes dead jobs that a filter lets through: the next ones of one partition from a
+/// sequence on, in a bounded step.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SweepDead {
+    #[prost(uint64, tag = "1")]
+    pub queue: u64,
+    #[prost(uint32, tag = "2")]
+    pub partition: u32,
+    #[prost(enumeration = "SweepAction", tag = "3")]
+    pub action: i32,
+    #[prost(message, optional, tag = "4")]
+    pub filter: ::core::option::Option<JobFilter>,
+    /// Looks at dead jobs from this sequence on.
+    #[prost(uint64, tag = "5")]
+    pub from_seq: u64,
+    /// Acts on at most so many, 1 to 1024.
+    #[prost(uint32, tag = "6")]
+    pub limit: u32,
+}
+/// What a job must be like; all conditions that are given hold together.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct JobFilter {
+    /// The last failure contains these bytes; empty = any.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub reason_contains: ::prost::bytes::Bytes,
+    #[prost(uint32, optional, tag = "2")]
+    pub priority: ::core::option::Option<u32>,
+    /// Enqueued at or after; 0 = any.
+    #[prost(uint64, tag = "3")]
+    pub enqueued_from_ms: u64,
+    /// Enqueued before; 0 = any.
+    #[prost(uint64, tag = "4")]
+    pub enqueued_before_ms: u64,
+    /// Granted at least so often.
+    #[prost(uint32, tag = "5")]
+    pub attempts_min: u32,
+}
+/// What the home group of a queue asks of the group of some of its partitions. Orders of one home
+/// group reach a group one at a time, in the order of their places in the home group's log.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ChangePartitions {
+    /// The home group.
+    #[prost(uint32, tag = "1")]
+    pub home: u32,
+    /// The place of the change in its log.
+    #[prost(uint64, tag = "2")]
+    pub home_index: u64,
+    #[prost(uint64, tag = "3")]
+    pub queue: u64,
+    #[prost(uint32, repeated, tag = "4")]
+    pub partitions: ::prost::alloc::vec::Vec<u32>,
+    /// Absent = the partitions are removed.
+    #[prost(message, optional, tag = "5")]
+    pub config: ::core::option::Option<PartitionConfig>,
+}
+/// The state of a queue's home record that its partitions follow.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PartitionConfig {
+    #[prost(uint32, tag = "1")]
+    pub version: u32,
+    #[prost(bool, tag = "2")]
+    pub paused: bool,
+    #[prost(bool, tag = "3")]
+    pub draining: bool,
+    /// The queue's settings, not divided over its partitions.
+    #[prost(message, optional, tag = "4")]
+    pub settings: ::core::option::Option<QueueSettings>,
+}
+/// To the home group: a group has done what a change asked of it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PartitionsChanged {
+    #[prost(uint32, tag = "1")]
+    pub group: u32,
+    #[prost(uint64, tag = "2")]
+    pub home_index: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Purge {
@@ -474,6 +570,35 @@ impl DeadPolicy {
         }
     }
 }
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum SweepAction {
+    Unspecified = 0,
+    Requeue = 1,
+    Delete = 2,
+}
+impl SweepAction {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "SWEEP_ACTION_UNSPECIFIED",
+            Self::Requeue => "SWEEP_ACTION_REQUEUE",
+            Self::Delete => "SWEEP_ACTION_DELETE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "SWEEP_ACTION_UNSPECIFIED" => Some(Self::Unspecified),
+            "SWEEP_ACTION_REQUEUE" => Some(Self::Requeue),
+            "SWEEP_ACTION_DELETE" => Some(Self::Delete),
+            _ => None,
+        }
+    }
+}
 /// Frame kind 1. 8 to 15 are kept for authentication.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ClientHello {
@@ -523,7 +648,10 @@ pub struct NodeAddresses {
 pub struct Request {
     #[prost(uint64, tag = "1")]
     pub id: u64,
-    #[prost(oneof = "request::Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10")]
+    #[prost(
+        oneof = "request::Body",
+        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16"
+    )]
     pub body: ::core::option::Option<request::Body>,
 }
 /// Nested message and enum types in `Request`.
@@ -548,6 +676,18 @@ pub mod request {
         Status(super::Empty),
         #[prost(message, tag = "10")]
         Bye(super::Empty),
+        #[prost(message, tag = "11")]
+        WaitJob(super::WaitJob),
+        #[prost(message, tag = "12")]
+        Watch(super::Watch),
+        #[prost(message, tag = "13")]
+        ScanJobs(super::ScanJobs),
+        #[prost(message, tag = "14")]
+        ScanFinished(super::ScanFinished),
+        #[prost(message, tag = "15")]
+        GetPartition(super::GetPartition),
+        #[prost(message, tag = "16")]
+        ListWorkers(super::ListWorkers),
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -604,10 +744,107 @@ pub struct ListQueues {
     #[prost(uint32, tag = "1")]
     pub group: u32,
 }
+/// Waits until a job has ended (finished, cancelled, or dead), at most so long.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WaitJob {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub job: ::prost::bytes::Bytes,
+    #[prost(uint32, tag = "2")]
+    pub wait_ms: u32,
+}
+/// Waits until a job of a partition can be leased, at most so long; leases nothing, logs nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Watch {
+    #[prost(uint64, tag = "1")]
+    pub queue: u64,
+    #[prost(uint32, tag = "2")]
+    pub partition: u32,
+    #[prost(uint32, tag = "3")]
+    pub group: u32,
+    #[prost(uint32, tag = "4")]
+    pub wait_ms: u32,
+}
+/// Jobs of a state that a filter lets through, from a cursor on. A step looks at a bounded number of
+/// jobs: a page may be empty and yet not the last.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ScanJobs {
+    #[prost(uint64, tag = "1")]
+    pub queue: u64,
+    #[prost(uint32, tag = "2")]
+    pub partition: u32,
+    #[prost(uint32, tag = "3")]
+    pub group: u32,
+    #[prost(enumeration = "JobState", tag = "4")]
+    pub state: i32,
+    #[prost(message, optional, tag = "5")]
+    pub filter: ::core::option::Option<JobFilter>,
+    /// Absent = from the first.
+    #[prost(message, optional, tag = "6")]
+    pub cursor: ::core::option::Option<JobCursor>,
+    /// At most so many jobs, up to 1024; 0 = only count.
+    #[prost(uint32, tag = "7")]
+    pub limit: u32,
+    /// Whether payloads, headers and keys are sent too.
+    #[prost(bool, tag = "8")]
+    pub bodies: bool,
+}
+/// A place in the order of a scan: pending jobs by priority and sequence, others by sequence.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct JobCursor {
+    #[prost(uint32, tag = "1")]
+    pub priority: u32,
+    #[prost(uint64, tag = "2")]
+    pub seq: u64,
+}
+/// Finished jobs that the queue retains, the newest first.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ScanFinished {
+    #[prost(uint64, tag = "1")]
+    pub queue: u64,
+    #[prost(uint32, tag = "2")]
+    pub partition: u32,
+    #[prost(uint32, tag = "3")]
+    pub group: u32,
+    /// Older than this place; 0 = from the newest.
+    #[prost(uint64, tag = "4")]
+    pub before: u64,
+    /// 1 to 1024.
+    #[prost(uint32, tag = "5")]
+    pub limit: u32,
+}
+/// The counters of one partition.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetPartition {
+    #[prost(uint64, tag = "1")]
+    pub queue: u64,
+    #[prost(uint32, tag = "2")]
+    pub partition: u32,
+    #[prost(uint32, tag = "3")]
+    pub group: u32,
+}
+/// The sessions of a group that hold jobs, wait for some, or told who they are.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListWorkers {
+    #[prost(uint32, tag = "1")]
+    pub group: u32,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Heartbeat {
     #[prost(message, repeated, tag = "1")]
     pub sessions: ::prost::alloc::vec::Vec<GroupSession>,
+    /// Who works on this connection, to be shown; kept in memory only.
+    #[prost(message, optional, tag = "2")]
+    pub worker: ::core::option::Option<WorkerInfo>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WorkerInfo {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "2")]
+    pub tags: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Jobs that it runs at once.
+    #[prost(uint32, tag = "3")]
+    pub capacity: u32,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GroupSession {
@@ -624,7 +861,10 @@ pub struct Reply {
     pub id: u64,
     #[prost(message, optional, tag = "2")]
     pub stamp: ::core::option::Option<CommitStamp>,
-    #[prost(oneof = "reply::Body", tags = "3, 4, 5, 6, 7, 8, 9, 10")]
+    #[prost(
+        oneof = "reply::Body",
+        tags = "3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16"
+    )]
     pub body: ::core::option::Option<reply::Body>,
 }
 /// Nested message and enum types in `Reply`.
@@ -647,6 +887,18 @@ pub mod reply {
         HeartbeatTaken(super::HeartbeatTaken),
         #[prost(message, tag = "10")]
         Error(super::ErrorReply),
+        #[prost(message, tag = "11")]
+        Finished(super::FinishedJob),
+        #[prost(message, tag = "12")]
+        Ready(super::Ready),
+        #[prost(message, tag = "13")]
+        JobPage(super::JobPage),
+        #[prost(message, tag = "14")]
+        FinishedPage(super::FinishedPage),
+        #[prost(message, tag = "15")]
+        Partition(super::QueueStats),
+        #[prost(message, tag = "16")]
+        Workers(super::Workers),
     }
 }
 /// A place in the history of a group.
@@ -661,7 +913,7 @@ pub struct CommitStamp {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Outcome {
-    #[prost(oneof = "outcome::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
+    #[prost(oneof = "outcome::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
     pub kind: ::core::option::Option<outcome::Kind>,
 }
 /// Nested message and enum types in `Outcome`.
@@ -691,7 +943,21 @@ pub mod outcome {
         /// How many things; never sent to clients.
         #[prost(uint32, tag = "10")]
         Advanced(u32),
+        #[prost(message, tag = "11")]
+        Swept(super::Swept),
     }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Swept {
+    /// Jobs acted on.
+    #[prost(uint32, tag = "1")]
+    pub matched: u32,
+    /// Jobs looked at.
+    #[prost(uint32, tag = "2")]
+    pub scanned: u32,
+    /// Where to go on; absent = all were looked at.
+    #[prost(uint64, optional, tag = "3")]
+    pub next_seq: ::core::option::Option<u64>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SessionOpened {
@@ -725,6 +991,9 @@ pub struct QueueInfo {
     /// Whether this command made it.
     #[prost(bool, tag = "7")]
     pub created: bool,
+    /// Whether it takes no more jobs.
+    #[prost(bool, tag = "8")]
+    pub draining: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct EnqueuedJobs {
@@ -828,6 +1097,79 @@ pub struct JobView {
     #[prost(message, optional, tag = "17")]
     pub backoff: ::core::option::Option<Backoff>,
 }
+/// A job that is over.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FinishedJob {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub id: ::prost::bytes::Bytes,
+    #[prost(enumeration = "JobEnd", tag = "2")]
+    pub end: i32,
+    #[prost(uint32, tag = "3")]
+    pub attempts: u32,
+    #[prost(uint64, tag = "4")]
+    pub enqueued_at_ms: u64,
+    #[prost(uint64, tag = "5")]
+    pub finished_at_ms: u64,
+    /// Of a completed job, if its worker gave one.
+    #[prost(bytes = "bytes", optional, tag = "6")]
+    pub result: ::core::option::Option<::prost::bytes::Bytes>,
+    /// Its place among the finished jobs of its partition, rising.
+    #[prost(uint64, tag = "7")]
+    pub place: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Ready {
+    /// Jobs that could be leased; 0 = the wait is over.
+    #[prost(uint64, tag = "1")]
+    pub jobs: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct JobPage {
+    #[prost(message, repeated, tag = "1")]
+    pub jobs: ::prost::alloc::vec::Vec<JobView>,
+    /// Jobs looked at that the filter lets through; more than are listed only where the limit is 0.
+    #[prost(uint64, tag = "2")]
+    pub matched: u64,
+    /// Jobs looked at.
+    #[prost(uint64, tag = "3")]
+    pub scanned: u64,
+    /// Where to go on; absent = this was the last page.
+    #[prost(message, optional, tag = "4")]
+    pub next: ::core::option::Option<JobCursor>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FinishedPage {
+    #[prost(message, repeated, tag = "1")]
+    pub jobs: ::prost::alloc::vec::Vec<FinishedJob>,
+    /// Go on before this place; 0 = this was the last page.
+    #[prost(uint64, tag = "2")]
+    pub next: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Workers {
+    #[prost(message, repeated, tag = "1")]
+    pub workers: ::prost::alloc::vec::Vec<WorkerSession>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WorkerSession {
+    #[prost(uint32, tag = "1")]
+    pub session: u32,
+    /// Jobs that it holds.
+    #[prost(uint64, tag = "2")]
+    pub leases: u64,
+    /// Polls and watches of it that wait.
+    #[prost(uint32, tag = "3")]
+    pub waiting: u32,
+    /// Since it was heard.
+    #[prost(uint64, tag = "4")]
+    pub silent_ms: u64,
+    /// Whether its leases were ended.
+    #[prost(bool, tag = "5")]
+    pub ended: bool,
+    /// Absent = it never told, or is not connected.
+    #[prost(message, optional, tag = "6")]
+    pub worker: ::core::option::Option<WorkerInfo>,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Queues {
     #[prost(message, repeated, tag = "1")]
@@ -870,6 +1212,9 @@ pub struct QueueStats {
     pub cancelled_total: u64,
     #[prost(uint64, optional, tag = "14")]
     pub oldest_pending_at_ms: ::core::option::Option<u64>,
+    /// Finished jobs retained.
+    #[prost(uint64, tag = "15")]
+    pub retained: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ShardStatus {
@@ -909,6 +1254,9 @@ pub struct GroupStatus {
     /// Why it does not serve; empty if it does.
     #[prost(string, tag = "8")]
     pub halted: ::prost::alloc::string::String,
+    /// The version of its job machine.
+    #[prost(uint32, tag = "9")]
+    pub machine_version: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HeartbeatTaken {
@@ -959,6 +1307,39 @@ impl JobState {
             "JOB_STATE_DELAYED" => Some(Self::Delayed),
             "JOB_STATE_IN_FLIGHT" => Some(Self::InFlight),
             "JOB_STATE_DEAD" => Some(Self::Dead),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum JobEnd {
+    Unspecified = 0,
+    Completed = 1,
+    Cancelled = 2,
+    /// Used up its attempts or its time, in a queue that keeps no dead jobs.
+    Dropped = 3,
+}
+impl JobEnd {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "JOB_END_UNSPECIFIED",
+            Self::Completed => "JOB_END_COMPLETED",
+            Self::Cancelled => "JOB_END_CANCELLED",
+            Self::Dropped => "JOB_END_DROPPED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "JOB_END_UNSPECIFIED" => Some(Self::Unspecified),
+            "JOB_END_COMPLETED" => Some(Self::Completed),
+            "JOB_END_CANCELLED" => Some(Self::Cancelled),
+            "JOB_END_DROPPED" => Some(Self::Dropped),
             _ => None,
         }
     }

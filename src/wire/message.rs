@@ -4,8 +4,10 @@ use crate::base::code::Code;
 use crate::base::ids::{
     ClusterId, GroupId, JobId, LogIndex, NodeId, Partition, QueueUid, SessionId, Term, Token,
 };
-use crate::queue::command::{Command, Outcome, QueueInfo};
-use crate::queue::view::{JobState, JobView, QueueStats};
+use crate::queue::command::{Command, JobFilter, Outcome, QueueInfo};
+use crate::queue::view::{
+    FinishedJob, FinishedPage, JobCursor, JobPage, JobState, JobView, QueueStats,
+};
 use bytes::Bytes;
 
 /// The first frame of a client.
@@ -113,15 +115,116 @@ pub enum RequestBody {
         /// The group.
         group: GroupId,
     },
+    /// A job's end is waited for: answered by [`ReplyBody::Finished`] where the queue retains it,
+    /// by the rejection `Finished` where it does not, and by [`ReplyBody::Job`] if it is dead, or
+    /// if the wait ended first.
+    WaitJob {
+        /// Its id.
+        job: JobId,
+        /// At most so long.
+        wait_ms: u32,
+    },
+    /// Until a job can be leased, or the wait is over. Leases nothing and logs nothing; answered
+    /// once, by [`ReplyBody::Ready`].
+    Watch {
+        /// The queue.
+        queue: QueueUid,
+        /// The partition.
+        partition: Partition,
+        /// The group of that partition.
+        group: GroupId,
+        /// At most so long.
+        wait_ms: u32,
+    },
+    /// Jobs of a state that a filter lets through, from a cursor on.
+    ScanJobs(ScanJobs),
+    /// Finished jobs that the queue retains, the newest first.
+    ScanFinished {
+        /// The queue.
+        queue: QueueUid,
+        /// The partition.
+        partition: Partition,
+        /// The group of that partition.
+        group: GroupId,
+        /// Older than this place; 0 = from the newest.
+        before: u64,
+        /// At most so many.
+        limit: u32,
+    },
+    /// The counters of one partition.
+    GetPartition {
+        /// The queue.
+        queue: QueueUid,
+        /// The partition.
+        partition: Partition,
+        /// The group of that partition.
+        group: GroupId,
+    },
+    /// The sessions of a group that hold jobs, wait for some, or told who they are.
+    ListWorkers {
+        /// The group.
+        group: GroupId,
+    },
     /// These sessions are alive.
     Heartbeat {
         /// Sessions.
         sessions: Vec<(GroupId, SessionId)>,
+        /// Who works on this connection; shown, kept in memory only.
+        worker: Option<WorkerInfo>,
     },
     /// What this shard is and does.
     Status,
     /// The client leaves on purpose: its sessions' leases go back at once.
     Bye,
+}
+
+/// A step of a scan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScanJobs {
+    /// The queue.
+    pub queue: QueueUid,
+    /// The partition.
+    pub partition: Partition,
+    /// The group of that partition.
+    pub group: GroupId,
+    /// Which jobs.
+    pub state: JobState,
+    /// What they must be like.
+    pub filter: JobFilter,
+    /// Where to begin; `None` = with the first.
+    pub cursor: Option<JobCursor>,
+    /// At most so many jobs; 0 = only count.
+    pub limit: u32,
+    /// Whether payloads, headers and keys are sent too.
+    pub bodies: bool,
+}
+
+/// Who works, as shown to people.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WorkerInfo {
+    /// Its name, at most 128 bytes.
+    pub name: String,
+    /// Words about it, at most 16 of 128 bytes each.
+    pub tags: Vec<String>,
+    /// Jobs that it runs at once.
+    pub capacity: u32,
+}
+
+/// A session that works.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkerSession {
+    /// The session.
+    pub session: SessionId,
+    /// Jobs that it holds.
+    pub leases: u64,
+    /// Polls and watches of it that wait.
+    pub waiting: u32,
+    /// Milliseconds since it was heard.
+    pub silent_ms: u64,
+    /// Whether its leases were ended.
+    pub ended: bool,
+    /// Who it is; `None` if it never told, or is not connected.
+    pub worker: Option<WorkerInfo>,
 }
 
 /// A reply.
@@ -161,6 +264,18 @@ pub enum ReplyBody {
     Queues(Vec<(QueueInfo, QueueStats)>),
     /// A shard.
     Status(ShardStatus),
+    /// A job that is over.
+    Finished(Box<FinishedJob>),
+    /// So many jobs can be leased; 0 = the wait is over.
+    Ready(u64),
+    /// A page of jobs.
+    JobPage(JobPage),
+    /// A page of finished jobs.
+    FinishedPage(FinishedPage),
+    /// The counters of a partition.
+    Partition(QueueStats),
+    /// Sessions that work.
+    Workers(Vec<WorkerSession>),
     /// Heartbeats are taken; these sessions are not known here.
     HeartbeatTaken {
         /// Unknown sessions.
@@ -245,4 +360,6 @@ pub struct GroupStatus {
     pub sessions: u64,
     /// Why it does not serve; empty if it does.
     pub halted: String,
+    /// The version of its job machine.
+    pub machine_version: u16,
 }

@@ -25,9 +25,11 @@ mod generated;
 pub mod message;
 
 pub use crate::queue::command::{
-    AckItem, Backoff, BackoffKind, Command, DeadPolicy, Enqueued, Grant, ItemOutcome, NackItem,
-    NewJob, Op, Outcome, PurgeStates, QueueInfo, QueueSettings, Rejection, SessionCall, Start,
-    Window,
+    AckItem, Backoff, BackoffKind, Command, DeadPolicy, Enqueued, Grant, ItemOutcome, JobFilter,
+    NackItem, NewJob, Op, Outcome, PurgeStates, QueueInfo, QueueSettings, Rejection, SessionCall,
+    Start, SweepAction, Window,
 };
-pub use crate::queue::view::{Body, JobState, JobView, QueueStats};
+pub use crate::queue::view::{
+    Body, FinishedJob, FinishedPage, JobCursor, JobEnd, JobPage, JobState, JobView, QueueStats,
+};
 pub use error::{FrameError, WireError};

@@ -611,7 +611,8 @@ fn a_session_with_jobs_is_kept_alive_until_they_are_done() {
     client.pass(Duration::from_secs(4));
     let beat = client.only_sent();
     let sessions = vec![(GROUP, SessionId(7))];
-    assert_eq!(beat.body, RequestBody::Heartbeat { sessions });
+    let worker = None;
+    assert_eq!(beat.body, RequestBody::Heartbeat { sessions, worker });
     client.reply(
         conn,
         beat.id,

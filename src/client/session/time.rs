@@ -97,6 +97,7 @@ impl ClientCore {
                 let (part, after) = rest.split_at(rest.len().min(ITEMS_MAX));
                 let body = RequestBody::Heartbeat {
                     sessions: part.to_vec(),
+                    worker: None,
                 };
                 self.ask(now, Route::Shard(node, shard), body, Origin::Heartbeat);
                 rest = after;

@@ -1,23 +1,24 @@
 //! Replies <-> frames.
 
 use super::{
-    check_len, encode_message, group_from_pb, sessions_from_pb, sessions_to_pb, state_from_pb,
+    check_len, cursor_from_pb, cursor_to_pb, encode_message, sessions_from_pb, sessions_to_pb,
+    state_from_pb, worker_from_pb, worker_to_pb,
 };
 use crate::base::code::Code;
 use crate::base::ids::{LogIndex, SessionId, Term, Token};
 use crate::base::units::WallTime;
 use crate::queue::command::{Enqueued, Grant, ItemOutcome, Outcome, QueueInfo, Rejection};
-use crate::queue::view::{Body, JobView, QueueStats};
+use crate::queue::view::{Body, FinishedJob, FinishedPage, JobEnd, JobPage, JobView, QueueStats};
 use crate::wire::command::{
-    backoff_from_pb, backoff_to_pb, headers_from_pb, headers_to_pb, id_from_pb, id_to_pb,
-    queue_from_pb, settings_from_pb, settings_to_pb, token_from_parts, token_from_pb, token_to_pb,
-    try_each, u8_from_pb, u16_from_pb,
+    backoff_from_pb, backoff_to_pb, group_from_pb, headers_from_pb, headers_to_pb, id_from_pb,
+    id_to_pb, queue_from_pb, settings_from_pb, settings_to_pb, token_from_parts, token_from_pb,
+    token_to_pb, try_each, u8_from_pb, u16_from_pb,
 };
 use crate::wire::error::{WireError, malformed};
 use crate::wire::frame::FrameKind;
 use crate::wire::generated as pb;
 use crate::wire::message::{
-    CommitStamp, ErrorReply, GroupStatus, LeasedJob, Reply, ReplyBody, ShardStatus,
+    CommitStamp, ErrorReply, GroupStatus, LeasedJob, Reply, ReplyBody, ShardStatus, WorkerSession,
 };
 use bytes::{Bytes, BytesMut};
 use pb::outcome::Kind as PbOutcome;
@@ -52,6 +53,22 @@ pub fn encode_reply(reply: &Reply, out: &mut BytesMut) {
                 .collect(),
         }),
         ReplyBody::Status(status) => PbReply::Status(status_to_pb(status)),
+        ReplyBody::Finished(job) => PbReply::Finished(finished_to_pb(job)),
+        ReplyBody::Ready(jobs) => PbReply::Ready(pb::Ready { jobs: *jobs }),
+        ReplyBody::JobPage(page) => PbReply::JobPage(pb::JobPage {
+            jobs: page.jobs.iter().map(view_to_pb).collect(),
+            matched: page.matched,
+            scanned: page.scanned,
+            next: page.next.map(cursor_to_pb),
+        }),
+        ReplyBody::FinishedPage(page) => PbReply::FinishedPage(pb::FinishedPage {
+            jobs: page.jobs.iter().map(finished_to_pb).collect(),
+            next: page.next,
+        }),
+        ReplyBody::Partition(stats) => PbReply::Partition(stats_to_pb(stats)),
+        ReplyBody::Workers(workers) => PbReply::Workers(pb::Workers {
+            workers: workers.iter().map(session_to_pb).collect(),
+        }),
         ReplyBody::HeartbeatTaken { unknown } => PbReply::HeartbeatTaken(pb::HeartbeatTaken {
             unknown: sessions_to_pb(unknown),
         }),
@@ -111,6 +128,15 @@ fn outcome_to_pb(outcome: &Outcome) -> pb::Outcome {
                 })
                 .collect(),
         }),
+        Outcome::Swept {
+            matched,
+            scanned,
+            next_seq,
+        } => PbOutcome::Swept(pb::Swept {
+            matched: *matched,
+            scanned: *scanned,
+            next_seq: *next_seq,
+        }),
         Outcome::Advanced { handled } => PbOutcome::Advanced(*handled),
     };
     pb::Outcome { kind: Some(kind) }
@@ -140,6 +166,7 @@ fn info_to_pb(info: &QueueInfo) -> pb::QueueInfo {
         settings: Some(settings_to_pb(&info.settings)),
         groups: info.groups.iter().map(|group| group.0.into()).collect(),
         created: info.created,
+        draining: info.draining,
     }
 }
 
@@ -159,6 +186,30 @@ fn stats_to_pb(stats: &QueueStats) -> pb::QueueStats {
         dead_total: stats.dead_total,
         cancelled_total: stats.cancelled_total,
         oldest_pending_at_ms: stats.oldest_pending.map(|at| at.0),
+        retained: stats.retained,
+    }
+}
+
+fn finished_to_pb(job: &FinishedJob) -> pb::FinishedJob {
+    pb::FinishedJob {
+        id: id_to_pb(job.id),
+        end: job.end as i32,
+        attempts: job.attempts.into(),
+        enqueued_at_ms: job.enqueued_at.0,
+        finished_at_ms: job.finished_at.0,
+        result: job.result.clone(),
+        place: job.place,
+    }
+}
+
+fn session_to_pb(worker: &WorkerSession) -> pb::WorkerSession {
+    pb::WorkerSession {
+        session: worker.session.0,
+        leases: worker.leases,
+        waiting: worker.waiting,
+        silent_ms: worker.silent_ms,
+        ended: worker.ended,
+        worker: worker.worker.as_ref().map(worker_to_pb),
     }
 }
 
@@ -208,6 +259,7 @@ fn status_to_pb(status: &ShardStatus) -> pb::ShardStatus {
                 base: group.base.0,
                 sessions: group.sessions,
                 halted: group.halted.clone(),
+                machine_version: group.machine_version.into(),
             })
             .collect(),
     }
@@ -258,6 +310,22 @@ fn reply_body_from_pb(body: PbReply) -> Result<ReplyBody, WireError> {
             ))
         })?),
         PbReply::Status(status) => ReplyBody::Status(status_from_pb(status)?),
+        PbReply::Finished(job) => ReplyBody::Finished(Box::new(finished_from_pb(job)?)),
+        PbReply::Ready(ready) => ReplyBody::Ready(ready.jobs),
+        PbReply::JobPage(page) => ReplyBody::JobPage(JobPage {
+            jobs: try_each(page.jobs, view_from_pb)?,
+            matched: page.matched,
+            scanned: page.scanned,
+            next: page.next.map(cursor_from_pb).transpose()?,
+        }),
+        PbReply::FinishedPage(page) => ReplyBody::FinishedPage(FinishedPage {
+            jobs: try_each(page.jobs, finished_from_pb)?,
+            next: page.next,
+        }),
+        PbReply::Partition(stats) => ReplyBody::Partition(stats_from_pb(&stats)),
+        PbReply::Workers(workers) => {
+            ReplyBody::Workers(try_each(workers.workers, session_from_pb)?)
+        }
         PbReply::HeartbeatTaken(taken) => ReplyBody::HeartbeatTaken {
             unknown: sessions_from_pb(taken.unknown)?,
         },
@@ -307,6 +375,11 @@ fn outcome_from_pb(outcome: pb::Outcome) -> Result<Outcome, WireError> {
             0 => Ok(ItemOutcome::Done),
             raw => rejection_from_pb(raw).map(ItemOutcome::Rejected),
         })?),
+        PbOutcome::Swept(swept) => Outcome::Swept {
+            matched: swept.matched,
+            scanned: swept.scanned,
+            next_seq: swept.next_seq,
+        },
         PbOutcome::Advanced(handled) => Outcome::Advanced { handled },
     })
 }
@@ -342,6 +415,7 @@ fn info_from_pb(info: pb::QueueInfo) -> Result<QueueInfo, WireError> {
         name: info.name,
         version: info.version,
         paused: info.paused,
+        draining: info.draining,
         groups: try_each(info.groups, group_from_pb)?,
         settings: settings_from_pb(info.settings)?,
         created: info.created,
@@ -363,8 +437,36 @@ fn stats_from_pb(stats: &pb::QueueStats) -> QueueStats {
         expired_total: stats.expired_total,
         dead_total: stats.dead_total,
         cancelled_total: stats.cancelled_total,
+        retained: stats.retained,
         oldest_pending: stats.oldest_pending_at_ms.map(WallTime),
     }
+}
+
+fn finished_from_pb(job: pb::FinishedJob) -> Result<FinishedJob, WireError> {
+    let end = u8::try_from(job.end).ok().and_then(JobEnd::from_u8);
+    Ok(FinishedJob {
+        id: id_from_pb("a finished job", &job.id)?,
+        end: end.ok_or(WireError::UnknownValue {
+            field: "end",
+            got: job.end.into(),
+        })?,
+        attempts: u16_from_pb("attempts", job.attempts)?,
+        enqueued_at: WallTime(job.enqueued_at_ms),
+        finished_at: WallTime(job.finished_at_ms),
+        result: job.result,
+        place: job.place,
+    })
+}
+
+fn session_from_pb(worker: pb::WorkerSession) -> Result<WorkerSession, WireError> {
+    Ok(WorkerSession {
+        session: SessionId(worker.session),
+        leases: worker.leases,
+        waiting: worker.waiting,
+        silent_ms: worker.silent_ms,
+        ended: worker.ended,
+        worker: worker.worker.map(worker_from_pb).transpose()?,
+    })
 }
 
 fn view_from_pb(view: pb::JobView) -> Result<JobView, WireError> {
@@ -411,6 +513,7 @@ fn status_from_pb(status: pb::ShardStatus) -> Result<ShardStatus, WireError> {
                 base: LogIndex(group.base),
                 sessions: group.sessions,
                 halted: group.halted,
+                machine_version: u16_from_pb("machine version", group.machine_version)?,
             })
         })?,
     })
