@@ -5,7 +5,8 @@ use crate::base::ids::Token;
 use crate::cli::job_view::insert_bytes;
 use crate::cli::queue_settings::settings_json;
 use crate::queue::command::{
-    AckItem, Command, NackItem, NewJob, Op, PurgeStates, QueueSettings, SessionCall, Start, Window,
+    AckItem, Command, JobFilter, NackItem, NewJob, Op, PartitionChange, PurgeStates, QueueSettings,
+    SessionCall, Start, SweepAction, Window,
 };
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
@@ -41,10 +42,9 @@ fn op_json(op: &Op, payloads: bool) -> (&'static str, Value) {
         ),
         Op::CloseSession { session } => ("close_session", json!({"session": session.0})),
         Op::Attach { session } => ("attach", json!({"session": session.0})),
-        Op::EndLeases { session, epoch } => (
-            "end_leases",
-            json!({"session": session.0, "epoch": epoch}),
-        ),
+        Op::EndLeases { session, epoch } => {
+            ("end_leases", json!({"session": session.0, "epoch": epoch}))
+        }
         Op::DropSession {
             session,
             epoch,
@@ -57,17 +57,27 @@ fn op_json(op: &Op, payloads: bool) -> (&'static str, Value) {
             name,
             settings,
             must_be_new,
+            groups,
         } => (
             "create_queue",
-            json!({"name": name, "settings": settings_json(settings), "must_be_new": must_be_new}),
+            json!({
+                "name": name,
+                "settings": settings_json(settings),
+                "must_be_new": must_be_new,
+                "groups": groups,
+            }),
         ),
         Op::AlterQueue {
             queue,
             expected_version,
             settings,
-        } => ("alter_queue", alter_json(text(queue), *expected_version, settings)),
+        } => (
+            "alter_queue",
+            alter_json(text(queue), *expected_version, settings),
+        ),
         Op::DeleteQueue { queue } => ("delete_queue", json!({"queue": text(queue)})),
         Op::PauseQueue { queue } => ("pause_queue", json!({"queue": text(queue)})),
+        Op::DrainQueue { queue } => ("drain_queue", json!({"queue": text(queue)})),
         Op::ResumeQueue { queue } => ("resume_queue", json!({"queue": text(queue)})),
         Op::Purge {
             queue,
@@ -137,9 +147,8 @@ fn op_json(op: &Op, payloads: bool) -> (&'static str, Value) {
             ("nack", list(items, item))
         }
         Op::Release { items } => {
-            let item = |token: &Token| {
-                json!({"job": text(&token.job), "lease_gen": token.lease_gen})
-            };
+            let item =
+                |token: &Token| json!({"job": text(&token.job), "lease_gen": token.lease_gen});
             ("release", list(items, item))
         }
         Op::Bury { items } => {
@@ -153,6 +162,32 @@ fn op_json(op: &Op, payloads: bool) -> (&'static str, Value) {
         Op::Cancel { items } => ("cancel", list(items, |job| json!(text(job)))),
         Op::RequeueDead { items } => ("requeue_dead", list(items, |job| json!(text(job)))),
         Op::DeleteDead { items } => ("delete_dead", list(items, |job| json!(text(job)))),
+        Op::SweepDead {
+            queue,
+            partition,
+            action,
+            filter,
+            from_seq,
+            limit,
+        } => (
+            "sweep_dead",
+            json!({
+                "queue": text(queue),
+                "partition": partition.0,
+                "action": match action {
+                    SweepAction::Requeue => "requeue",
+                    SweepAction::Delete => "delete",
+                },
+                "filter": filter_json(filter),
+                "from_seq": from_seq,
+                "limit": limit,
+            }),
+        ),
+        Op::ChangePartitions(change) => ("change_partitions", change_json(change)),
+        Op::PartitionsChanged { group, home_index } => (
+            "partitions_changed",
+            json!({"by_group": group.0, "home_index": home_index.0}),
+        ),
         Op::Advance { limit } => ("advance", json!({"limit": limit})),
         Op::SetWallOffset { offset_ms } => ("set_wall_offset", json!({"offset_ms": offset_ms})),
     }
@@ -167,6 +202,36 @@ fn alter_json(queue: String, expected_version: u32, settings: &QueueSettings) ->
         "queue": queue,
         "expected_version": expected_version,
         "settings": settings_json(settings),
+    })
+}
+
+fn filter_json(filter: &JobFilter) -> Value {
+    let mut value = json!({
+        "priority": filter.priority,
+        "enqueued_from_ms": filter.enqueued_from_ms,
+        "enqueued_before_ms": filter.enqueued_before_ms,
+        "attempts_min": filter.attempts_min,
+    });
+    insert_bytes(&mut value, "reason_contains", &filter.reason_contains);
+    value
+}
+
+fn change_json(change: &PartitionChange) -> Value {
+    let partitions = change.partitions.iter().map(|partition| partition.0);
+    let config = change.config.as_ref().map(|config| {
+        json!({
+            "version": config.version,
+            "paused": config.paused,
+            "draining": config.draining,
+            "settings": settings_json(&config.settings),
+        })
+    });
+    json!({
+        "home": change.home.0,
+        "home_index": change.home_index.0,
+        "queue": change.queue.to_string(),
+        "partitions": partitions.collect::<Vec<_>>(),
+        "config": config,
     })
 }
 

@@ -2,14 +2,13 @@
 
 use crate::base::code::Code;
 use crate::base::report::Report;
-use crate::cli::terminal::{harmless, moment, print, say_json, span};
+use crate::cli::job_view::{as_json, as_text};
+use crate::cli::terminal::{harmless, print, say_json};
 use crate::cli::{Common, Output};
-use crate::client::{Error, JobId, JobState, JobView};
-use serde_json::{Value, json};
+use crate::client::{Error, JobId};
+use serde_json::json;
 use std::ffi::OsString;
-use std::fmt::Write;
 use std::os::unix::ffi::OsStrExt;
-use std::time::Duration;
 
 pub(super) const EXAMPLES: &str = "\
 Example:
@@ -105,4 +104,3 @@ fn finished(id: Option<JobId>, asked: &str, output: Output) -> Result<(), Report
         })),
     }
 }
-

@@ -8,7 +8,7 @@ use crate::cli::Output;
 use crate::cli::command_json::command_json;
 use crate::cli::log_walk::{Found, end_before, is_written, walk};
 use crate::cli::offline::{self, ShardFiles, Where};
-use crate::cli::terminal::{bytes, count, print, say, say_json, table};
+use crate::cli::terminal::{bytes, print, say_json, table};
 use crate::wal::batch::BatchHeader;
 use crate::wal::record::{BaseRecord, GroupRow, HardState, Record, RowStatus};
 use crate::wal::recovery::{GroupLogStatus, Recovered};
@@ -118,9 +118,7 @@ fn verify(args: &VerifyArgs, output: Output) -> Result<(), Report> {
     let what = format!("the log of data directory {dir} is damaged; nothing was changed");
     Err(Report::error(Code::LogDamaged, what)
         .why("what was acknowledged may be missing")
-        .fix(format!(
-            "rrqctl repair --data-dir {dir} shows what is lost"
-        )))
+        .fix(format!("rrqctl repair --data-dir {dir} shows what is lost")))
 }
 
 impl Verdict {
@@ -440,7 +438,11 @@ fn line(
             put(&mut value, "shard", json!(shard));
             put(&mut value, "segment", json!(segment));
             put(&mut value, "offset", json!(offset));
-            put(&mut value, "batch", json!(batch.map(|batch| batch.batch_seq)));
+            put(
+                &mut value,
+                "batch",
+                json!(batch.map(|batch| batch.batch_seq)),
+            );
             value.to_string()
         }
         Output::Table => {

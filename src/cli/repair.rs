@@ -17,7 +17,7 @@ use crate::base::report::Report;
 use crate::base::units::{GroupTime, Lsn};
 use crate::cli::survivors::{self, Survivors};
 use crate::cli::terminal::{count, harmless, say, say_json};
-use crate::cli::{Common, Output};
+use crate::cli::{Output, offline};
 use crate::runtime::data_dir::DataDir;
 use crate::runtime::repair::Segments;
 use crate::runtime::{recover, segments, snapshot_files};
@@ -41,20 +41,15 @@ Keep a copy of the directory before you accept a loss.";
 #[derive(clap::Args, Debug)]
 pub(super) struct RepairArgs {
     /// The data directory of the node.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, env = "RRQ_DATA_DIR", hide_env_values = true, value_name = "DIR")]
     data_dir: PathBuf,
     /// Give up what is shown as lost, so that the damaged groups serve again.
     #[arg(long)]
     accept_loss: bool,
 }
 
-pub(super) fn run(args: &RepairArgs, common: &Common) -> Result<(), Report> {
-    let dir = DataDir::open_existing(&args.data_dir).map_err(|report| match report.code {
-        Code::DirectoryLocked => report
-            .why("a running node may write what this would replace")
-            .fix("stop that node, then the same command again"),
-        _ => report,
-    })?;
+pub(super) fn run(args: &RepairArgs, output: Output) -> Result<(), Report> {
+    let dir = offline::open(&args.data_dir)?;
     let mut shards = Vec::new();
     for shard in 0..dir.superblock.shards {
         shards.push(Shard::read(&dir, shard, args.accept_loss)?);
@@ -67,7 +62,7 @@ pub(super) fn run(args: &RepairArgs, common: &Common) -> Result<(), Report> {
     } else {
         false
     };
-    match common.output {
+    match output {
         Output::Table => say(as_text(&shards, done).trim_end())?,
         Output::Json => {
             let shards: Vec<Value> = shards.iter().map(Shard::as_json).collect();

@@ -195,15 +195,19 @@ fn inspected_text(shards: &[Value], found: &[Inspected]) -> String {
             bytes(number("payload_bytes")),
         );
     }
-    let stored: Vec<&Inspected> = found
-        .iter()
-        .filter(|one| one.base.root.is_some())
-        .collect();
+    let stored: Vec<&Inspected> = found.iter().filter(|one| one.base.root.is_some()).collect();
     if stored.is_empty() {
         return out + "no group has a checkpoint yet: each starts from nothing and its log\n";
     }
     let heads = [
-        "group", "shard", "life", "index", "pages", "page bytes", "bodies", "body bytes",
+        "group",
+        "shard",
+        "life",
+        "index",
+        "pages",
+        "page bytes",
+        "bodies",
+        "body bytes",
     ];
     let mut rows = vec![heads.map(str::to_owned).to_vec()];
     let mut all: BTreeMap<u8, (u64, u64)> = BTreeMap::new();
