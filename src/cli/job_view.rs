@@ -1,7 +1,7 @@
 //! A live job as people and programs see it.
 
 use crate::cli::terminal::{harmless, moment, span, table};
-use crate::client::{JobState, JobView};
+use crate::client::{FinishedJob, JobEnd, JobState, JobView};
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -63,6 +63,13 @@ pub(super) fn as_text(job: &JobView) -> String {
     out
 }
 
+/// Adds a field.
+pub(super) fn insert(object: &mut Value, name: &str, value: Value) {
+    if let Some(object) = object.as_object_mut() {
+        object.insert(name.to_owned(), value);
+    }
+}
+
 /// Adds a field with bytes: as text, or under `<name>_hex`.
 pub(super) fn insert_bytes(object: &mut Value, name: &str, bytes: &[u8]) {
     if let Some(object) = object.as_object_mut() {
@@ -106,38 +113,86 @@ pub(super) fn as_json(job: &JobView) -> Value {
     value
 }
 
-/// Jobs in rows: all that fits into a line.
-pub(super) fn as_table(jobs: &[JobView]) -> String {
-    let heads = ["job", "state", "attempts", "priority", "age", "payload"];
-    rows(&heads, jobs, |job| cell(&job.body.payload))
+/// Jobs in rows, with their payloads.
+pub(super) fn as_rows(jobs: &[JobView], heads: bool) -> String {
+    rows("payload", jobs, heads, |job| cell(&job.body.payload))
 }
 
-/// Dead jobs in rows, with the reason.
-pub(super) fn dead_table(jobs: &[JobView]) -> String {
-    let heads = ["job", "state", "attempts", "priority", "age", "reason"];
-    rows(&heads, jobs, |job| cell(&job.last_failure))
+/// Dead jobs in rows, with the reasons.
+pub(super) fn dead_rows(jobs: &[JobView], heads: bool) -> String {
+    rows("reason", jobs, heads, |job| cell(&job.last_failure))
 }
 
-fn rows(heads: &[&str], jobs: &[JobView], last: impl Fn(&JobView) -> String) -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let now = now.map_or(0, |now| now.as_millis() as u64);
-    let mut rows = vec![heads.iter().map(|head| (*head).to_owned()).collect()];
+fn rows(what: &str, jobs: &[JobView], heads: bool, last: impl Fn(&JobView) -> String) -> String {
+    let now = now_ms();
+    let mut rows = Vec::new();
+    if heads {
+        let heads = ["job", "state", "attempts", "priority", "age", what];
+        rows.push(heads.map(str::to_owned).to_vec());
+    }
     rows.extend(jobs.iter().map(|job| {
-        let age = now.saturating_sub(job.enqueued_at.0);
         vec![
             job.id.to_string(),
             state_word(job.state).to_owned(),
             format!("{} of {}", job.attempts, job.max_attempts),
             job.priority.to_string(),
-            span(Duration::from_millis(age)),
+            span(Duration::from_millis(now.saturating_sub(job.enqueued_at.0))),
             last(job),
         ]
     }));
     table(&rows)
 }
 
-/// The end of what was said last, or the first line of a payload, in one line.
-fn cell(bytes: &[u8]) -> String {
+/// Finished jobs in rows.
+pub(super) fn finished_rows(jobs: &[FinishedJob]) -> String {
+    let heads = ["job", "end", "attempts", "finished", "result"];
+    let mut rows = vec![heads.map(str::to_owned).to_vec()];
+    rows.extend(jobs.iter().map(|job| {
+        vec![
+            job.id.to_string(),
+            end_word(job.end).to_owned(),
+            job.attempts.to_string(),
+            moment(job.finished_at.0),
+            cell(job.result.as_deref().unwrap_or_default()),
+        ]
+    }));
+    table(&rows)
+}
+
+/// A finished job, for programs.
+pub(super) fn finished_json(job: &FinishedJob) -> Value {
+    let mut value = json!({
+        "id": job.id.to_string(),
+        "state": "finished",
+        "end": end_word(job.end),
+        "attempts": job.attempts,
+        "enqueued_at_ms": job.enqueued_at.0,
+        "finished_at_ms": job.finished_at.0,
+    });
+    match &job.result {
+        Some(result) => insert_bytes(&mut value, "result", result),
+        None => insert(&mut value, "result", Value::Null),
+    }
+    value
+}
+
+/// The word for an end.
+pub(super) fn end_word(end: JobEnd) -> &'static str {
+    match end {
+        JobEnd::Completed => "completed",
+        JobEnd::Cancelled => "cancelled",
+        JobEnd::Dropped => "dropped",
+    }
+}
+
+/// The wall clock, in milliseconds since 1970.
+pub(super) fn now_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0, |now| now.as_millis() as u64)
+}
+
+/// The first line that says something, cut.
+pub(super) fn cell(bytes: &[u8]) -> String {
     let text = harmless(bytes);
     let line = text.lines().map(str::trim).find(|line| !line.is_empty());
     let line = line.unwrap_or("-");
