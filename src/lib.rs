@@ -27,7 +27,7 @@
 //! | [`wire`] | framing and protobuf, the only place that knows the encoding | Falcon |
 //! | [`shard`] | the engine: everything that a core decides | Falcon |
 //! | `runtime` | the engine's hands: the only folder that names glommio | Falcon |
-//! | `client` | the client library | Falcon |
+//! | `client`, `test` | the client library; a server for the tests of its users | Falcon |
 //! | [`workload`], [`sim`] | load by seed; the engine under simulated faults | |
 //! | `loadtest`, `cli` | `rrq-bench` and `rrqctl` | |
 //!
@@ -57,3 +57,5 @@ pub mod client;
 pub mod loadtest;
 #[cfg(all(feature = "server", target_os = "linux"))]
 pub mod runtime;
+#[cfg(feature = "client")]
+pub mod test;

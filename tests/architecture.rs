@@ -23,6 +23,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("wire", &["base", "queue", "raft"]),
     ("shard", &["base", "queue", "raft", "wal", "snapshot", "wire"]),
     ("client", &["base", "wire"]),
+    ("test", &["client"]),
     ("workload", &["base", "wire"]),
     ("runtime", &["base", "wire", "wal", "snapshot", "shard"]),
     ("sim", &["base", "queue", "raft", "wire", "wal", "snapshot", "shard", "client", "workload"]),
@@ -62,7 +63,18 @@ enum Word {
 use Place::{NotPure, Nowhere, Only, Tests};
 use Word::{CfgFeature, Path as PathTo, Tokens};
 
-const DRIVERS: Place = Only(&["runtime/", "cli/", "loadtest/", "bin/", "client/tcp.rs"]);
+const DRIVERS: Place = Only(&[
+    "runtime/",
+    "cli/",
+    "loadtest/",
+    "bin/",
+    "test/",
+    "client/tcp.rs",
+    // A thread for programs without async.
+    "client/blocking.rs",
+    // Takes a `SystemTime` of its user; asks for none.
+    "client/enqueue.rs",
+]);
 
 /// The words, where they may stand, and what to do instead.
 #[rustfmt::skip]
@@ -453,7 +465,8 @@ fn check_words_examples() {
         )),
         [
             "wire/frame.rs:4 has `std::net`: it may stand only in runtime/, cli/, loadtest/, bin/, \
-          client/tcp.rs. Sockets are an Effect: let the driver do it."
+          test/, client/tcp.rs, client/blocking.rs, client/enqueue.rs. Sockets are an Effect: let \
+          the driver do it."
         ]
     );
 }

@@ -31,6 +31,14 @@ impl Error {
         }
     }
 
+    /// The same, of a call of which a part may have taken effect.
+    pub(crate) fn and_maybe_applied(self) -> Self {
+        Self {
+            maybe_applied: true,
+            ..self
+        }
+    }
+
     pub(crate) fn rejected(rejection: Rejection) -> Self {
         let number = 4100 + rejection as u16;
         let code = Code::from_number(number).expect("every rejection has a code");

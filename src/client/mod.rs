@@ -1,18 +1,23 @@
 //! The client library: enqueue, lease and finish jobs from any tokio program.
 //!
 //! ```no_run
-//! use rrq::client::{Client, Error, NewJob};
+//! use rrq::client::{Client, Error, Worker};
 //! use std::time::Duration;
 //!
-//! async fn example() -> Result<(), Error> {
+//! async fn produce() -> Result<(), Error> {
 //!     let client = Client::connect("127.0.0.1:7411").await?;
-//!     let emails = client.queue("emails").await?;
-//!     emails.enqueue(NewJob { payload: "hello".into(), ..NewJob::default() }).await?;
-//!     for job in emails.lease(10, Duration::from_secs(5)).await? {
-//!         println!("{:?}", job.job.body.payload);
-//!         client.ack(job.token(), None).await?;
-//!     }
+//!     client.enqueue("emails", "hello").key("order-42").delay(Duration::from_secs(5)).await?;
 //!     client.close().await;
+//!     Ok(())
+//! }
+//!
+//! async fn work() -> Result<(), Error> {
+//!     let client = Client::connect("127.0.0.1:7411").await?;
+//!     let summary = Worker::new(&client, "emails")
+//!         .concurrency(16)
+//!         .run(async |job| println!("{:?}", job.payload()))
+//!         .await?;
+//!     println!("{summary}");
 //!     Ok(())
 //! }
 //! ```
@@ -26,47 +31,70 @@
 //!
 //! | file | holds |
 //! | --- | --- |
+//! | `queue.rs`, `enqueue.rs`, `finish.rs` | the verbs: enqueue, lease, ack and the others |
+//! | `admin.rs` | what is done to queues |
+//! | `worker.rs` | [`Worker`]: takes jobs and runs a handler for each |
+//! | `blocking.rs` | the same for programs without async |
+//! | `partitions.rs` | which partition a job goes to, and a lease comes from |
 //! | `session.rs` | what is decided: no socket, no clock; a simulator can drive it |
 //! | `group.rs`, `links.rs` | its sessions, its connections |
 //! | `tcp.rs` | the hands: tokio |
-//! | `queue.rs` | [`Queue`] |
 
+#![deny(missing_docs)]
+
+mod address;
+mod admin;
+//BLK
+mod call;
+mod enqueue;
 mod error;
+mod finish;
 mod group;
 mod links;
+mod partitions;
 mod queue;
+mod scan;
 pub mod session;
 mod tcp;
+mod wait;
+pub mod worker;
 
 pub use crate::base::code::Code;
-pub use crate::base::ids::{GroupId, JobId, NodeId, Token};
-pub use crate::wire::message::{GroupStatus, LeasedJob, ServerHello, ShardStatus};
-pub use crate::wire::{
-    AckItem, Backoff, BackoffKind, DeadPolicy, Enqueued, JobState, JobView, NackItem, NewJob,
-    PurgeStates, QueueInfo, QueueSettings, QueueStats, Start,
+pub use crate::base::ids::{GroupId, JobId, NodeId, Partition, Token};
+pub use crate::base::units::WallTime;
+pub use crate::wire::message::{
+    GroupStatus, LeasedJob, ServerHello, ShardStatus, WorkerInfo, WorkerSession,
 };
+pub use crate::wire::{
+    AckItem, Backoff, BackoffKind, DeadPolicy, Enqueued, FinishedJob, JobCursor, JobEnd, JobFilter,
+    JobPage, JobState, JobView, NackItem, NewJob, PurgeStates, QueueInfo, QueueSettings,
+    QueueStats, Start, SweepAction,
+};
+pub use address::Addresses;
+pub use admin::{Sweep, Swept};
+pub use enqueue::Enqueue;
 pub use error::Error;
+pub use partitions::partition_of_key;
 pub use queue::Queue;
+pub use scan::{Scan, ScanCursor};
+pub use wait::Ended;
+pub use worker::Worker;
 
-use crate::base::limits::{FRAME_BYTES_MAX, ITEMS_MAX};
-use crate::client::queue::QueueSlot;
+use crate::client::call::{command, op_bytes, outcome, strange};
+use crate::base::units::Monotonic;
+use crate::client::queue::{QueueSlot, refusal};
 use crate::client::session::{CoreOptions, Route};
 use crate::client::tcp::{Awaited, Driver};
 use crate::wire::client::is_queue_name;
 use crate::wire::message::{Reply, ReplyBody, RequestBody};
-use crate::wire::{Command, ItemOutcome, Op, Outcome};
-use bytes::Bytes;
+use crate::wire::{Op, Outcome};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-/// The default client port of a node.
-const DEFAULT_PORT: u16 = 7411;
 /// In-flight bytes are counted in units of this.
 const BYTES_UNIT: usize = 1 << 10;
-/// More than what surrounds the variable parts of an item on the wire.
-const ITEM_OVERHEAD_BYTES: usize = 128;
 /// How long [`Client::close`] waits for the servers to hear it.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -139,13 +167,16 @@ impl Call<'_> {
 }
 
 impl Client {
-    /// Connects to a cluster. `addresses` is one or more `host:port`, separated by commas, each
-    /// with or without `rrq://` before it; the port may be left out.
+    /// Connects to a cluster by one or more of its nodes' [`Addresses`]: `"127.0.0.1:7411"`,
+    /// `"rrq://a,b"`, `["a:7411", "b:7411"]`. Tries for [`Options::connect_deadline`].
     ///
     /// # Errors
     /// [`Code::BadArgument`] if an address cannot be read, [`Code::Unreachable`] if no server
     /// answers, [`Code::ProtocolMismatch`] if it is of another version.
-    pub async fn connect(addresses: &str) -> Result<Self, Error> {
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime with time and I/O enabled.
+    pub async fn connect(addresses: impl Into<Addresses>) -> Result<Self, Error> {
         Self::connect_with(addresses, Options::default()).await
     }
 
@@ -153,8 +184,14 @@ impl Client {
     ///
     /// # Errors
     /// As [`Self::connect`].
-    pub async fn connect_with(addresses: &str, options: Options) -> Result<Self, Error> {
-        let addresses = parse_addresses(addresses)?;
+    ///
+    /// # Panics
+    /// As [`Self::connect`].
+    pub async fn connect_with(
+        addresses: impl Into<Addresses>,
+        options: Options,
+    ) -> Result<Self, Error> {
+        let addresses = addresses.into().parse()?;
         let core = CoreOptions {
             sessions: options.sessions,
             worker_timeout: options.worker_timeout,
@@ -204,16 +241,20 @@ impl Client {
         Ok(self.remember(info))
     }
 
-    /// The queues whose home is one group, with their counters.
+    /// The queues whose home is one group, with their counters over all their partitions.
     ///
     /// # Errors
     /// What a call can end with, as [`Code::GroupHalted`].
     pub async fn queues_of(&self, group: GroupId) -> Result<Vec<(QueueInfo, QueueStats)>, Error> {
         let body = RequestBody::ListQueues { group };
-        match self.call(Route::Group(group), body).await?.body {
-            ReplyBody::Queues(queues) => Ok(queues),
-            other => Err(strange(&other)),
+        let mut queues = match self.call(Route::Group(group), body).await?.body {
+            ReplyBody::Queues(queues) => queues,
+            other => return Err(strange(&other)),
+        };
+        for (info, stats) in &mut queues {
+            *stats = self.sum(info, *stats).await?;
         }
+        Ok(queues)
     }
 
     /// Makes a queue; with `must_be_new`, one that is there is an error, else it is left as it is.
@@ -230,25 +271,25 @@ impl Client {
         Ok(self.remember(info))
     }
 
-    /// All queues with their counters, in the order of their names.
+    /// All queues with their counters over all their partitions, in the order of their names.
     ///
     /// # Errors
     /// What a call can end with.
     pub async fn queues(&self) -> Result<Vec<(QueueInfo, QueueStats)>, Error> {
         let mut calls = Vec::new();
-        for group in 0..self.hello()?.groups {
-            let group = GroupId((group & 0xffff) as u16);
-            calls.push(
-                self.start(Route::Group(group), RequestBody::ListQueues { group })
-                    .await?,
-            );
+        for group in self.groups()? {
+            let body = RequestBody::ListQueues { group };
+            calls.push(self.start(Route::Group(group), body).await?);
         }
         let mut queues = Vec::new();
         for call in calls {
             match call.reply().await?.body {
                 ReplyBody::Queues(part) => queues.extend(part),
-                other => return Err(strange(&other)),
+                other => return Err(refusal(other)),
             }
+        }
+        for (info, stats) in &mut queues {
+            *stats = self.sum(info, *stats).await?;
         }
         queues.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
         Ok(queues)
@@ -302,101 +343,10 @@ impl Client {
         }
     }
 
-    /// The job is done; a result is kept only where the queue retains results.
-    ///
-    /// # Errors
-    /// [`Code::LeaseLost`] or [`Code::Finished`]: the lease ended before, and the job was or will
-    /// be run again; or what a call can end with.
-    pub async fn ack(&self, token: Token, result: Option<Bytes>) -> Result<(), Error> {
-        first(self.ack_batch(vec![AckItem { token, result }]).await)
-    }
-
-    /// Many jobs are done; one outcome per item, in order.
-    pub async fn ack_batch(&self, items: Vec<AckItem>) -> Vec<Result<(), Error>> {
-        let op = |items| Op::Ack { items };
-        self.by_group(items, |item| item.token.job, op).await
-    }
-
-    /// The job failed and shall be tried again after `delay`, or by its backoff; it dies if this
-    /// was its last attempt. The reason is for people and cut at 256 bytes.
-    ///
-    /// # Errors
-    /// As [`Self::ack`].
-    pub async fn nack(
-        &self,
-        token: Token,
-        delay: Option<Duration>,
-        reason: impl Into<Bytes>,
-    ) -> Result<(), Error> {
-        let item = NackItem {
-            token,
-            delay_ms: delay.map(millis),
-            reason: reason.into(),
-        };
-        first(self.nack_batch(vec![item]).await)
-    }
-
-    /// Many jobs failed; one outcome per item, in order.
-    pub async fn nack_batch(&self, items: Vec<NackItem>) -> Vec<Result<(), Error>> {
-        let op = |items| Op::Nack { items };
-        self.by_group(items, |item| item.token.job, op).await
-    }
-
-    /// The lease lasts this long from now; `None` = as long as the job's own or the queue's.
-    ///
-    /// # Errors
-    /// As [`Self::ack`].
-    pub async fn extend(&self, token: Token, lease: Option<Duration>) -> Result<(), Error> {
-        let items = vec![(token, lease.map_or(0, millis_u32))];
-        let op = |items| Op::Extend { items };
-        first(self.by_group(items, |(token, _)| token.job, op).await)
-    }
-
-    /// The job goes back to its place, uncounted: it was not started.
-    ///
-    /// # Errors
-    /// As [`Self::ack`].
-    pub async fn release(&self, token: Token) -> Result<(), Error> {
-        first(self.release_batch(vec![token]).await)
-    }
-
-    /// Many jobs go back; one outcome per item, in order.
-    pub async fn release_batch(&self, tokens: Vec<Token>) -> Vec<Result<(), Error>> {
-        let op = |items| Op::Release { items };
-        self.by_group(tokens, |token| token.job, op).await
-    }
-
-    /// The job goes to the dead at once.
-    ///
-    /// # Errors
-    /// As [`Self::ack`].
-    pub async fn bury(&self, token: Token, reason: impl Into<Bytes>) -> Result<(), Error> {
-        let op = |items| Op::Bury { items };
-        first(
-            self.by_group(vec![(token, reason.into())], |(token, _)| token.job, op)
-                .await,
-        )
-    }
-
-    /// The job shall not run; a worker that has it loses its lease.
-    ///
-    /// # Errors
-    /// [`Code::Finished`], [`Code::NotFound`], or what a call can end with.
-    pub async fn cancel(&self, job: JobId) -> Result<(), Error> {
-        let op = |items| Op::Cancel { items };
-        first(self.by_group(vec![job], |job| *job, op).await)
-    }
-
-    /// Dead jobs become pending again, with their attempts counted anew; one outcome per job.
-    pub async fn requeue_dead(&self, jobs: Vec<JobId>) -> Vec<Result<(), Error>> {
-        let op = |items| Op::RequeueDead { items };
-        self.by_group(jobs, |job| *job, op).await
-    }
-
-    /// Dead jobs are removed; one outcome per job.
-    pub async fn delete_dead(&self, jobs: Vec<JobId>) -> Vec<Result<(), Error>> {
-        let op = |items| Op::DeleteDead { items };
-        self.by_group(jobs, |job| *job, op).await
+    /// Whether it was closed: all calls end with [`Code::Stopping`].
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.inner.driver.with_core(session::ClientCore::is_closed)
     }
 
     /// Ends the client and all its clones: what it holds goes back at once, calls under way end
@@ -413,6 +363,23 @@ impl Client {
     }
 
     // ---- underneath ------------------------------------------------------------------------
+
+    /// Says who works here, for people.
+    fn introduce(&self, worker: WorkerInfo) {
+        self.inner.driver.introduce(worker);
+    }
+
+    /// All groups of the cluster.
+    fn groups(&self) -> Result<impl Iterator<Item = GroupId> + use<>, Error> {
+        let last = self.hello()?.groups.saturating_sub(1);
+        let last = u16::try_from(last).unwrap_or(u16::MAX);
+        Ok((0..=last).map(GroupId))
+    }
+
+    /// The time that the core goes by.
+    fn now(&self) -> Monotonic {
+        self.inner.driver.now()
+    }
 
     fn queues_known(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<QueueSlot>>> {
         self.inner
@@ -504,6 +471,7 @@ impl Client {
         body: &RequestBody,
     ) -> Result<Option<(SemaphorePermit<'_>, SemaphorePermit<'_>)>, Error> {
         let bytes = match body {
+            RequestBody::Watch { .. } | RequestBody::WaitJob { .. } => return Ok(None),
             RequestBody::Command { command, .. } => match &command.op {
                 Op::Lease { .. } => return Ok(None),
                 op => op_bytes(op)?,
@@ -535,178 +503,11 @@ impl Client {
             .await?;
         outcome(reply)
     }
-
-    /// Asks for items of any groups, one command a group and at most 1024 items each.
-    async fn by_group<T>(
-        &self,
-        items: Vec<T>,
-        job: impl Fn(&T) -> JobId,
-        op: impl Fn(Vec<T>) -> Op,
-    ) -> Vec<Result<(), Error>> {
-        let count = items.len();
-        let mut batches: Vec<(GroupId, Vec<usize>, Vec<T>)> = Vec::new();
-        let mut open: BTreeMap<GroupId, usize> = BTreeMap::new();
-        for (place, item) in items.into_iter().enumerate() {
-            let group = job(&item).group();
-            let batch = open
-                .get(&group)
-                .copied()
-                .filter(|at| batches[*at].1.len() < ITEMS_MAX);
-            let batch = batch.unwrap_or_else(|| {
-                batches.push((group, Vec::new(), Vec::new()));
-                open.insert(group, batches.len() - 1);
-                batches.len() - 1
-            });
-            batches[batch].1.push(place);
-            batches[batch].2.push(item);
-        }
-        let mut calls = Vec::new();
-        for (group, places, items) in batches {
-            let call = self
-                .start(Route::Group(group), command(group, op(items), 0))
-                .await;
-            calls.push((places, call));
-        }
-        let mut outcomes = vec![Ok(()); count];
-        for (places, call) in calls {
-            let reply = match call {
-                Ok(call) => call.reply().await,
-                Err(error) => Err(error),
-            };
-            let answer = reply.and_then(outcome).and_then(|outcome| match outcome {
-                Outcome::Items(items) if items.len() == places.len() => Ok(items),
-                other => Err(strange(&other)),
-            });
-            for (index, place) in places.into_iter().enumerate() {
-                outcomes[place] = match &answer {
-                    Ok(items) => match items[index] {
-                        ItemOutcome::Done => Ok(()),
-                        ItemOutcome::Rejected(rejection) => Err(Error::rejected(rejection)),
-                    },
-                    Err(error) => Err(error.clone()),
-                };
-            }
-        }
-        outcomes
-    }
-}
-
-fn command(group: GroupId, op: Op, wait_ms: u32) -> RequestBody {
-    RequestBody::Command {
-        group,
-        command: Command { session: None, op },
-        wait_ms,
-    }
-}
-
-/// What the machine said; a rejection is an error.
-fn outcome(reply: Reply) -> Result<Outcome, Error> {
-    match reply.body {
-        ReplyBody::Outcome(Outcome::Rejected(rejection)) => Err(Error::rejected(rejection)),
-        ReplyBody::Outcome(outcome) => Ok(outcome),
-        other => Err(strange(&other)),
-    }
-}
-
-fn strange(answer: &impl std::fmt::Debug) -> Error {
-    let mut words = format!("the server answered something else than was asked: {answer:?}");
-    if let Some((cut, _)) = words.char_indices().nth(200) {
-        words.truncate(cut);
-    }
-    Error::new(Code::BadFrame, words)
-}
-
-fn first(outcomes: Vec<Result<(), Error>>) -> Result<(), Error> {
-    outcomes.into_iter().next().unwrap_or(Ok(()))
-}
-
-/// Bounds that a server would answer by closing the connection are checked before sending.
-fn op_bytes(op: &Op) -> Result<usize, Error> {
-    let (count, bytes) = match op {
-        Op::Enqueue { items, .. } => (items.len(), items.iter().map(job_bytes).sum()),
-        Op::Ack { items } => {
-            let result = |item: &AckItem| item.result.as_ref().map_or(0, Bytes::len);
-            (items.len(), items.iter().map(result).sum())
-        }
-        Op::Nack { items } => (
-            items.len(),
-            items.iter().map(|item| item.reason.len()).sum(),
-        ),
-        Op::Bury { items } => (
-            items.len(),
-            items.iter().map(|(_, reason)| reason.len()).sum(),
-        ),
-        Op::Extend { items } => (items.len(), 0),
-        Op::Release { items } => (items.len(), 0),
-        Op::Cancel { items } | Op::RequeueDead { items } | Op::DeleteDead { items } => {
-            (items.len(), 0)
-        }
-        _ => (1, 0),
-    };
-    let bytes = bytes + (count + 1) * ITEM_OVERHEAD_BYTES;
-    if count > ITEMS_MAX {
-        let words = format!("{count} items in one request, at most {ITEMS_MAX} are allowed");
-        return Err(Error::new(Code::Invalid, words));
-    }
-    if bytes > FRAME_BYTES_MAX {
-        let words = format!("a request of {bytes} bytes, at most {FRAME_BYTES_MAX} are allowed");
-        return Err(Error::new(Code::PayloadTooLarge, words));
-    }
-    Ok(bytes)
-}
-
-fn job_bytes(job: &NewJob) -> usize {
-    let header = |(name, value): &(String, Bytes)| name.len() + value.len() + 16;
-    let headers: usize = job.headers.iter().map(header).sum();
-    job.payload.len() + job.key.as_ref().map_or(0, Bytes::len) + headers
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn millis_u32(duration: Duration) -> u32 {
-    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
-}
-
-fn parse_addresses(text: &str) -> Result<Vec<String>, Error> {
-    text.split(',')
-        .map(|part| parse_address(part.trim()))
-        .collect()
-}
-
-fn parse_address(text: &str) -> Result<String, Error> {
-    let bad = || {
-        let words = format!("`{text}` is no address; expected host:port, e.g. 127.0.0.1:7411");
-        Error::new(Code::BadArgument, words)
-    };
-    let address = text.strip_prefix("rrq://").unwrap_or(text);
-    let address = address.strip_suffix('/').unwrap_or(address);
-    let is_ipv6 = address.starts_with('[');
-    let port_at = match is_ipv6 {
-        true => address.find("]:").map(|at| at + 1),
-        false => address.find(':'),
-    };
-    let (host, port) = match port_at {
-        Some(at) => (&address[..at], Some(&address[at + 1..])),
-        None => (address, None),
-    };
-    let odd = |byte: u8| byte.is_ascii_whitespace() || b"/@?#".contains(&byte);
-    let closed = !is_ipv6 || (host.len() > 2 && host.ends_with(']'));
-    if host.is_empty() || host.bytes().any(odd) || !closed {
-        return Err(bad());
-    }
-    match port {
-        None => Ok(format!("{host}:{DEFAULT_PORT}")),
-        Some(port) if port.parse::<u16>().is_ok_and(|port| port > 0) => Ok(address.to_owned()),
-        Some(_) => Err(bad()),
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::Rejection;
 
     #[test]
     fn calls_can_be_spawned() {
@@ -720,57 +521,5 @@ mod tests {
             let _ = client.queues().await;
             client.close().await;
         });
-    }
-
-    #[test]
-    fn addresses_are_read_as_people_write_them() {
-        let parse = |text| parse_addresses(text).map_err(|error| error.to_string());
-        let one = |text: &str| Ok(vec![text.to_owned()]);
-        assert_eq!(parse("127.0.0.1:7411"), one("127.0.0.1:7411"));
-        assert_eq!(parse("rrq://queue.example"), one("queue.example:7411"));
-        assert_eq!(parse("rrq://[::1]:9/"), one("[::1]:9"));
-        assert_eq!(parse("[::1]"), one("[::1]:7411"));
-        let two = vec!["a:1".to_owned(), "b:7411".to_owned()];
-        assert_eq!(parse("a:1, rrq://b"), Ok(two));
-        for bad in [
-            "", "a:", "a:0", "a:70000", ":1", "a b", "http://a", "[::1", "a:1,",
-        ] {
-            assert!(parse(bad).is_err(), "{bad:?} was taken");
-        }
-    }
-
-    #[test]
-    fn what_no_frame_can_hold_is_refused_before_it_is_sent() {
-        let queue = crate::base::ids::QueueUid::default();
-        let partition = crate::base::ids::Partition(0);
-        let job = NewJob {
-            payload: vec![0; 3 << 20].into(),
-            ..NewJob::default()
-        };
-        let enqueue = |items| Op::Enqueue {
-            queue,
-            partition,
-            items,
-        };
-        assert!(op_bytes(&enqueue(vec![job.clone(); 2])).is_ok());
-        let code = |op| op_bytes(&op).map_err(|error| error.code());
-        assert_eq!(code(enqueue(vec![job; 3])), Err(Code::PayloadTooLarge));
-        assert_eq!(
-            code(enqueue(vec![NewJob::default(); 1025])),
-            Err(Code::Invalid)
-        );
-    }
-
-    #[test]
-    fn rejections_of_a_command_are_errors() {
-        let body = ReplyBody::Outcome(Outcome::Rejected(Rejection::QuotaExceeded));
-        let reply = Reply {
-            id: 1,
-            stamp: None,
-            body,
-        };
-        let error = outcome(reply).expect_err("rejected");
-        assert_eq!(error.code(), Code::QuotaExceeded);
-        assert!(error.is_retryable() && !error.maybe_applied());
     }
 }

@@ -30,7 +30,7 @@ use crate::client::error::Error;
 use crate::client::group::{GroupSession, SessionState};
 use crate::client::links::{Arrival, Links, Target, ToConnect};
 pub use crate::client::links::{ConnNo, Route};
-use crate::wire::message::{Reply, Request, RequestBody, ServerHello};
+use crate::wire::message::{Reply, Request, RequestBody, ServerHello, WorkerInfo};
 use crate::wire::{Command, Op, SessionCall, Window};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -79,7 +79,7 @@ pub enum Input {
         route: Route,
         /// What.
         body: RequestBody,
-        /// How long to try; for a lease, beyond its own wait.
+        /// How long to try; for a lease, watch or wait, beyond its own wait.
         patience: Duration,
     },
     /// Nobody waits for this call any more.
@@ -112,6 +112,8 @@ pub enum Input {
     },
     /// The deadline passed.
     Tick,
+    /// Who works here, for people; heartbeats carry it from now on.
+    Introduced(WorkerInfo),
     /// The client is done: says bye, and ends all calls.
     Close {
         /// The call that ends when the byes are answered or the connections gone.
@@ -171,6 +173,7 @@ pub struct ClientCore {
     /// No request's deadline is earlier.
     earliest_deadline: Option<Monotonic>,
     phase: Phase,
+    worker: Option<WorkerInfo>,
     effects: Vec<Effect>,
 }
 
@@ -191,6 +194,7 @@ impl ClientCore {
             next_id: 1,
             earliest_deadline: None,
             phase: Phase::Open,
+            worker: None,
             effects: Vec::new(),
         }
     }
@@ -214,6 +218,12 @@ impl ClientCore {
         self.links.hello()
     }
 
+    /// Whether it was closed: no call can succeed any more.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.phase != Phase::Open
+    }
+
     /// The home group of a queue; `None` before the first hello.
     #[must_use]
     pub fn home_group(&self, name: &str) -> Option<GroupId> {
@@ -234,6 +244,7 @@ impl ClientCore {
             Input::Disconnected { conn, error } => self.disconnected(now, conn, &error),
             Input::Received { conn, reply } => self.received(now, conn, reply),
             Input::Tick => self.tick(now),
+            Input::Introduced(worker) => self.introduced(now, worker),
             Input::Close { id } => self.close(now, id),
         }
     }
@@ -295,7 +306,9 @@ impl ClientCore {
         origin: Origin,
     ) {
         let wait_ms = match &body {
-            RequestBody::Command { wait_ms, .. } => *wait_ms,
+            RequestBody::Command { wait_ms, .. }
+            | RequestBody::Watch { wait_ms, .. }
+            | RequestBody::WaitJob { wait_ms, .. } => *wait_ms,
             _ => 0,
         };
         let poll_until = now.plus(Duration::from_millis(wait_ms.into()));
@@ -372,7 +385,7 @@ impl ClientCore {
         }
         let pending = self.requests.get_mut(&id).expect("it was there above");
         let left = pending.poll_until.since(now);
-        if let RequestBody::Command { wait_ms, .. } = &mut pending.request.body {
+        if let Some(wait_ms) = pending.wait_ms_mut() {
             *wait_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
         }
         pending.sent_on = Some(conn);
@@ -467,7 +480,10 @@ impl ClientCore {
             self.effects.push(Effect::Disconnect { conn });
             return;
         }
-        let next_beat = now.plus(self.beat_interval());
+        let next_beat = now.plus(match self.worker {
+            Some(_) => Duration::ZERO,
+            None => self.beat_interval(),
+        });
         match self.links.arrived(conn, hello, next_beat) {
             Arrival::Stale => {}
             Arrival::Superfluous => self.effects.push(Effect::Disconnect { conn }),

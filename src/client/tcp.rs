@@ -13,7 +13,9 @@ use crate::wire::client::{
     PROTOCOL_VERSION, decode_reply, decode_server_hello, encode_client_hello, encode_request,
 };
 use crate::wire::frame::{FrameDecoder, FrameKind};
-use crate::wire::message::{ClientHello, Reply, ReplyBody, RequestBody, ServerHello};
+use crate::wire::message::{
+    ClientHello, Reply, ReplyBody, RequestBody, ServerHello, WorkerInfo,
+};
 use bytes::BytesMut;
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher};
@@ -159,6 +161,16 @@ impl Driver {
             id,
             answer,
         }
+    }
+
+    /// Tells the servers who works here.
+    pub(super) fn introduce(&self, worker: WorkerInfo) {
+        self.shared.input(Input::Introduced(worker));
+    }
+
+    /// The time that the core goes by.
+    pub(super) fn now(&self) -> Monotonic {
+        self.shared.now()
     }
 
     /// Reads something of the core.

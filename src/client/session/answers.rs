@@ -247,6 +247,9 @@ impl ClientCore {
             }) => {
                 state.state = SessionState::Open(*session);
                 state.epoch = *epoch;
+                if self.worker.is_some() {
+                    self.beat_soon(now);
+                }
                 return;
             }
             Ok(Reply {

@@ -31,7 +31,7 @@ pub(super) struct Pending {
     /// Not to be sent again before this.
     pub(super) not_before: Monotonic,
     pub(super) deadline: Monotonic,
-    /// Leases: until when to wait for the first job.
+    /// Leases, watches and waits: until when to wait at the server.
     pub(super) poll_until: Monotonic,
     /// A send of it went without an answer: it may have taken effect.
     pub(super) unanswered: bool,
@@ -51,6 +51,16 @@ impl Pending {
     pub(super) fn command_mut(&mut self) -> Option<&mut Command> {
         match &mut self.request.body {
             RequestBody::Command { command, .. } => Some(command),
+            _ => None,
+        }
+    }
+
+    /// How long it waits at the server, if it is of those that do.
+    pub(super) fn wait_ms_mut(&mut self) -> Option<&mut u32> {
+        match &mut self.request.body {
+            RequestBody::Command { wait_ms, .. }
+            | RequestBody::Watch { wait_ms, .. }
+            | RequestBody::WaitJob { wait_ms, .. } => Some(wait_ms),
             _ => None,
         }
     }

@@ -9,7 +9,7 @@ use crate::base::units::Monotonic;
 use crate::client::error::Error;
 use crate::client::links::{ConnNo, Target};
 use crate::wire::Outcome;
-use crate::wire::message::{Reply, ReplyBody, RequestBody};
+use crate::wire::message::{Reply, ReplyBody, RequestBody, WorkerInfo};
 use std::time::Duration;
 
 impl ClientCore {
@@ -48,6 +48,21 @@ impl ClientCore {
         last.or(unreachable)
             .cloned()
             .unwrap_or_else(|| Error::new(Code::Timeout, "no answer within the deadline"))
+    }
+
+    /// The servers hear of it at once where something is under way, else with the next work.
+    pub(super) fn introduced(&mut self, now: Monotonic, worker: WorkerInfo) {
+        self.worker = Some(worker);
+        self.beat_soon(now);
+    }
+
+    pub(super) fn beat_soon(&mut self, now: Monotonic) {
+        let conns: Vec<ConnNo> = self.links.up_links().map(|(_, up)| up.conn).collect();
+        for conn in conns {
+            if let Some((_, up)) = self.links.up_mut(conn) {
+                up.next_beat = up.next_beat.min(now);
+            }
+        }
     }
 
     pub(super) fn beat_interval(&self) -> Duration {
@@ -97,7 +112,7 @@ impl ClientCore {
                 let (part, after) = rest.split_at(rest.len().min(ITEMS_MAX));
                 let body = RequestBody::Heartbeat {
                     sessions: part.to_vec(),
-                    worker: None,
+                    worker: self.worker.clone(),
                 };
                 self.ask(now, Route::Shard(node, shard), body, Origin::Heartbeat);
                 rest = after;
