@@ -99,7 +99,7 @@ pub(super) fn run(args: &ContextArgs, output: Output) -> Result<(), Report> {
     let path = path()?;
     let mut saved = Saved::read(&path)?;
     match &args.verb {
-        ContextVerb::List => return list(&saved, output),
+        ContextVerb::List => list(&saved, output),
         ContextVerb::Add {
             name,
             address,

@@ -101,7 +101,11 @@ struct ShowArgs {
 #[derive(clap::Args, Debug)]
 struct ActArgs {
     /// The jobs' ids; or --queue and a filter, or --all.
-    #[arg(value_name = "ID", required_unless_present = "queue", conflicts_with = "queue")]
+    #[arg(
+        value_name = "ID",
+        required_unless_present = "queue",
+        conflicts_with = "queue"
+    )]
     ids: Vec<String>,
     /// The queue in which to look [default: none].
     #[arg(short, long, value_name = "NAME")]
@@ -176,7 +180,10 @@ async fn list(args: &ListArgs, client: &Client, common: &Common) -> Result<(), B
     while let Some(page) = scan.next().await.map_err(Broken::Call)? {
         for job in &page.jobs {
             let reason = fingerprint(&job.last_failure);
-            reasons.entry(reason).or_insert_with(|| Alike::new(job)).add(job);
+            reasons
+                .entry(reason)
+                .or_insert_with(|| Alike::new(job))
+                .add(job);
         }
     }
     let mut reasons: Vec<(String, Alike)> = reasons.into_iter().collect();

@@ -62,7 +62,11 @@ pub(super) async fn list(
         Some(cursor) => scan.from(cursor),
         None => scan,
     };
-    let mut left = if part.all { u64::MAX } else { part.limit.into() };
+    let mut left = if part.all {
+        u64::MAX
+    } else {
+        part.limit.into()
+    };
     let mut printer = Printer::new(rows, output);
     while left > 0 {
         scan = scan.limit(u32::try_from(left).unwrap_or(PAGE).min(PAGE));
@@ -100,7 +104,11 @@ impl Printer {
             Output::Json => {
                 let mut out = String::new();
                 for job in jobs {
-                    out += if self.printed { ",\n" } else { "{\"jobs\": [\n" };
+                    out += if self.printed {
+                        ",\n"
+                    } else {
+                        "{\"jobs\": [\n"
+                    };
                     out += &job_view::as_json(job).to_string();
                     self.printed = true;
                 }

@@ -7,6 +7,9 @@
 //! | `status.rs` | `rrqctl status` |
 //! | `queue.rs`, `queue_settings.rs` | `rrqctl queue` |
 //! | `job.rs`, `job_view.rs` | `rrqctl job` |
+//! | `dead.rs` | `rrqctl dead` |
+//! | `filter.rs`, `listing.rs` | which jobs are meant, and lists of them |
+//! | `worker.rs` | `rrqctl worker` |
 //! | `log.rs`, `log_walk.rs`, `command_json.rs` | `rrqctl log`: the log of a stopped node |
 //! | `snapshot.rs`, `offline.rs` | `rrqctl snapshot`: the checkpoints of a stopped node |
 //! | `repair.rs`, `survivors.rs` | `rrqctl repair`: the files of a stopped, damaged node |
@@ -21,10 +24,13 @@ mod arguments;
 mod command_json;
 mod complaint;
 mod contexts;
+mod dead;
 mod enqueue;
+mod filter;
 mod job;
 mod job_view;
 mod jobs_file;
+mod listing;
 mod log;
 mod log_walk;
 mod offline;
@@ -38,6 +44,7 @@ mod status;
 mod survivors;
 mod terminal;
 mod work;
+mod worker;
 
 use crate::base::code::Code;
 use crate::base::report::Report;
@@ -79,6 +86,7 @@ struct Flags {
     #[arg(
         long,
         global = true,
+        help_heading = "Global options",
         env = "RRQ_SERVER",
         hide_env_values = true,
         value_name = "HOST:PORT"
@@ -88,6 +96,7 @@ struct Flags {
     #[arg(
         long,
         global = true,
+        help_heading = "Global options",
         value_enum,
         env = "RRQ_OUTPUT",
         hide_env_values = true,
@@ -131,6 +140,12 @@ enum Verb {
     /// Look at jobs, cancel them, wait for their end.
     #[command(after_help = job::EXAMPLES)]
     Job(job::JobArgs),
+    /// Look at dead jobs, let them be tried again, remove them.
+    #[command(after_help = dead::EXAMPLES)]
+    Dead(dead::DeadArgs),
+    /// Show who works.
+    #[command(after_help = worker::EXAMPLES)]
+    Worker(worker::WorkerArgs),
     /// Read the log of a stopped node.
     #[command(after_help = log::EXAMPLES)]
     Log(log::LogArgs),
@@ -198,6 +213,8 @@ fn ask(verb: &Verb, flags: &Flags) -> Result<(), Report> {
             Verb::Status(args) => status::run(args, &common).await,
             Verb::Queue(args) => queue::run(args, &common).await,
             Verb::Job(args) => job::run(args, &common).await,
+            Verb::Dead(args) => dead::run(args, &common).await,
+            Verb::Worker(args) => worker::run(args, &common).await,
             _ => unreachable!("the other verbs ask no server"),
         }
     })
@@ -272,20 +289,42 @@ mod tests {
     fn every_command_has_an_example_and_every_flag_a_text() {
         fn look(command: &clap::Command) {
             let name = command.get_name();
+            if name == "help" {
+                return;
+            }
             let help = command.get_after_help().map(ToString::to_string);
             let help = help.unwrap_or_default();
             assert!(help.contains("Example"), "{name} shows no example");
-            for line in help.lines() {
-                assert!(line.chars().count() <= 80, "{name}: {line:?} is too wide");
-            }
             for argument in command.get_arguments() {
-                let text = argument.get_help();
-                assert!(text.is_some(), "{name}: {} has no text", argument.get_id());
+                let (id, text) = (argument.get_id(), argument.get_help());
+                let text = text.map(ToString::to_string).unwrap_or_default();
+                assert!(!text.is_empty(), "{name}: {id} has no text");
+                assert!(
+                    !argument.is_hide_env_set() || argument.get_env().is_none(),
+                    "{name}: the variable of {id} is not told"
+                );
+                let is_option = argument.get_long().is_some();
+                let takes_value = argument.get_action().takes_values();
+                let has_default =
+                    !argument.get_default_values().is_empty() || text.contains("[default: ");
+                assert!(
+                    !is_option || !takes_value || argument.is_required_set() || has_default,
+                    "{name}: the default of {id} is not told"
+                );
+            }
+            let shown = command
+                .clone()
+                .term_width(80)
+                .render_long_help()
+                .to_string();
+            for line in shown.lines() {
+                assert!(line.chars().count() <= 80, "{name}: {line:?} is too wide");
             }
             command.get_subcommands().for_each(look);
         }
-        let command = Cli::command();
+        let mut command = Cli::command();
         command.clone().debug_assert();
+        command.build();
         look(&command);
     }
 }

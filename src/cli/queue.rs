@@ -53,6 +53,13 @@ Example:
 
 Ends a pause and a drain.";
 
+const DRAIN_EXAMPLES: &str = "\
+Example:
+  rrqctl queue drain emails
+
+A draining queue takes no more jobs and hands out those that it has, until
+`rrqctl queue resume`.";
+
 const PURGE_EXAMPLES: &str = "\
 Examples:
   rrqctl queue purge emails                    asks, then removes what waits
@@ -92,6 +99,9 @@ enum QueueVerb {
     /// Hand out jobs again, and take new ones.
     #[command(after_help = RESUME_EXAMPLES)]
     Resume(Name),
+    /// Take no more jobs; hand out those that are there.
+    #[command(after_help = DRAIN_EXAMPLES)]
+    Drain(Name),
     /// Remove jobs.
     #[command(after_help = PURGE_EXAMPLES)]
     Purge(PurgeArgs),
@@ -240,6 +250,10 @@ async fn perform(verb: &QueueVerb, client: &Client, common: &Common) -> Result<(
         QueueVerb::Resume(name) => {
             let info = find(name).await?.resume().await?;
             changed(output, &info, "hands out jobs")?;
+        }
+        QueueVerb::Drain(name) => {
+            let info = find(name).await?.drain().await?;
+            changed(output, &info, "takes no more jobs")?;
         }
         QueueVerb::Purge(args) => purge(&find(&args.queue).await?, args, output).await?,
         QueueVerb::Delete(args) => delete(&find(&args.queue).await?, args, output).await?,

@@ -133,15 +133,17 @@ pub(super) fn settings_rows(settings: &QueueSettings) -> Vec<(&'static str, Stri
         _ => text,
     };
     let backoff = &settings.backoff;
-    let factor = match backoff.kind {
-        BackoffKind::Exponential => {
-            format!(
-                " by {}.{:03}",
-                backoff.factor_milli / 1000,
-                backoff.factor_milli % 1000
-            )
+    let base = ms(backoff.base_ms.into());
+    let growth = match backoff.kind {
+        BackoffKind::Fixed => base,
+        BackoffKind::Linear => {
+            format!("{base} more each time, up to {}", ms(backoff.cap_ms.into()))
         }
-        _ => String::new(),
+        BackoffKind::Exponential => {
+            let (whole, places) = (backoff.factor_milli / 1000, backoff.factor_milli % 1000);
+            let cap = ms(backoff.cap_ms.into());
+            format!("{base}, {whole}.{places:03} times as long each time, up to {cap}")
+        }
     };
     vec![
         ("lease", ms(settings.lease_ms.into())),
@@ -149,10 +151,8 @@ pub(super) fn settings_rows(settings: &QueueSettings) -> Vec<(&'static str, Stri
         (
             "backoff",
             format!(
-                "{}{factor} from {} to {}, less up to {} %",
+                "{}: {growth}, less up to {} %",
                 curve(backoff.kind),
-                ms(backoff.base_ms.into()),
-                ms(backoff.cap_ms.into()),
                 backoff.jitter_percent,
             ),
         ),

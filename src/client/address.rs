@@ -148,9 +148,18 @@ mod tests {
     fn a_list_is_one_address_after_the_other() {
         let three = Ok(["a:1", "b:7411", "c:2"].map(str::to_owned).to_vec());
         assert_eq!(Addresses::from(["a:1,b", "c:2"]).parse(), three);
-        assert_eq!(Addresses::from(&["a:1", "b", "rrq://c:2"][..]).parse(), three);
+        assert_eq!(
+            Addresses::from(&["a:1", "b", "rrq://c:2"][..]).parse(),
+            three
+        );
         assert_eq!(Addresses::from(vec!["a:1", "b", "c:2"]).parse(), three);
-        assert_eq!(["a:1", "b", "c:2"].into_iter().collect::<Addresses>().parse(), three);
+        assert_eq!(
+            ["a:1", "b", "c:2"]
+                .into_iter()
+                .collect::<Addresses>()
+                .parse(),
+            three
+        );
         let none = Addresses::default().parse().expect_err("none was given");
         assert_eq!(none.code(), Code::BadArgument);
     }

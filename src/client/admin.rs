@@ -102,7 +102,9 @@ impl Queue {
                     partition,
                     states,
                 };
-                let call = self.client.start(Route::Group(group), command(group, op, 0));
+                let call = self
+                    .client
+                    .start(Route::Group(group), command(group, op, 0));
                 calls.push(call.await?);
             }
             let mut purged = 0;

@@ -2,11 +2,11 @@
 
 use crate::base::ids::GroupId;
 use crate::base::limits::ITEMS_MAX;
+#[cfg(doc)]
+use crate::client::Code;
 use crate::client::call::{command, first, millis, millis_u32, outcome, strange};
 use crate::client::session::Route;
 use crate::client::{AckItem, Client, Error, JobId, NackItem, Token};
-#[cfg(doc)]
-use crate::client::Code;
 use crate::wire::{ItemOutcome, Op, Outcome};
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -58,7 +58,10 @@ impl Client {
     /// # Errors
     /// As [`Self::ack`].
     pub async fn extend(&self, token: Token, lease: Option<Duration>) -> Result<(), Error> {
-        first(self.extend_batch(vec![(token, lease.unwrap_or_default())]).await)
+        first(
+            self.extend_batch(vec![(token, lease.unwrap_or_default())])
+                .await,
+        )
     }
 
     /// Many leases last so long from now, a time of zero being the job's own or the queue's; one

@@ -80,8 +80,8 @@ pub use scan::{Scan, ScanCursor};
 pub use wait::Ended;
 pub use worker::Worker;
 
-use crate::client::call::{command, op_bytes, outcome, strange};
 use crate::base::units::Monotonic;
+use crate::client::call::{command, op_bytes, outcome, strange};
 use crate::client::queue::{QueueSlot, refusal};
 use crate::client::session::{CoreOptions, Route};
 use crate::client::tcp::{Awaited, Driver};

@@ -75,7 +75,9 @@ pub(super) enum Missing {
 
 /// The partitions of a queue with their groups.
 pub(super) fn places(info: &QueueInfo) -> impl Iterator<Item = (Partition, GroupId)> {
-    (0..=u8::MAX).map(Partition).zip(info.groups.iter().copied())
+    (0..=u8::MAX)
+        .map(Partition)
+        .zip(info.groups.iter().copied())
 }
 
 /// How many partitions a queue has.
@@ -151,7 +153,9 @@ impl Queue {
                 partition: part.partition,
                 items: part.jobs,
             };
-            let call = self.client.start(Route::Group(group), command(group, op, 0));
+            let call = self
+                .client
+                .start(Route::Group(group), command(group, op, 0));
             calls.push((part.places, call.await));
         }
         let changed = Enqueued::Rejected(Rejection::QueueChanged);
@@ -411,12 +415,7 @@ impl Queue {
     }
 }
 
-fn watch(
-    info: &QueueInfo,
-    partition: Partition,
-    group: GroupId,
-    wait: Duration,
-) -> RequestBody {
+fn watch(info: &QueueInfo, partition: Partition, group: GroupId, wait: Duration) -> RequestBody {
     RequestBody::Watch {
         queue: info.uid,
         partition,

@@ -169,7 +169,8 @@ impl FromStr for ScanCursor {
             whole.then_some(Self { partition, place })
         };
         read().ok_or_else(|| {
-            let words = format!("`{text}` is no cursor; expected one that a scan gave, like 0.4.17");
+            let words =
+                format!("`{text}` is no cursor; expected one that a scan gave, like 0.4.17");
             Error::new(Code::BadArgument, words)
         })
     }
@@ -207,7 +208,10 @@ mod tests {
             priority: 4,
             seq: 9,
         });
-        assert_eq!(after(cursor(1, None), next, 3), Some(cursor(1, Some((4, 9)))));
+        assert_eq!(
+            after(cursor(1, None), next, 3),
+            Some(cursor(1, Some((4, 9))))
+        );
         let end = cursor(1, Some((4, 9)));
         assert_eq!(after(end, None, 3), Some(cursor(2, None)));
         assert_eq!(after(cursor(2, None), None, 3), None);

@@ -13,9 +13,7 @@ use crate::wire::client::{
     PROTOCOL_VERSION, decode_reply, decode_server_hello, encode_client_hello, encode_request,
 };
 use crate::wire::frame::{FrameDecoder, FrameKind};
-use crate::wire::message::{
-    ClientHello, Reply, ReplyBody, RequestBody, ServerHello, WorkerInfo,
-};
+use crate::wire::message::{ClientHello, Reply, ReplyBody, RequestBody, ServerHello, WorkerInfo};
 use bytes::BytesMut;
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher};

@@ -185,11 +185,7 @@ impl Worker {
     /// [`Code::Invalid`](super::Code::Invalid) if the queue's name, or the worker's, cannot be one,
     /// and what a call can end with, if waiting does not help ([`Error::is_retryable`]); jobs in
     /// hand are drained before. A server that is away at the start is an error.
-    pub async fn run_until<F, Fut, V>(
-        self,
-        stop: impl Future,
-        handler: F,
-    ) -> Result<Summary, Error>
+    pub async fn run_until<F, Fut, V>(self, stop: impl Future, handler: F) -> Result<Summary, Error>
     where
         F: Fn(Job) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = V> + Send + 'static,

@@ -18,7 +18,11 @@ const START_DEADLINE: Duration = Duration::from_secs(30);
 /// How much of what a node says is kept to be shown.
 const LINES_KEPT: usize = 40;
 /// The program.
-const PROGRAM: &str = if cfg!(windows) { "rrq-node.exe" } else { "rrq-node" };
+const PROGRAM: &str = if cfg!(windows) {
+    "rrq-node.exe"
+} else {
+    "rrq-node"
+};
 /// The variable that names another.
 const VARIABLE: &str = "RRQ_NODE";
 
@@ -64,9 +68,7 @@ impl Server {
     ///
     /// # Errors
     /// As [`Self::start`].
-    pub fn start_with(
-        args: impl IntoIterator<Item = impl Into<OsString>>,
-    ) -> Result<Self, Error> {
+    pub fn start_with(args: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Self, Error> {
         let program = find_program()?;
         let folder = new_folder()?;
         let mut server = Self {
@@ -134,9 +136,7 @@ impl Server {
     }
 
     #[allow(clippy::type_complexity)]
-    fn spawn(
-        &self,
-    ) -> Result<(Process, Receiver<String>, Arc<Mutex<VecDeque<String>>>), Error> {
+    fn spawn(&self) -> Result<(Process, Receiver<String>, Arc<Mutex<VecDeque<String>>>), Error> {
         let mut command = Command::new("/bin/sh");
         command
             .args(["-c", SCRIPT, "rrq::test"])
@@ -148,9 +148,9 @@ impl Server {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        let mut shell = command
-            .spawn()
-            .map_err(|error| failed(format!("cannot run /bin/sh, which holds the node: {error}")))?;
+        let mut shell = command.spawn().map_err(|error| {
+            failed(format!("cannot run /bin/sh, which holds the node: {error}"))
+        })?;
         let (sender, ready) = channel();
         let said = Arc::new(Mutex::new(VecDeque::new()));
         if let Some(out) = shell.stdout.take() {
@@ -218,7 +218,12 @@ fn find_program() -> Result<PathBuf, Error> {
         };
     }
     let own = env::current_exe().unwrap_or_default();
-    let beside: Vec<PathBuf> = own.ancestors().skip(1).take(3).map(Path::to_owned).collect();
+    let beside: Vec<PathBuf> = own
+        .ancestors()
+        .skip(1)
+        .take(3)
+        .map(Path::to_owned)
+        .collect();
     let path = env::var_os("PATH").unwrap_or_default();
     let folders = beside.iter().cloned().chain(env::split_paths(&path));
     let mut programs = folders.map(|folder| folder.join(PROGRAM));
@@ -238,7 +243,9 @@ fn find_program() -> Result<PathBuf, Error> {
 fn new_folder() -> Result<PathBuf, Error> {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let own = env::current_exe().unwrap_or_default();
-    let target = own.ancestors().find(|folder| folder.join("CACHEDIR.TAG").is_file());
+    let target = own
+        .ancestors()
+        .find(|folder| folder.join("CACHEDIR.TAG").is_file());
     let base = target.map_or_else(env::temp_dir, |target| target.join("tmp"));
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let folder = base.join(format!("rrq-test-{}-{number}", std::process::id()));

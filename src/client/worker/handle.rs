@@ -93,13 +93,13 @@ pub(super) async fn is_true(mut flag: watch::Receiver<bool>) {
 /// What a future ends with, or the words of its panic.
 async fn caught<T>(future: &mut (impl Future<Output = T> + Unpin)) -> Result<T, String> {
     let mut future = std::pin::Pin::new(future);
-    poll_fn(|context| {
-        match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
+    poll_fn(
+        |context| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
             Ok(Poll::Pending) => Poll::Pending,
             Ok(Poll::Ready(value)) => Poll::Ready(Ok(value)),
             Err(panic) => Poll::Ready(Err(words_of(&*panic))),
-        }
-    })
+        },
+    )
     .await
 }
 
@@ -116,7 +116,8 @@ fn fit(verdict: Verdict) -> Verdict {
     match verdict {
         Verdict::Done(Some(result)) if result.len() > RESULT_BYTES_MAX => {
             let bytes = result.len();
-            let words = format!("its result has {bytes} bytes, at most {RESULT_BYTES_MAX} are kept");
+            let words =
+                format!("its result has {bytes} bytes, at most {RESULT_BYTES_MAX} are kept");
             Verdict::retry(words)
         }
         other => other,
@@ -215,7 +216,10 @@ mod tests {
             }
         }
         let mut said = Box::pin(panics("no such user"));
-        assert_eq!(caught(&mut said).await, Err("panicked: no such user".to_owned()));
+        assert_eq!(
+            caught(&mut said).await,
+            Err("panicked: no such user".to_owned())
+        );
         let mut silent = Box::pin(panics(""));
         assert_eq!(caught(&mut silent).await, Err("panicked".to_owned()));
         assert_eq!(caught(&mut Box::pin(async { 4 })).await, Ok(4));

@@ -182,7 +182,11 @@ mod tests {
         assert_eq!(plan.room(), 1);
         assert_eq!(plan.start(), Some(token(3)));
         assert_eq!(plan.start(), None);
-        assert_eq!(Plan::new(0, 0).room(), 1, "a worker runs one job at the least");
+        assert_eq!(
+            Plan::new(0, 0).room(),
+            1,
+            "a worker runs one job at the least"
+        );
     }
 
     #[test]

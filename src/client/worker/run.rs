@@ -140,7 +140,9 @@ where
             POLL
         };
         let (queue, lease) = (self.queue.clone(), self.worker.lease);
-        Some(Box::pin(async move { queue.lease_for(room, wait, lease).await }))
+        Some(Box::pin(
+            async move { queue.lease_for(room, wait, lease).await },
+        ))
     }
 
     /// How long until something is due by time.
@@ -320,7 +322,10 @@ pub(super) fn check(worker: &Worker) -> Result<(), Error> {
     let words = if is_long(&worker.info.name) || tags.iter().any(is_long) {
         format!("a worker's name or tag is longer than {WORKER_NAME_BYTES_MAX} bytes")
     } else if tags.len() > WORKER_TAGS_MAX {
-        format!("a worker has {} tags, at most {WORKER_TAGS_MAX} are allowed", tags.len())
+        format!(
+            "a worker has {} tags, at most {WORKER_TAGS_MAX} are allowed",
+            tags.len()
+        )
     } else if tags.iter().any(String::is_empty) {
         "a worker's tag is empty".to_owned()
     } else {
