@@ -12,7 +12,7 @@
 //! | `worker.rs` | `rrqctl worker` |
 //! | `log.rs`, `log_walk.rs`, `command_json.rs` | `rrqctl log`: the log of a stopped node |
 //! | `snapshot.rs`, `offline.rs` | `rrqctl snapshot`: the checkpoints of a stopped node |
-//! | `repair.rs`, `survivors.rs` | `rrqctl repair`: the files of a stopped, damaged node |
+//! | `repair.rs`, `new_life.rs`, `salvage.rs`, `survivors.rs` | `rrqctl repair`: the files of a stopped, damaged node |
 //! | `contexts.rs` | `rrqctl context`: saved addresses |
 //! | `pages.rs` | `rrqctl completions`, `rrqctl man` |
 //!
@@ -33,12 +33,14 @@ mod jobs_file;
 mod listing;
 mod log;
 mod log_walk;
+mod new_life;
 mod offline;
 mod pages;
 mod queue;
 mod queue_settings;
 mod repair;
 mod run;
+mod salvage;
 mod snapshot;
 mod status;
 mod survivors;

@@ -3,6 +3,7 @@
 use crate::base::entry::Entry;
 use crate::cli::offline;
 use crate::cli::terminal::count as counted;
+use crate::queue::JobQueue;
 use crate::snapshot::load::LoadedGroup;
 use crate::wal::record::BaseRecord;
 use crate::wire::{QueueInfo, QueueStats};
@@ -21,11 +22,17 @@ pub(super) fn count(
 ) -> Option<Survivors> {
     let mut machine = offline::machine(base, state).ok()?;
     offline::apply(&mut machine, base, entries).ok()?;
-    let queues = machine.queues();
-    Some(Survivors { queues })
+    Some(Survivors::of(&machine))
 }
 
 impl Survivors {
+    /// The queues of a machine.
+    pub(super) fn of(machine: &JobQueue) -> Self {
+        Self {
+            queues: machine.queues(),
+        }
+    }
+
     pub(super) fn as_text(&self) -> String {
         let line = |(info, stats): &(QueueInfo, QueueStats)| {
             let live = stats.pending + stats.delayed + stats.in_flight + stats.dead;

@@ -11,7 +11,8 @@
 //! removed, the log stays, nothing is lost.
 
 use crate::base::ids::GroupId;
-use crate::runtime::data_dir::{names, sync_folder, write_durably};
+use crate::base::report::Report;
+use crate::runtime::data_dir::{disk_full, names, sync_folder, unusable, write_durably};
 use crate::runtime::space;
 use crate::shard::effect::CheckpointFile;
 use crate::shard::input::Input;
@@ -369,6 +370,33 @@ pub fn file_sizes(folder: &Path) -> io::Result<FileSizes> {
         }
     }
     Ok(sizes)
+}
+
+/// Writes a run file whole, and its name; for a repair, while no node works on the folder.
+///
+/// # Errors
+/// What the file system says; then no such file is there.
+pub fn write_run(
+    folder: &Path,
+    number: u64,
+    mut slice: impl FnMut() -> Option<(u64, Bytes)>,
+) -> Result<(), Report> {
+    let path = folder.join(file_name(CheckpointFile::Run(number)));
+    let mut write = || {
+        let file = File::options().write(true).create_new(true).open(&path)?;
+        while let Some((offset, bytes)) = slice() {
+            file.write_all_at(&bytes, offset)?;
+        }
+        file.sync_all()?;
+        sync_folder(folder)
+    };
+    write().map_err(|error: io::Error| {
+        let _ = fs::remove_file(&path);
+        match error.kind() {
+            io::ErrorKind::StorageFull => disk_full(folder),
+            _ => unusable(&path, "write", &error),
+        }
+    })
 }
 
 /// The sequence numbers of the manifests in a folder, ascending.
