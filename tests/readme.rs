@@ -1,5 +1,5 @@
-//! What the README shows was really run: its console blocks behind the first, line by line, in one
-//! shell, against the programs of this build. `[..]` stands for what differs from run to run.
+//! What the README and the guide show was really run: their console blocks, line by line, in one
+//! shell each, against the programs of this build. `[..]` stands for what differs from run to run.
 
 #![cfg(all(feature = "server", feature = "cli", target_os = "linux"))]
 
@@ -20,10 +20,10 @@ struct Step {
     expected: Vec<String>,
 }
 
-/// The steps of all console blocks but the first, which CI runs by itself.
-fn steps(readme: &str) -> Vec<Step> {
+/// The steps of the console blocks of a text, but for the first `skipped`.
+fn steps(text: &str, skipped: usize) -> Vec<Step> {
     let mut steps: Vec<Step> = Vec::new();
-    let blocks = readme.split("```console\n").skip(2);
+    let blocks = text.split("```console\n").skip(1 + skipped);
     for line in blocks.flat_map(|block| block.split("```").next().expect("a block").lines()) {
         match line.strip_prefix("$ ") {
             Some(command) => steps.push(Step {
@@ -88,10 +88,20 @@ fn next_line(lines: &Receiver<String>, step: &Step) -> String {
 
 #[test]
 fn the_transcripts_of_the_readme_are_true() {
+    // CI runs the first block by itself.
+    run("README.md", 1);
+}
+
+#[test]
+fn the_transcripts_of_the_guide_are_true() {
+    run("docs/guide.md", 0);
+}
+
+fn run(file: &str, skipped: usize) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let readme = std::fs::read_to_string(root.join("README.md")).expect("README.md is there");
-    let steps = steps(&readme);
-    assert!(steps.len() >= 10, "the README has a tour: {steps:?}");
+    let text = std::fs::read_to_string(root.join(file)).expect("the document is there");
+    let steps = steps(&text, skipped);
+    assert!(steps.len() >= 10, "{file} has a tour: {steps:?}");
 
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder is made");
     std::os::unix::fs::symlink(root.join("tests"), folder.path().join("tests")).expect("a link");

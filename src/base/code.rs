@@ -35,6 +35,8 @@ codes! {
     IoUringUnavailable = 1001,
     /// Too little memory may be locked.
     MemlockTooLow = 1002,
+    /// Too little memory may be locked for registered buffers: it works, but slower.
+    BuffersUnregistered = 1003,
     /// The file system of the data directory does not keep data (tmpfs).
     NotDurable = 1004,
     /// The file system of the data directory refuses O_DIRECT.
@@ -55,6 +57,14 @@ codes! {
     ShardStalled = 1012,
     /// This system is not Linux.
     NotLinux = 1013,
+    /// Too few files may be open.
+    OpenFilesTooFew = 1014,
+    /// The kernel is too old.
+    KernelTooOld = 1015,
+    /// Others may write to the data directory.
+    DirectoryExposed = 1016,
+    /// The disk takes long to make a write durable.
+    DiskSlow = 1017,
 
     /// A flag or an argument is wrong.
     BadArgument = 2001,

@@ -4,6 +4,7 @@
 //! a general utilities file. A thing lives here only when two siblings must agree on it.
 
 pub mod bugs;
+pub mod catalogue;
 pub mod checksum;
 pub mod code;
 pub mod entry;

@@ -96,7 +96,8 @@ impl DataDir {
             _lock: lock,
         };
         if !dir.new {
-            dir.check(config)?;
+            fits(&dir.path, &dir.superblock, config)?;
+            dir.check_logs()?;
         }
         if let (Some(error), false) = (damaged, dir.superblock.forming) {
             tracing::warn!(%error, "one superblock is bad and is written anew from the other");
@@ -167,28 +168,8 @@ impl DataDir {
         self.write_copy(1, false)
     }
 
-    fn check(&self, config: &NodeConfig) -> Result<(), Report> {
-        let (path, superblock) = (self.path.display(), &self.superblock);
-        if let Some(node) = config.node
-            && node != superblock.node
-        {
-            let what = format!("data directory {path} belongs to node {}", superblock.node);
-            return Err(Report::error(Code::WrongIdentity, what)
-                .location(format!("this start says --id {node}"))
-                .fix(format!("--id {}, or another --data-dir", superblock.node)));
-        }
-        let wanted = match config.shards {
-            Shards::AsMade => superblock.shards,
-            Shards::PerCore => preflight::per_core(),
-            Shards::Exactly(count) => count,
-        };
-        if wanted != superblock.shards {
-            let made = superblock.shards;
-            let what = format!("data directory {path} was made for {made} shards, not {wanted}");
-            return Err(Report::error(Code::ShardCountChanged, what)
-                .why("each shard has a log of its own; this version cannot redistribute them")
-                .fix(format!("--shards {made}")));
-        }
+    fn check_logs(&self) -> Result<(), Report> {
+        let superblock = &self.superblock;
         for shard in 0..superblock.shards {
             let wal = self.wal(shard);
             let names = names(&wal).map_err(|error| missing(&wal, &error.to_string()))?;
@@ -218,6 +199,72 @@ impl DataDir {
             _ => unusable(&self.path.join(name), "write", &error),
         })
     }
+}
+
+/// What a directory says of itself, nothing touched; `None` if it is new or was never finished.
+///
+/// # Errors
+/// By name, if it cannot be read or holds something else.
+pub fn identify(path: &Path) -> Result<Option<Superblock>, Report> {
+    if survey(path)? == Found::Nothing {
+        return Ok(None);
+    }
+    let [first, second] = COPIES.map(|name| read_copy(&path.join(name)));
+    choose(first, second)
+        .map(Some)
+        .map_err(|error| no_superblock(path, &error))
+}
+
+/// Whether the configuration is one for this directory.
+///
+/// # Errors
+/// If it names another node or another number of shards.
+pub fn fits(path: &Path, superblock: &Superblock, config: &NodeConfig) -> Result<(), Report> {
+    let path = path.display();
+    if let Some(node) = config.node
+        && node != superblock.node
+    {
+        let what = format!("data directory {path} belongs to node {}", superblock.node);
+        return Err(Report::error(Code::WrongIdentity, what)
+            .location(format!("this start says --id {node}"))
+            .fix(format!("--id {}, or another --data-dir", superblock.node)));
+    }
+    let wanted = match config.shards {
+        Shards::AsMade => superblock.shards,
+        Shards::PerCore => preflight::per_core(),
+        Shards::Exactly(count) => count,
+    };
+    if wanted != superblock.shards {
+        let made = superblock.shards;
+        let what = format!("data directory {path} was made for {made} shards, not {wanted}");
+        return Err(Report::error(Code::ShardCountChanged, what)
+            .why("each shard has a log of its own; this version cannot redistribute them")
+            .fix(format!("--shards {made}")));
+    }
+    Ok(())
+}
+
+/// Who works in a directory right now, if anybody does.
+///
+/// # Errors
+/// If the lock cannot be read, and which process has it.
+pub fn is_free(path: &Path) -> Result<(), Report> {
+    let lock_path = path.join(LOCK);
+    let file = match File::open(&lock_path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(unusable(&lock_path, "read", &error)),
+    };
+    if sys::try_lock(&file).map_err(|error| unusable(&lock_path, "lock", &error))? {
+        return Ok(());
+    }
+    let holder = holder(&lock_path);
+    Err(locked(path, holder, holder.is_some_and(process::is_alive)))
+}
+
+fn holder(lock_path: &Path) -> Option<u32> {
+    let text = fs::read_to_string(lock_path).unwrap_or_default();
+    text.trim().parse().ok()
 }
 
 /// Writes a small file so that a crash leaves the old one or the new one. `probe` tries the
@@ -418,11 +465,7 @@ fn take_lock(path: &Path) -> Result<File, Report> {
         })?;
     let begun = Instant::now();
     while !sys::try_lock(&file).map_err(|error| unusable(&lock_path, "lock", &error))? {
-        let holder = fs::read_to_string(&lock_path)
-            .unwrap_or_default()
-            .trim()
-            .parse::<u32>()
-            .ok();
+        let holder = holder(&lock_path);
         let alive = holder.is_some_and(process::is_alive);
         let patience = if alive { HOLDER_GRACE } else { HOLDER_PATIENCE };
         if begun.elapsed() > patience {

@@ -14,7 +14,7 @@ use crate::base::code::Code;
 use crate::base::ids::ShardId;
 use crate::base::limits::SEGMENT_BYTES;
 use crate::base::report::Report;
-use crate::runtime::config::{self, NoConfig, NodeConfig};
+use crate::runtime::config::{self, Asked, NoConfig, NodeConfig};
 use crate::runtime::data_dir::DataDir;
 use crate::runtime::listener::Admission;
 use crate::runtime::mesh::{Letter, Mesh};
@@ -51,17 +51,22 @@ const RING_DEPTH: usize = 128;
 pub fn main_with_args(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     // Before any thread: afterwards it costs 12 ms.
     sys::register_membarrier();
-    let config = match config::load(args, std::env::vars()) {
-        Ok(config) => config,
+    let loaded = match config::load(args, config::environment()) {
+        Ok(Asked::Run(loaded)) => loaded,
+        Ok(Asked::Check(loaded, format)) => return preflight::main(loaded, format),
         Err(NoConfig::Asked(text)) => {
             print!("{text}");
             return ExitCode::SUCCESS;
         }
         Err(NoConfig::Wrong(report)) => return fail(&report),
     };
-    start_logs(&config);
+    start_logs(&loaded.config);
     end_with_panics();
-    match run(config) {
+    loaded
+        .warnings
+        .iter()
+        .for_each(|warning| eprintln!("{warning}"));
+    match run(loaded.config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(report) => fail(&report),
     }

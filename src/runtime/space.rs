@@ -22,8 +22,10 @@ const BALLAST_BYTES: u64 = 64 << 20;
 const LOW_BYTES: u64 = 64 << 20;
 /// With at least this much more, they go on.
 const RESUME_BYTES: u64 = 16 << 20;
+/// Free before the ballast is there, so that enqueues are taken from the start on.
+pub const COMFORT_BYTES: u64 = BALLAST_BYTES + LOW_BYTES + RESUME_BYTES;
 /// Room for a segment and its neighbours' metadata.
-const SEGMENT_ROOM_BYTES: u64 = 20 << 20;
+pub const SEGMENT_ROOM_BYTES: u64 = 20 << 20;
 /// How often the file system is asked.
 pub const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -65,7 +67,7 @@ impl Space {
         self.free_bytes = sys::file_system(&self.directory).ok()?.free_bytes;
         let path = self.directory.join(BALLAST);
         let mut has_ballast = fs::metadata(&path).is_ok_and(|file| file.len() >= BALLAST_BYTES);
-        if !has_ballast && self.free_bytes >= BALLAST_BYTES + LOW_BYTES + RESUME_BYTES {
+        if !has_ballast && self.free_bytes >= COMFORT_BYTES {
             match fill(&path) {
                 Ok(()) => {
                     has_ballast = true;

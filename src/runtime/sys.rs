@@ -21,11 +21,15 @@ pub fn register_membarrier() {
     unsafe { libc::syscall(libc::SYS_membarrier, REGISTER_PRIVATE_EXPEDITED, 0, 0) };
 }
 
-/// Makes a small io_uring and drops it. glommio panics where this fails, so it is asked first.
+/// Makes a small io_uring, asks it which operations it knows, and drops it: one truth value an
+/// operation, by its number. glommio panics where this fails, so it is asked first.
 ///
 /// # Errors
-/// What `io_uring_setup(2)` says: EPERM (seccomp, sysctl), ENOSYS, ENOMEM.
-pub fn probe_io_uring() -> io::Result<()> {
+/// What `io_uring_setup(2)` or `io_uring_register(2)` says: EPERM (seccomp, sysctl), ENOSYS, ENOMEM.
+pub fn probe_io_uring() -> io::Result<Vec<bool>> {
+    const REGISTER_PROBE: libc::c_int = 8;
+    const OPERATIONS: usize = 256;
+    const SUPPORTED: u16 = 1;
     // struct io_uring_params: 120 bytes, all zero means "no wishes"; the kernel fills it.
     let mut params = [0_u64; 15];
     // SAFETY: `params` is as large as the kernel's struct and lives across the call.
@@ -34,8 +38,27 @@ pub fn probe_io_uring() -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the kernel just gave us this descriptor and nobody else has it.
-    drop(unsafe { File::from_raw_fd(fd as libc::c_int) });
-    Ok(())
+    let ring = unsafe { File::from_raw_fd(fd as libc::c_int) };
+    // struct io_uring_probe: 16 bytes, then 8 for each operation (number u8, u8, flags u16, u32).
+    let mut probe = [0_u64; 2 + OPERATIONS];
+    // SAFETY: `probe` has room for as many operations as we say and lives across the call.
+    let failed = unsafe {
+        libc::syscall(
+            libc::SYS_io_uring_register,
+            ring.as_raw_fd(),
+            REGISTER_PROBE,
+            probe.as_mut_ptr(),
+            OPERATIONS,
+        )
+    } < 0;
+    if failed {
+        return Err(io::Error::last_os_error());
+    }
+    let supported = |operation: &u64| {
+        let bytes = operation.to_ne_bytes();
+        u16::from_ne_bytes([bytes[2], bytes[3]]) & SUPPORTED != 0
+    };
+    Ok(probe[2..].iter().map(supported).collect())
 }
 
 /// The soft limit of locked memory in bytes, `u64::MAX` for none. io_uring's rings and buffers
@@ -47,6 +70,19 @@ pub fn memlock_limit() -> u64 {
     };
     // SAFETY: `limit` is a valid place for the result.
     match unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit) } {
+        0 => limit.rlim_cur,
+        _ => u64::MAX,
+    }
+}
+
+/// The soft limit of open files.
+pub fn open_files_limit() -> u64 {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is a valid place for the result.
+    match unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } {
         0 => limit.rlim_cur,
         _ => u64::MAX,
     }
@@ -127,6 +163,23 @@ impl FileSystem {
     pub fn is_memory(&self) -> bool {
         const RAMFS_MAGIC: u64 = 0x8584_58f6;
         self.magic == libc::TMPFS_MAGIC as u64 || self.magic == RAMFS_MAGIC
+    }
+
+    /// Its usual name, or its magic number.
+    #[must_use]
+    pub fn name(&self) -> String {
+        const XFS_MAGIC: u64 = 0x5846_5342;
+        const BTRFS_MAGIC: u64 = 0x9123_683e;
+        let name = match self.magic {
+            magic if magic == libc::EXT4_SUPER_MAGIC as u64 => "ext4",
+            magic if magic == libc::TMPFS_MAGIC as u64 => "tmpfs (in memory)",
+            magic if magic == libc::OVERLAYFS_SUPER_MAGIC as u64 => "overlayfs",
+            magic if magic == libc::NFS_SUPER_MAGIC as u64 => "nfs",
+            XFS_MAGIC => "xfs",
+            BTRFS_MAGIC => "btrfs",
+            magic => return format!("file system {magic:#x}"),
+        };
+        name.to_owned()
     }
 }
 

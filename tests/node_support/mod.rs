@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 pub(crate) mod client;
+pub(crate) mod seccomp;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};

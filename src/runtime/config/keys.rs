@@ -1,0 +1,272 @@
+//! Every key of the configuration: its name, its flag if it has one, how it is set and shown.
+//!
+//! To add a key: a row in [`KEYS`], an arm in [`set`] and in [`show`], and a paragraph in each file
+//! of `configs/`; tests name what is forgotten.
+
+use super::value::{
+    Refusal, address, duration, flag, number, rule, show_duration, show_size, size,
+};
+use super::{NodeConfig, Shards};
+use crate::base::ids::NodeId;
+use crate::base::limits::PAYLOAD_BYTES_HARD_MAX;
+use crate::wal::record::MACHINE_VERSION_MAX;
+use crate::wire::{BackoffKind, DeadPolicy};
+
+/// A key of the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Key {
+    /// Its name with its section: `log.level`.
+    pub name: &'static str,
+    /// The flag that sets it, if there is one: `--log-level`.
+    pub flag: Option<&'static str>,
+}
+
+impl Key {
+    /// The environment variable that sets it: `RRQ_LOG__LEVEL`.
+    #[must_use]
+    pub fn env(&self) -> String {
+        format!("RRQ_{}", self.name.replace('.', "__").to_uppercase())
+    }
+}
+
+const fn key(name: &'static str) -> Key {
+    Key { name, flag: None }
+}
+
+const fn with_flag(name: &'static str, flag: &'static str) -> Key {
+    Key {
+        name,
+        flag: Some(flag),
+    }
+}
+
+/// The sections.
+pub(super) const SECTIONS: &[&str] = &[
+    "node",
+    "listen",
+    "shards",
+    "limits",
+    "queue_defaults",
+    "log",
+    "checkpoint",
+    "upgrade",
+];
+
+/// Every key, in the order of the files in `configs/`.
+pub const KEYS: &[Key] = &[
+    with_flag("dev", "--dev"),
+    with_flag("node.data_dir", "--data-dir"),
+    with_flag("node.id", "--id"),
+    with_flag("listen.client", "--listen"),
+    with_flag("listen.admin", "--admin"),
+    key("listen.peer"),
+    with_flag("listen.insecure", "--insecure"),
+    with_flag("shards.count", "--shards"),
+    with_flag("shards.pin", "--no-pin"),
+    with_flag("limits.payload_max", "--payload-max"),
+    key("limits.connections_max"),
+    key("queue_defaults.auto_create"),
+    key("queue_defaults.lease"),
+    key("queue_defaults.max_attempts"),
+    key("queue_defaults.backoff"),
+    key("queue_defaults.backoff_base"),
+    key("queue_defaults.backoff_factor"),
+    key("queue_defaults.backoff_cap"),
+    key("queue_defaults.backoff_jitter"),
+    key("queue_defaults.idempotency_window"),
+    key("queue_defaults.idempotency_keys_max"),
+    key("queue_defaults.jobs_max"),
+    key("queue_defaults.bytes_max"),
+    key("queue_defaults.dead"),
+    with_flag("log.level", "--log-level"),
+    with_flag("log.format", "--log-format"),
+    key("checkpoint.min_log_bytes"),
+    key("upgrade.machine_version"),
+];
+
+/// 49 days: the longest time that 32 bits of milliseconds hold.
+const DAYS_49_MS: u64 = 49 * 86_400_000;
+
+/// Sets a key.
+pub(super) fn set(config: &mut NodeConfig, key: &str, text: &str) -> Result<(), Refusal> {
+    let queue = &mut config.queue_defaults;
+    match key {
+        "dev" => config.dev = flag(text)?,
+        "node.data_dir" if text.is_empty() => return Err(rule("a path")),
+        "node.data_dir" => config.data_dir = text.into(),
+        "node.id" => config.node = Some(NodeId(number(text, 1..=65_535)?)),
+        "listen.client" => config.client = address(text)?,
+        "listen.admin" => config.admin = address(text)?,
+        "listen.peer" => config.peer = address(text)?,
+        "listen.insecure" => config.insecure = flag(text)?,
+        "shards.count" if text == "as-made" => config.shards = Shards::AsMade,
+        "shards.count" if text == "per-core" => config.shards = Shards::PerCore,
+        "shards.count" => {
+            let count =
+                number(text, 1..=64).map_err(|_| rule("1 to 64, or per-core, or as-made"))?;
+            config.shards = Shards::Exactly(count);
+        }
+        "shards.pin" => config.pin = flag(text)?,
+        "limits.payload_max" => {
+            config.payload_bytes_max = size(text, 1..=PAYLOAD_BYTES_HARD_MAX as u64)? as usize;
+        }
+        "limits.connections_max" => config.connections_max = number(text, 1..=1_000_000)?,
+        "queue_defaults.auto_create" => config.auto_create = flag(text)?,
+        "queue_defaults.lease" => queue.lease_ms = duration(text, 1..=DAYS_49_MS)? as u32,
+        "queue_defaults.max_attempts" => queue.max_attempts = number(text, 1..=65_535)?,
+        "queue_defaults.backoff" => {
+            queue.backoff.kind = match text {
+                "fixed" => BackoffKind::Fixed,
+                "linear" => BackoffKind::Linear,
+                "exponential" => BackoffKind::Exponential,
+                _ => return Err(rule("fixed, linear or exponential")),
+            }
+        }
+        "queue_defaults.backoff_base" => {
+            queue.backoff.base_ms = duration(text, 0..=DAYS_49_MS)? as u32;
+        }
+        "queue_defaults.backoff_factor" => {
+            let factor: f64 = text.parse().map_err(|_| rule("1.0 to 1000.0"))?;
+            if !(1.0..=1000.0).contains(&factor) {
+                return Err(rule("1.0 to 1000.0"));
+            }
+            queue.backoff.factor_milli = (factor * 1000.0).round() as u32;
+        }
+        "queue_defaults.backoff_cap" => {
+            queue.backoff.cap_ms = duration(text, 0..=DAYS_49_MS)? as u32;
+        }
+        "queue_defaults.backoff_jitter" => queue.backoff.jitter_percent = number(text, 0..=100)?,
+        "queue_defaults.idempotency_window" => {
+            queue.idempotency_window_ms = duration(text, 1..=365 * 86_400_000)?;
+        }
+        "queue_defaults.idempotency_keys_max" => {
+            queue.idempotency_keys_max = number(text, 1..=u32::MAX)?;
+        }
+        "queue_defaults.jobs_max" => queue.jobs_max = number(text, 0..=u64::MAX)?,
+        "queue_defaults.bytes_max" => queue.bytes_max = size(text, 0..=u64::MAX)?,
+        "queue_defaults.dead" => {
+            queue.dead = match text {
+                "keep" => DeadPolicy::Keep,
+                "drop" => DeadPolicy::Drop,
+                _ => return Err(rule("keep or drop")),
+            }
+        }
+        "log.level" => {
+            config.log_level = text
+                .parse()
+                .map_err(|_| rule("error, warn, info, debug or trace"))?;
+        }
+        "log.format" => {
+            config.log_json = match text {
+                "text" => false,
+                "json" => true,
+                _ => return Err(rule("text or json")),
+            }
+        }
+        "checkpoint.min_log_bytes" => {
+            config.checkpoint_log_bytes = size(text, 1 << 20..=1 << 30)?;
+        }
+        "upgrade.machine_version" if text == "latest" => {
+            config.machine_version_max = MACHINE_VERSION_MAX;
+        }
+        "upgrade.machine_version" => {
+            config.machine_version_max = number(text, 1..=MACHINE_VERSION_MAX)
+                .map_err(|_| rule(format!("1 to {MACHINE_VERSION_MAX}, or latest")))?;
+        }
+        _ => return Err(Refusal::UnknownKey),
+    }
+    Ok(())
+}
+
+/// The value of a key as text that [`set`] takes.
+pub(super) fn show(config: &NodeConfig, key: &str) -> String {
+    let queue = &config.queue_defaults;
+    match key {
+        "dev" => config.dev.to_string(),
+        "node.data_dir" => config.data_dir.display().to_string(),
+        "node.id" => config.node.unwrap_or(NodeId(1)).to_string(),
+        "listen.client" => config.client.to_string(),
+        "listen.admin" => config.admin.to_string(),
+        "listen.peer" => config.peer.to_string(),
+        "listen.insecure" => config.insecure.to_string(),
+        "shards.count" => match config.shards {
+            Shards::AsMade => "as-made".to_owned(),
+            Shards::PerCore => "per-core".to_owned(),
+            Shards::Exactly(count) => count.to_string(),
+        },
+        "shards.pin" => config.pin.to_string(),
+        "limits.payload_max" => show_size(config.payload_bytes_max as u64),
+        "limits.connections_max" => config.connections_max.to_string(),
+        "queue_defaults.auto_create" => config.auto_create.to_string(),
+        "queue_defaults.lease" => show_duration(u64::from(queue.lease_ms)),
+        "queue_defaults.max_attempts" => queue.max_attempts.to_string(),
+        "queue_defaults.backoff" => match queue.backoff.kind {
+            BackoffKind::Fixed => "fixed",
+            BackoffKind::Linear => "linear",
+            BackoffKind::Exponential => "exponential",
+        }
+        .to_owned(),
+        "queue_defaults.backoff_base" => show_duration(u64::from(queue.backoff.base_ms)),
+        "queue_defaults.backoff_factor" => {
+            format!("{:?}", f64::from(queue.backoff.factor_milli) / 1000.0)
+        }
+        "queue_defaults.backoff_cap" => show_duration(u64::from(queue.backoff.cap_ms)),
+        "queue_defaults.backoff_jitter" => queue.backoff.jitter_percent.to_string(),
+        "queue_defaults.idempotency_window" => show_duration(queue.idempotency_window_ms),
+        "queue_defaults.idempotency_keys_max" => queue.idempotency_keys_max.to_string(),
+        "queue_defaults.jobs_max" => queue.jobs_max.to_string(),
+        "queue_defaults.bytes_max" => show_size(queue.bytes_max),
+        "queue_defaults.dead" => match queue.dead {
+            DeadPolicy::Keep => "keep",
+            DeadPolicy::Drop => "drop",
+        }
+        .to_owned(),
+        "log.level" => config.log_level.to_string().to_lowercase(),
+        "log.format" => if config.log_json { "json" } else { "text" }.to_owned(),
+        "checkpoint.min_log_bytes" => show_size(config.checkpoint_log_bytes),
+        "upgrade.machine_version" if config.machine_version_max == MACHINE_VERSION_MAX => {
+            "latest".to_owned()
+        }
+        "upgrade.machine_version" => config.machine_version_max.to_string(),
+        _ => unreachable!("only keys of the table are shown"),
+    }
+}
+
+/// Whether a value is written without quotes in TOML.
+pub(super) fn is_bare(text: &str) -> bool {
+    text.parse::<bool>().is_ok() || text.parse::<f64>().is_ok_and(f64::is_finite)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown_can_be_set_again() {
+        let mut config = NodeConfig::default();
+        for key in KEYS {
+            let text = show(&config, key.name);
+            assert!(set(&mut config, key.name, &text).is_ok(), "{}", key.name);
+            assert_eq!(show(&config, key.name), text, "{}", key.name);
+        }
+        assert!(matches!(
+            set(&mut config, "no.key", ""),
+            Err(Refusal::UnknownKey)
+        ));
+    }
+
+    #[test]
+    fn each_key_has_its_section_and_a_variable_of_its_own() {
+        for key in KEYS {
+            let section = key.name.split_once('.').map(|(section, _)| section);
+            assert!(section.is_none_or(|section| SECTIONS.contains(&section)));
+        }
+        assert_eq!(key("listen.client").env(), "RRQ_LISTEN__CLIENT");
+    }
+
+    #[test]
+    fn words_are_quoted_and_numbers_are_not() {
+        assert!(is_bare("true") && is_bare("2.0") && is_bare("7"));
+        assert!(!is_bare("30s") && !is_bare("inf") && !is_bare("127.0.0.1:1"));
+    }
+}

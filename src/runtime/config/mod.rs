@@ -1,0 +1,453 @@
+//! What a node is told at its start: a file, then the environment, then flags; the last one wins.
+//!
+//! ```text
+//! defaults < FILE (`file`) < RRQ_SECTION__KEY < flags (`flags`)
+//!               └────────────── as text ──────────┴─> `keys::set`: one table, one set of bounds
+//! ```
+//!
+//! Every value keeps where it came from. All errors are reported in one run, each with its place.
+//! Checked once, never read again.
+//!
+//! A variable that starts with `RRQ_` and is no key is a warning, not an error: the environment is
+//! shared with other programs and outlives versions.
+
+mod file;
+mod flags;
+mod keys;
+mod value;
+
+pub use flags::CheckFormat;
+pub use keys::{KEYS, Key};
+
+use crate::base::code::Code;
+use crate::base::ids::NodeId;
+use crate::base::limits::PAYLOAD_BYTES_DEFAULT_MAX;
+use crate::base::report::Report;
+use crate::wal::record::MACHINE_VERSION_MAX;
+use crate::wire::QueueSettings;
+use clap::Parser;
+use flags::{Flags, Verb};
+use std::ffi::OsString;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use value::Refusal;
+
+/// Names the configuration file, as `--config` does.
+pub const CONFIG_VARIABLE: &str = "RRQ_CONFIG";
+/// Variables of the other programs, and of containers that name a service `rrq`.
+const NOT_OURS: &[&str] = &[
+    "RRQ_SERVER",
+    "RRQ_NODE",
+    "RRQ_JOB",
+    "RRQ_QUEUE",
+    "RRQ_ATTEMPT",
+];
+const ADVICE: &str = "configs/single.toml shows every key with its bounds";
+
+/// The settings of a node.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// Whether a data directory in memory is allowed.
+    pub dev: bool,
+    /// Whether listening beyond loopback is allowed.
+    pub insecure: bool,
+    /// Where everything is kept.
+    pub data_dir: PathBuf,
+    /// Which node this is; `None` takes what the directory says, 1 for a new one.
+    pub node: Option<NodeId>,
+    /// The first shard's listener; shard k takes the k-th port after it, or any if it is 0.
+    pub client: SocketAddr,
+    /// The listener of metrics and health.
+    pub admin: SocketAddr,
+    /// Kept for the other nodes.
+    pub peer: SocketAddr,
+    /// How many shards.
+    pub shards: Shards,
+    /// Whether shards stay on cores of their own.
+    pub pin: bool,
+    /// The largest payload of a job.
+    pub payload_bytes_max: usize,
+    /// Connections of clients at once, over all shards.
+    pub connections_max: usize,
+    /// Whether a queue is made at its first use.
+    pub auto_create: bool,
+    /// What such a queue gets.
+    pub queue_defaults: QueueSettings,
+    /// The least severe messages shown.
+    pub log_level: tracing::Level,
+    /// Whether logs are JSON.
+    pub log_json: bool,
+    /// A checkpoint is cut each so many bytes of log.
+    pub checkpoint_log_bytes: u64,
+    /// The highest version of the job machine that this node proposes.
+    pub machine_version_max: u16,
+}
+
+/// How many shards a node has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shards {
+    /// As the data directory was made; one for each core if it is new.
+    AsMade,
+    /// One for each core that the process may use.
+    PerCore,
+    /// So many.
+    Exactly(u16),
+}
+
+impl Default for NodeConfig {
+    fn default() -> Self {
+        let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        Self {
+            dev: false,
+            insecure: false,
+            data_dir: "./rrq-data".into(),
+            node: None,
+            client: loopback(7411),
+            admin: loopback(7480),
+            peer: loopback(7421),
+            shards: Shards::AsMade,
+            pin: true,
+            payload_bytes_max: PAYLOAD_BYTES_DEFAULT_MAX,
+            connections_max: 10_000,
+            auto_create: true,
+            queue_defaults: QueueSettings::default(),
+            log_level: tracing::Level::INFO,
+            log_json: false,
+            checkpoint_log_bytes: 32 << 20,
+            machine_version_max: MACHINE_VERSION_MAX,
+        }
+    }
+}
+
+/// Where a value came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Nobody set it.
+    Default,
+    /// A file.
+    File {
+        /// Which.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+    },
+    /// An environment variable.
+    Environment(String),
+    /// A flag.
+    Flag(&'static str),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::File { path, line } => write!(f, "{}:{line}", path.display()),
+            Self::Environment(name) => write!(f, "environment variable {name}"),
+            Self::Flag(flag) => write!(f, "flag {flag}"),
+        }
+    }
+}
+
+/// A key with its value and where that came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// The key.
+    pub key: Key,
+    /// The value as text, as it would be given in a variable: `30s`, `per-core`, `true`.
+    pub value: String,
+    /// Who set it.
+    pub origin: Origin,
+}
+
+impl Setting {
+    /// The value as TOML: words in quotes, numbers and truth values without.
+    #[must_use]
+    pub fn toml(&self) -> String {
+        if keys::is_bare(&self.value) {
+            self.value.clone()
+        } else {
+            toml::Value::String(self.value.clone()).to_string()
+        }
+    }
+}
+
+/// A configuration that is sound.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// What a node works with.
+    pub config: NodeConfig,
+    /// Every key with its origin, in the order of [`KEYS`].
+    pub settings: Vec<Setting>,
+    /// What is odd but not wrong: unknown variables.
+    pub warnings: Vec<Report>,
+}
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub enum Asked {
+    /// Run a node.
+    Run(Loaded),
+    /// Look whether one could run, whatever the configuration says of itself.
+    Check(Result<Loaded, Box<Report>>, CheckFormat),
+}
+
+/// Why there is no configuration.
+#[derive(Debug)]
+pub enum NoConfig {
+    /// Help or version was asked for: print this and end well.
+    Asked(String),
+    /// Something is wrong.
+    Wrong(Box<Report>),
+}
+
+/// The environment, without what is not text.
+pub fn environment() -> impl Iterator<Item = (String, String)> {
+    let text = |(name, value): (OsString, OsString)| {
+        Some((name.into_string().ok()?, value.into_string().ok()?))
+    };
+    std::env::vars_os().filter_map(text)
+}
+
+/// Reads flags (the first argument is the program's name), environment and file.
+///
+/// # Errors
+/// [`NoConfig`].
+pub fn load(
+    args: impl IntoIterator<Item = OsString>,
+    env: impl Iterator<Item = (String, String)>,
+) -> Result<Asked, NoConfig> {
+    let flags = Flags::try_parse_from(args).map_err(usage)?;
+    let mut reading = Reading::new(flags.config.as_deref(), env);
+    for (flag, key, text) in flags.given() {
+        if let Err(Refusal::Value(rule)) = reading.set(key, &text, Origin::Flag(flag)) {
+            let what = refused(flag, &text, &rule);
+            reading.fault(Code::BadArgument, what, "command line");
+        }
+    }
+    let loaded = reading.finish().map_err(Box::new);
+    match flags.verb {
+        None => loaded.map(Asked::Run).map_err(NoConfig::Wrong),
+        Some(Verb::Check { format }) => Ok(Asked::Check(loaded, format)),
+    }
+}
+
+/// Reads environment and file alone, as a node without flags would.
+///
+/// # Errors
+/// Every fault of the configuration in one report.
+pub fn read(
+    file: Option<&Path>,
+    env: impl Iterator<Item = (String, String)>,
+) -> Result<Loaded, Report> {
+    Reading::new(file, env).finish()
+}
+
+fn usage(error: clap::Error) -> NoConfig {
+    if !error.use_stderr() {
+        return NoConfig::Asked(error.to_string());
+    }
+    let text = error.to_string();
+    let text = text.trim_start_matches("error: ");
+    let what: Vec<&str> = text.lines().take_while(|line| !line.is_empty()).collect();
+    let hint = text
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("tip: "));
+    let report = Report::error(Code::BadArgument, what.join("\n")).fix(hint.map_or_else(
+        || "rrq-node --help lists all flags".to_owned(),
+        str::to_owned,
+    ));
+    NoConfig::Wrong(Box::new(report))
+}
+
+/// Something wrong with one value.
+#[derive(Debug)]
+struct Fault {
+    code: Code,
+    what: String,
+    location: String,
+    /// The line of the file, with a mark under the fault; empty if it is in no file.
+    excerpt: String,
+}
+
+impl Fault {
+    /// One of several.
+    fn entry(&self) -> String {
+        let text = format!("{}: {}\n{}", self.location, self.what, self.excerpt);
+        text.trim_end().to_owned()
+    }
+
+    fn report(self) -> Report {
+        let location = format!("{}\n{}", self.location, self.excerpt);
+        Report::error(self.code, self.what)
+            .location(location.trim_end())
+            .fix(ADVICE)
+    }
+}
+
+/// A configuration that is being read.
+struct Reading {
+    config: NodeConfig,
+    /// In the order of [`KEYS`].
+    origins: Vec<Origin>,
+    faults: Vec<Fault>,
+    warnings: Vec<Report>,
+}
+
+impl Reading {
+    fn new(file: Option<&Path>, env: impl Iterator<Item = (String, String)>) -> Self {
+        let mut reading = Self {
+            config: NodeConfig::default(),
+            origins: vec![Origin::Default; KEYS.len()],
+            faults: Vec::new(),
+            warnings: Vec::new(),
+        };
+        let mut env: Vec<_> = env.filter(|(name, _)| name.starts_with("RRQ_")).collect();
+        env.sort();
+        let named = env.iter().find(|(name, _)| name == CONFIG_VARIABLE);
+        let file = file.or(named.map(|(_, path)| Path::new(path)));
+        if let Some(path) = file {
+            reading.read_file(path);
+        }
+        env.iter()
+            .for_each(|(name, text)| reading.read_variable(name, text));
+        reading
+    }
+
+    fn read_file(&mut self, path: &Path) {
+        match std::fs::read_to_string(path) {
+            Ok(text) => file::read_text(self, path, &text),
+            Err(error) => {
+                let what = format!("cannot read {}", path.display());
+                self.fault(Code::BadConfig, what, &error.to_string());
+            }
+        }
+    }
+
+    fn read_variable(&mut self, name: &str, text: &str) {
+        if let Some(key) = KEYS.iter().find(|key| key.env() == name) {
+            let origin = Origin::Environment(name.to_owned());
+            if let Err(Refusal::Value(rule)) = self.set(key.name, text, origin) {
+                let location = format!("environment variable {name}");
+                self.fault(Code::BadConfig, refused(key.name, text, &rule), &location);
+            }
+            return;
+        }
+        // A service named rrq in Kubernetes sets RRQ_SERVICE_HOST, RRQ_PORT and more.
+        let service = name.starts_with("RRQ_SERVICE_") || name.starts_with("RRQ_PORT");
+        if name == CONFIG_VARIABLE || NOT_OURS.contains(&name) || service {
+            return;
+        }
+        let names: Vec<String> = KEYS.iter().map(Key::env).collect();
+        let report = Report::warning(
+            Code::BadConfig,
+            format!("environment variable {name} is no key and has no effect"),
+        );
+        self.warnings
+            .push(match did_you_mean(name, names.iter().map(String::as_str)) {
+                Some(nearest) => report.fix(format!("did you mean {nearest}?")),
+                None => report.fix(ADVICE),
+            });
+    }
+
+    fn set(&mut self, key: &str, text: &str, origin: Origin) -> Result<(), Refusal> {
+        keys::set(&mut self.config, key, text)?;
+        let at = KEYS.iter().position(|known| known.name == key);
+        self.origins[at.expect("what can be set is in the table")] = origin;
+        Ok(())
+    }
+
+    fn fault(&mut self, code: Code, what: String, location: &str) {
+        self.faults.push(Fault {
+            code,
+            what,
+            location: location.to_owned(),
+            excerpt: String::new(),
+        });
+    }
+
+    fn origin(&self, key: &str) -> String {
+        let at = KEYS.iter().position(|known| known.name == key);
+        at.map_or(String::new(), |at| format!("{key} ({})", self.origins[at]))
+    }
+
+    /// What no single value can be blamed for.
+    fn check(&mut self) {
+        for (key, address) in [
+            ("listen.client", self.config.client),
+            ("listen.admin", self.config.admin),
+        ] {
+            if !address.ip().is_loopback() && !self.config.insecure {
+                let what = format!(
+                    "{address} is not loopback, and there is no authentication yet: --insecure if \
+                     all who reach it are trusted"
+                );
+                let location = self.origin(key);
+                self.fault(Code::BadConfig, what, &location);
+            }
+        }
+        if self.config.client == self.config.admin && self.config.client.port() != 0 {
+            let what = format!("clients and metrics cannot share {}", self.config.client);
+            let location = format!(
+                "{}, {}",
+                self.origin("listen.client"),
+                self.origin("listen.admin")
+            );
+            self.fault(Code::BadConfig, what, &location);
+        }
+        let backoff = &self.config.queue_defaults.backoff;
+        if backoff.cap_ms < backoff.base_ms {
+            let location = self.origin("queue_defaults.backoff_cap");
+            let what = "backoff_cap is below backoff_base".to_owned();
+            self.fault(Code::BadConfig, what, &location);
+        }
+    }
+
+    fn finish(mut self) -> Result<Loaded, Report> {
+        self.check();
+        match self.faults.len() {
+            0 => {}
+            1 => return Err(self.faults.swap_remove(0).report()),
+            n => {
+                let list: Vec<String> = self.faults.iter().map(Fault::entry).collect();
+                let flags = self
+                    .faults
+                    .iter()
+                    .all(|fault| fault.code == Code::BadArgument);
+                let code = if flags {
+                    Code::BadArgument
+                } else {
+                    Code::BadConfig
+                };
+                let report = Report::error(code, format!("{n} errors in the configuration"));
+                return Err(report.location(list.join("\n")).fix(ADVICE));
+            }
+        }
+        let settings = KEYS.iter().zip(self.origins).map(|(key, origin)| Setting {
+            key: *key,
+            value: keys::show(&self.config, key.name),
+            origin,
+        });
+        Ok(Loaded {
+            settings: settings.collect(),
+            config: self.config,
+            warnings: self.warnings,
+        })
+    }
+}
+
+fn refused(name: &str, text: &str, rule: &str) -> String {
+    format!("{name} = \"{text}\": must be {rule}")
+}
+
+/// The known name that is nearest, if one is near.
+fn did_you_mean<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    known
+        .map(|known| (strsim::damerau_levenshtein(name, known), known))
+        .filter(|(steps, _)| *steps <= 3)
+        .min()
+        .map(|(_, known)| known)
+}
+
+#[cfg(test)]
+mod tests;
