@@ -44,7 +44,7 @@
 
 mod address;
 mod admin;
-//BLK
+pub mod blocking;
 mod call;
 mod enqueue;
 mod error;

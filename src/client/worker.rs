@@ -35,7 +35,7 @@
 //! | `handle.rs` | one job |
 //! | `job.rs` | what a handler gets and may return |
 
-mod handle;
+pub(super) mod handle;
 mod job;
 mod plan;
 mod run;
