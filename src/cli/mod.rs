@@ -13,6 +13,7 @@
 //! | `log.rs`, `log_walk.rs`, `command_json.rs` | `rrqctl log`: the log of a stopped node |
 //! | `snapshot.rs`, `offline.rs` | `rrqctl snapshot`: the checkpoints of a stopped node |
 //! | `repair.rs`, `new_life.rs`, `salvage.rs`, `survivors.rs` | `rrqctl repair`: the files of a stopped, damaged node |
+//! | `check.rs`, `config.rs`, `explain.rs` | preflight, configuration, error codes |
 //! | `contexts.rs` | `rrqctl context`: saved addresses |
 //! | `pages.rs` | `rrqctl completions`, `rrqctl man` |
 //!
@@ -21,11 +22,14 @@
 //! status by its kind; no panic text reaches anybody.
 
 mod arguments;
+mod check;
 mod command_json;
 mod complaint;
+mod config;
 mod contexts;
 mod dead;
 mod enqueue;
+mod explain;
 mod filter;
 mod job;
 mod job_view;
@@ -51,6 +55,7 @@ mod worker;
 use crate::base::code::Code;
 use crate::base::report::Report;
 use crate::client::{Client, Options};
+use crate::runtime::config::command as node_command;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
@@ -157,6 +162,15 @@ enum Verb {
     /// Show what is damaged in the data of a stopped node, and give up what is lost.
     #[command(after_help = repair::EXAMPLES)]
     Repair(repair::RepairArgs),
+    /// Look whether a node could run here.
+    #[command(after_help = check::EXAMPLES)]
+    Check(check::CheckArgs),
+    /// Show or check the configuration of a node.
+    #[command(after_help = config::EXAMPLES)]
+    Config(config::ConfigArgs),
+    /// Tell what an error code stands for.
+    #[command(after_help = explain::EXAMPLES)]
+    Explain(explain::ExplainArgs),
     /// Save addresses of servers under names.
     #[command(after_help = contexts::EXAMPLES)]
     Context(contexts::ContextArgs),
@@ -181,9 +195,15 @@ pub fn main_with_args(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Verb::Log(args) => log::run(args, output),
         Verb::Snapshot(args) => snapshot::run(args, output),
         Verb::Repair(args) => repair::run(args, output),
+        Verb::Check(args) => match check::run(args, output) {
+            Ok(status) => return status,
+            Err(report) => Err(report),
+        },
+        Verb::Config(args) => config::run(args, output),
+        Verb::Explain(args) => explain::run(args, output),
         Verb::Context(args) => contexts::run(args, output),
         Verb::Completions(args) => pages::completions(args, Cli::command()),
-        Verb::Man(args) => pages::man(args, vec![Cli::command()]),
+        Verb::Man(args) => pages::man(args, vec![Cli::command(), node_command()]),
         verb => ask(verb, &cli.flags),
     };
     match result {

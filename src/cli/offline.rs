@@ -24,7 +24,7 @@ pub(super) struct Where {
     /// The data directory of the stopped node.
     #[arg(
         long,
-        env = "RRQ_DATA_DIR",
+        env = "RRQ_NODE__DATA_DIR",
         hide_env_values = true,
         default_value = "./rrq-data",
         value_name = "DIR"

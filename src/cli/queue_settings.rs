@@ -27,16 +27,16 @@ pub(super) struct SettingsArgs {
     backoff_factor: Option<u32>,
     /// No wait between attempts is longer [default: 10min].
     #[arg(long, value_name = "TIME", value_parser = arguments::short_duration)]
-    backoff_max: Option<Duration>,
+    backoff_cap: Option<Duration>,
     /// By how many percent a wait may be shortened at random [default: 20].
     #[arg(long, value_name = "0-100", value_parser = clap::value_parser!(u8).range(0..=100))]
     backoff_jitter: Option<u8>,
     /// How long an idempotency key is remembered [default: 1d].
     #[arg(long, value_name = "TIME", value_parser = arguments::duration)]
-    key_window: Option<Duration>,
+    idempotency_window: Option<Duration>,
     /// Keys remembered; at the bound a job with a key is refused [default: 1000000].
     #[arg(long, value_name = "N")]
-    keys_max: Option<u32>,
+    idempotency_keys_max: Option<u32>,
     /// Jobs in the queue at most, over all states; 0 = no bound [default: 0].
     #[arg(long, value_name = "N")]
     jobs_max: Option<u64>,
@@ -93,11 +93,14 @@ impl SettingsArgs {
         put(&mut settings.backoff.kind, kind);
         put(&mut settings.backoff.base_ms, ms(self.backoff_base));
         put(&mut settings.backoff.factor_milli, self.backoff_factor);
-        put(&mut settings.backoff.cap_ms, ms(self.backoff_max));
+        put(&mut settings.backoff.cap_ms, ms(self.backoff_cap));
         put(&mut settings.backoff.jitter_percent, self.backoff_jitter);
-        let window = self.key_window.map(arguments::millis);
+        let window = self.idempotency_window.map(arguments::millis);
         put(&mut settings.idempotency_window_ms, window);
-        put(&mut settings.idempotency_keys_max, self.keys_max);
+        put(
+            &mut settings.idempotency_keys_max,
+            self.idempotency_keys_max,
+        );
         put(&mut settings.jobs_max, self.jobs_max);
         put(&mut settings.bytes_max, self.bytes_max);
         put(&mut settings.retain, self.retain);

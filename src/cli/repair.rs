@@ -39,7 +39,12 @@ Keep a copy of the directory before you accept a loss.";
 #[derive(clap::Args, Debug)]
 pub(super) struct RepairArgs {
     /// The data directory of the node.
-    #[arg(long, env = "RRQ_DATA_DIR", hide_env_values = true, value_name = "DIR")]
+    #[arg(
+        long,
+        env = "RRQ_NODE__DATA_DIR",
+        hide_env_values = true,
+        value_name = "DIR"
+    )]
     data_dir: PathBuf,
     /// Give up what is shown as lost, so that the damaged groups serve again.
     #[arg(long)]

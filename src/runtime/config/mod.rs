@@ -209,6 +209,12 @@ pub fn environment() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os().filter_map(text)
 }
 
+/// The command line of `rrq-node`, for its manual.
+#[must_use]
+pub fn command() -> clap::Command {
+    <Flags as clap::CommandFactory>::command()
+}
+
 /// Reads flags (the first argument is the program's name), environment and file.
 ///
 /// # Errors
