@@ -78,7 +78,7 @@ fn whole_files_are_proved_and_left_as_they_are() {
     let before = files(&data);
     let said = alone(&["log", "verify", "--data-dir", &dir]).ok();
     assert!(said.contains("sound"), "{said}");
-    let said = alone(&["snapshot", "verify", "--data-dir", &dir]).ok();
+    let said = alone(&["snapshot", "verify", &dir]).ok();
     assert!(said.contains("3 bodies read and proved"), "{said}");
     let said = alone(&["snapshot", "inspect", "--data-dir", &dir]).ok();
     assert!(

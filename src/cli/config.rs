@@ -5,17 +5,17 @@ use crate::cli::Output;
 use crate::cli::terminal::{print, say, say_json, warn};
 use crate::runtime::config::{self, Loaded, Origin};
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
-  rrqctl config show --config configs/single.toml --origin
-  rrqctl config check --config configs/single.toml";
+  rrqctl config show configs/single.toml --origin
+  rrqctl config check configs/single.toml";
 
 const SHOW_EXAMPLES: &str = "\
 Examples:
   rrqctl config show
-  rrqctl config show --config configs/single.toml --origin
+  rrqctl config show configs/single.toml --origin
   rrqctl config show > node.toml
 
 Flags of rrq-node come on top of what is shown. The output is a file that
@@ -23,7 +23,7 @@ Flags of rrq-node come on top of what is shown. The output is a file that
 
 const CHECK_EXAMPLES: &str = "\
 Example:
-  rrqctl config check --config configs/single.toml
+  rrqctl config check configs/single.toml
 
 Tells all errors at once; exit status 2 if there are any.";
 
@@ -55,8 +55,17 @@ enum ConfigVerb {
 #[derive(clap::Args, Debug)]
 struct FileArgs {
     /// The configuration file of a node [default: none].
+    #[arg(value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// The same, as rrq-node takes it [default: none].
     #[arg(long, env = "RRQ_CONFIG", hide_env_values = true, value_name = "FILE")]
     config: Option<PathBuf>,
+}
+
+impl FileArgs {
+    fn path(&self) -> Option<&Path> {
+        self.file.as_deref().or(self.config.as_deref())
+    }
 }
 
 pub(super) fn run(args: &ConfigArgs, output: Output) -> Result<(), Report> {
@@ -64,7 +73,7 @@ pub(super) fn run(args: &ConfigArgs, output: Output) -> Result<(), Report> {
         ConfigVerb::Show { file, origin } => (file, Some(*origin)),
         ConfigVerb::Check { file } => (file, None),
     };
-    let loaded = config::read(file.config.as_deref(), config::environment())?;
+    let loaded = config::read(file.path(), config::environment())?;
     for warning in &loaded.warnings {
         warn(&warning.to_string());
     }

@@ -20,13 +20,13 @@ use std::path::Path;
 
 pub(super) const EXAMPLES: &str = "\
 Examples (stop the node first):
-  rrqctl log verify --data-dir ./rrq-data
-  rrqctl log dump --data-dir ./rrq-data --group 7";
+  rrqctl log verify ./rrq-data
+  rrqctl log dump ./rrq-data --group 7";
 
 const VERIFY_EXAMPLES: &str = "\
 Examples (stop the node first):
   rrqctl log verify
-  rrqctl log verify --data-dir /var/lib/rrq --output json
+  rrqctl log verify /var/lib/rrq --output json
 
 A torn tail is no damage: nobody was told of what stood there. Exit status 5 if
 something acknowledged is damaged or missing; `rrqctl repair` shows the way on.";

@@ -21,15 +21,17 @@ use std::path::{Path, PathBuf};
 /// Which directory, and of it which shard.
 #[derive(clap::Args, Debug)]
 pub(super) struct Where {
-    /// The data directory of the stopped node.
+    /// The data directory of the stopped node [default: ./rrq-data].
+    #[arg(value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// The same, as other commands take it [default: ./rrq-data].
     #[arg(
         long,
         env = "RRQ_NODE__DATA_DIR",
         hide_env_values = true,
-        default_value = "./rrq-data",
         value_name = "DIR"
     )]
-    data_dir: PathBuf,
+    data_dir: Option<PathBuf>,
     /// Only this shard [default: all].
     #[arg(long, value_name = "N")]
     shard: Option<u16>,
@@ -38,7 +40,8 @@ pub(super) struct Where {
 impl Where {
     /// Takes the directory and names the files of its shards.
     pub(super) fn open(&self) -> Result<(DataDir, Vec<ShardFiles>), Report> {
-        let dir = open(&self.data_dir)?;
+        let named = self.dir.as_deref().or(self.data_dir.as_deref());
+        let dir = open(named.unwrap_or(Path::new("./rrq-data")))?;
         let count = dir.superblock.shards;
         if let Some(shard) = self.shard.filter(|shard| *shard >= count) {
             let what = format!("there is no shard {shard}");

@@ -211,7 +211,12 @@ async fn perform(verb: &QueueVerb, client: &Client, common: &Common) -> Result<(
             let name = &args.queue.name;
             let queue = client.create_queue(name, settings, !args.if_absent);
             let (info, _) = queue.await?.info().await?;
-            changed(output, &info, "is there")?;
+            let word = if args.if_absent {
+                "is there"
+            } else {
+                "created"
+            };
+            changed(output, &info, word)?;
         }
         QueueVerb::List => {
             let queues = client.queues().await?;

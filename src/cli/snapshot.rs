@@ -17,8 +17,8 @@ use std::collections::BTreeMap;
 
 pub(super) const EXAMPLES: &str = "\
 Examples (stop the node first):
-  rrqctl snapshot inspect --data-dir ./rrq-data
-  rrqctl snapshot verify --data-dir ./rrq-data";
+  rrqctl snapshot inspect ./rrq-data
+  rrqctl snapshot verify ./rrq-data";
 
 const INSPECT_EXAMPLES: &str = "\
 Examples (stop the node first):

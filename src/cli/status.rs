@@ -101,6 +101,7 @@ fn as_text(
             "applied",
             "base",
             "sessions",
+            "version",
         ];
         let mut rows = vec![heads.map(str::to_owned).to_vec()];
         for (_, shard) in shards {
@@ -114,6 +115,7 @@ fn as_text(
                     group.applied.to_string(),
                     group.base.to_string(),
                     group.sessions.to_string(),
+                    group.machine_version.to_string(),
                 ]
             }));
         }
@@ -134,6 +136,7 @@ fn as_json(hello: &ServerHello, shards: &[(NodeId, ShardStatus)], queues: &Queue
                 "applied": group.applied.0,
                 "base": group.base.0,
                 "sessions": group.sessions,
+                "machine_version": group.machine_version,
                 "halted": (!group.halted.is_empty()).then_some(&group.halted),
             })
         });

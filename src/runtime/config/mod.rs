@@ -37,6 +37,7 @@ use value::Refusal;
 pub const CONFIG_VARIABLE: &str = "RRQ_CONFIG";
 /// Variables of the other programs, and of containers that name a service `rrq`.
 const NOT_OURS: &[&str] = &[
+    "RRQ_OUTPUT",
     "RRQ_SERVER",
     "RRQ_NODE",
     "RRQ_JOB",
