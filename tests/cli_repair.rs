@@ -352,7 +352,7 @@ fn flip_in_checkpoints(data: &Path, text: &str) -> usize {
 fn a_damaged_body_costs_its_job_alone() {
     let data = twice_stopped("repair-body");
     let dir = data.display().to_string();
-    assert_eq!(flip_in_checkpoints(&data, "payload 1"), 1);
+    assert!(flip_in_checkpoints(&data, "payload 1") >= 1);
 
     let mut node = Node::start(&data, &[]);
     let status = rrqctl(&node, &["status"]).ok();

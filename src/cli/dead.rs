@@ -46,8 +46,8 @@ Examples:
   rrqctl dead delete -q emails --older-than 30d --dry-run
   rrqctl dead delete -q emails --older-than 30d --yes";
 
-/// Jobs of one command, at most.
-const BATCH: usize = 1024;
+/// Jobs looked at in one step when they are counted.
+const PAGE: u32 = 1024;
 
 #[derive(clap::Args, Debug)]
 pub(super) struct DeadArgs {
@@ -175,9 +175,12 @@ async fn list(args: &ListArgs, client: &Client, common: &Common) -> Result<(), B
         };
         return listing::list(scan, &args.part, dead_rows, common.output).await;
     }
+    let (_, stats) = queue.info().await.map_err(Broken::Call)?;
+    let progress = Progress::new("dead jobs", stats.dead);
     let mut reasons: BTreeMap<String, Alike> = BTreeMap::new();
-    let mut scan = scan.limit(BATCH as u32);
+    let mut scan = scan.limit(PAGE);
     while let Some(page) = scan.next().await.map_err(Broken::Call)? {
+        progress.add(page.scanned);
         for job in &page.jobs {
             let reason = fingerprint(&job.last_failure);
             reasons
@@ -186,6 +189,7 @@ async fn list(args: &ListArgs, client: &Client, common: &Common) -> Result<(), B
                 .add(job);
         }
     }
+    drop(progress);
     let mut reasons: Vec<(String, Alike)> = reasons.into_iter().collect();
     reasons.sort_by_key(|(_, alike)| std::cmp::Reverse(alike.jobs));
     let said = match common.output {

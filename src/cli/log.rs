@@ -8,11 +8,13 @@ use crate::cli::Output;
 use crate::cli::command_json::command_json;
 use crate::cli::log_walk::{Found, end_before, is_written, walk};
 use crate::cli::offline::{self, ShardFiles, Where};
-use crate::cli::terminal::{bytes, print, say_json, table};
+use crate::cli::terminal::{self, Progress, print, say_json, table};
+use crate::runtime::data_dir::unusable;
 use crate::wal::batch::BatchHeader;
 use crate::wal::record::{BaseRecord, GroupRow, HardState, Record, RowStatus};
 use crate::wal::recovery::{GroupLogStatus, Recovered};
 use crate::wire::command::decode_command;
+use bytes::Bytes;
 use serde_json::{Value, json};
 use std::fs;
 use std::io::{self, BufWriter, Write};
@@ -100,9 +102,12 @@ struct Verdict {
 fn verify(args: &VerifyArgs, output: Output) -> Result<(), Report> {
     let (dir, shards) = args.at.open()?;
     let mut verdicts = Vec::new();
+    let progress = Progress::new("shards", shards.len() as u64);
     for shard in &shards {
         verdicts.push(Verdict::of(shard)?);
+        progress.add(1);
     }
+    drop(progress);
     let is_sound = verdicts.iter().all(Verdict::is_sound);
     match output {
         Output::Json => {
@@ -204,7 +209,7 @@ fn as_text(verdicts: &[Verdict]) -> String {
         rows.push(vec![
             verdict.shard.to_string(),
             log.segments.len().to_string(),
-            bytes(log.bytes),
+            terminal::bytes(log.bytes),
             log.groups.len().to_string(),
             verdict.entries.to_string(),
             word.to_owned(),
@@ -254,8 +259,8 @@ fn dump(args: &DumpArgs, output: Output) -> Result<(), Report> {
         let segments = shard.segments()?;
         let read = |path: &Path| {
             let read = fs::read(path);
-            read.map(bytes::Bytes::from)
-                .map_err(|error| crate::runtime::data_dir::unusable(path, "read", &error))
+            read.map(Bytes::from)
+                .map_err(|error| unusable(path, "read", &error))
         };
         let mut segments = segments.iter().peekable();
         let mut now = match segments.peek() {
