@@ -311,3 +311,102 @@ fn damage_at_any_place_ends_with_all_groups_serving() {
         assert!(said.ends_with("1 enqueued, 0 already there\n"), "{said}");
     }
 }
+
+/// A stopped node whose group of queue `emails` has two checkpoints that share their first bodies.
+fn twice_stopped(name: &str) -> PathBuf {
+    let data = folder(name);
+    for round in 0..2 {
+        let mut node = Node::start(&data, &["--shards", "1"]);
+        for number in 0..3 {
+            let payload = format!("payload {}", round * 3 + number);
+            let add = ["enqueue", "-q", "emails", "--key", &payload, &payload];
+            rrqctl(&node, &add).ok();
+        }
+        node.signal("-TERM");
+        assert!(node.wait().success());
+    }
+    data
+}
+
+/// Flips a bit of `text` in every checkpoint file that holds it; how many do.
+fn flip_in_checkpoints(data: &Path, text: &str) -> usize {
+    let names = fs::read_dir(data.join("shard-0000")).expect("it can be read");
+    let paths = names.map(|entry| entry.expect("an entry").path());
+    let mut flipped = 0;
+    for path in paths.filter(|path| path.is_file()) {
+        let mut bytes = fs::read(&path).expect("it can be read");
+        let found: Vec<usize> = bytes
+            .windows(text.len())
+            .enumerate()
+            .filter(|(_, window)| *window == text.as_bytes())
+            .map(|(at, _)| at)
+            .collect();
+        found.iter().for_each(|at| bytes[*at] ^= 0x40);
+        flipped += usize::from(!found.is_empty());
+        fs::write(&path, bytes).expect("it can be written");
+    }
+    flipped
+}
+
+#[test]
+fn a_damaged_body_costs_its_job_alone() {
+    let data = twice_stopped("repair-body");
+    let dir = data.display().to_string();
+    assert!(flip_in_checkpoints(&data, "payload 1") >= 1);
+
+    let mut node = Node::start(&data, &[]);
+    let status = rrqctl(&node, &["status"]).ok();
+    assert!(status.contains("STOPPED: group"), "{status}");
+    node.signal("-TERM");
+    node.wait();
+
+    // It shows what is lost, and changes nothing.
+    let before = files(&data);
+    let shown = alone(&["repair", "--data-dir", &dir]);
+    assert!(shown.out.contains("  lost: job "), "{}", shown.out);
+    assert!(
+        shown.out.contains("queue emails: 5 jobs left"),
+        "{}",
+        shown.out
+    );
+    shown.failed(5, "RRQ-5001");
+    assert_eq!(files(&data), before);
+
+    let done = alone(&["repair", "--data-dir", &dir, "--accept-loss"]).ok();
+    assert!(done.contains("done; start the node again"), "{done}");
+    assert_eq!(
+        alone(&["repair", "--data-dir", &dir]).ok(),
+        "no damage was found\n"
+    );
+
+    let node = Node::start(&data, &[]);
+    let get = |key: &str| rrqctl(&node, &["job", "get", "-q", "emails", "--key", key]);
+    for number in [0, 2, 3, 4, 5] {
+        let payload = format!("payload {number}");
+        assert!(get(&payload).ok().contains(&payload), "{payload}");
+    }
+    get("payload 1").failed(1, "RRQ-4111");
+    // Its key is forgotten with it, so that it can be enqueued again; another's is not.
+    let add = |key: &str| rrqctl(&node, &["enqueue", "-q", "emails", "--key", key, key]).ok();
+    assert!(add("payload 1").contains("1 enqueued"));
+    assert!(add("payload 2").contains("1 already there"));
+}
+
+#[test]
+fn a_damaged_page_of_a_queue_costs_that_queue_alone() {
+    let data = twice_stopped("repair-page");
+    let dir = data.display().to_string();
+    // Its name stands in its page, in both checkpoints.
+    assert!(flip_in_checkpoints(&data, "emails") >= 1);
+    let shown = alone(&["repair", "--data-dir", &dir]);
+    assert!(shown.out.contains("  lost: queue "), "{}", shown.out);
+    let done = alone(&["repair", "--data-dir", &dir, "--accept-loss"]).ok();
+    assert!(done.contains("done; start the node again"), "{done}");
+    let node = Node::start(&data, &[]);
+    let status = rrqctl(&node, &["status"]).ok();
+    assert!(
+        !status.contains("STOPPED") && !status.contains("emails"),
+        "{status}"
+    );
+    rrqctl(&node, &["enqueue", "-q", "emails", "again"]).ok();
+}

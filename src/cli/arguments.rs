@@ -33,6 +33,37 @@ pub(super) fn short_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Bytes: a whole number, alone or with KiB, MiB or GiB.
+pub(super) fn size(text: &str) -> Result<u64, String> {
+    let parse = || {
+        let units = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1_u64 << 30)];
+        let unit = units.iter().find(|(unit, _)| text.ends_with(unit));
+        let (digits, factor) = match unit {
+            Some((unit, factor)) => (text.strip_suffix(unit)?.trim_end(), *factor),
+            None => (text, 1),
+        };
+        digits.parse::<u64>().ok()?.checked_mul(factor)
+    };
+    parse().ok_or_else(|| "a whole number, alone or with KiB, MiB or GiB, as 64MiB".to_owned())
+}
+
+/// A factor of 1 to 1000 with up to three places, in thousandths.
+pub(super) fn factor(text: &str) -> Result<u32, String> {
+    let parse = || {
+        let (whole, places) = text.split_once('.').unwrap_or((text, "0"));
+        let thousandths = format!("{places:0<3}");
+        let is_digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+        if places.is_empty() || thousandths.len() > 3 || !is_digits(places) || !is_digits(whole) {
+            return None;
+        }
+        let (whole, thousandths): (u32, u32) = (whole.parse().ok()?, thousandths.parse().ok()?);
+        whole.checked_mul(1000)?.checked_add(thousandths)
+    };
+    parse()
+        .filter(|milli| (1_000..=1_000_000).contains(milli))
+        .ok_or_else(|| "1 to 1000, with up to three places, as 1.5".to_owned())
+}
+
 /// `NAME=VALUE`.
 pub(super) fn header(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
@@ -69,5 +100,19 @@ mod tests {
             assert!(duration(bad).is_err(), "{bad:?} was taken");
         }
         assert!(short_duration("0s").is_err() && short_duration("50d").is_err());
+    }
+
+    #[test]
+    fn sizes_and_factors() {
+        assert_eq!(size("4096"), Ok(4096));
+        assert_eq!(size("64MiB"), Ok(64 << 20));
+        assert_eq!(factor("2"), Ok(2_000));
+        assert_eq!(factor("1.25"), Ok(1_250));
+        for bad in ["", "1MB", "-1", "MiB", "99999999999GiB"] {
+            assert!(size(bad).is_err(), "{bad:?} was taken");
+        }
+        for bad in ["0.5", "1.0001", "1001", "x", "1.", "1.+5"] {
+            assert!(factor(bad).is_err(), "{bad:?} was taken");
+        }
     }
 }

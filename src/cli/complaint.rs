@@ -43,6 +43,7 @@ fn why(code: Code) -> Option<&'static str> {
             "a key names one job, with one payload, for the queue's window"
         }
         Code::LeaseLost => "its time ended before, or the job was cancelled",
+        Code::Draining => "the queue is being emptied",
         Code::DiskFull => "jobs can be run and finished; new ones wait until there is room",
         _ => return None,
     })
@@ -53,7 +54,12 @@ fn fix(code: Code) -> Option<&'static str> {
         Code::DiskFull => "make room on the disk of the server, then try again",
         Code::Busy | Code::Timeout | Code::Stopping | Code::NotLeader => "try again later",
         Code::Unknown => "try again; with --key, no second job can come of it",
-        Code::NoSuchQueue => "rrqctl status shows the queues",
+        Code::NoSuchQueue => "rrqctl queue list shows the queues",
+        Code::QueueExists => "--if-absent leaves it as it is; rrqctl queue alter changes it",
+        Code::VersionMismatch => "the same command again",
+        Code::Draining => "rrqctl queue resume NAME lets it take jobs again",
+        Code::WrongState => "rrqctl job get shows its state",
+        Code::Unsupported => "a newer rrq-node; rrqctl status --groups shows what each group knows",
         Code::GroupHalted => {
             "stop the node, then `rrqctl repair --data-dir DIR` shows what is damaged"
         }

@@ -43,19 +43,19 @@ pub(super) struct EnqueueArgs {
     /// What the worker gets; `-` or nothing reads standard input to its end.
     #[arg(value_name = "PAYLOAD", conflicts_with = "file")]
     payload: Option<OsString>,
-    /// Add all jobs of this file; `-` reads it from standard input.
+    /// Add all jobs of this file; `-` reads it from standard input [default: none].
     #[arg(long, value_name = "JOBS.json")]
     file: Option<PathBuf>,
-    /// The idempotency key: a second job with it is the first one.
+    /// The idempotency key: a second job with it is the first one [default: none].
     #[arg(long, conflicts_with = "file", value_name = "KEY")]
     key: Option<OsString>,
-    /// Run it not before this time has passed, as 5s or 2h.
+    /// Run it not before this time has passed, as 5s or 2h [default: at once].
     #[arg(long, value_name = "TIME", value_parser = arguments::duration)]
     delay: Option<Duration>,
     /// 0 is served first, 7 last [default: 4].
     #[arg(long, value_name = "0-7", value_parser = clap::value_parser!(u8).range(0..=7))]
     priority: Option<u8>,
-    /// It dies if it has not started to run after this time.
+    /// It dies if it has not started to run after this time [default: never].
     #[arg(long, value_name = "TIME", value_parser = arguments::duration)]
     ttl: Option<Duration>,
     /// How long a worker may hold it without a word [default: the queue's].
@@ -68,7 +68,7 @@ pub(super) struct EnqueueArgs {
     #[arg(long, conflicts_with = "file", value_name = "TIME",
           value_parser = arguments::short_duration)]
     run_limit: Option<Duration>,
-    /// A name and value for the worker; may be given more than once.
+    /// A name and value for the worker; may be given more than once [default: none].
     #[arg(long = "header", value_name = "NAME=VALUE", value_parser = arguments::header)]
     headers: Vec<(String, String)>,
 }
@@ -136,7 +136,7 @@ async fn enqueue_one(args: &EnqueueArgs, common: &Common) -> Result<(), Report> 
         existing: u64::from(!new),
     };
     match common.output {
-        Output::Text => say(&format!("{id}\n{tally}")),
+        Output::Table => say(&format!("{id}\n{tally}")),
         Output::Json => {
             let (new, existing) = (tally.new, tally.existing);
             say_json(&json!({"id": id.to_string(), "enqueued": new, "already_there": existing}))
@@ -252,7 +252,7 @@ async fn enqueue_file(args: &EnqueueArgs, file: &Path, common: &Common) -> Resul
     } = sender;
     client.close().await;
     match common.output {
-        Output::Text => say(&tally.to_string())?,
+        Output::Table => say(&tally.to_string())?,
         Output::Json => say_json(&json!({
             "enqueued": tally.new,
             "already_there": tally.existing,

@@ -1,18 +1,24 @@
-//! `rrqctl job get`: one job, by its id or by its key.
+//! `rrqctl job`: look at jobs, cancel them, wait for their end.
 
 use crate::base::code::Code;
 use crate::base::report::Report;
-use crate::cli::terminal::{harmless, moment, print, say_json, span};
-use crate::cli::{Common, Output};
-use crate::client::{Error, JobId, JobState, JobView};
+use crate::cli::filter::FilterArgs;
+use crate::cli::job_view::{
+    as_json, as_rows, as_text, end_word, finished_json, finished_rows, insert,
+};
+use crate::cli::listing::{self, Broken, PartArgs};
+use crate::cli::terminal::{count, harmless, moment, print, say, say_json};
+use crate::cli::{Common, Output, arguments};
+use crate::client::{Client, Ended, Error, JobEnd, JobId, JobState};
+use clap::ValueEnum;
 use serde_json::{Value, json};
 use std::ffi::OsString;
-use std::fmt::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
 pub(super) const EXAMPLES: &str = "\
-Example:
+Examples:
+  rrqctl job list -q emails --state delayed
   rrqctl job get -q emails --key order-42";
 
 const GET_EXAMPLES: &str = "\
@@ -20,6 +26,30 @@ Examples:
   rrqctl job get 00070000070000010000000000000000
   rrqctl job get -q emails --key order-42
   rrqctl job get -q emails --key order-42 --output json";
+
+const LIST_EXAMPLES: &str = "\
+Examples:
+  rrqctl job list -q emails
+  rrqctl job list -q emails --state delayed --older-than 1h
+  rrqctl job list -q emails --all --output json | jq -r '.jobs[].id'
+
+Pending jobs come in the order in which they are handed out. Finished jobs are
+remembered only where the queue retains them: `rrqctl queue alter --retain N`.";
+
+const CANCEL_EXAMPLES: &str = "\
+Example:
+  rrqctl job cancel 00070000070000010000000000000000
+
+A worker that has the job in hand loses its lease.";
+
+const WAIT_EXAMPLES: &str = "\
+Examples:
+  rrqctl job wait 00070000070000010000000000000000
+  rrqctl job wait 00070000070000010000000000000000 --timeout 5min
+
+Exit status 0 if it is done, 1 if it is dead, cancelled or dropped, or has not
+ended in time. How it ended is certain only where its queue retains finished
+jobs; elsewhere all that is known is that it is over.";
 
 #[derive(clap::Args, Debug)]
 pub(super) struct JobArgs {
@@ -32,6 +62,15 @@ enum JobVerb {
     /// Show a job: its state, attempts, times, payload.
     #[command(after_help = GET_EXAMPLES)]
     Get(GetArgs),
+    /// Show the jobs of a queue; none is leased by it.
+    #[command(after_help = LIST_EXAMPLES)]
+    List(ListArgs),
+    /// Take jobs out of their queues, for good.
+    #[command(after_help = CANCEL_EXAMPLES)]
+    Cancel(CancelArgs),
+    /// Wait until a job is over.
+    #[command(after_help = WAIT_EXAMPLES)]
+    Wait(WaitArgs),
 }
 
 #[derive(clap::Args, Debug)]
@@ -43,23 +82,123 @@ struct GetArgs {
         conflicts_with_all = ["key", "queue"]
     )]
     id: Option<String>,
-    /// The queue of the key.
+    /// The queue of the key [default: none].
     #[arg(short, long, value_name = "NAME", requires = "key")]
     queue: Option<String>,
-    /// The job's idempotency key.
+    /// The job's idempotency key [default: none].
     #[arg(long, value_name = "KEY", requires = "queue")]
     key: Option<OsString>,
 }
 
+#[derive(clap::Args, Debug)]
+struct ListArgs {
+    /// The queue.
+    #[arg(short, long, value_name = "NAME")]
+    queue: String,
+    /// Which jobs.
+    #[arg(long, value_name = "STATE", default_value = "pending")]
+    state: State,
+    #[command(flatten)]
+    filter: FilterArgs,
+    #[command(flatten)]
+    part: PartArgs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum State {
+    /// Ready to be handed out.
+    Pending,
+    /// Waiting for a time.
+    Delayed,
+    /// In the hands of a worker.
+    InFlight,
+    /// Out of attempts or time, or buried.
+    Dead,
+    /// Over, and remembered.
+    Finished,
+}
+
+#[derive(clap::Args, Debug)]
+struct CancelArgs {
+    /// The jobs' ids.
+    #[arg(value_name = "ID", required = true)]
+    ids: Vec<String>,
+}
+
+#[derive(clap::Args, Debug)]
+struct WaitArgs {
+    /// The job's id.
+    #[arg(value_name = "ID")]
+    id: String,
+    /// Give up after this time.
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = arguments::duration)]
+    timeout: Duration,
+}
+
 pub(super) async fn run(args: &JobArgs, common: &Common) -> Result<(), Report> {
-    let JobVerb::Get(args) = &args.verb;
-    let id = match &args.id {
-        None => None,
-        Some(text) => Some(text.parse::<JobId>().map_err(|error| {
-            Report::error(Code::BadArgument, format!("`{text}` is no job id: {error}"))
-                .fix("rrqctl job get takes an id as enqueue prints it, or -q NAME --key KEY")
-        })?),
-    };
+    match &args.verb {
+        JobVerb::Get(args) => get(args, common).await,
+        JobVerb::List(args) => list(args, common).await,
+        JobVerb::Cancel(args) => {
+            let ids = parse_ids(&args.ids)?;
+            let client = common.connect().await?;
+            let mut outcomes = Vec::new();
+            for id in &ids {
+                outcomes.push(client.cancel(*id).await);
+            }
+            client.close().await;
+            tell("cancelled", &ids, &outcomes, common)
+        }
+        JobVerb::Wait(args) => wait(args, common).await,
+    }
+}
+
+/// Reads the id of a job.
+pub(super) fn parse_id(text: &str) -> Result<JobId, Report> {
+    text.parse().map_err(|error| {
+        Report::error(Code::BadArgument, format!("`{text}` is no job id: {error}"))
+            .fix("an id as `rrqctl enqueue` and `rrqctl job list` print it")
+    })
+}
+
+/// Reads the ids of jobs.
+pub(super) fn parse_ids(texts: &[String]) -> Result<Vec<JobId>, Report> {
+    texts.iter().map(|text| parse_id(text)).collect()
+}
+
+/// Tells what became of several jobs; the first that was refused decides how the command ends.
+pub(super) fn tell(
+    done: &str,
+    ids: &[JobId],
+    outcomes: &[Result<(), Error>],
+    common: &Common,
+) -> Result<(), Report> {
+    let number = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
+    let pairs = || ids.iter().zip(outcomes);
+    match common.output {
+        Output::Json => {
+            let jobs = pairs().map(|(id, outcome)| {
+                json!({
+                    "id": id.to_string(),
+                    "done": outcome.is_ok(),
+                    "code": outcome.as_ref().err().map(|error| error.code().to_string()),
+                })
+            });
+            let mut value = json!({"jobs": jobs.collect::<Vec<_>>()});
+            insert(&mut value, done, json!(number));
+            say_json(&value)?;
+        }
+        Output::Table => say(&format!("{} {done}", count(number as u64, "job")))?,
+    }
+    let refused = pairs().find_map(|(id, outcome)| Some((id, outcome.as_ref().err()?)));
+    match refused {
+        None => Ok(()),
+        Some((id, error)) => Err(common.complaint(error).location(format!("job {id}"))),
+    }
+}
+
+async fn get(args: &GetArgs, common: &Common) -> Result<(), Report> {
+    let id = args.id.as_deref().map(parse_id).transpose()?;
     let client = common.connect().await?;
     let name = || {
         let key = args.key.as_deref().unwrap_or_default().as_bytes();
@@ -80,7 +219,7 @@ pub(super) async fn run(args: &JobArgs, common: &Common) -> Result<(), Report> {
     client.close().await;
     match found {
         Ok(job) => match common.output {
-            Output::Text => print(&as_text(&job)),
+            Output::Table => print(&as_text(&job)),
             Output::Json => say_json(&as_json(&job)),
         },
         Err(error) if error.code() == Code::Finished => finished(id, &asked, common.output),
@@ -98,7 +237,7 @@ fn not_found(error: &Error, asked: &str, common: &Common) -> Report {
 /// Done, cancelled, or removed when dead: all that is left is that the id was given out.
 fn finished(id: Option<JobId>, asked: &str, output: Output) -> Result<(), Report> {
     match output {
-        Output::Text => print(&format!("job {asked}\n  state     finished\n")),
+        Output::Table => print(&format!("job {asked}\n  state     finished\n")),
         Output::Json => say_json(&json!({
             "id": id.map(|id| id.to_string()),
             "state": "finished",
@@ -106,89 +245,104 @@ fn finished(id: Option<JobId>, asked: &str, output: Output) -> Result<(), Report
     }
 }
 
-fn state(state: JobState) -> &'static str {
-    match state {
-        JobState::Pending => "pending",
-        JobState::Delayed => "delayed",
-        JobState::InFlight => "in flight",
-        JobState::Dead => "dead",
+async fn list(args: &ListArgs, common: &Common) -> Result<(), Report> {
+    let client = common.connect().await?;
+    let listed = list_of(args, &client, common).await;
+    client.close().await;
+    listed.map_err(|broken| match broken {
+        Broken::Call(error) => common.complaint(&error),
+        Broken::Report(report) => report,
+    })
+}
+
+async fn list_of(args: &ListArgs, client: &Client, common: &Common) -> Result<(), Broken> {
+    let state = match args.state {
+        State::Pending => JobState::Pending,
+        State::Delayed => JobState::Delayed,
+        State::InFlight => JobState::InFlight,
+        State::Dead => JobState::Dead,
+        State::Finished => return list_finished(args, client, common).await,
+    };
+    let queue = client.find_queue(&args.queue).await.map_err(Broken::Call)?;
+    let scan = queue.scan(state).filter(args.filter.filter()).bodies();
+    listing::list(scan, &args.part, as_rows, common.output).await
+}
+
+async fn list_finished(args: &ListArgs, client: &Client, common: &Common) -> Result<(), Broken> {
+    let limit = match (args.part.first_only(), args.filter.is_empty()) {
+        (Some(limit), true) => limit,
+        _ => {
+            let what = "finished jobs are listed without filter and cursor, the newest first";
+            let report = Report::error(Code::BadArgument, what);
+            return Err(Broken::Report(report.fix("--state finished --limit N")));
+        }
+    };
+    let queue = client.find_queue(&args.queue).await.map_err(Broken::Call)?;
+    let jobs = queue.finished(limit).await.map_err(Broken::Call)?;
+    let said = match common.output {
+        Output::Json => {
+            let jobs: Vec<Value> = jobs.iter().map(finished_json).collect();
+            say_json(&json!({"jobs": jobs, "next": null}))
+        }
+        Output::Table if jobs.is_empty() => print("no such jobs\n"),
+        Output::Table => print(&finished_rows(&jobs)),
+    };
+    said.map_err(Broken::Report)
+}
+
+async fn wait(args: &WaitArgs, common: &Common) -> Result<(), Report> {
+    let id = parse_id(&args.id)?;
+    let client = common.connect().await?;
+    let ended = client.wait(id, args.timeout).await;
+    client.close().await;
+    let ended = ended.map_err(|error| match error.code() {
+        Code::NotFound => not_found(&error, &args.id, common),
+        Code::Timeout => Report::error(Code::Timeout, error.message())
+            .fix("a longer --timeout; `rrqctl job get` shows where it stands"),
+        _ => common.complaint(&error),
+    })?;
+    let bad = match &ended {
+        Ended::Finished(job) if job.end != JobEnd::Completed => Some(end_word(job.end)),
+        Ended::Dead(_) => Some("dead"),
+        Ended::Finished(_) | Ended::Unrecorded => None,
+    };
+    match common.output {
+        Output::Json => say_json(&ended_json(id, &ended))?,
+        Output::Table => print(&ended_text(id, &ended))?,
+    }
+    match bad {
+        None => Ok(()),
+        Some(word) => Err(Report::error(
+            Code::WrongState,
+            format!("job {id} is {word}, not done"),
+        )),
     }
 }
 
-fn as_text(job: &JobView) -> String {
-    let mut out = format!("job {}\n", job.id);
-    let mut row = |label: &str, text: String| {
-        // Writing to a String cannot fail.
-        let _ = writeln!(out, "  {label:<9} {}", text.replace('\n', "\n            "));
-    };
-    let left = job.remaining_ms.map(|ms| span(Duration::from_millis(ms)));
-    let detail = match (job.state, left, job.run_at) {
-        (JobState::Delayed, _, Some(at)) => format!(", due at {}", moment(at.0)),
-        (JobState::Delayed, Some(left), _) => format!(", next attempt in {left}"),
-        (JobState::InFlight, Some(left), _) => format!(", lease ends in {left}"),
-        _ => String::new(),
-    };
-    row("state", format!("{}{detail}", state(job.state)));
-    row(
-        "attempts",
-        format!("{} of {}", job.attempts, job.max_attempts),
-    );
-    row("priority", job.priority.to_string());
-    row("enqueued", moment(job.enqueued_at.0));
-    if let Some(at) = job.expires_at {
-        row("expires", moment(at.0));
+fn ended_json(id: JobId, ended: &Ended) -> Value {
+    match ended {
+        Ended::Finished(job) => finished_json(job),
+        Ended::Dead(job) => as_json(job),
+        Ended::Unrecorded => json!({"id": id.to_string(), "state": "finished"}),
     }
-    if job.body.run_limit_ms > 0 {
-        let limit = Duration::from_millis(job.body.run_limit_ms.into());
-        row("run limit", span(limit));
-    }
-    if let Some(key) = &job.body.key {
-        row("key", harmless(key));
-    }
-    for (name, value) in &job.body.headers {
-        row(
-            "header",
-            format!("{}={}", harmless(name.as_bytes()), harmless(value)),
-        );
-    }
-    if !job.last_failure.is_empty() {
-        row("failure", harmless(&job.last_failure).trim_end().to_owned());
-    }
-    row("payload", harmless(&job.body.payload).trim_end().to_owned());
-    out
 }
 
-/// Bytes as text if they are, else as hexadecimal digits under another name.
-fn text_or_hex(name: &str, bytes: &[u8]) -> (String, Value) {
-    match std::str::from_utf8(bytes) {
-        Ok(text) => (name.to_owned(), json!(text)),
-        Err(_) => {
-            let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-            (format!("{name}_hex"), json!(hex))
+fn ended_text(id: JobId, ended: &Ended) -> String {
+    match ended {
+        Ended::Dead(job) => as_text(job),
+        Ended::Unrecorded => format!("job {id}\n  state     finished\n"),
+        Ended::Finished(job) => {
+            let mut out = format!(
+                "job {id}\n  state     {}\n  attempts  {}\n  enqueued  {}\n  finished  {}\n",
+                end_word(job.end),
+                job.attempts,
+                moment(job.enqueued_at.0),
+                moment(job.finished_at.0),
+            );
+            if let Some(result) = &job.result {
+                out += &format!("  result    {}\n", harmless(result).trim_end());
+            }
+            out
         }
     }
-}
-
-fn as_json(job: &JobView) -> Value {
-    let mut value = json!({
-        "id": job.id.to_string(),
-        "state": state(job.state).replace(' ', "_"),
-        "priority": job.priority,
-        "attempts": job.attempts,
-        "max_attempts": job.max_attempts,
-        "enqueued_at_ms": job.enqueued_at.0,
-        "run_at_ms": job.run_at.map(|at| at.0),
-        "expires_at_ms": job.expires_at.map(|at| at.0),
-        "remaining_ms": job.remaining_ms,
-        "run_limit_ms": job.body.run_limit_ms,
-    });
-    let headers = job.body.headers.iter();
-    let headers = headers.map(|(name, bytes)| text_or_hex(name, bytes));
-    if let Some(object) = value.as_object_mut() {
-        object.insert("headers".to_owned(), Value::Object(headers.collect()));
-        object.extend([text_or_hex("payload", &job.body.payload)]);
-        object.extend([text_or_hex("last_failure", &job.last_failure)]);
-        object.extend(job.body.key.iter().map(|key| text_or_hex("key", key)));
-    }
-    value
 }

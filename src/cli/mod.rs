@@ -1,33 +1,63 @@
-//! `rrqctl`: what people type. One file a verb; `arguments.rs` reads values, `terminal.rs` writes.
+//! `rrqctl`: what people type. One file a noun; `arguments.rs` reads values, `terminal.rs` writes.
 //!
 //! | file | command |
 //! | --- | --- |
 //! | `enqueue.rs`, `jobs_file.rs` | `rrqctl enqueue`: an argument, standard input or a jobs file |
 //! | `work.rs`, `run.rs` | `rrqctl work`: lease jobs, run a command for each |
 //! | `status.rs` | `rrqctl status` |
-//! | `job.rs` | `rrqctl job get` |
-//! | `repair.rs`, `survivors.rs` | `rrqctl repair`: the files of a stopped, damaged node |
+//! | `queue.rs`, `queue_settings.rs` | `rrqctl queue` |
+//! | `job.rs`, `job_view.rs` | `rrqctl job` |
+//! | `dead.rs` | `rrqctl dead` |
+//! | `filter.rs`, `listing.rs` | which jobs are meant, and lists of them |
+//! | `worker.rs` | `rrqctl worker` |
+//! | `log.rs`, `log_walk.rs`, `command_json.rs` | `rrqctl log`: the log of a stopped node |
+//! | `snapshot.rs`, `offline.rs` | `rrqctl snapshot`: the checkpoints of a stopped node |
+//! | `repair.rs`, `new_life.rs`, `salvage.rs`, `survivors.rs` | `rrqctl repair`: the files of a stopped, damaged node |
+//! | `check.rs`, `config.rs`, `explain.rs` | preflight, configuration, error codes |
+//! | `contexts.rs` | `rrqctl context`: saved addresses |
+//! | `pages.rs` | `rrqctl completions`, `rrqctl man` |
 //!
-//! Standard output carries data only; what is told to people besides goes to standard error. Every
-//! failure is a [`Report`] and an exit status by its kind; no panic text reaches anybody.
+//! Standard output carries data only; what is told to people besides goes to standard error.
+//! Nothing is coloured, so `NO_COLOR` holds by itself. Every failure is a [`Report`] and an exit
+//! status by its kind; no panic text reaches anybody.
 
 mod arguments;
+mod check;
+mod command_json;
 mod complaint;
+mod config;
+mod contexts;
+mod dead;
 mod enqueue;
+mod explain;
+mod filter;
 mod job;
+mod job_view;
 mod jobs_file;
+mod listing;
+mod log;
+mod log_walk;
+mod new_life;
+mod offline;
+mod pages;
+mod queue;
+mod queue_settings;
 mod repair;
 mod run;
+mod salvage;
+mod snapshot;
 mod status;
 mod survivors;
 mod terminal;
 mod work;
+mod worker;
 
 use crate::base::code::Code;
 use crate::base::report::Report;
 use crate::client::{Client, Options};
+use crate::runtime::config::command as node_command;
 use clap::error::ErrorKind;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::process::ExitCode;
 
@@ -38,7 +68,7 @@ struct Cli {
     #[command(subcommand)]
     verb: Verb,
     #[command(flatten)]
-    common: Common,
+    flags: Flags,
 }
 
 const EXAMPLES: &str = "\
@@ -48,29 +78,45 @@ Examples:
   rrqctl work -q emails -- ./send.sh             run ./send.sh for each job
   rrqctl status                                  what the server holds
 
-`rrqctl VERB --help` tells more of each.";
+`rrqctl COMMAND --help` tells more of each.
+
+Exit status: 0 done; 1 failed, or the answer is no; 2 a wrong flag, argument or
+configuration; 3 something is missing around it; 4 a port or a directory is in
+use; 5 data is damaged; 6 another version, or somebody else's data.
+Standard output carries data only. Nothing is coloured.";
 
 /// What every verb understands.
 #[derive(Args, Clone, Debug)]
-struct Common {
-    /// Where the server is; several addresses are separated by commas.
+struct Flags {
+    /// Where the server is; several addresses are separated by commas [default: that of the context
+    /// in use, else 127.0.0.1:7411].
     #[arg(
         long,
         global = true,
+        help_heading = "Global options",
         env = "RRQ_SERVER",
         hide_env_values = true,
-        default_value = "127.0.0.1:7411",
         value_name = "HOST:PORT"
     )]
-    server: String,
+    server: Option<String>,
     /// The form of what is printed.
     #[arg(
         long,
         global = true,
+        help_heading = "Global options",
         value_enum,
-        default_value = "text",
+        env = "RRQ_OUTPUT",
+        hide_env_values = true,
+        default_value = "table",
         value_name = "FORM"
     )]
+    output: Output,
+}
+
+/// What every verb that asks a server goes by.
+#[derive(Clone, Debug)]
+struct Common {
+    server: String,
     output: Output,
 }
 
@@ -78,7 +124,8 @@ struct Common {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Output {
     /// For people.
-    Text,
+    #[value(alias = "text")]
+    Table,
     /// For programs.
     Json,
 }
@@ -94,12 +141,45 @@ enum Verb {
     /// Show nodes, shards, groups and queues.
     #[command(after_help = status::EXAMPLES)]
     Status(status::StatusArgs),
-    /// Look at one job.
+    /// Make, show, change, hold up, empty and remove queues.
+    #[command(after_help = queue::EXAMPLES)]
+    Queue(queue::QueueArgs),
+    /// Look at jobs, cancel them, wait for their end.
     #[command(after_help = job::EXAMPLES)]
     Job(job::JobArgs),
+    /// Look at dead jobs, let them be tried again, remove them.
+    #[command(after_help = dead::EXAMPLES)]
+    Dead(dead::DeadArgs),
+    /// Show who works.
+    #[command(after_help = worker::EXAMPLES)]
+    Worker(worker::WorkerArgs),
+    /// Read the log of a stopped node.
+    #[command(after_help = log::EXAMPLES)]
+    Log(log::LogArgs),
+    /// Read the checkpoints of a stopped node.
+    #[command(after_help = snapshot::EXAMPLES)]
+    Snapshot(snapshot::SnapshotArgs),
     /// Show what is damaged in the data of a stopped node, and give up what is lost.
     #[command(after_help = repair::EXAMPLES)]
     Repair(repair::RepairArgs),
+    /// Look whether a node could run here.
+    #[command(after_help = check::EXAMPLES)]
+    Check(check::CheckArgs),
+    /// Show or check the configuration of a node.
+    #[command(after_help = config::EXAMPLES)]
+    Config(config::ConfigArgs),
+    /// Tell what an error code stands for.
+    #[command(after_help = explain::EXAMPLES)]
+    Explain(explain::ExplainArgs),
+    /// Save addresses of servers under names.
+    #[command(after_help = contexts::EXAMPLES)]
+    Context(contexts::ContextArgs),
+    /// Print completions for a shell.
+    #[command(after_help = pages::COMPLETIONS_EXAMPLES)]
+    Completions(pages::CompletionsArgs),
+    /// Write the manual pages.
+    #[command(after_help = pages::MAN_EXAMPLES)]
+    Man(pages::ManArgs),
 }
 
 /// The whole program `rrqctl`; the first argument is its name.
@@ -110,13 +190,21 @@ pub fn main_with_args(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return explain(&error),
     };
+    let output = cli.flags.output;
     let result = match &cli.verb {
-        Verb::Repair(args) => repair::run(args, &cli.common),
-        verb => tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|error| Report::error(Code::Bug, format!("cannot start: {error}")))
-            .and_then(|runtime| runtime.block_on(run(verb, &cli.common))),
+        Verb::Log(args) => log::run(args, output),
+        Verb::Snapshot(args) => snapshot::run(args, output),
+        Verb::Repair(args) => repair::run(args, output),
+        Verb::Check(args) => match check::run(args, output) {
+            Ok(status) => return status,
+            Err(report) => Err(report),
+        },
+        Verb::Config(args) => config::run(args, output),
+        Verb::Explain(args) => explain::run(args, output),
+        Verb::Context(args) => contexts::run(args, output),
+        Verb::Completions(args) => pages::completions(args, Cli::command()),
+        Verb::Man(args) => pages::man(args, vec![Cli::command(), node_command()]),
+        verb => ask(verb, &cli.flags),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -127,14 +215,31 @@ pub fn main_with_args(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-async fn run(verb: &Verb, common: &Common) -> Result<(), Report> {
-    match verb {
-        Verb::Enqueue(args) => enqueue::run(args, common).await,
-        Verb::Work(args) => work::run(args, common).await,
-        Verb::Status(args) => status::run(args, common).await,
-        Verb::Job(args) => job::run(args, common).await,
-        Verb::Repair(args) => repair::run(args, common),
-    }
+/// The verbs that ask a server.
+fn ask(verb: &Verb, flags: &Flags) -> Result<(), Report> {
+    let common = Common {
+        server: match &flags.server {
+            Some(server) => server.clone(),
+            None => contexts::current()?,
+        },
+        output: flags.output,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Report::error(Code::Bug, format!("cannot start: {error}")))?;
+    runtime.block_on(async {
+        match verb {
+            Verb::Enqueue(args) => enqueue::run(args, &common).await,
+            Verb::Work(args) => work::run(args, &common).await,
+            Verb::Status(args) => status::run(args, &common).await,
+            Verb::Queue(args) => queue::run(args, &common).await,
+            Verb::Job(args) => job::run(args, &common).await,
+            Verb::Dead(args) => dead::run(args, &common).await,
+            Verb::Worker(args) => worker::run(args, &common).await,
+            _ => unreachable!("the other verbs ask no server"),
+        }
+    })
 }
 
 impl Common {
@@ -206,20 +311,42 @@ mod tests {
     fn every_command_has_an_example_and_every_flag_a_text() {
         fn look(command: &clap::Command) {
             let name = command.get_name();
+            if name == "help" {
+                return;
+            }
             let help = command.get_after_help().map(ToString::to_string);
             let help = help.unwrap_or_default();
             assert!(help.contains("Example"), "{name} shows no example");
-            for line in help.lines() {
-                assert!(line.chars().count() <= 80, "{name}: {line:?} is too wide");
-            }
             for argument in command.get_arguments() {
-                let text = argument.get_help();
-                assert!(text.is_some(), "{name}: {} has no text", argument.get_id());
+                let (id, text) = (argument.get_id(), argument.get_help());
+                let text = text.map(ToString::to_string).unwrap_or_default();
+                assert!(!text.is_empty(), "{name}: {id} has no text");
+                assert!(
+                    !argument.is_hide_env_set() || argument.get_env().is_none(),
+                    "{name}: the variable of {id} is not told"
+                );
+                let is_option = argument.get_long().is_some();
+                let takes_value = argument.get_action().takes_values();
+                let has_default =
+                    !argument.get_default_values().is_empty() || text.contains("[default: ");
+                assert!(
+                    !is_option || !takes_value || argument.is_required_set() || has_default,
+                    "{name}: the default of {id} is not told"
+                );
+            }
+            let shown = command
+                .clone()
+                .term_width(80)
+                .render_long_help()
+                .to_string();
+            for line in shown.lines() {
+                assert!(line.chars().count() <= 80, "{name}: {line:?} is too wide");
             }
             command.get_subcommands().for_each(look);
         }
-        let command = Cli::command();
+        let mut command = Cli::command();
         command.clone().debug_assert();
+        command.build();
         look(&command);
     }
 }

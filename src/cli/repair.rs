@@ -3,32 +3,30 @@
 //! A group whose log or checkpoints are damaged stops alone. Without `--accept-loss` this only
 //! shows what is damaged and what would be lost. With it, the log goes on, in segments of its own,
 //! with the next life of each damaged group: its newest base that can be read, and behind it the
-//! entries that are left. Other groups and all older segments stay as they are; in the new life the
-//! older records of the group are void.
+//! entries that are left. Where no base can be read whole, the newest is taken without the jobs
+//! whose pages or bodies are damaged, which are listed. Other groups and all older segments stay as
+//! they are; in the new life the older records of the group are void.
 //!
 //! A repair is done as a whole or not at all, see [`Segments`].
 
-use crate::base::checksum::Hash128;
 use crate::base::code::Code;
-use crate::base::entry::Entry;
-use crate::base::ids::{DiskId, GroupId, Incarnation, LogIndex, NodeId, ShardId, Term};
+use crate::base::ids::{DiskId, GroupId, NodeId};
 use crate::base::prng::mix;
 use crate::base::report::Report;
-use crate::base::units::{GroupTime, Lsn};
-use crate::cli::survivors::{self, Survivors};
+use crate::cli::new_life::{Files, NewLife, append, from_log, from_manifest, from_remains};
+use crate::cli::offline::ShardFiles;
+use crate::cli::salvage::{self, Salvage};
+use crate::cli::survivors::Survivors;
 use crate::cli::terminal::{count, harmless, say, say_json};
-use crate::cli::{Common, Output};
+use crate::cli::{Output, offline};
 use crate::runtime::data_dir::DataDir;
 use crate::runtime::repair::Segments;
-use crate::runtime::{recover, segments, snapshot_files};
-use crate::snapshot::layout::{Owner, RootRef};
-use crate::snapshot::load::{LoadedGroup, read_group};
-use crate::snapshot::manifest::{Manifest, ManifestBase};
-use crate::wal::record::{BaseRecord, HardState, Record, RootLocation};
+use crate::snapshot::layout::file_number;
+use crate::snapshot::manifest::Manifest;
 use crate::wal::recovery::{Damage, GroupLog, GroupLogStatus, Recovered};
-use crate::wal::writer::{LogIdentity, LogWriter};
+use crate::wal::writer::LogWriter;
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 pub(super) const EXAMPLES: &str = "\
@@ -41,34 +39,36 @@ Keep a copy of the directory before you accept a loss.";
 #[derive(clap::Args, Debug)]
 pub(super) struct RepairArgs {
     /// The data directory of the node.
-    #[arg(long, value_name = "DIR")]
+    #[arg(
+        long,
+        env = "RRQ_NODE__DATA_DIR",
+        hide_env_values = true,
+        value_name = "DIR"
+    )]
     data_dir: PathBuf,
     /// Give up what is shown as lost, so that the damaged groups serve again.
     #[arg(long)]
     accept_loss: bool,
 }
 
-pub(super) fn run(args: &RepairArgs, common: &Common) -> Result<(), Report> {
-    let dir = DataDir::open_existing(&args.data_dir).map_err(|report| match report.code {
-        Code::DirectoryLocked => report
-            .why("a running node may write what this would replace")
-            .fix("stop that node, then the same command again"),
-        _ => report,
-    })?;
+pub(super) fn run(args: &RepairArgs, output: Output) -> Result<(), Report> {
+    let mut dir = offline::open(&args.data_dir)?;
     let mut shards = Vec::new();
     for shard in 0..dir.superblock.shards {
         shards.push(Shard::read(&dir, shard, args.accept_loss)?);
     }
-    let done = if args.accept_loss {
-        for shard in &shards {
+    let done = args.accept_loss;
+    if done {
+        // A checkpoint that is written needs a file that no start has written before.
+        if shards.iter().any(Shard::is_salvaged) {
+            dir.begin()?;
+        }
+        for shard in &mut shards {
             shard.repair(&dir)?;
         }
-        true
-    } else {
-        false
-    };
-    match common.output {
-        Output::Text => say(as_text(&shards, done).trim_end())?,
+    }
+    match output {
+        Output::Table => say(as_text(&shards, done).trim_end())?,
         Output::Json => {
             let shards: Vec<Value> = shards.iter().map(Shard::as_json).collect();
             say_json(&json!({"repaired": done, "shards": shards}))?;
@@ -105,9 +105,8 @@ fn finish(args: &RepairArgs, shards: &[Shard], done: bool) -> Result<(), Report>
 
 /// What became of a shard's files.
 struct Shard {
-    identity: LogIdentity,
+    files: ShardFiles,
     log: Recovered,
-    wal: PathBuf,
     /// The groups that cannot serve.
     groups: Vec<Broken>,
     /// A damaged checkpoint in front of an intact one: the node passes over it.
@@ -129,65 +128,26 @@ enum Remedy {
     None,
 }
 
-/// What a group goes on with.
-struct NewLife {
-    /// Its bases, oldest first, one or two; the last is that which was read.
-    bases: Vec<BaseRecord>,
-    /// The entries above the first base.
-    entries: Vec<Entry>,
-    hard: HardState,
-    /// What is left in it, if that can be told.
-    survivors: Option<Survivors>,
-}
-
-impl NewLife {
-    /// The last entry that is kept.
-    fn last(&self) -> LogIndex {
-        let base = self.bases.last().map_or(LogIndex(0), |base| base.index);
-        self.entries
-            .last()
-            .map_or(base, |entry| entry.index.max(base))
-    }
-}
-
 impl Shard {
     fn read(dir: &DataDir, shard: u16, accept_loss: bool) -> Result<Self, Report> {
         let superblock = &dir.superblock;
-        let identity = LogIdentity {
-            cluster: superblock.cluster,
-            disk: superblock.disk,
-            shard: ShardId(shard),
-            wal_set: superblock.wal_set,
-        };
-        let owner = Owner {
-            cluster: superblock.cluster,
-            disk: superblock.disk,
-        };
-        let (folder, wal) = (dir.shard(shard), dir.wal(shard));
+        let files = ShardFiles::new(dir, shard);
         if accept_loss {
-            Segments::take_up(&wal)?;
+            Segments::take_up(&files.wal)?;
         }
-        let found = segments::list(&wal)?;
-        let log = recover::read_log(&folder, identity, owner, &found)?;
-        let manifest = recover::newest_manifest(&folder, identity, owner)?;
+        let manifest = files.manifest()?;
         let mut this = Self {
-            identity,
-            log,
-            wal,
+            log: files.log()?,
+            files,
             groups: Vec::new(),
             passed_over: Vec::new(),
         };
         let voter = (superblock.node, superblock.disk);
-        let files = Files {
-            folder,
-            owner,
-            voter,
-        };
         let step = usize::from(superblock.shards);
         for id in (u32::from(shard)..superblock.groups).step_by(step) {
             let id = GroupId(u16::try_from(id).unwrap_or(u16::MAX));
             let group = this.log.groups.get(&id).cloned();
-            this.examine(id, group, manifest.as_ref(), &files);
+            this.examine(id, group, manifest.as_ref(), voter);
         }
         Ok(this)
     }
@@ -198,13 +158,16 @@ impl Shard {
         id: GroupId,
         log: Option<GroupLog>,
         manifest: Option<&Manifest>,
-        files: &Files,
+        voter: (NodeId, DiskId),
     ) {
+        let shard = &self.files;
+        let files = &Files { shard, voter };
         let Some(log) = log else {
             // A group that is in no whole log is yet to be formed.
             if !self.log.damage.is_empty() {
                 let why = "none of its records is left".to_owned();
-                self.broken(id, why, from_manifest(id, manifest, None, files));
+                let life = from_manifest(id, manifest, None, files);
+                self.broken(id, why, life);
             }
             return;
         };
@@ -222,21 +185,24 @@ impl Shard {
                 "group {id}: its newest checkpoint is damaged, the one before is used: {}",
                 faults.join("; ")
             )),
-            (None, None) => self.broken(id, faults.join("; "), None),
+            (None, None) => {
+                let life = from_remains(log, files);
+                self.broken(id, faults.join("; "), life);
+            }
             (Some(why), Some((place, state))) => {
                 let life = from_log(log, place, state);
                 self.broken(id, why, Some(life));
             }
             (Some(why), None) => {
-                let life = log
-                    .bases
-                    .is_empty()
-                    .then(|| from_manifest(id, manifest, Some(log.incarnation), files));
+                let life = match log.bases.is_empty() {
+                    true => from_manifest(id, manifest, Some(log.incarnation), files),
+                    false => from_remains(log, files),
+                };
                 let why = std::iter::once(why)
                     .chain(faults)
                     .collect::<Vec<_>>()
                     .join("; ");
-                self.broken(id, why, life.flatten());
+                self.broken(id, why, life);
             }
         }
     }
@@ -246,8 +212,31 @@ impl Shard {
         self.groups.push(Broken { id, why, remedy });
     }
 
+    /// Whether a checkpoint must be written for a group.
+    fn is_salvaged(&self) -> bool {
+        let mut groups = self.groups.iter();
+        groups.any(|group| matches!(&group.remedy, Remedy::From(life) if life.salvage.is_some()))
+    }
+
     /// Writes the next life of each damaged group.
-    fn repair(&self, dir: &DataDir) -> Result<(), Report> {
+    fn repair(&mut self, dir: &DataDir) -> Result<(), Report> {
+        let mut salvaged = Vec::new();
+        for group in &mut self.groups {
+            if let Remedy::From(life) = &mut group.remedy
+                && let NewLife {
+                    bases,
+                    salvage: Some(salvage),
+                    ..
+                } = &mut **life
+            {
+                let base = bases.last_mut().expect("a life has a base");
+                salvaged.push((&*salvage, base));
+            }
+        }
+        if !salvaged.is_empty() {
+            let file = file_number(dir.superblock.start, 1).expect("starts are fewer than 2^32");
+            salvage::write(&self.files, file, salvaged)?;
+        }
         let lives = || {
             self.groups.iter().filter_map(|group| match &group.remedy {
                 Remedy::From(life) => Some((group.id, life)),
@@ -262,11 +251,11 @@ impl Shard {
         let seed = mix(now ^ u64::from(std::process::id()));
         let start = self.log.start.clone();
         let (first, lsn) = (start.segment, start.lsn);
-        let mut writer = LogWriter::new(self.identity, start, seed);
+        let mut writer = LogWriter::new(self.files.identity, start, seed);
         for (id, life) in lives() {
             append(&mut writer, id, life, lsn);
         }
-        Segments::new(&self.wal, dir.path(), first).write(&mut writer)
+        Segments::new(&self.files.wal, dir.path(), first).write(&mut writer)
     }
 
     fn as_json(&self) -> Value {
@@ -285,10 +274,11 @@ impl Shard {
                 "queues": life
                     .and_then(|life| life.survivors.as_ref())
                     .map(Survivors::as_json),
+                "lost": life.and_then(|life| life.salvage.as_ref()).map(lost_json),
             })
         });
         json!({
-            "shard": self.identity.shard.0,
+            "shard": self.files.number(),
             "damage": damage.collect::<Vec<_>>(),
             "groups": groups.collect::<Vec<_>>(),
             "passed_over": self.passed_over,
@@ -296,185 +286,10 @@ impl Shard {
     }
 }
 
-/// Everything that makes up a new life, behind the end of the log.
-fn append(writer: &mut LogWriter, group: GroupId, life: &NewLife, lsn: Lsn) {
-    let incarnation = life
-        .bases
-        .first()
-        .map_or(Incarnation(1), |base| base.incarnation);
-    let mut bases = life.bases.iter().map(|base| BaseRecord {
-        log_start_lsn: lsn,
-        ..base.clone()
-    });
-    writer.append(Record::Base(bases.next().expect("a life has a base")));
-    writer.append(Record::HardState {
-        group,
-        incarnation,
-        state: life.hard,
-    });
-    let mut next = bases.next();
-    for entry in &life.entries {
-        if let Some(base) = next.take_if(|base| base.index < entry.index) {
-            writer.append(Record::Base(base));
-        }
-        writer.append(Record::Entry {
-            group,
-            incarnation,
-            entry: entry.clone().sealed(group, incarnation),
-        });
-    }
-    if let Some(base) = next {
-        writer.append(Record::Base(base));
-    }
-}
-
-/// The next life of a group by its own log, from the base at `place`.
-fn from_log(log: GroupLog, place: usize, state: Option<LoadedGroup>) -> NewLife {
-    let incarnation = Incarnation(log.incarnation.0 + 1);
-    let mut bases: Vec<BaseRecord> = log.bases[place..].to_vec();
-    for base in &mut bases {
-        base.incarnation = incarnation;
-    }
-    bases.reverse();
-    let newest = bases.last().expect("the base at `place` is one");
-    let survivors = survivors::count(newest, state, &log.entries);
-    let mut life = NewLife {
-        survivors,
-        bases,
-        entries: log.entries,
-        hard: log.hard,
-    };
-    let base = life.bases.last().map_or(LogIndex(0), |base| base.index);
-    life.hard.commit = life.hard.commit.clamp(base, life.last());
-    life
-}
-
-/// The next life of a group whose log holds no base: by the manifest, or from nothing.
-fn from_manifest(
-    id: GroupId,
-    manifest: Option<&Manifest>,
-    life: Option<Incarnation>,
-    files: &Files,
-) -> Option<NewLife> {
-    let known = manifest.and_then(|manifest| {
-        let mut groups = manifest.groups.iter();
-        groups.find(|group| group.newest.meta.group == id)
-    });
-    let known_life = known.map(|group| group.newest.meta.incarnation);
-    let life = life.max(known_life).unwrap_or(Incarnation(1));
-    let bases: Vec<BaseRecord> = match known {
-        Some(group) => {
-            let previous = group.previous.as_ref();
-            std::iter::once(&group.newest)
-                .chain(previous)
-                .map(base_of)
-                .collect()
-        }
-        None => vec![formation(id, files.voter)],
-    };
-    let (place, state) = files.newest_readable(&bases).0?;
-    let base = &bases[place];
-    let log = GroupLog {
-        incarnation: life,
-        hard: HardState {
-            term: base.term,
-            vote: None,
-            commit: base.index,
-        },
-        bases: vec![base.clone()],
-        entries: Vec::new(),
-        status: GroupLogStatus::Intact,
-    };
-    Some(from_log(log, 0, state))
-}
-
-fn base_of(base: &ManifestBase) -> BaseRecord {
-    let meta = &base.meta;
-    BaseRecord {
-        group: meta.group,
-        incarnation: meta.incarnation,
-        index: meta.index,
-        term: meta.term,
-        time: meta.time,
-        root_hash: base.root.map_or_else(Hash128::default, |root| root.hash),
-        root: base.root.map(|root| RootLocation {
-            file: root.file,
-            offset: root.offset,
-            len: root.len,
-        }),
-        log_start_lsn: base.log_start,
-        machine_version: meta.machine_version,
-        wall_offset_ms: meta.wall_offset_ms,
-        voters: meta
-            .voters
-            .iter()
-            .map(|voter| (voter.node, voter.disk))
-            .collect(),
-    }
-}
-
-/// A group from nothing, with this node as its only voter.
-fn formation(group: GroupId, voter: (NodeId, DiskId)) -> BaseRecord {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let now = now.map_or(0, |now| now.as_millis());
-    BaseRecord {
-        group,
-        incarnation: Incarnation(1),
-        index: LogIndex(0),
-        term: Term(0),
-        time: GroupTime(0),
-        root_hash: Hash128::default(),
-        root: None,
-        log_start_lsn: Lsn(0),
-        machine_version: 1,
-        wall_offset_ms: i64::try_from(now).unwrap_or(i64::MAX),
-        voters: vec![voter],
-    }
-}
-
-/// The checkpoint files of a shard.
-struct Files {
-    folder: PathBuf,
-    owner: Owner,
-    /// This node, the voter of a group from nothing.
-    voter: (NodeId, DiskId),
-}
-
-/// The place of a base, and its state if it is not empty.
-type Readable = (usize, Option<LoadedGroup>);
-
-impl Files {
-    /// The first of `bases` whose state can be read, and why those before it cannot.
-    fn newest_readable(&self, bases: &[BaseRecord]) -> (Option<Readable>, Vec<String>) {
-        let mut faults = Vec::new();
-        for (place, base) in bases.iter().enumerate() {
-            let Some(root) = base.root else {
-                return (Some((place, None)), faults);
-            };
-            let root = RootRef {
-                file: root.file,
-                offset: root.offset,
-                len: root.len,
-                hash: base.root_hash,
-            };
-            match read_root(&self.folder, &self.owner, &root) {
-                Ok(state) => return (Some((place, Some(state))), faults),
-                Err(fault) => faults.push(fault),
-            }
-        }
-        (None, faults)
-    }
-}
-
-fn read_root(folder: &Path, owner: &Owner, root: &RootRef) -> Result<LoadedGroup, String> {
-    let mut read = snapshot_files::reader(folder);
-    read_group(owner, root, &mut read).map_err(|error| error.to_string())
-}
-
 fn as_text(shards: &[Shard], done: bool) -> String {
     let mut out = String::new();
     for shard in shards {
-        let number = shard.identity.shard;
+        let number = shard.files.number();
         for Damage {
             segment,
             offset,
@@ -500,6 +315,9 @@ fn as_text(shards: &[Shard], done: bool) -> String {
                 true => format!("  it goes on behind entry {last}; later ones are given up\n"),
                 false => format!("  kept: entries up to {last}; lost: all that came after it\n"),
             };
+            if let Some(salvage) = &life.salvage {
+                out += &lost_text(salvage);
+            }
             if let Some(survivors) = &life.survivors {
                 out += &survivors.as_text();
             }
@@ -514,4 +332,33 @@ fn as_text(shards: &[Shard], done: bool) -> String {
         (Some(_), _) if done && repaired => out + "done; start the node again\n",
         (Some(_), _) => out,
     }
+}
+
+fn lost_json(salvage: &Salvage) -> Value {
+    let lost = &salvage.lost;
+    let jobs = lost.jobs.iter();
+    let jobs = jobs.map(|(first, last)| json!([first.to_string(), last.to_string()]));
+    json!({
+        "jobs": jobs.collect::<Vec<_>>(),
+        "queues": lost.queues.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "damaged": lost.pages.iter().map(ToString::to_string).collect::<Vec<_>>(),
+    })
+}
+
+fn lost_text(salvage: &Salvage) -> String {
+    let lost = &salvage.lost;
+    let mut out = String::new();
+    for page in &lost.pages {
+        out += &format!("  damaged: {page}\n");
+    }
+    for queue in &lost.queues {
+        out += &format!("  lost: queue {queue} with all its jobs\n");
+    }
+    for (first, last) in &lost.jobs {
+        out += &match first == last {
+            true => format!("  lost: job {first}\n"),
+            false => format!("  lost: what was left of the jobs {first} to {last}\n"),
+        };
+    }
+    out
 }

@@ -2,8 +2,8 @@
 
 use crate::base::ids::NodeId;
 use crate::base::report::Report;
-use crate::cli::terminal::{bytes, count, moment, print, say_json, span, table};
-use crate::cli::{Common, Output};
+use crate::cli::terminal::{bytes, count, print, say_json, span, table};
+use crate::cli::{Common, Output, queue};
 use crate::client::{Error, GroupId, QueueInfo, QueueStats, ServerHello, ShardStatus};
 use serde_json::{Value, json};
 use std::fmt::Write;
@@ -48,7 +48,7 @@ pub(super) async fn run(args: &StatusArgs, common: &Common) -> Result<(), Report
     client.close().await;
     match common.output {
         Output::Json => say_json(&as_json(&hello, &shards, &queues)),
-        Output::Text => print(&as_text(args, &hello, &shards, &queues)),
+        Output::Table => print(&as_text(args, &hello, &shards, &queues)),
     }
 }
 
@@ -101,6 +101,7 @@ fn as_text(
             "applied",
             "base",
             "sessions",
+            "version",
         ];
         let mut rows = vec![heads.map(str::to_owned).to_vec()];
         for (_, shard) in shards {
@@ -114,40 +115,14 @@ fn as_text(
                     group.applied.to_string(),
                     group.base.to_string(),
                     group.sessions.to_string(),
+                    group.machine_version.to_string(),
                 ]
             }));
         }
         out += &table(&rows);
     }
     out.push('\n');
-    if queues.is_empty() {
-        return out + "no queues yet; `rrqctl enqueue -q NAME PAYLOAD` makes one\n";
-    }
-    let heads = [
-        "queue",
-        "pending",
-        "delayed",
-        "in flight",
-        "dead",
-        "done",
-        "oldest pending",
-    ];
-    let mut rows = vec![heads.map(str::to_owned).to_vec()];
-    rows.extend(queues.iter().map(|(info, stats)| {
-        let paused = if info.paused { " (paused)" } else { "" };
-        vec![
-            format!("{}{paused}", info.name),
-            stats.pending.to_string(),
-            stats.delayed.to_string(),
-            stats.in_flight.to_string(),
-            stats.dead.to_string(),
-            stats.completed_total.to_string(),
-            stats
-                .oldest_pending
-                .map_or("-".to_owned(), |at| moment(at.0)),
-        ]
-    }));
-    out + &table(&rows)
+    out + &queue::as_table(queues)
 }
 
 fn as_json(hello: &ServerHello, shards: &[(NodeId, ShardStatus)], queues: &Queues) -> Value {
@@ -161,6 +136,7 @@ fn as_json(hello: &ServerHello, shards: &[(NodeId, ShardStatus)], queues: &Queue
                 "applied": group.applied.0,
                 "base": group.base.0,
                 "sessions": group.sessions,
+                "machine_version": group.machine_version,
                 "halted": (!group.halted.is_empty()).then_some(&group.halted),
             })
         });
@@ -182,29 +158,9 @@ fn as_json(hello: &ServerHello, shards: &[(NodeId, ShardStatus)], queues: &Queue
             "shards": own.map(|(_, status)| shard(status)).collect::<Vec<_>>(),
         })
     });
-    let queues = queues.iter().map(|(info, stats)| {
-        json!({
-            "name": info.name,
-            "uid": info.uid.to_string(),
-            "version": info.version,
-            "paused": info.paused,
-            "groups": info.groups.iter().map(|group| group.0).collect::<Vec<_>>(),
-            "pending": stats.pending,
-            "delayed": stats.delayed,
-            "in_flight": stats.in_flight,
-            "dead": stats.dead,
-            "bytes": stats.bytes,
-            "keys": stats.keys,
-            "enqueued_total": stats.enqueued_total,
-            "leased_total": stats.leased_total,
-            "completed_total": stats.completed_total,
-            "nacked_total": stats.nacked_total,
-            "expired_total": stats.expired_total,
-            "dead_total": stats.dead_total,
-            "cancelled_total": stats.cancelled_total,
-            "oldest_pending_ms": stats.oldest_pending.map(|at| at.0),
-        })
-    });
+    let queues = queues
+        .iter()
+        .map(|(info, stats)| queue::as_json(info, stats));
     json!({
         "cluster": hex(&hello.cluster.0),
         "version": hello.version,

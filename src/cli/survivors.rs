@@ -1,14 +1,11 @@
 //! What of a group's jobs is left: its checkpoint and the entries behind it, applied.
 
-use crate::base::entry::{Entry, EntryKind};
-use crate::base::ids::{JobId, Partition, QueueUid};
+use crate::base::entry::Entry;
+use crate::cli::offline;
 use crate::cli::terminal::count as counted;
 use crate::queue::JobQueue;
-use crate::queue::view::{ApplyAt, BodyLocation, PageKey, PageKind};
-use crate::snapshot::layout::PageName;
 use crate::snapshot::load::LoadedGroup;
 use crate::wal::record::BaseRecord;
-use crate::wire::command::decode_command;
 use crate::wire::{QueueInfo, QueueStats};
 use serde_json::{Value, json};
 
@@ -23,53 +20,19 @@ pub(super) fn count(
     state: Option<LoadedGroup>,
     entries: &[Entry],
 ) -> Option<Survivors> {
-    let mut queue = match state {
-        None => JobQueue::new(base.group, base.wall_offset_ms),
-        Some(state) => {
-            let pages: Option<Vec<_>> = state
-                .pages
-                .into_iter()
-                .map(|(name, bytes)| Some((page_key(&name)?, bytes)))
-                .collect();
-            let bodies = state.bodies;
-            let mut find = |job: JobId| {
-                let at = bodies.binary_search_by_key(&job, |body| body.job).ok()?;
-                let place = bodies[at].place;
-                let (file, offset, len) = (place.file, place.offset, place.len);
-                Some((bodies[at].bytes.clone(), BodyLocation { file, offset, len }))
-            };
-            let mut queue = JobQueue::absent(base.group);
-            queue.load(&pages?, &mut find).ok()?;
-            queue
-        }
-    };
-    for entry in entries.iter().filter(|entry| entry.index > base.index) {
-        let at = ApplyAt {
-            index: entry.index,
-            time: entry.time,
-        };
-        match entry.kind {
-            EntryKind::Data => {
-                let command = decode_command(&entry.payload, entry.machine_version).ok()?;
-                queue.apply(at, &command);
-            }
-            _ => queue.observe_time(entry.time),
-        }
-    }
-    let queues = queue.queues();
-    Some(Survivors { queues })
-}
-
-fn page_key(name: &PageName) -> Option<PageKey> {
-    Some(PageKey {
-        kind: PageKind::from_u8(name.kind)?,
-        queue: QueueUid::from_u64(name.queue)?,
-        partition: Partition(u8::try_from(name.partition).ok()?),
-        number: name.number,
-    })
+    let mut machine = offline::machine(base, state).ok()?;
+    offline::apply(&mut machine, base, entries).ok()?;
+    Some(Survivors::of(&machine))
 }
 
 impl Survivors {
+    /// The queues of a machine.
+    pub(super) fn of(machine: &JobQueue) -> Self {
+        Self {
+            queues: machine.queues(),
+        }
+    }
+
     pub(super) fn as_text(&self) -> String {
         let line = |(info, stats): &(QueueInfo, QueueStats)| {
             let live = stats.pending + stats.delayed + stats.in_flight + stats.dead;

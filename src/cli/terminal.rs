@@ -2,8 +2,9 @@
 
 use crate::base::code::Code;
 use crate::base::report::Report;
+use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
-use std::io::{self, Write};
+use std::io::{self, BufRead, IsTerminal, Write};
 use std::time::Duration;
 
 /// Writes to standard output. A reader that has seen enough (`| head`) is no error.
@@ -68,6 +69,60 @@ pub(super) fn table(rows: &[Vec<String>]) -> String {
         out.push('\n');
     }
     out
+}
+
+/// How far long work has come: a bar on the terminal's standard error, nothing elsewhere.
+#[derive(Debug)]
+pub(super) struct Progress(ProgressBar);
+
+impl Progress {
+    /// Of `total` things.
+    pub(super) fn new(things: &'static str, total: u64) -> Self {
+        let bar = match io::stderr().is_terminal() {
+            true => ProgressBar::new(total),
+            false => ProgressBar::hidden(),
+        };
+        let style = ProgressStyle::with_template("{bar:30} {pos} of {len} {msg}, {eta} left");
+        bar.set_style(style.expect("the template is right"));
+        bar.set_message(things);
+        Self(bar)
+    }
+
+    /// So many more are done.
+    pub(super) fn add(&self, more: u64) {
+        self.0.inc(more);
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
+/// Asks before something is lost: `what` continues "This would". On a terminal by a question, whose
+/// answer may be no; elsewhere `--yes` must be given.
+pub(super) fn may(what: &str, yes: bool) -> Result<bool, Report> {
+    if yes {
+        return Ok(true);
+    }
+    if !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
+        return Err(
+            Report::error(Code::BadArgument, format!("this would {what}"))
+                .why("there is no terminal to ask on; nothing was changed")
+                .fix("the same command with --yes"),
+        );
+    }
+    let mut err = io::stderr().lock();
+    let asked = write!(err, "This will {what}. Go on? [y/N] ").and_then(|()| err.flush());
+    let mut answer = String::new();
+    let answered = asked.and_then(|()| io::stdin().lock().read_line(&mut answer));
+    let is_yes = answered.is_ok() && matches!(answer.trim(), "y" | "Y" | "yes");
+    drop(err);
+    if !is_yes {
+        warn("nothing was changed");
+    }
+    Ok(is_yes)
 }
 
 /// "3 jobs", "1 job".

@@ -9,7 +9,7 @@ use crate::base::report::Report;
 use crate::cli::Common;
 use crate::cli::run::{self, End, is_lost};
 use crate::cli::terminal::{count, warn};
-use crate::client::{Client, Error, LeasedJob, Queue};
+use crate::client::{Client, Error, LeasedJob, Queue, WorkerInfo};
 use std::ffi::OsString;
 use std::future::Future;
 use std::pin::Pin;
@@ -43,6 +43,9 @@ pub(super) struct WorkArgs {
     #[arg(short, long, value_name = "N", default_value_t = 1,
           value_parser = clap::value_parser!(u32).range(1..=1024))]
     concurrency: u32,
+    /// Who it is, in `rrqctl worker list` [default: host and process].
+    #[arg(long, value_name = "NAME", value_parser = name)]
+    name: Option<String>,
     /// End when no job is ready and none is running here.
     #[arg(long)]
     exit_when_empty: bool,
@@ -51,9 +54,28 @@ pub(super) struct WorkArgs {
     command: Vec<OsString>,
 }
 
+fn name(text: &str) -> Result<String, String> {
+    match text.len() {
+        1..=128 => Ok(text.to_owned()),
+        _ => Err("1 to 128 bytes".to_owned()),
+    }
+}
+
+/// Host and process.
+fn own_name() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = host.trim().chars().take(64).collect::<String>();
+    format!("{host}:{}", std::process::id())
+}
+
 pub(super) async fn run(args: &WorkArgs, common: &Common) -> Result<(), Report> {
     let stop = Stop::new()?;
     let client = common.connect().await?;
+    client.introduce(WorkerInfo {
+        name: args.name.clone().unwrap_or_else(own_name),
+        tags: Vec::new(),
+        capacity: args.concurrency,
+    });
     let queue = client.queue(&args.queue).await;
     let queue = queue.map_err(|error| common.complaint(&error))?;
     let worker = Worker {

@@ -365,7 +365,7 @@ impl Client {
     // ---- underneath ------------------------------------------------------------------------
 
     /// Says who works here, for people.
-    fn introduce(&self, worker: WorkerInfo) {
+    pub(crate) fn introduce(&self, worker: WorkerInfo) {
         self.inner.driver.introduce(worker);
     }
 

@@ -6,7 +6,7 @@
 //! are not in pages; they are made anew. On an error the machine is as it was.
 
 use crate::base::checksum::crc32c;
-use crate::base::ids::{JobId, Partition, QueueUid, SessionId};
+use crate::base::ids::{GroupId, JobId, Partition, QueueUid, SessionId};
 use crate::base::limits::LEAF_JOBS;
 use crate::queue::body::decode_body;
 use crate::queue::codec::Read;
@@ -24,7 +24,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Where a body comes from: its bytes and their place on this node's disk.
-type Bodies<'a> = dyn FnMut(JobId) -> Option<(Bytes, BodyLocation)> + 'a;
+pub(super) type Bodies<'a> = dyn FnMut(JobId) -> Option<(Bytes, BodyLocation)> + 'a;
 
 impl JobQueue {
     /// Takes the state from its pages, in the order of their keys, and from the bodies of its jobs.
@@ -45,20 +45,7 @@ impl JobQueue {
                 ));
             }
         }
-        let mut loading = Loading {
-            machine: Self::absent(self.group),
-            counted: BTreeMap::new(),
-        };
-        // Owners of jobs are sessions, so sessions come before leaves.
-        let order = [
-            PageKind::Group,
-            PageKind::Queue,
-            PageKind::Partition,
-            PageKind::Session,
-            PageKind::Leaf,
-            PageKind::Reasons,
-            PageKind::Keys,
-        ];
+        let mut loading = Loading::new(self.group);
         if pages
             .first()
             .is_none_or(|(key, _)| key.kind != PageKind::Group)
@@ -68,7 +55,7 @@ impl JobQueue {
                 what: "there is no group page".to_owned(),
             });
         }
-        for kind in order {
+        for kind in ORDER {
             for (key, bytes) in pages.iter().filter(|(key, _)| key.kind == kind) {
                 loading.page(*key, bytes, bodies)?;
             }
@@ -78,14 +65,32 @@ impl JobQueue {
     }
 }
 
-struct Loading {
-    machine: JobQueue,
+pub(super) struct Loading {
+    pub(super) machine: JobQueue,
     /// The counters that the pages of partitions tell, to be compared with what is counted.
-    counted: BTreeMap<(QueueUid, Partition), QueueStats>,
+    pub(super) counted: BTreeMap<(QueueUid, Partition), QueueStats>,
 }
 
+/// The order in which pages are taken: owners of jobs are sessions, so these come before leaves.
+pub(super) const ORDER: [PageKind; 7] = [
+    PageKind::Group,
+    PageKind::Queue,
+    PageKind::Partition,
+    PageKind::Session,
+    PageKind::Leaf,
+    PageKind::Reasons,
+    PageKind::Keys,
+];
+
 impl Loading {
-    fn page(
+    pub(super) fn new(group: GroupId) -> Self {
+        Self {
+            machine: JobQueue::absent(group),
+            counted: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn page(
         &mut self,
         key: PageKey,
         bytes: &Bytes,
@@ -196,27 +201,43 @@ impl Loading {
             let seq = first.and_then(|first| first.checked_add(slot));
             let (id, partition) = self.place_of(key, seq).map_err(of_page)?;
             self.check_owner(&record).map_err(of_page)?;
-            let of_body = |what: &str| PageError {
-                place: PagePlace::Body(Some(id)),
-                what: what.to_owned(),
-            };
-            let (bytes, location) = bodies(id).ok_or_else(|| of_body("it is missing"))?;
-            let body = decode_body(&bytes).map_err(|error| of_body(&error.what))?;
-            let fits = body.payload.len() == record.payload_len as usize
-                && crc32c(&[&body.payload]) == record.payload_crc;
-            if !fits {
-                return Err(of_body("its payload is not the one that its record tells"));
-            }
-            let state = self.machine.partitions.get_mut(&partition);
-            let state = state.expect("its place was found above");
-            state.insert(id, record, Arc::new(body), &mut self.machine.links);
-            self.machine.set_body_location(id, location);
+            self.job(id, partition, record, bodies)?;
         }
         Ok(())
     }
 
+    /// Takes a job with its body.
+    pub(super) fn job(
+        &mut self,
+        id: JobId,
+        partition: (QueueUid, Partition),
+        record: Record,
+        bodies: &mut Bodies<'_>,
+    ) -> Result<(), PageError> {
+        let of_body = |what: &str| PageError {
+            place: PagePlace::Body(Some(id)),
+            what: what.to_owned(),
+        };
+        let (bytes, location) = bodies(id).ok_or_else(|| of_body("it is missing"))?;
+        let body = decode_body(&bytes).map_err(|error| of_body(&error.what))?;
+        let fits = body.payload.len() == record.payload_len as usize
+            && crc32c(&[&body.payload]) == record.payload_crc;
+        if !fits {
+            return Err(of_body("its payload is not the one that its record tells"));
+        }
+        let state = self.machine.partitions.get_mut(&partition);
+        let state = state.expect("its place was found before");
+        state.insert(id, record, Arc::new(body), &mut self.machine.links);
+        self.machine.set_body_location(id, location);
+        Ok(())
+    }
+
     /// The job at a sequence of a leaf, and its partition, which has given the sequence out.
-    fn place_of(&self, key: PageKey, seq: Option<u64>) -> Read<(JobId, (QueueUid, Partition))> {
+    pub(super) fn place_of(
+        &self,
+        key: PageKey,
+        seq: Option<u64>,
+    ) -> Read<(JobId, (QueueUid, Partition))> {
         let place = (key.queue, key.partition);
         let partition = self
             .machine
@@ -229,7 +250,7 @@ impl Loading {
         }
     }
 
-    fn check_owner(&self, record: &Record) -> Read<()> {
+    pub(super) fn check_owner(&self, record: &Record) -> Read<()> {
         if record.owner == 0 {
             return Ok(());
         }
@@ -275,7 +296,7 @@ impl Loading {
         Ok(())
     }
 
-    fn finish(mut self) -> Result<JobQueue, PageError> {
+    pub(super) fn finish(mut self) -> Result<JobQueue, PageError> {
         for uid in self.machine.queues.keys() {
             if !self.machine.partitions.contains_key(&(*uid, Partition(0))) {
                 return Err(PageError {

@@ -11,7 +11,8 @@
 //! removed, the log stays, nothing is lost.
 
 use crate::base::ids::GroupId;
-use crate::runtime::data_dir::{names, sync_folder, write_durably};
+use crate::base::report::Report;
+use crate::runtime::data_dir::{disk_full, names, sync_folder, unusable, write_durably};
 use crate::runtime::space;
 use crate::shard::effect::CheckpointFile;
 use crate::shard::input::Input;
@@ -331,6 +332,71 @@ pub fn find_files(folder: &Path) -> io::Result<BTreeMap<CheckpointFile, u64>> {
         }
     }
     Ok(found)
+}
+
+/// How many checkpoint files there are, and how large they are together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FileSizes {
+    /// Run files.
+    pub run_files: u64,
+    /// Their bytes.
+    pub run_bytes: u64,
+    /// Payload files.
+    pub payload_files: u64,
+    /// Their bytes.
+    pub payload_bytes: u64,
+}
+
+/// The sizes of the checkpoint files in a folder; changes nothing.
+///
+/// # Errors
+/// If the folder cannot be read.
+pub fn file_sizes(folder: &Path) -> io::Result<FileSizes> {
+    let mut sizes = FileSizes::default();
+    for name in names(folder)? {
+        let Some(file) = file_of(&name) else {
+            continue;
+        };
+        let bytes = fs::metadata(folder.join(&name))?.len();
+        match file {
+            CheckpointFile::Run(_) => {
+                sizes.run_files += 1;
+                sizes.run_bytes += bytes;
+            }
+            CheckpointFile::Payload(_) => {
+                sizes.payload_files += 1;
+                sizes.payload_bytes += bytes;
+            }
+        }
+    }
+    Ok(sizes)
+}
+
+/// Writes a run file whole, and its name; for a repair, while no node works on the folder.
+///
+/// # Errors
+/// What the file system says; then no such file is there.
+pub fn write_run(
+    folder: &Path,
+    number: u64,
+    mut slice: impl FnMut() -> Option<(u64, Bytes)>,
+) -> Result<(), Report> {
+    let path = folder.join(file_name(CheckpointFile::Run(number)));
+    let mut write = || {
+        let file = File::options().write(true).create_new(true).open(&path)?;
+        while let Some((offset, bytes)) = slice() {
+            file.write_all_at(&bytes, offset)?;
+        }
+        file.sync_all()?;
+        sync_folder(folder)
+    };
+    write().map_err(|error: io::Error| {
+        let _ = fs::remove_file(&path);
+        match error.kind() {
+            io::ErrorKind::StorageFull => disk_full(folder),
+            _ => unusable(&path, "write", &error),
+        }
+    })
 }
 
 /// The sequence numbers of the manifests in a folder, ascending.

@@ -147,3 +147,51 @@ pub(crate) fn queue(node: &Node, name: &str) -> serde_json::Value {
         .find(|queue| queue["name"] == name)
         .expect("the queue is there")
 }
+
+/// Compares with a file under `tests/snapshots`, or writes it if `UPDATE=1`.
+#[track_caller]
+pub(crate) fn snapshot(name: &str, text: &str) {
+    let root = std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo runs the tests");
+    let path = Path::new(&root).join("tests/snapshots").join(name);
+    if std::env::var_os("UPDATE").is_some_and(|update| update == "1") {
+        std::fs::create_dir_all(path.parent().expect("it lies in a folder")).expect("it is made");
+        std::fs::write(&path, text).expect("the snapshot can be written");
+        return;
+    }
+    let wanted = std::fs::read_to_string(&path)
+        .unwrap_or_else(|error| panic!("{}: {error}; UPDATE=1 writes it", path.display()));
+    assert_eq!(wanted, text, "{}: UPDATE=1 rewrites it", path.display());
+}
+
+/// The names and types in a JSON value: of a list, those of its first element.
+pub(crate) fn shape(value: &serde_json::Value) -> String {
+    fn write(value: &serde_json::Value, indent: usize, out: &mut String) {
+        use serde_json::Value;
+        match value {
+            Value::Null => *out += "null",
+            Value::Bool(_) => *out += "bool",
+            Value::Number(number) if number.is_u64() => *out += "whole number",
+            Value::Number(_) => *out += "number",
+            Value::String(_) => *out += "text",
+            Value::Array(items) => match items.first() {
+                None => *out += "list of nothing",
+                Some(first) => {
+                    *out += "list of ";
+                    write(first, indent, out);
+                }
+            },
+            Value::Object(fields) => {
+                *out += "{\n";
+                for (name, field) in fields {
+                    *out += &format!("{:1$}{name}: ", "", indent + 2);
+                    write(field, indent + 2, out);
+                    out.push('\n');
+                }
+                *out += &format!("{:1$}}}", "", indent);
+            }
+        }
+    }
+    let mut out = String::new();
+    write(value, 0, &mut out);
+    out + "\n"
+}

@@ -37,6 +37,7 @@ use value::Refusal;
 pub const CONFIG_VARIABLE: &str = "RRQ_CONFIG";
 /// Variables of the other programs, and of containers that name a service `rrq`.
 const NOT_OURS: &[&str] = &[
+    "RRQ_OUTPUT",
     "RRQ_SERVER",
     "RRQ_NODE",
     "RRQ_JOB",
@@ -207,6 +208,12 @@ pub fn environment() -> impl Iterator<Item = (String, String)> {
         Some((name.into_string().ok()?, value.into_string().ok()?))
     };
     std::env::vars_os().filter_map(text)
+}
+
+/// The command line of `rrq-node`, for its manual.
+#[must_use]
+pub fn command() -> clap::Command {
+    <Flags as clap::CommandFactory>::command()
 }
 
 /// Reads flags (the first argument is the program's name), environment and file.
