@@ -311,7 +311,7 @@ fn the_json_view_shows_what_is_there_and_names_what_is_not() {
         value["shards"][1]["groups"].as_array().map(Vec::len),
         Some(32)
     );
-    // The asker is no client, and is forgotten.
+    // The asker is no client.
     let connections: u64 = (0..2)
         .map(|shard| {
             value["shards"][shard]["connections"]
@@ -319,7 +319,7 @@ fn the_json_view_shows_what_is_there_and_names_what_is_not() {
                 .expect("a number")
         })
         .sum();
-    assert!(connections <= 2, "{value}");
+    assert_eq!(connections, 1, "{value}");
 
     let (status, value) = json(&node, "/api/v1/queues");
     assert_eq!(

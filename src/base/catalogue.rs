@@ -224,7 +224,7 @@ fn of_environment(code: Code) -> Entry {
             "everybody may write to the data directory",
             "The mode of the directory lets every user of this machine replace files in it.",
             "`chmod o-w` on the directory.",
-            "A warning of `rrq-node check` only.",
+            "A warning of `rrq-node check`, and of each start.",
         ),
         Code::DiskSlow => new(
             "durable writes are slow",

@@ -26,6 +26,7 @@ use crate::runtime::{preflight, process, space, sys};
 use crate::snapshot::superblock::{Superblock, SuperblockError, choose};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -63,7 +64,7 @@ impl DataDir {
         let found = survey(&path)?;
         let made = found == Found::Nothing && !path.exists();
         if made {
-            fs::create_dir_all(&path).map_err(|error| unusable(&path, "create", &error))?;
+            make(&path).map_err(|error| unusable(&path, "create", &error))?;
         }
         let lock = match take_lock(&path) {
             Ok(lock) => lock,
@@ -404,6 +405,14 @@ fn form(config: &NodeConfig, cores: usize) -> io::Result<Superblock> {
         start: 0,
         created_by: env!("CARGO_PKG_VERSION").to_owned(),
     })
+}
+
+/// Makes the directory, for its owner alone: it holds what users sent.
+fn make(path: &Path) -> io::Result<()> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    fs::DirBuilder::new().mode(0o700).create(path)
 }
 
 fn make_folders(path: &Path, shards: u16) -> Result<(), Report> {

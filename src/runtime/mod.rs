@@ -23,6 +23,7 @@ pub mod data_dir;
 pub mod desk;
 pub mod guest;
 pub mod listener;
+pub mod logs;
 pub mod mesh;
 pub mod metrics;
 pub mod node;

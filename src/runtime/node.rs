@@ -25,7 +25,7 @@ use crate::runtime::poker::{self, Mailbox, Pulse};
 use crate::runtime::shard_task::{self, Event, Parts};
 use crate::runtime::snapshot_files::{self, SnapshotFiles};
 use crate::runtime::space::{self, Space};
-use crate::runtime::{admin, preflight, recover, segments, supervisor, sys};
+use crate::runtime::{admin, logs, preflight, recover, segments, supervisor, sys};
 use crate::shard::config::ShardConfig;
 use crate::snapshot::layout::Owner;
 use crate::wal::writer::LogIdentity;
@@ -62,12 +62,12 @@ pub fn main_with_args(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
         Err(NoConfig::Wrong(report)) => return fail(&report),
     };
-    start_logs(&loaded.config);
+    logs::start(&loaded.config);
     end_with_panics();
     loaded
         .warnings
         .iter()
-        .for_each(|warning| eprintln!("{warning}"));
+        .for_each(|warning| eprintln!("{}", logs::redact(&warning.to_string())));
     match run(loaded.config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(report) => fail(&report),
@@ -75,7 +75,7 @@ pub fn main_with_args(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn fail(report: &Report) -> ExitCode {
-    eprintln!("{report}");
+    eprintln!("{}", logs::redact(&report.to_string()));
     ExitCode::from(report.exit_code())
 }
 
@@ -90,6 +90,9 @@ pub fn run(config: NodeConfig) -> Result<(), Report> {
     let cores = preflight::cores();
     let mut dir = DataDir::open(&config, cores)?;
     let shards = dir.superblock.shards;
+    for warning in preflight::check::at_start(&config, shards) {
+        tracing::warn!("{}: {}", warning.code, warning.what);
+    }
     let (clients, admin) = preflight::listeners(&config, shards)?;
     dir.begin()?;
     let addresses = Addresses::of(&clients, &admin)?;
@@ -472,26 +475,6 @@ fn watch_signals(events: Sender<Event>) -> Result<(), Report> {
         })
         .map(drop)
         .map_err(|error| no_thread("signals", &error))
-}
-
-fn start_logs(config: &NodeConfig) {
-    use tracing_subscriber::filter::{LevelFilter, Targets};
-    use tracing_subscriber::layer::SubscriberExt;
-    use tracing_subscriber::util::SubscriberInitExt;
-    let targets = Targets::new()
-        .with_default(LevelFilter::from_level(config.log_level))
-        // It warns of registered buffers at each start of an ordinary user.
-        .with_target("glommio", LevelFilter::ERROR);
-    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
-    let registry = tracing_subscriber::registry().with(targets);
-    // Fails if a test has its own.
-    let _ = if config.log_json {
-        registry.with(lines.json()).try_init()
-    } else {
-        registry
-            .with(lines.with_ansi(io::IsTerminal::is_terminal(&io::stderr())))
-            .try_init()
-    };
 }
 
 /// A bug ends all shards at once: one that unwinds alone would leave a node that half answers.

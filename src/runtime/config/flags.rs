@@ -143,9 +143,9 @@ impl Flags {
 
 #[cfg(test)]
 mod tests {
-    use super::super::keys::{KEYS, show};
-    use super::super::{CONFIG_VARIABLE, NodeConfig};
     use super::*;
+    use crate::runtime::config::keys::{KEYS, show};
+    use crate::runtime::config::{CONFIG_VARIABLE, NodeConfig};
     use clap::CommandFactory;
 
     #[test]

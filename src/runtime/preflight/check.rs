@@ -190,6 +190,19 @@ pub fn check(loaded: Result<&Loaded, &Report>) -> Vec<Finding> {
     findings
 }
 
+/// What a start warns of: what costs nothing to look at, and what a node that runs cannot mend.
+#[must_use]
+pub fn at_start(config: &NodeConfig, shards: u16) -> Vec<Report> {
+    [
+        open_files(config, shards),
+        enough_cores(shards),
+        exposed(&config.data_dir),
+    ]
+    .into_iter()
+    .filter_map(Result::err)
+    .collect()
+}
+
 /// The worst of them.
 #[must_use]
 pub fn worst(findings: &[Finding]) -> Status {
