@@ -222,6 +222,7 @@ pub(super) fn page_kind(kind: u8) -> &'static str {
         Some(PageKind::Reasons) => "reasons",
         Some(PageKind::Keys) => "keys",
         Some(PageKind::Session) => "session",
+        Some(PageKind::Finished) => "finished",
         None => "unknown",
     }
 }

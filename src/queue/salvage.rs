@@ -10,6 +10,7 @@
 //! | a body | its job |
 //! | a session | its outcomes; a lease of it goes on without a session, and ends by time |
 //! | reasons, keys | themselves |
+//! | finished jobs | themselves, and all that finished before them |
 //!
 //! The key of a job that is lost is forgotten with it, so that the same job can be enqueued again.
 //! Counters of what is live are counted anew; totals stay as they were. What comes out holds every
@@ -19,7 +20,9 @@ use crate::base::ids::{GroupId, JobId, Partition, QueueUid};
 use crate::base::limits::LEAF_JOBS;
 use crate::queue::job_queue::JobQueue;
 use crate::queue::load::{Bodies, Loading, ORDER};
-use crate::queue::page::{PageError, PagePlace, read_keys, read_leaf, read_reasons};
+use crate::queue::page::{PageError, PagePlace, read_finished, read_keys, read_leaf, read_reasons};
+use crate::queue::partition::PartitionState;
+use crate::queue::queues::QueueRecord;
 use crate::queue::view::{PageKey, PageKind};
 use bytes::Bytes;
 
@@ -103,6 +106,7 @@ impl Salvage {
             PageKind::Leaf => self.leaf(key, bytes, bodies),
             PageKind::Reasons => self.reasons(key, bytes),
             PageKind::Keys => self.keys(key, bytes),
+            PageKind::Finished => self.finished(key, bytes),
             _ => self.loading.page(key, bytes, bodies),
         };
         match taken {
@@ -194,18 +198,57 @@ impl Salvage {
         Ok(())
     }
 
+    /// Finished jobs are kept without a gap, so of pages with one between them only the later ones
+    /// are taken.
+    fn finished(&mut self, key: PageKey, bytes: &Bytes) -> Result<(), PageError> {
+        let of_page = |what| PageError::of_page(key, what);
+        let jobs = read_finished(bytes, key.number).map_err(of_page)?;
+        let place = (key.queue, key.partition);
+        let partition = self.loading.machine.partitions.get_mut(&place);
+        let partition = partition.ok_or_else(|| of_page("its partition has no page"))?;
+        for (at, job) in jobs {
+            let before = at.checked_sub(1);
+            if before.is_none_or(|before| partition.history.at(before).is_none()) {
+                drop_history(partition);
+            }
+            let (known, seq) = (partition.history.place_of(job.seq), job.seq);
+            if known.is_none() && partition.leaves.record(seq).is_none() {
+                partition.retain(at, job);
+            } else {
+                drop_history(partition);
+            }
+        }
+        Ok(())
+    }
+
     fn finish(mut self) -> Result<(JobQueue, Lost), PageError> {
         let machine = &mut self.loading.machine;
-        let whole = |uid: &QueueUid| machine.partitions.contains_key(&(*uid, Partition(0)));
+        let group = machine.group;
+        let whole = |uid: QueueUid, record: &QueueRecord| {
+            let here = record.places().remove(&group).unwrap_or_default();
+            let there = |number: &Partition| machine.partitions.contains_key(&(uid, *number));
+            here.iter().all(there)
+        };
         let halves: Vec<QueueUid> = machine
             .queues
-            .keys()
-            .copied()
-            .filter(|uid| !whole(uid))
+            .iter()
+            .filter(|(uid, record)| !whole(**uid, record))
+            .map(|(uid, _)| *uid)
             .collect();
         for uid in halves {
             machine.queues.remove(&uid);
             machine.names.retain(|_, named| *named != uid);
+            machine.partitions.retain(|(queue, _), _| *queue != uid);
+        }
+        // What other groups were to be told of a queue that is lost is not told any more.
+        let queues = &machine.queues;
+        machine
+            .outbox
+            .retain(|change| change.config.is_none() || queues.contains_key(&change.queue));
+        for partition in machine.partitions.values_mut() {
+            if partition.history.at(partition.head.last_place).is_none() {
+                drop_history(partition);
+            }
         }
         let lost = self.lost.pages.iter().filter_map(|page| match page.place {
             PagePlace::Page(key) => Some(key.queue),
@@ -221,6 +264,12 @@ impl Salvage {
             self.loading.counted.insert(*place, state.head.stats);
         }
         Ok((self.loading.finish()?, self.lost))
+    }
+}
+
+fn drop_history(partition: &mut PartitionState) {
+    while partition.history.len() > 0 {
+        partition.drop_oldest();
     }
 }
 
