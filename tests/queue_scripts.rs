@@ -316,13 +316,13 @@ impl Runner {
                 offset_ms: number(rest[0]),
             },
             "create" | "create-new" => {
-                let last = rest.last().and_then(|word| word.strip_prefix("groups="));
-                let end = rest.len() - usize::from(last.is_some());
+                let groups = rest.iter().find_map(|word| word.strip_prefix("groups="));
+                let fields = rest[1..].iter().filter(|word| !word.starts_with("groups="));
                 Op::CreateQueue {
                     name: rest[0].to_owned(),
-                    settings: settings(&rest[1..end]),
+                    settings: settings(&fields.copied().collect::<Vec<&str>>()),
                     must_be_new: verb == "create-new",
-                    groups: last.map_or(0, number),
+                    groups: groups.map_or(0, number),
                 }
             }
             "drain" => Op::DrainQueue {

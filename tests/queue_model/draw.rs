@@ -8,15 +8,15 @@ use rrq::queue::command::*;
 use rrq::queue::view::*;
 
 /// Draws commands that hit something most of the time.
-pub struct Draw {
-    pub prng: Prng,
-    pub sent: Vec<Command>,
+pub(crate) struct Draw {
+    pub(crate) prng: Prng,
+    pub(crate) sent: Vec<Command>,
     /// Only what version 1 can do.
-    pub first: bool,
+    pub(crate) first: bool,
 }
 
 impl Draw {
-    pub fn pick<T: Clone>(&mut self, of: &[T]) -> T {
+    pub(crate) fn pick<T: Clone>(&mut self, of: &[T]) -> T {
         of[self.prng.below(of.len() as u64) as usize].clone()
     }
 
@@ -34,7 +34,7 @@ impl Draw {
         }
     }
 
-    pub fn settings(&mut self) -> QueueSettings {
+    pub(crate) fn settings(&mut self) -> QueueSettings {
         let odd = self.prng.chance(1, 20);
         QueueSettings {
             lease_ms: if odd {
@@ -61,7 +61,7 @@ impl Draw {
         }
     }
 
-    pub fn filter(&mut self, model: &Model) -> JobFilter {
+    pub(crate) fn filter(&mut self, model: &Model) -> JobFilter {
         let near = model.wall().saturating_sub(self.prng.below(300));
         JobFilter {
             reason_contains: self.pick(&["", "", "why", "rr", "e"]).into(),
@@ -73,7 +73,7 @@ impl Draw {
     }
 
     /// A queue at home in this group, most of the time.
-    pub fn home(&mut self, model: &Model) -> QueueUid {
+    pub(crate) fn home(&mut self, model: &Model) -> QueueUid {
         let known: Vec<QueueUid> = model.homes.keys().copied().collect();
         if known.is_empty() || self.prng.chance(1, 100) {
             return self.odd_queue(model);
@@ -81,13 +81,13 @@ impl Draw {
         self.pick(&known)
     }
 
-    pub fn odd_queue(&mut self, model: &Model) -> QueueUid {
+    pub(crate) fn odd_queue(&mut self, model: &Model) -> QueueUid {
         let counter = self.prng.below(u64::from(model.queue_counter) + 2) as u32;
         QueueUid::new(self.pick(&[model.group, model.group, GroupId(2)]), counter).unwrap()
     }
 
     /// A partition that lives in this group, most of the time.
-    pub fn place(&mut self, model: &Model) -> (QueueUid, Partition) {
+    pub(crate) fn place(&mut self, model: &Model) -> (QueueUid, Partition) {
         let known: Vec<(QueueUid, Partition)> = model.queues.keys().copied().collect();
         if known.is_empty() || self.prng.chance(1, 100) {
             return (self.odd_queue(model), Partition(self.prng.below(3) as u8));
@@ -96,7 +96,7 @@ impl Draw {
     }
 
     /// A job, live in one of `states` if there is one, else anything near.
-    pub fn job(&mut self, model: &Model, states: &[JobState]) -> (JobId, u32) {
+    pub(crate) fn job(&mut self, model: &Model, states: &[JobState]) -> (JobId, u32) {
         let place = self.place(model);
         if let Some(queue) = model.queues.get(&place) {
             let fit = queue.jobs.iter().filter(|job| states.contains(&job.state));
@@ -112,7 +112,7 @@ impl Draw {
         (JobId::new(group, place.0, place.1, self.prng.below(9)), 1)
     }
 
-    pub fn token(&mut self, model: &Model) -> Token {
+    pub(crate) fn token(&mut self, model: &Model) -> Token {
         let (job, generation) = self.job(model, &[JobState::InFlight]);
         let stale = self.prng.chance(1, 15);
         let lease_gen = if stale {
@@ -123,12 +123,12 @@ impl Draw {
         Token { job, lease_gen }
     }
 
-    pub fn list<T>(&mut self, mut one: impl FnMut(&mut Self) -> T) -> Vec<T> {
+    pub(crate) fn list<T>(&mut self, mut one: impl FnMut(&mut Self) -> T) -> Vec<T> {
         let len = self.pick(&[1, 1, 1, 2, 5]);
         (0..len).map(|_| one(self)).collect()
     }
 
-    pub fn new_job(&mut self, model: &Model) -> NewJob {
+    pub(crate) fn new_job(&mut self, model: &Model) -> NewJob {
         let keyed = self.prng.chance(1, 4);
         let text = format!("k{}", self.prng.below(6));
         let with_backoff = self.prng.chance(1, 4);
@@ -154,12 +154,12 @@ impl Draw {
         }
     }
 
-    pub fn result(&mut self) -> Option<Bytes> {
+    pub(crate) fn result(&mut self) -> Option<Bytes> {
         let len = self.pick(&[None, None, Some(0), Some(9), Some(4096), Some(4097)]);
         len.map(|len| Bytes::from(vec![1; len]))
     }
 
-    pub fn reason(&mut self) -> Bytes {
+    pub(crate) fn reason(&mut self) -> Bytes {
         self.pick(&[
             Bytes::new(),
             Bytes::from_static(b"why"),
@@ -167,7 +167,7 @@ impl Draw {
         ])
     }
 
-    pub fn session(&mut self, model: &Model) -> SessionId {
+    pub(crate) fn session(&mut self, model: &Model) -> SessionId {
         let known: Vec<u32> = model.sessions.keys().copied().collect();
         if known.is_empty() || self.prng.chance(1, 30) {
             return SessionId(self.prng.below(u64::from(model.session_counter) + 2) as u32);
@@ -175,7 +175,7 @@ impl Draw {
         SessionId(self.pick(&known))
     }
 
-    pub fn epoch(&mut self, model: &Model, session: SessionId) -> u32 {
+    pub(crate) fn epoch(&mut self, model: &Model, session: SessionId) -> u32 {
         let epoch = model.sessions.get(&session.0).map_or(1, |slot| slot.epoch);
         if self.prng.chance(1, 10) {
             epoch - 1
@@ -184,7 +184,7 @@ impl Draw {
         }
     }
 
-    pub fn op(&mut self, model: &Model, holder: SessionId) -> Op {
+    pub(crate) fn op(&mut self, model: &Model, holder: SessionId) -> Op {
         let few = model.homes.len() < 3;
         let place = self.place(model);
         let session = self.session(model);
@@ -324,7 +324,7 @@ impl Draw {
         }
     }
 
-    pub fn command(&mut self, model: &Model) -> Command {
+    pub(crate) fn command(&mut self, model: &Model) -> Command {
         if !self.sent.is_empty() && self.prng.chance(1, 10) {
             return self.pick(&self.sent.clone());
         }

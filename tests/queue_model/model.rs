@@ -13,36 +13,36 @@ use std::collections::BTreeMap;
 use crate::partition::{Job, Queue, Try, backoff_ms, enqueue};
 
 /// Groups of the cluster.
-pub const GROUPS: u16 = 4;
+pub(crate) const GROUPS: u16 = 4;
 
 #[derive(Clone, Debug)]
-pub struct Session {
-    pub epoch: u32,
-    pub ended: bool,
-    pub timeout: u32,
-    pub lowest: [u64; 2],
-    pub last: u64,
-    pub outcomes: Vec<(usize, u64, Outcome)>,
+pub(crate) struct Session {
+    pub(crate) epoch: u32,
+    pub(crate) ended: bool,
+    pub(crate) timeout: u32,
+    pub(crate) lowest: [u64; 2],
+    pub(crate) last: u64,
+    pub(crate) outcomes: Vec<(usize, u64, Outcome)>,
 }
 
-pub struct Model {
-    pub group: GroupId,
-    pub version: u16,
-    pub time: u64,
-    pub offset: i64,
-    pub queue_counter: u32,
-    pub session_counter: u32,
-    pub homes: BTreeMap<QueueUid, QueueInfo>,
-    pub queues: BTreeMap<(QueueUid, Partition), Queue>,
+pub(crate) struct Model {
+    pub(crate) group: GroupId,
+    pub(crate) version: u16,
+    pub(crate) time: u64,
+    pub(crate) offset: i64,
+    pub(crate) queue_counter: u32,
+    pub(crate) session_counter: u32,
+    pub(crate) homes: BTreeMap<QueueUid, QueueInfo>,
+    pub(crate) queues: BTreeMap<(QueueUid, Partition), Queue>,
     /// The highest home index applied of each home group.
-    pub applied: BTreeMap<GroupId, LogIndex>,
+    pub(crate) applied: BTreeMap<GroupId, LogIndex>,
     /// What others have yet to do, in the order of the log.
-    pub outbox: Vec<(GroupId, PartitionChange)>,
-    pub sessions: BTreeMap<u32, Session>,
+    pub(crate) outbox: Vec<(GroupId, PartitionChange)>,
+    pub(crate) sessions: BTreeMap<u32, Session>,
 }
 
 impl Model {
-    pub fn new(group: GroupId) -> Self {
+    pub(crate) fn new(group: GroupId) -> Self {
         Self {
             group,
             version: 1,
@@ -58,11 +58,11 @@ impl Model {
         }
     }
 
-    pub fn wall(&self) -> u64 {
+    pub(crate) fn wall(&self) -> u64 {
         GroupTime(self.time).wall(self.offset).0
     }
 
-    pub fn apply(&mut self, index: LogIndex, time: u64, command: &Command) -> Outcome {
+    pub(crate) fn apply(&mut self, index: LogIndex, time: u64, command: &Command) -> Outcome {
         self.time = self.time.max(time);
         let Some(call) = command.session else {
             return self.perform(index, &command.op, None);
@@ -121,7 +121,7 @@ impl Model {
         outcome
     }
 
-    pub fn again(&self, outcome: Outcome) -> Outcome {
+    pub(crate) fn again(&self, outcome: Outcome) -> Outcome {
         let Outcome::Leased(grants) = outcome else {
             return outcome;
         };
@@ -139,19 +139,19 @@ impl Model {
         Outcome::Leased(grants.into_iter().filter_map(still).collect())
     }
 
-    pub fn queue(&mut self, uid: QueueUid, number: Partition) -> Try<&mut Queue> {
+    pub(crate) fn queue(&mut self, uid: QueueUid, number: Partition) -> Try<&mut Queue> {
         let queue = self.queues.get_mut(&(uid, number));
         queue.ok_or(Rejection::QueueChanged)
     }
 
-    pub fn queue_of(&mut self, id: JobId) -> Try<&mut Queue> {
+    pub(crate) fn queue_of(&mut self, id: JobId) -> Try<&mut Queue> {
         if id.group() != self.group {
             return Err(Rejection::QueueChanged);
         }
         self.queue(id.queue(), id.partition())
     }
 
-    pub fn leased(&mut self, token: Token) -> Try<(&mut Queue, Job)> {
+    pub(crate) fn leased(&mut self, token: Token) -> Try<(&mut Queue, Job)> {
         let queue = self.queue_of(token.job)?;
         let seq = token.job.seq();
         let job = queue
@@ -164,7 +164,7 @@ impl Model {
         }
     }
 
-    pub fn live(&mut self, id: JobId) -> Try<(&mut Queue, Job)> {
+    pub(crate) fn live(&mut self, id: JobId) -> Try<(&mut Queue, Job)> {
         let queue = self.queue_of(id)?;
         match queue.jobs.iter().find(|job| job.seq == id.seq()).cloned() {
             Some(job) => Ok((queue, job)),
@@ -173,7 +173,7 @@ impl Model {
         }
     }
 
-    pub fn perform(&mut self, index: LogIndex, op: &Op, session: Option<u32>) -> Outcome {
+    pub(crate) fn perform(&mut self, index: LogIndex, op: &Op, session: Option<u32>) -> Outcome {
         let later = match op {
             Op::DrainQueue { .. }
             | Op::SweepDead { .. }
@@ -193,7 +193,7 @@ impl Model {
     }
 
     /// Makes the partitions of a queue follow its home: here at once, elsewhere by asking.
-    pub fn drive(
+    pub(crate) fn drive(
         &mut self,
         index: LogIndex,
         uid: QueueUid,
@@ -232,7 +232,7 @@ impl Model {
         }
     }
 
-    pub fn follow(&mut self, change: &PartitionChange) {
+    pub(crate) fn follow(&mut self, change: &PartitionChange) {
         for number in &change.partitions {
             let place = (change.queue, *number);
             match change.config {
@@ -248,7 +248,7 @@ impl Model {
     }
 
     /// Changes what can be changed of a queue at home here.
-    pub fn change(
+    pub(crate) fn change(
         &mut self,
         index: LogIndex,
         uid: QueueUid,
@@ -265,7 +265,7 @@ impl Model {
         Ok(Outcome::Queue(self.homes[&uid].clone()))
     }
 
-    pub fn each<T>(
+    pub(crate) fn each<T>(
         &mut self,
         items: &[T],
         mut one: impl FnMut(&mut Self, &T) -> Try<()>,
@@ -281,7 +281,7 @@ impl Model {
         )
     }
 
-    pub fn try_perform(&mut self, index: LogIndex, op: &Op, session: Option<u32>) -> Try<Outcome> {
+    pub(crate) fn try_perform(&mut self, index: LogIndex, op: &Op, session: Option<u32>) -> Try<Outcome> {
         let (now, wall) = (self.time, self.wall());
         Ok(match op {
             Op::OpenSession { worker_timeout_ms } => {
@@ -650,7 +650,7 @@ impl Model {
         })
     }
 
-    pub fn held(&self, session: u32) -> Vec<Token> {
+    pub(crate) fn held(&self, session: u32) -> Vec<Token> {
         let mut held = Vec::new();
         for queue in self.queues.values() {
             for job in queue
@@ -667,7 +667,7 @@ impl Model {
         held
     }
 
-    pub fn lose_all(&mut self, session: u32) {
+    pub(crate) fn lose_all(&mut self, session: u32) {
         let wall = self.wall();
         for token in self.held(session) {
             let queue = self.queue_of(token.job).unwrap();
@@ -676,7 +676,7 @@ impl Model {
     }
 
     /// All that waits: class in the order of Advance, due time by that clock, id.
-    pub fn waiting(&self) -> Vec<(u8, u64, JobId)> {
+    pub(crate) fn waiting(&self) -> Vec<(u8, u64, JobId)> {
         let mut waiting = Vec::new();
         for queue in self.queues.values() {
             for job in &queue.jobs {
@@ -697,7 +697,7 @@ impl Model {
         waiting
     }
 
-    pub fn advance_one(&mut self) -> bool {
+    pub(crate) fn advance_one(&mut self) -> bool {
         let (now, wall) = (self.time, self.wall());
         let is_due = |class, when| when <= if class == 2 || class == 4 { wall } else { now };
         let first = self
@@ -732,7 +732,7 @@ impl Model {
         true
     }
 
-    pub fn next_due(&self) -> Option<GroupTime> {
+    pub(crate) fn next_due(&self) -> Option<GroupTime> {
         let jobs = self
             .waiting()
             .into_iter()
@@ -748,7 +748,7 @@ impl Model {
     }
 }
 
-pub fn settings_fit(settings: &QueueSettings, version: u16) -> Try<()> {
+pub(crate) fn settings_fit(settings: &QueueSettings, version: u16) -> Try<()> {
     if settings.lease_ms == 0 || settings.backoff.jitter_percent > 100 {
         return Err(Rejection::Invalid);
     }

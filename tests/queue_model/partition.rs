@@ -7,51 +7,51 @@ use rrq::base::units::WallTime;
 use rrq::queue::command::*;
 use rrq::queue::view::*;
 
-pub type Try<T> = Result<T, Rejection>;
+pub(crate) type Try<T> = Result<T, Rejection>;
 
 #[derive(Clone, Debug)]
-pub struct Job {
-    pub seq: u64,
-    pub state: JobState,
-    pub priority: u8,
-    pub attempts: u16,
-    pub max_attempts: u16,
-    pub lease_ms: u32,
+pub(crate) struct Job {
+    pub(crate) seq: u64,
+    pub(crate) state: JobState,
+    pub(crate) priority: u8,
+    pub(crate) attempts: u16,
+    pub(crate) max_attempts: u16,
+    pub(crate) lease_ms: u32,
     /// Delayed or leased until; the flag says by which clock.
-    pub when: u64,
-    pub by_wall: bool,
-    pub enqueued: u64,
-    pub expires: u64,
-    pub generation: u32,
-    pub owner: u32,
-    pub reason: Bytes,
-    pub body: Body,
+    pub(crate) when: u64,
+    pub(crate) by_wall: bool,
+    pub(crate) enqueued: u64,
+    pub(crate) expires: u64,
+    pub(crate) generation: u32,
+    pub(crate) owner: u32,
+    pub(crate) reason: Bytes,
+    pub(crate) body: Body,
 }
 
 #[derive(Clone, Debug)]
-pub struct Key {
-    pub text: Bytes,
-    pub seq: u64,
-    pub payload: Bytes,
-    pub expires: u64,
+pub(crate) struct Key {
+    pub(crate) text: Bytes,
+    pub(crate) seq: u64,
+    pub(crate) payload: Bytes,
+    pub(crate) expires: u64,
 }
 
 /// A partition.
 #[derive(Clone, Debug)]
-pub struct Queue {
-    pub group: GroupId,
-    pub uid: QueueUid,
-    pub number: Partition,
-    pub config: PartitionConfig,
-    pub next_seq: u64,
-    pub finished: Vec<FinishedJob>,
-    pub last_place: u64,
-    pub jobs: Vec<Job>,
-    pub keys: Vec<Key>,
-    pub totals: QueueStats,
+pub(crate) struct Queue {
+    pub(crate) group: GroupId,
+    pub(crate) uid: QueueUid,
+    pub(crate) number: Partition,
+    pub(crate) config: PartitionConfig,
+    pub(crate) next_seq: u64,
+    pub(crate) finished: Vec<FinishedJob>,
+    pub(crate) last_place: u64,
+    pub(crate) jobs: Vec<Job>,
+    pub(crate) keys: Vec<Key>,
+    pub(crate) totals: QueueStats,
 }
 
-pub fn backoff_ms(backoff: &Backoff, attempts: u16, id: JobId) -> u64 {
+pub(crate) fn backoff_ms(backoff: &Backoff, attempts: u16, id: JobId) -> u64 {
     let (base, cap) = (u128::from(backoff.base_ms), u128::from(backoff.cap_ms));
     let curve = match backoff.kind {
         BackoffKind::Fixed => base,
@@ -68,7 +68,7 @@ pub fn backoff_ms(backoff: &Backoff, attempts: u16, id: JobId) -> u64 {
 }
 
 impl Queue {
-    pub fn new(
+    pub(crate) fn new(
         group: GroupId,
         (uid, number): (QueueUid, Partition),
         config: PartitionConfig,
@@ -87,17 +87,17 @@ impl Queue {
         }
     }
 
-    pub fn id(&self, seq: u64) -> JobId {
+    pub(crate) fn id(&self, seq: u64) -> JobId {
         JobId::new(self.group, self.uid, self.number, seq)
     }
 
-    pub fn share(&self, whole: u64) -> u64 {
+    pub(crate) fn share(&self, whole: u64) -> u64 {
         let parts = u64::from(self.config.settings.partitions);
         whole / parts + u64::from(!whole.is_multiple_of(parts))
     }
 
     /// A job leaves the live ones, and is remembered if the queue wants that.
-    pub fn finish(&mut self, seq: u64, end: JobEnd, result: Option<Bytes>, wall: u64) {
+    pub(crate) fn finish(&mut self, seq: u64, end: JobEnd, result: Option<Bytes>, wall: u64) {
         let job = self.take(seq);
         if self.config.settings.retain == 0 {
             return;
@@ -114,20 +114,20 @@ impl Queue {
         });
     }
 
-    pub fn live_bytes(&self) -> u64 {
+    pub(crate) fn live_bytes(&self) -> u64 {
         self.jobs
             .iter()
             .map(|job| job.body.payload.len() as u64)
             .sum()
     }
 
-    pub fn result_bytes(&self) -> u64 {
+    pub(crate) fn result_bytes(&self) -> u64 {
         let results = self.finished.iter().filter_map(|job| job.result.as_ref());
         results.map(|result| result.len() as u64).sum()
     }
 
     /// Forgets the oldest finished job if there are more than may be kept.
-    pub fn forget_finished(&mut self) -> bool {
+    pub(crate) fn forget_finished(&mut self) -> bool {
         let settings = self.config.settings;
         let kept = self.finished.len() as u64;
         let jobs_max = self.share(settings.jobs_max);
@@ -141,20 +141,20 @@ impl Queue {
         many && kept != 0
     }
 
-    pub fn with(&self, state: JobState) -> impl Iterator<Item = &Job> {
+    pub(crate) fn with(&self, state: JobState) -> impl Iterator<Item = &Job> {
         self.jobs.iter().filter(move |job| job.state == state)
     }
 
-    pub fn take(&mut self, seq: u64) -> Job {
+    pub(crate) fn take(&mut self, seq: u64) -> Job {
         let at = self.jobs.iter().position(|job| job.seq == seq).unwrap();
         self.jobs.remove(at)
     }
 
-    pub fn job(&mut self, seq: u64) -> &mut Job {
+    pub(crate) fn job(&mut self, seq: u64) -> &mut Job {
         self.jobs.iter_mut().find(|job| job.seq == seq).unwrap()
     }
 
-    pub fn die(&mut self, seq: u64, reason: &[u8], wall: u64) {
+    pub(crate) fn die(&mut self, seq: u64, reason: &[u8], wall: u64) {
         self.totals.dead_total += 1;
         if self.config.settings.dead == DeadPolicy::Drop {
             self.finish(seq, JobEnd::Dropped, None, wall);
@@ -165,7 +165,7 @@ impl Queue {
         job.rest(JobState::Dead);
     }
 
-    pub fn lose(&mut self, seq: u64, reason: &[u8], wall: u64) {
+    pub(crate) fn lose(&mut self, seq: u64, reason: &[u8], wall: u64) {
         self.totals.expired_total += 1;
         let job = self.job(seq);
         if job.attempts == job.max_attempts {
@@ -175,7 +175,7 @@ impl Queue {
         }
     }
 
-    pub fn stats(&self) -> QueueStats {
+    pub(crate) fn stats(&self) -> QueueStats {
         let count = |state| self.with(state).count() as u64;
         QueueStats {
             pending: count(JobState::Pending),
@@ -194,7 +194,7 @@ impl Queue {
     }
 
     /// Jobs in the order of leases.
-    pub fn ready(&self) -> Vec<&Job> {
+    pub(crate) fn ready(&self) -> Vec<&Job> {
         let mut ready: Vec<&Job> = self.with(JobState::Pending).collect();
         ready.sort_by_key(|job| (job.priority, job.seq));
         ready
@@ -202,7 +202,7 @@ impl Queue {
 }
 
 impl Job {
-    pub fn requeue(&mut self, wall: u64) {
+    pub(crate) fn requeue(&mut self, wall: u64) {
         self.rest(JobState::Pending);
         self.attempts = 0;
         self.generation += 1;
@@ -211,7 +211,7 @@ impl Job {
         }
     }
 
-    pub fn fits(&self, filter: &JobFilter) -> bool {
+    pub(crate) fn fits(&self, filter: &JobFilter) -> bool {
         let text = String::from_utf8_lossy(&self.reason);
         text.contains(&*String::from_utf8_lossy(&filter.reason_contains))
             && filter.priority.is_none_or(|class| class == self.priority)
@@ -220,14 +220,14 @@ impl Job {
             && u32::from(self.attempts) >= filter.attempts_min
     }
 
-    pub fn rest(&mut self, state: JobState) {
+    pub(crate) fn rest(&mut self, state: JobState) {
         self.state = state;
         self.when = 0;
         self.by_wall = false;
         self.owner = 0;
     }
 
-    pub fn view(&self, queue: &Queue, now: u64) -> JobView {
+    pub(crate) fn view(&self, queue: &Queue, now: u64) -> JobView {
         let id = queue.id(self.seq);
         let leased = self.state == JobState::InFlight;
         let waits = leased || self.state == JobState::Delayed;
@@ -252,7 +252,7 @@ impl Job {
     }
 }
 
-pub fn enqueue(queue: &mut Queue, now: u64, wall: u64, item: &NewJob) -> Try<Enqueued> {
+pub(crate) fn enqueue(queue: &mut Queue, now: u64, wall: u64, item: &NewJob) -> Try<Enqueued> {
     let settings = queue.config.settings;
     if item.priority.is_some_and(|class| class > 7) {
         return Err(Rejection::Invalid);
