@@ -281,7 +281,12 @@ impl Model {
         )
     }
 
-    pub(crate) fn try_perform(&mut self, index: LogIndex, op: &Op, session: Option<u32>) -> Try<Outcome> {
+    pub(crate) fn try_perform(
+        &mut self,
+        index: LogIndex,
+        op: &Op,
+        session: Option<u32>,
+    ) -> Try<Outcome> {
         let (now, wall) = (self.time, self.wall());
         Ok(match op {
             Op::OpenSession { worker_timeout_ms } => {
