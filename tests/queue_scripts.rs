@@ -16,9 +16,16 @@
 //! open [timeout] | attach 1 | end 1 epoch=1 | close 1 | drop 1 epoch=1 last=3
 //! s1/4/2 <command>                 in session 1 as number 4, lowest unseen 2
 //! show q | get 0 | key q k | due | sessions
+//! raise                            to machine version 2, and then:
+//! create q partitions=3 retain=5 groups=8 | drain q | ack-result 0@1 text
+//! sweep q requeue from=0 limit=9 why=text prio=0 attempts=1 since=5 before=9 | sweep q delete
+//! scan q dead limit=2 why=text at=4:7 | finished q before=9 limit=2 | result 0
+//! told 3.1 index=5 1,9 version=2 partitions=10 jobs=4   (or `gone` for all after the partitions)
+//! done group=8 index=5 | changes
 //! ```
 //! Jobs are written by their sequence, tokens as `sequence@generation`; a queue is named by its
-//! name, or by `uid:n`. The queue of jobs is the last one named by `create` or `use`.
+//! name, by `uid:n` or by `home.n`; `name/1` is its partition 1. The queue of jobs is the last one
+//! named by `create` or `use`. The group is 7.
 
 use bytes::Bytes;
 use rrq::base::ids::{GroupId, JobId, LogIndex, Partition, QueueUid, SessionId, Token};
@@ -36,6 +43,7 @@ struct Runner {
     index: u64,
     time: u64,
     uid: QueueUid,
+    number: Partition,
 }
 
 /// `name=value` fields of a line, each used once.
@@ -155,10 +163,25 @@ impl Runner {
             index: 0,
             time: 0,
             uid: QueueUid::default(),
+            number: Partition(0),
+        }
+    }
+
+    /// A queue and, after a slash, one of its partitions.
+    fn place_of(&self, name: &str) -> (QueueUid, Partition) {
+        match name.split_once('/') {
+            Some((queue, partition)) => (self.uid_of(queue), Partition(number(partition))),
+            None => (self.uid_of(name), Partition(0)),
         }
     }
 
     fn uid_of(&self, name: &str) -> QueueUid {
+        let numbers = name
+            .split_once('.')
+            .filter(|(home, _)| home.parse::<u16>().is_ok());
+        if let Some((home, counter)) = numbers {
+            return QueueUid::new(GroupId(number(home)), number(counter)).expect("in range");
+        }
         if let Some(counter) = name.strip_prefix("uid:") {
             return QueueUid::new(GROUP, number(counter)).expect("in range");
         }
@@ -167,7 +190,7 @@ impl Runner {
     }
 
     fn job(&self, text: &str) -> JobId {
-        JobId::new(GROUP, self.uid, Partition(0), number(text))
+        JobId::new(GROUP, self.uid, self.number, number(text))
     }
 
     fn token(&self, text: &str) -> Token {
@@ -206,7 +229,7 @@ impl Runner {
         let created = matches!(op, Op::CreateQueue { .. });
         let outcome = self.apply(session, op);
         if let (true, Outcome::Queue(info)) = (created, &outcome) {
-            self.uid = info.uid;
+            (self.uid, self.number) = (info.uid, Partition(0));
         }
         show_outcome(&outcome)
     }
@@ -219,11 +242,43 @@ impl Runner {
                 self.time = number(rest[0]);
                 none
             }
-            "use" => {
-                self.uid = self.uid_of(rest[0]);
+            "raise" => {
+                self.machine.raise_version(2);
+                check(&self.machine).expect("all invariants hold");
                 none
             }
-            "show" => self.show(self.uid_of(rest[0])),
+            "use" => {
+                (self.uid, self.number) = self.place_of(rest[0]);
+                none
+            }
+            "show" => self.show(rest[0]),
+            "scan" => self.scan(rest),
+            "finished" => {
+                let (uid, partition) = self.place_of(rest[0]);
+                let mut fields = Fields::of(&rest[1..]);
+                let before = fields.number("before").unwrap_or(0);
+                let limit = fields.number("limit").unwrap_or(10);
+                fields.end();
+                match self.machine.scan_finished(uid, partition, before, limit) {
+                    Ok(page) => {
+                        let jobs: String = page.jobs.iter().map(show_finished).collect();
+                        format!("{jobs}go on before {}\n", page.next)
+                    }
+                    Err(why) => format!("refused: {why:?}\n"),
+                }
+            }
+            "result" => match self.machine.finished(self.job(rest[0])) {
+                Some(job) => show_finished(&job),
+                None => "not retained\n".to_owned(),
+            },
+            "changes" => {
+                let changes: String = self.machine.next_changes().map(show_change).collect();
+                if changes.is_empty() {
+                    "no changes\n".to_owned()
+                } else {
+                    changes
+                }
+            }
             "get" => show_job(self.machine.job(self.job(rest[0]))),
             "key" => {
                 let uid = self.uid_of(rest[0]);
@@ -236,10 +291,13 @@ impl Runner {
                 Some(time) => format!("due at {}\n", time.0),
                 None => "nothing is due\n".to_owned(),
             },
-            "ready" => match self.machine.ready(self.uid_of(rest[0]), Partition(0)) {
-                Ok(jobs) => format!("{jobs} ready\n"),
-                Err(why) => format!("refused: {why:?}\n"),
-            },
+            "ready" => {
+                let (uid, partition) = self.place_of(rest[0]);
+                match self.machine.ready(uid, partition) {
+                    Ok(jobs) => format!("{jobs} ready\n"),
+                    Err(why) => format!("refused: {why:?}\n"),
+                }
+            }
             "sessions" => {
                 let sessions = self.machine.sessions();
                 if sessions.is_empty() {
@@ -257,12 +315,45 @@ impl Runner {
             "wall" => Op::SetWallOffset {
                 offset_ms: number(rest[0]),
             },
-            "create" | "create-new" => Op::CreateQueue {
-                name: rest[0].to_owned(),
-                settings: settings(&rest[1..]),
-                must_be_new: verb == "create-new",
-                groups: 0,
+            "create" | "create-new" => {
+                let groups = rest.iter().find_map(|word| word.strip_prefix("groups="));
+                let fields = rest[1..].iter().filter(|word| !word.starts_with("groups="));
+                Op::CreateQueue {
+                    name: rest[0].to_owned(),
+                    settings: settings(&fields.copied().collect::<Vec<&str>>()),
+                    must_be_new: verb == "create-new",
+                    groups: groups.map_or(0, number),
+                }
+            }
+            "drain" => Op::DrainQueue {
+                queue: self.uid_of(rest[0]),
             },
+            "sweep" => {
+                let (queue, partition) = self.place_of(rest[0]);
+                let mut fields = Fields::of(&rest[2..]);
+                let op = Op::SweepDead {
+                    queue,
+                    partition,
+                    action: match rest[1] {
+                        "requeue" => SweepAction::Requeue,
+                        "delete" => SweepAction::Delete,
+                        other => panic!("unknown action {other}"),
+                    },
+                    from_seq: fields.number("from").unwrap_or(0),
+                    limit: fields.number("limit").unwrap_or(1024),
+                    filter: filter(&mut fields),
+                };
+                fields.end();
+                op
+            }
+            "told" => self.told(rest),
+            "done" => {
+                let mut fields = Fields::of(rest);
+                Op::PartitionsChanged {
+                    group: GroupId(fields.number("group").expect("group=n")),
+                    home_index: LogIndex(fields.number("index").expect("index=n")),
+                }
+            }
             "alter" => {
                 let version = rest.get(1).and_then(|word| word.strip_prefix("v="));
                 Op::AlterQueue {
@@ -281,8 +372,8 @@ impl Runner {
                 queue: self.uid_of(rest[0]),
             },
             "purge" => Op::Purge {
-                queue: self.uid_of(rest[0]),
-                partition: Partition(0),
+                queue: self.place_of(rest[0]).0,
+                partition: self.place_of(rest[0]).1,
                 states: PurgeStates {
                     pending: rest[1].contains("pending"),
                     delayed: rest[1].contains("delayed"),
@@ -290,15 +381,15 @@ impl Runner {
                 },
             },
             "enqueue" => Op::Enqueue {
-                queue: self.uid_of(rest[0]),
-                partition: Partition(0),
+                queue: self.place_of(rest[0]).0,
+                partition: self.place_of(rest[0]).1,
                 items: rest[1..].split(|word| *word == ";").map(new_job).collect(),
             },
             "lease" => {
                 let mut fields = Fields::of(&rest[1..]);
                 let op = Op::Lease {
-                    queue: self.uid_of(rest[0]),
-                    partition: Partition(0),
+                    queue: self.place_of(rest[0]).0,
+                    partition: self.place_of(rest[0]).1,
                     max: fields.number("max").unwrap_or(1),
                     lease_ms: fields.number("ms").unwrap_or(0),
                     epoch: fields.number("epoch").unwrap_or(1),
@@ -382,27 +473,105 @@ impl Runner {
         }
     }
 
-    fn show(&self, uid: QueueUid) -> String {
+    /// What a home group tells of a queue: its partitions, and their settings or `gone`.
+    fn told(&self, rest: &[&str]) -> Op {
+        let queue = self.uid_of(rest[0]);
+        let index = rest[1].strip_prefix("index=").expect("index=n");
+        let partitions = rest[2].split(',').map(|text| Partition(number(text)));
+        let config = rest[3].strip_prefix("version=").map(|version| {
+            let modes = rest[4..].iter().filter(|word| !word.contains('='));
+            let modes: Vec<&&str> = modes.collect();
+            let fields: Vec<&str> = rest[4..]
+                .iter()
+                .copied()
+                .filter(|w| w.contains('='))
+                .collect();
+            PartitionConfig {
+                version: number(version),
+                paused: modes.contains(&&"paused"),
+                draining: modes.contains(&&"draining"),
+                settings: settings(&fields),
+            }
+        });
+        assert!(config.is_some() || rest[3] == "gone", "{rest:?}");
+        Op::ChangePartitions(PartitionChange {
+            home: queue.home(),
+            home_index: LogIndex(number(index)),
+            queue,
+            partitions: partitions.collect(),
+            config,
+        })
+    }
+
+    fn scan(&self, rest: &[&str]) -> String {
+        let (queue, partition) = self.place_of(rest[0]);
+        let mut fields = Fields::of(&rest[2..]);
+        let cursor = fields.text("at").map(|text| {
+            let (priority, seq) = text.split_once(':').expect("priority:sequence");
+            JobCursor {
+                priority: number(priority),
+                seq: number(seq),
+            }
+        });
+        let scan = JobScan {
+            queue,
+            partition,
+            state: match rest[1] {
+                "pending" => JobState::Pending,
+                "delayed" => JobState::Delayed,
+                "in-flight" => JobState::InFlight,
+                "dead" => JobState::Dead,
+                other => panic!("unknown state {other}"),
+            },
+            cursor,
+            limit: fields.number("limit").unwrap_or(10),
+            filter: filter(&mut fields),
+            bodies: true,
+        };
+        fields.end();
+        let page = match self.machine.scan(&scan) {
+            Ok(page) => page,
+            Err(why) => return format!("refused: {why:?}\n"),
+        };
+        let mut out: String = page.jobs.into_iter().map(|job| show_job(Ok(job))).collect();
+        write!(out, "{} of {} fit", page.matched, page.scanned).unwrap();
+        match page.next {
+            Some(next) => writeln!(out, ", go on at {}:{}", next.priority, next.seq).unwrap(),
+            None => writeln!(out, ", all were looked at").unwrap(),
+        }
+        out
+    }
+
+    fn show(&self, name: &str) -> String {
         let mut out = String::new();
-        let (info, stats) = self
-            .machine
-            .queues()
-            .into_iter()
-            .find(|(info, _)| info.uid == uid)
-            .expect("it was found by name");
-        let paused = if info.paused { " paused" } else { "" };
-        writeln!(
-            out,
-            "{} uid {} version {}{paused}",
-            info.name, info.uid, info.version
-        )
-        .unwrap();
+        let (uid, partition) = self.place_of(name);
+        let queues = self.machine.queues();
+        match queues.into_iter().find(|(info, _)| info.uid == uid) {
+            Some((info, _)) => {
+                let paused = if info.paused { " paused" } else { "" };
+                let draining = if info.draining { " draining" } else { "" };
+                writeln!(
+                    out,
+                    "{} uid {} version {}{paused}{draining}",
+                    info.name, info.uid, info.version
+                )
+                .unwrap();
+            }
+            None => writeln!(out, "{uid} partition {partition}").unwrap(),
+        }
+        let stats = match self.machine.partition_stats(uid, partition) {
+            Ok(stats) => stats,
+            Err(why) => return format!("refused: {why:?}\n"),
+        };
         writeln!(
             out,
             "  pending {} delayed {} in-flight {} dead {} bytes {} keys {}",
             stats.pending, stats.delayed, stats.in_flight, stats.dead, stats.bytes, stats.keys
         )
         .unwrap();
+        if stats.retained != 0 {
+            writeln!(out, "  retained {}", stats.retained).unwrap();
+        }
         writeln!(
             out,
             "  enqueued {} leased {} completed {} nacked {} expired {} died {} cancelled {}",
@@ -423,7 +592,7 @@ impl Runner {
         ] {
             let jobs = self
                 .machine
-                .peek(uid, Partition(0), state, 100)
+                .peek(uid, partition, state, 100)
                 .expect("it is there");
             for job in jobs {
                 write!(out, "  {}", show_job(Ok(job))).unwrap();
@@ -454,6 +623,54 @@ impl Runner {
         check(&loaded).expect("all invariants hold");
         assert_eq!(loaded.state_hash(), self.machine.state_hash());
     }
+}
+
+fn filter(fields: &mut Fields<'_>) -> JobFilter {
+    JobFilter {
+        reason_contains: fields.text("why").map(bytes).unwrap_or_default(),
+        priority: fields.number("prio"),
+        enqueued_from_ms: fields.number("since").unwrap_or(0),
+        enqueued_before_ms: fields.number("before").unwrap_or(0),
+        attempts_min: fields.number("attempts").unwrap_or(0),
+    }
+}
+
+fn show_finished(job: &FinishedJob) -> String {
+    let mut out = format!(
+        "job {} {:?} attempts {} enqueued {} ended {} place {}",
+        job.id.seq(),
+        job.end,
+        job.attempts,
+        job.enqueued_at.0,
+        job.finished_at.0,
+        job.place
+    );
+    if let Some(result) = &job.result {
+        match result.len() {
+            0..40 => write!(out, " result {}", String::from_utf8_lossy(result)).unwrap(),
+            len => write!(out, " result of {len} bytes").unwrap(),
+        }
+    }
+    out + "\n"
+}
+
+fn show_change((group, change): (GroupId, &PartitionChange)) -> String {
+    let numbers: Vec<String> = change.partitions.iter().map(Partition::to_string).collect();
+    let mut out = format!(
+        "group {group}: entry {} has queue {} partitions {}",
+        change.home_index,
+        change.queue,
+        numbers.join(",")
+    );
+    match &change.config {
+        Some(config) => {
+            let paused = if config.paused { " paused" } else { "" };
+            let draining = if config.draining { " draining" } else { "" };
+            write!(out, " at version {}{paused}{draining}", config.version).unwrap();
+        }
+        None => out.push_str(" removed"),
+    }
+    out + "\n"
 }
 
 fn session_call(text: &str, op: &Op) -> SessionCall {
@@ -522,6 +739,14 @@ fn show_job(job: Result<JobView, Rejection>) -> String {
     out + "\n"
 }
 
+fn show_groups(groups: &[GroupId]) -> String {
+    if groups == [GROUP] {
+        return String::new();
+    }
+    let groups: Vec<String> = groups.iter().map(GroupId::to_string).collect();
+    format!(" in groups {}", groups.join(","))
+}
+
 fn show_outcome(outcome: &Outcome) -> String {
     let list = |items: Vec<String>| items.join("\n") + "\n";
     match outcome {
@@ -535,11 +760,13 @@ fn show_outcome(outcome: &Outcome) -> String {
             format!("epoch {epoch}, holds:{}\n", held.collect::<String>())
         }
         Outcome::Queue(info) => format!(
-            "queue {} uid {} version {}{}{}\n",
+            "queue {} uid {} version {}{}{}{}{}\n",
             info.name,
             info.uid,
             info.version,
+            show_groups(&info.groups),
             if info.paused { " paused" } else { "" },
+            if info.draining { " draining" } else { "" },
             if info.created { " created" } else { "" }
         ),
         Outcome::Purged { jobs } => format!("purged {jobs}\n"),
@@ -574,6 +801,14 @@ fn show_outcome(outcome: &Outcome) -> String {
                 })
                 .collect(),
         ),
+        Outcome::Swept {
+            matched,
+            scanned,
+            next_seq,
+        } => match next_seq {
+            Some(seq) => format!("swept {matched} of {scanned}, go on at {seq}\n"),
+            None => format!("swept {matched} of {scanned}, all were looked at\n"),
+        },
         Outcome::Advanced { handled } => format!("handled {handled}\n"),
     }
 }

@@ -15,11 +15,11 @@ use rrq::wire::client::{
 use rrq::wire::frame::{FrameDecoder, FrameKind, encode_frame};
 use rrq::wire::message::{
     ClientHello, CommitStamp, ErrorReply, LeasedJob, NodeAddresses, Reply, ReplyBody, Request,
-    RequestBody, ServerHello,
+    RequestBody, ScanJobs, ServerHello,
 };
 use rrq::wire::{
-    AckItem, Body, Command, Enqueued, ItemOutcome, JobState, JobView, NewJob, Op, Outcome,
-    SessionCall, Window,
+    AckItem, Body, Command, Enqueued, FinishedJob, FinishedPage, ItemOutcome, JobCursor, JobEnd,
+    JobFilter, JobPage, JobState, JobView, NewJob, Op, Outcome, SessionCall, SweepAction, Window,
 };
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -129,6 +129,82 @@ fn lease() -> Op {
         lease_ms: 0,
         epoch: 1,
     }
+}
+
+fn timeout() -> JobFilter {
+    JobFilter {
+        reason_contains: "timeout".into(),
+        ..JobFilter::default()
+    }
+}
+
+fn sweep() -> Op {
+    Op::SweepDead {
+        queue: queue(),
+        partition: Partition(0),
+        action: SweepAction::Requeue,
+        filter: timeout(),
+        from_seq: 0,
+        limit: 100,
+    }
+}
+
+fn scan_jobs() -> Request {
+    let scan = ScanJobs {
+        queue: queue(),
+        partition: Partition(0),
+        group: GROUP,
+        state: JobState::Dead,
+        filter: timeout(),
+        cursor: None,
+        limit: 2,
+        bodies: false,
+    };
+    Request {
+        id: 11,
+        body: RequestBody::ScanJobs(scan),
+    }
+}
+
+fn scan_finished() -> Request {
+    let body = RequestBody::ScanFinished {
+        queue: queue(),
+        partition: Partition(0),
+        group: GROUP,
+        before: 0,
+        limit: 1,
+    };
+    Request { id: 12, body }
+}
+
+fn finished() -> FinishedJob {
+    FinishedJob {
+        id: job(),
+        end: JobEnd::Completed,
+        attempts: 1,
+        enqueued_at: WallTime(1_700_000_000_000),
+        finished_at: WallTime(1_700_000_000_250),
+        result: Some("ok".into()),
+        place: 1,
+    }
+}
+
+fn watch() -> Request {
+    let body = RequestBody::Watch {
+        queue: queue(),
+        partition: Partition(0),
+        group: GROUP,
+        wait_ms: 1000,
+    };
+    Request { id: 14, body }
+}
+
+fn wait_job() -> Request {
+    let body = RequestBody::WaitJob {
+        job: job(),
+        wait_ms: 1000,
+    };
+    Request { id: 15, body }
 }
 
 fn raw(kind: FrameKind, body: &[u8]) -> Vec<u8> {
@@ -265,6 +341,53 @@ fn vectors() -> Vec<(&'static str, Value)> {
                 ReplyBody::Outcome(Outcome::Items(vec![ItemOutcome::Done])),
             ),
         ),
+        ("request-scan-jobs", Value::Request(scan_jobs())),
+        (
+            "reply-job-page",
+            reply(
+                11,
+                15,
+                ReplyBody::JobPage(JobPage {
+                    jobs: Vec::new(),
+                    matched: 0,
+                    scanned: 4096,
+                    next: Some(JobCursor {
+                        priority: 0,
+                        seq: 5_000,
+                    }),
+                }),
+            ),
+        ),
+        ("request-scan-finished", Value::Request(scan_finished())),
+        (
+            "reply-finished-page",
+            reply(
+                12,
+                15,
+                ReplyBody::FinishedPage(FinishedPage {
+                    jobs: vec![finished()],
+                    next: 0,
+                }),
+            ),
+        ),
+        (
+            "request-sweep-dead",
+            Value::Request(command(13, call(3, Window::Commands), sweep(), 0)),
+        ),
+        (
+            "reply-swept",
+            reply(
+                13,
+                16,
+                ReplyBody::Outcome(Outcome::Swept {
+                    matched: 2,
+                    scanned: 7,
+                    next_seq: None,
+                }),
+            ),
+        ),
+        ("request-watch", Value::Request(watch())),
+        ("request-wait-job", Value::Request(wait_job())),
         ("RRQ-4007 closes: oversize", Value::Hostile(oversize)),
         ("RRQ-4007 closes: bad-crc", Value::Hostile(bad_crc)),
         (
