@@ -41,6 +41,8 @@ pub mod command;
 mod deadlines;
 mod filter;
 mod frozen;
+mod group_page;
+mod history;
 mod job_queue;
 mod jobs;
 mod keys;
@@ -50,6 +52,7 @@ mod outbox;
 mod outcome;
 mod page;
 mod partition;
+mod queues;
 mod reads;
 mod record;
 mod salvage;
@@ -61,6 +64,8 @@ pub mod view;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod version_tests;
 
 pub use body::{decode_body, encode_body};
 pub use frozen::{BodyCursor, FrozenBody, FrozenState};

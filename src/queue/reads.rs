@@ -7,10 +7,12 @@ use crate::base::checksum::Hash128;
 use crate::base::ids::{GroupId, JobId, Partition, QueueUid, SessionId, Token};
 use crate::base::units::{GroupTime, WallTime};
 use crate::queue::command::{PartitionChange, QueueInfo, Rejection, SessionCall};
-use crate::queue::job_queue::{JobQueue, QueueRecord};
+use crate::queue::history::Finished;
+use crate::queue::job_queue::JobQueue;
 use crate::queue::jobs::ReplyRoom;
 use crate::queue::leaf::{leaf_of, slot_of};
 use crate::queue::partition::{PartitionState, owner_of};
+use crate::queue::queues::QueueRecord;
 use crate::queue::seq_set::SeqSet;
 use crate::queue::sessions::view;
 use crate::queue::view::{Body, FinishedJob, JobState, JobView, QueueStats, SessionView};
@@ -130,7 +132,7 @@ impl JobQueue {
         let place = self
             .partition(queue, partition)
             .ok_or(Rejection::QueueChanged)?;
-        Ok(if place.head.paused {
+        Ok(if place.head.config.paused {
             0
         } else {
             place.head.stats.pending
@@ -140,7 +142,12 @@ impl JobQueue {
     /// The earliest group time at which `Advance` has something to do, at the present wall offset.
     #[must_use]
     pub fn next_due(&self) -> Option<GroupTime> {
-        self.links.deadlines.next(self.wall_offset_ms)
+        let mut surplus = self.links.surplus.iter();
+        let surplus = surplus
+            .any(|place| self.partitions[place].keeps_too_much())
+            .then_some(self.time);
+        let due = self.links.deadlines.next(self.wall_offset_ms);
+        due.into_iter().chain(surplus).min()
     }
 
     /// Whether a lease or a backoff waits for group time, so that a leader must keep it moving.
@@ -195,8 +202,10 @@ impl JobQueue {
     /// A finished job that its queue retains.
     #[must_use]
     pub fn finished(&self, job: JobId) -> Option<FinishedJob> {
-        let _ = self.partition(job.queue(), job.partition());
-        None
+        let partition = self.partition(job.queue(), job.partition());
+        let partition = partition.filter(|_| job.group() == self.group)?;
+        let place = partition.history.place_of(job.seq())?;
+        Some(view_of_finished(job, place, partition.history.at(place)?))
     }
 
     /// What this group has yet to ask of others as the home of queues: the first outstanding change
@@ -261,5 +270,18 @@ impl JobQueue {
                 Body::default()
             },
         })
+    }
+}
+
+/// A finished job as a read shows it.
+pub(super) fn view_of_finished(id: JobId, place: u64, job: &Finished) -> FinishedJob {
+    FinishedJob {
+        id,
+        end: job.end,
+        attempts: job.attempts,
+        enqueued_at: WallTime(job.enqueued_at),
+        finished_at: WallTime(job.finished_at),
+        result: job.result.clone(),
+        place,
     }
 }

@@ -12,6 +12,7 @@ use crate::queue::job_queue::JobQueue;
 use crate::queue::jobs::{ReplyRoom, requeue};
 use crate::queue::leaf::{leaf_of, slot_of};
 use crate::queue::partition::PartitionState;
+use crate::queue::reads::view_of_finished;
 use crate::queue::view::{FinishedPage, JobCursor, JobPage, JobScan, JobState};
 
 impl JobQueue {
@@ -72,8 +73,26 @@ impl JobQueue {
         let place = self
             .partition(queue, partition)
             .ok_or(Rejection::QueueChanged)?;
-        let _ = (place, before, limit);
-        Ok(FinishedPage::default())
+        let history = &place.history;
+        let last = place.head.last_place;
+        let mut at = if before == 0 {
+            last
+        } else {
+            last.min(before - 1)
+        };
+        let mut page = FinishedPage::default();
+        let mut room = ReplyRoom::default();
+        while let Some(job) = history.at(at) {
+            let len = u32::try_from(job.result_len()).expect("results are bounded by 4 KiB");
+            if page.jobs.len() >= limit || !room.takes(len) {
+                page.next = at + 1;
+                break;
+            }
+            let id = JobId::new(self.group, queue, partition, job.seq);
+            page.jobs.push(view_of_finished(id, at, job));
+            at -= 1;
+        }
+        Ok(page)
     }
 
     /// Acts on the dead jobs of a partition that a filter lets through, from a sequence on.

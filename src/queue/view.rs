@@ -180,7 +180,7 @@ pub struct QueueStats {
     pub in_flight: u64,
     /// Dead.
     pub dead: u64,
-    /// Payload bytes of all live jobs.
+    /// Payload bytes of all live jobs, and results of the finished ones that are retained.
     pub bytes: u64,
     /// Idempotency keys remembered.
     pub keys: u64,
@@ -241,7 +241,7 @@ pub struct PageKey {
     pub queue: QueueUid,
     /// The partition, or 0.
     pub partition: Partition,
-    /// Leaf number, key bucket or session; else 0.
+    /// Leaf number, key bucket, session or page of places; else 0.
     pub number: u64,
 }
 
@@ -249,7 +249,7 @@ pub struct PageKey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum PageKind {
-    /// The group: machine version, time, wall offset, counters.
+    /// The group: machine version, time, wall offset, counters, changes that others have yet to do.
     Group = 1,
     /// A queue's home record.
     Queue = 2,
@@ -263,6 +263,8 @@ pub enum PageKind {
     Keys = 6,
     /// A session with its outcomes.
     Session = 7,
+    /// The finished jobs of 64 places that a partition retains.
+    Finished = 8,
 }
 
 impl PageKind {
@@ -277,6 +279,7 @@ impl PageKind {
             Self::Reasons,
             Self::Keys,
             Self::Session,
+            Self::Finished,
         ]
         .into_iter()
         .find(|kind| *kind as u8 == raw)
