@@ -289,7 +289,9 @@ mod tests {
     use crate::base::units::GroupTime;
     use crate::queue::body::encode_body;
     use crate::queue::check::check;
-    use crate::queue::command::{Command, NewJob, Op, Outcome, QueueSettings, SessionCall, Window};
+    use crate::queue::command::{
+        Command, Enqueued, NewJob, Op, Outcome, QueueSettings, SessionCall, Window,
+    };
     use crate::queue::view::{ApplyAt, BodyLocation, JobState};
 
     const GROUP: GroupId = GroupId(7);
@@ -372,7 +374,7 @@ mod tests {
                 len: 0,
             };
             let body = machine.job(id).ok().filter(|_| !bad_body(id))?.body;
-            Some((encode_body(&body).into(), location))
+            Some((encode_body(&body), location))
         })
     }
 
@@ -409,7 +411,7 @@ mod tests {
         let Outcome::Enqueued(outcomes) = apply(&mut salvaged, None, enqueue) else {
             panic!("nothing was enqueued");
         };
-        let ids: Vec<_> = outcomes.into_iter().map(|outcome| outcome.id()).collect();
+        let ids: Vec<_> = outcomes.into_iter().map(Enqueued::id).collect();
         assert_eq!(ids, [Some(job(130)), Some(job(3))]);
     }
 
