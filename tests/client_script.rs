@@ -176,7 +176,11 @@ async fn a_job_goes_to_the_partition_of_its_key_and_a_batch_whole_to_one() {
                 partition, items, ..
             }),
         ) => {
-            assert_eq!(group.0, partition.0.into(), "to the group of the partition");
+            assert_eq!(
+                *group,
+                GroupId(partition.0.into()),
+                "to the group of the partition"
+            );
             enqueues
                 .lock()
                 .expect("no panic")
