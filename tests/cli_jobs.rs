@@ -151,7 +151,7 @@ fn the_end_of_a_job_is_waited_for() {
     assert_eq!(ended["end"], "completed");
     snapshot("json/job-wait.txt", &shape(&ended));
     let finished = json(&node, &["job", "list", "-q", "kept", "--state", "finished"]);
-    assert_eq!(ids(&finished), [id.clone()]);
+    assert_eq!(ids(&finished), std::slice::from_ref(&id));
     snapshot("json/job-list-finished.txt", &shape(&finished));
 
     // Where nothing is retained, all that is known is that it is over.
