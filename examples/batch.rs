@@ -4,7 +4,7 @@
 //! $ cargo run --example batch 127.0.0.1:7411
 //! ```
 
-use rrq::client::{Client, Error, NewJob};
+use rrq::client::{Client, Enqueued, Error, NewJob};
 use tokio::task::JoinSet;
 
 const JOBS: u32 = 10_000;
@@ -23,7 +23,7 @@ async fn main() -> Result<(), Error> {
     }
     let mut new = 0;
     while let Some(Ok(answer)) = calls.join_next().await {
-        new += answer?.into_iter().filter_map(|job| job.id()).count();
+        new += answer?.into_iter().filter_map(Enqueued::id).count();
     }
     let (_, stats) = numbers.info().await?;
     println!("{new} enqueued, {} pending", stats.pending);

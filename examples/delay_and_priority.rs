@@ -12,11 +12,11 @@ async fn main() -> Result<(), Error> {
     let server = std::env::args().nth(1).unwrap_or("127.0.0.1".to_owned());
     let client = Client::connect(server).await?;
     let queue = client.queue("errands").await?;
-    let soon = SystemTime::now() + Duration::from_millis(500);
+    let soon = SystemTime::now() + Duration::from_secs(1);
     queue.enqueue("at a time").run_at(soon).await?;
     queue
         .enqueue("after a while")
-        .delay(Duration::from_secs(1))
+        .delay(Duration::from_secs(2))
         .await?;
     queue.enqueue("first in, first out").await?;
     queue.enqueue("next").ttl(Duration::from_secs(3600)).await?;

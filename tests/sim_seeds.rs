@@ -20,6 +20,7 @@ fn no_promise_is_broken_by_crashes_anywhere() {
         total.crashes_in_recovery += report.crashes_in_recovery;
         total.rounds += report.rounds;
         total.tails_cut += report.tails_cut;
+        total.operated += report.operated;
     }
     // A batch that never meets what it is for proves nothing.
     assert!(total.acked > 0 && total.finished > 0, "{total:?}");
@@ -27,6 +28,7 @@ fn no_promise_is_broken_by_crashes_anywhere() {
         total.crashes_in_recovery > 0 && total.tails_cut > 0 && total.rounds > 0,
         "{total:?}"
     );
+    assert!(total.operated > 0, "{total:?}");
     println!("{total:?}");
 }
 

@@ -20,7 +20,7 @@ pub enum EntryKind {
     Conf = 3,
     /// The point at which a hot-state checkpoint is cut.
     Checkpoint = 4,
-    /// A new version of the job machine from the next entry on.
+    /// A new version of the job machine from the next entry on: two bytes, little-endian.
     Version = 5,
     /// A causally consistent cut over chosen groups; reserved.
     Cut = 6,
@@ -40,6 +40,18 @@ impl EntryKind {
             _ => return None,
         })
     }
+}
+
+/// The payload of an entry of kind [`EntryKind::Version`].
+#[must_use]
+pub fn version_payload(version: u16) -> Bytes {
+    Bytes::copy_from_slice(&version.to_le_bytes())
+}
+
+/// The version that such a payload names; `None` if it is none.
+#[must_use]
+pub fn version_of(payload: &[u8]) -> Option<u16> {
+    payload.try_into().ok().map(u16::from_le_bytes)
 }
 
 /// An entry. Cheap to clone: the payload is shared.
@@ -64,6 +76,15 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// The version of the job machine that the entry after this one carries.
+    #[must_use]
+    pub fn version_after(&self) -> u16 {
+        match self.kind {
+            EntryKind::Version => version_of(&self.payload).unwrap_or(self.machine_version),
+            _ => self.machine_version,
+        }
+    }
+
     /// The checksum of all fields but itself, of the group and of the incarnation.
     #[must_use]
     pub fn seal(&self, group: GroupId, incarnation: Incarnation) -> u32 {

@@ -28,8 +28,11 @@ pub const REPLY_JOBS_BYTES_MAX: usize = 7 << 20;
 pub const REPLY_JOB_BYTES: usize = 5 << 10;
 /// Tokens that the answer to an attach lists; leases beyond it end by time.
 pub const ATTACH_TOKENS_MAX: usize = 200_000;
-/// Queues at home in one group.
+/// Queues at home in one group, each counted with all its partitions, wherever they live. So the
+/// partitions of a cluster are bounded too; a group that is asked for some by another takes them.
 pub const QUEUES_MAX: usize = 16_384;
+/// Changes that a home group may have outstanding in other groups, over all its queues.
+pub const CHANGES_MAX: usize = 16_384;
 /// Due delays and expiries that one entry handles.
 pub const ADVANCE_ITEMS_MAX: u32 = 1024;
 
@@ -56,6 +59,8 @@ pub const SCAN_STEP_JOBS: usize = 4096;
 pub const PRIORITIES: usize = 8;
 /// Jobs of one leaf page.
 pub const LEAF_JOBS: u64 = 64;
+/// Places of one page of finished jobs.
+pub const FINISHED_PAGE_JOBS: u64 = 64;
 
 /// Outcomes that a session keeps for commands.
 pub const SESSION_WINDOW: u64 = 4096;

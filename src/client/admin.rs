@@ -3,7 +3,7 @@
 
 use crate::base::ids::QueueUid;
 use crate::base::limits::ITEMS_MAX;
-use crate::client::call::{command, outcome, strange};
+use crate::client::call::{command, outcome, strange, traced};
 use crate::client::queue::{Missing, group_of, places, refusal};
 use crate::client::scan::Scan;
 use crate::client::session::Route;
@@ -203,14 +203,14 @@ impl Queue {
 
     async fn change(&self, op: impl Fn(QueueUid) -> Op) -> Result<QueueInfo, Error> {
         let op = &op;
-        let info = self
-            .placed(Missing::IsAnError, |info| async move {
-                match self.client.command(info.uid.home(), op(info.uid)).await? {
-                    Outcome::Queue(info) => Ok(info),
-                    other => Err(strange(&other)),
-                }
-            })
-            .await?;
+        let span = tracing::debug_span!("change", queue = %self.name());
+        let call = self.placed(Missing::IsAnError, |info| async move {
+            match self.client.command(info.uid.home(), op(info.uid)).await? {
+                Outcome::Queue(info) => Ok(info),
+                other => Err(strange(&other)),
+            }
+        });
+        let info = traced(span, call).await?;
         self.slot.set(info.clone());
         Ok(info)
     }

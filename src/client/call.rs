@@ -6,7 +6,9 @@ use crate::client::{Code, Error};
 use crate::wire::message::{Reply, ReplyBody, RequestBody};
 use crate::wire::{AckItem, Command, NewJob, Op, Outcome};
 use bytes::Bytes;
+use std::future::Future;
 use std::time::Duration;
+use tracing::{Instrument, Span};
 
 /// More than what surrounds the variable parts of an item on the wire.
 const ITEM_OVERHEAD_BYTES: usize = 128;
@@ -73,6 +75,22 @@ pub(super) fn op_bytes(op: &Op) -> Result<usize, Error> {
         return Err(Error::new(Code::PayloadTooLarge, words));
     }
     Ok(bytes)
+}
+
+/// Waits for a call within its span, where its failure is told.
+pub(super) async fn traced<T>(
+    span: Span,
+    call: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let told = async {
+        let answer = call.await;
+        if let Err(error) = &answer {
+            let maybe_applied = error.maybe_applied();
+            tracing::debug!(code = %error.code(), maybe_applied, "failed");
+        }
+        answer
+    };
+    told.instrument(span).await
 }
 
 fn job_bytes(job: &NewJob) -> usize {

@@ -86,7 +86,9 @@ impl Error {
         &self.message
     }
 
-    /// Whether the same call may succeed later. The client has tried until its deadline already.
+    /// Whether the same call may succeed later: the server was away, busy, full or stopping, or a
+    /// bound was reached that others may make room in. The client has tried until its deadline
+    /// already. After [`Code::Unknown`] look at [`Self::maybe_applied`] first.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         matches!(
@@ -106,8 +108,24 @@ impl Error {
         )
     }
 
-    /// Whether the call may have taken effect although it ended with an error. Repeating an enqueue
-    /// is then safe only with an idempotency key.
+    /// Whether the call may have taken effect although it ended with an error, as with
+    /// [`Code::Unknown`]: it was sent, and its answer never came. This happens
+    ///
+    /// - when the answer does not come within [`Options::deadline`](super::Options::deadline),
+    ///   because the server or the way to it is away for longer;
+    /// - when the connection is lost and the client has no sessions
+    ///   ([`Options::sessions`](super::Options::sessions));
+    /// - when the session expired before the answer could be asked for again, after a quarter of
+    ///   an hour out of touch;
+    /// - when the client is closed under it;
+    /// - of a batch with keys, when one partition failed and another did not.
+    ///
+    /// What to do then: repeat an enqueue with its idempotency key, which makes it the same job;
+    /// one without a key may become a second job. Repeat an ack, nack or release: if it took effect,
+    /// the answer is [`Code::Finished`] or [`Code::LeaseLost`]. Leases that nobody heard of go back
+    /// by themselves.
+    ///
+    /// An error without this never took effect: it was refused, or never left.
     #[must_use]
     pub fn maybe_applied(&self) -> bool {
         self.maybe_applied

@@ -11,6 +11,7 @@ use crate::wire::{ItemOutcome, Op, Outcome};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::time::Duration;
+use tracing::Instrument;
 
 impl Client {
     /// The job is done; a result is kept only where the queue retains results.
@@ -25,7 +26,7 @@ impl Client {
     /// Many jobs are done; one outcome per item, in order.
     pub async fn ack_batch(&self, items: Vec<AckItem>) -> Vec<Result<(), Error>> {
         let op = |items| Op::Ack { items };
-        self.by_group(items, |item| item.token.job, op).await
+        self.by_group("ack", items, |item| item.token.job, op).await
     }
 
     /// The job failed and shall be tried again after `delay`, or by its backoff; it dies if this
@@ -50,7 +51,8 @@ impl Client {
     /// Many jobs failed; one outcome per item, in order.
     pub async fn nack_batch(&self, items: Vec<NackItem>) -> Vec<Result<(), Error>> {
         let op = |items| Op::Nack { items };
-        self.by_group(items, |item| item.token.job, op).await
+        self.by_group("nack", items, |item| item.token.job, op)
+            .await
     }
 
     /// The lease lasts this long from now; `None` = as long as the job's own or the queue's.
@@ -73,7 +75,8 @@ impl Client {
                 .map(|(token, lease)| (token, millis_u32(lease)))
                 .collect(),
         };
-        self.by_group(items, |(token, _)| token.job, op).await
+        self.by_group("extend", items, |(token, _)| token.job, op)
+            .await
     }
 
     /// The job goes back to its place, uncounted: it was not started.
@@ -87,7 +90,8 @@ impl Client {
     /// Many jobs go back; one outcome per item, in order.
     pub async fn release_batch(&self, tokens: Vec<Token>) -> Vec<Result<(), Error>> {
         let op = |items| Op::Release { items };
-        self.by_group(tokens, |token| token.job, op).await
+        self.by_group("release", tokens, |token| token.job, op)
+            .await
     }
 
     /// The job goes to the dead at once.
@@ -97,8 +101,13 @@ impl Client {
     pub async fn bury(&self, token: Token, reason: impl Into<Bytes>) -> Result<(), Error> {
         let op = |items| Op::Bury { items };
         first(
-            self.by_group(vec![(token, reason.into())], |(token, _)| token.job, op)
-                .await,
+            self.by_group(
+                "bury",
+                vec![(token, reason.into())],
+                |(token, _)| token.job,
+                op,
+            )
+            .await,
         )
     }
 
@@ -108,23 +117,46 @@ impl Client {
     /// [`Code::Finished`], [`Code::NotFound`], or what a call can end with.
     pub async fn cancel(&self, job: JobId) -> Result<(), Error> {
         let op = |items| Op::Cancel { items };
-        first(self.by_group(vec![job], |job| *job, op).await)
+        first(self.by_group("cancel", vec![job], |job| *job, op).await)
     }
 
     /// Dead jobs become pending again, with their attempts counted anew; one outcome per job.
     pub async fn requeue_dead(&self, jobs: Vec<JobId>) -> Vec<Result<(), Error>> {
         let op = |items| Op::RequeueDead { items };
-        self.by_group(jobs, |job| *job, op).await
+        self.by_group("requeue", jobs, |job| *job, op).await
     }
 
     /// Dead jobs are removed; one outcome per job.
     pub async fn delete_dead(&self, jobs: Vec<JobId>) -> Vec<Result<(), Error>> {
         let op = |items| Op::DeleteDead { items };
-        self.by_group(jobs, |job| *job, op).await
+        self.by_group("delete", jobs, |job| *job, op).await
     }
 
-    /// Asks for items of any groups, one command a group and at most 1024 items each.
+    /// Asks for items of any groups, and tells in the span of the call what became of each job.
     async fn by_group<T>(
+        &self,
+        call: &'static str,
+        items: Vec<T>,
+        job: impl Fn(&T) -> JobId,
+        op: impl Fn(Vec<T>) -> Op,
+    ) -> Vec<Result<(), Error>> {
+        let span = tracing::debug_span!("jobs", call, items = items.len());
+        let told = async {
+            let jobs: Vec<JobId> = items.iter().map(&job).collect();
+            let outcomes = self.each_group(items, job, op).await;
+            for (job, outcome) in jobs.iter().zip(&outcomes) {
+                match outcome {
+                    Ok(()) => tracing::trace!(%job, "done"),
+                    Err(error) => tracing::debug!(%job, code = %error.code(), "failed"),
+                }
+            }
+            outcomes
+        };
+        told.instrument(span).await
+    }
+
+    /// One command a group and at most 1024 items each.
+    async fn each_group<T>(
         &self,
         items: Vec<T>,
         job: impl Fn(&T) -> JobId,

@@ -346,3 +346,24 @@ impl Links {
         named.is_some() && next != asked
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_are_drawn_from_zero_to_a_bound_that_doubles_up_to_the_last() {
+        let ms = Duration::from_millis;
+        let mut links = Links::new(vec!["a:1".to_owned()], (ms(10), ms(100)), 7);
+        for (failures, bound) in [(0, 10), (1, 20), (2, 40), (3, 80), (4, 100), (99, 100)] {
+            let waits: Vec<Duration> = (0..1000).map(|_| links.backoff(failures)).collect();
+            let (least, most) = (waits.iter().min(), waits.iter().max());
+            let (least, most) = (*least.expect("some"), *most.expect("some"));
+            assert!(
+                most <= ms(bound) && most > ms(bound) * 9 / 10,
+                "{failures}: {most:?}"
+            );
+            assert!(least < ms(bound) / 10, "{failures}: {least:?}: full jitter");
+        }
+    }
+}

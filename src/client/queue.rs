@@ -7,7 +7,7 @@
 
 use crate::base::ids::{GroupId, Partition};
 use crate::base::limits::{ITEMS_MAX, POLL_WAIT_MS_MAX};
-use crate::client::call::{command, millis_u32, outcome, strange};
+use crate::client::call::{command, millis_u32, outcome, strange, traced};
 use crate::client::partitions::{divide, partition_of_key, shares};
 use crate::client::session::Route;
 use crate::client::{Call, Client, Code, Error};
@@ -130,12 +130,17 @@ impl Queue {
         if jobs.is_empty() {
             return Ok(Vec::new());
         }
+        let span = tracing::debug_span!("enqueue", queue = %self.name(), jobs = jobs.len());
         let (turn, jobs) = (self.slot.take_turn(), &jobs);
-        self.placed(Missing::IsMade, |info| async move {
+        let call = self.placed(Missing::IsMade, |info| async move {
             // Payloads are shared, so that a copy for another try costs little.
-            self.enqueue_at(&info, jobs.clone(), turn).await
-        })
-        .await
+            let done = self.enqueue_at(&info, jobs.clone(), turn).await?;
+            for job in done.iter().filter_map(|done| done.id()) {
+                tracing::trace!(%job, "enqueued");
+            }
+            Ok(done)
+        });
+        traced(span, call).await
     }
 
     async fn enqueue_at(
@@ -213,7 +218,8 @@ impl Queue {
         let max = max.clamp(1, ITEMS_MAX as u32);
         let wait = wait.min(Duration::from_millis(POLL_WAIT_MS_MAX));
         let lease_ms = lease.map_or(0, millis_u32);
-        self.placed(Missing::IsMade, |info| async move {
+        let span = tracing::debug_span!("lease", queue = %self.name(), max);
+        let call = self.placed(Missing::IsMade, |info| async move {
             match info.groups.len() {
                 1 => {
                     let call = self.start_lease(&info, Partition(0), max, wait, lease_ms);
@@ -221,8 +227,8 @@ impl Queue {
                 }
                 _ => self.lease_over(&info, max, wait, lease_ms).await,
             }
-        })
-        .await
+        });
+        traced(span, call).await
     }
 
     async fn start_lease(
@@ -426,7 +432,12 @@ fn watch(info: &QueueInfo, partition: Partition, group: GroupId, wait: Duration)
 
 async fn leased(call: Call<'_>) -> Result<Vec<LeasedJob>, Error> {
     match call.reply().await?.body {
-        ReplyBody::Leased(jobs) => Ok(jobs),
+        ReplyBody::Leased(jobs) => {
+            for leased in &jobs {
+                tracing::trace!(job = %leased.job.id, attempt = leased.job.attempts, "leased");
+            }
+            Ok(jobs)
+        }
         other => Err(refusal(other)),
     }
 }

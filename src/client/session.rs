@@ -557,6 +557,7 @@ impl ClientCore {
         if nobody_asks {
             self.forget(id);
         } else if pending.is_repeatable() && !closing {
+            tracing::debug!(request = id.0, "no answer; to be sent again");
             self.waiting.insert(id);
         } else {
             let words = format!(

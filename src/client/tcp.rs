@@ -270,7 +270,7 @@ impl Shared {
     fn lost(self: &Arc<Self>, conn: ConnNo, error: Error) {
         let mut state = self.lock();
         state.connections.remove(&conn);
-        tracing::debug!(conn = conn.0, %error, "connection lost");
+        tracing::debug!(conn = conn.0, code = %error.code(), %error, "connection lost");
         self.input_locked(&mut state, Input::Disconnected { conn, error });
     }
 }
@@ -314,6 +314,13 @@ async fn run_connection(shared: Arc<Shared>, conn: ConnNo, address: String, outb
             return shared.lost(conn, Error::new(Code::Unreachable, words));
         }
     };
+    tracing::debug!(
+        conn = conn.0,
+        address,
+        node = hello.node.0,
+        shard = hello.shard,
+        "connected"
+    );
     shared.input(Input::Connected { conn, hello });
     let error = tokio::select! {
         error = read_replies(&shared, conn, reader, decoder, &address) => error,

@@ -1,7 +1,8 @@
 //! Waiting for the end of a job.
 
 use crate::base::limits::POLL_WAIT_MS_MAX;
-use crate::client::call::{millis_u32, strange};
+use crate::base::units::Monotonic;
+use crate::client::call::{millis_u32, strange, traced};
 use crate::client::session::Route;
 use crate::client::{Client, Code, Error, JobId, Queue};
 use crate::wire::message::{ReplyBody, RequestBody};
@@ -32,7 +33,11 @@ impl Client {
     /// [`Code::Timeout`] if it has not ended by then, [`Code::NotFound`] if it never was, or what a
     /// call can end with.
     pub async fn wait(&self, job: JobId, patience: Duration) -> Result<Ended, Error> {
-        let until = self.now().plus(patience);
+        let span = tracing::debug_span!("wait", %job);
+        traced(span, self.wait_until(job, self.now().plus(patience))).await
+    }
+
+    async fn wait_until(&self, job: JobId, until: Monotonic) -> Result<Ended, Error> {
         loop {
             let left = until.since(self.now());
             let wait = left.min(Duration::from_millis(POLL_WAIT_MS_MAX));

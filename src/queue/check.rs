@@ -14,7 +14,8 @@ use crate::queue::outcome::read_outcome;
 use crate::queue::partition::{Orders, PartitionState, due_order, has_ttl};
 use crate::queue::record::Record;
 use crate::queue::sessions::{WINDOWS, window_len};
-use crate::queue::view::{JobState, QueueStats};
+use crate::queue::settings::admit;
+use crate::queue::view::{JobEnd, JobState, QueueStats};
 use std::collections::{BTreeMap, BTreeSet};
 
 macro_rules! hold {
@@ -60,10 +61,15 @@ pub fn check(machine: &JobQueue) -> Result<(), String> {
 fn check_queues(machine: &JobQueue) -> Result<(), String> {
     let (queues, names) = (machine.queues.len(), machine.names.len());
     hold!(queues == names, "{queues} queues have {names} names");
-    let partitions = machine.partitions.len();
+    let homed: usize = machine
+        .queues
+        .values()
+        .map(|record| record.groups.len())
+        .sum();
+    let told = machine.homed;
     hold!(
-        queues == partitions,
-        "{queues} queues have {partitions} partitions"
+        homed == told,
+        "queues have {homed} partitions, {told} are counted"
     );
     for (uid, record) in &machine.queues {
         let named = machine.names.get(&record.name);
@@ -76,17 +82,84 @@ fn check_queues(machine: &JobQueue) -> Result<(), String> {
         );
         let home = uid.home();
         hold!(home == machine.group, "queue {uid} is at home in {home}");
-        let head = machine
-            .partitions
-            .get(&(*uid, Partition(0)))
-            .map(|state| state.head);
-        let in_force = head.map(|head| (head.version, head.paused, head.settings));
-        let wanted = (record.version, record.paused, record.settings);
+        let first = record.groups.first();
+        hold!(first == Some(&home), "queue {uid} begins in {first:?}");
+        for number in record.places().remove(&home).unwrap_or_default() {
+            let head = machine.partitions.get(&(*uid, number));
+            let in_force = head.map(|state| state.head.config);
+            let wanted = record.config;
+            hold!(
+                in_force == Some(wanted),
+                "queue {uid} partition {number} has {in_force:?} in force, not {wanted:?}"
+            );
+        }
+    }
+    check_places(machine)?;
+    check_changes(machine)
+}
+
+/// Each partition is here because a queue at home here has it here, or because another group said so.
+fn check_places(machine: &JobQueue) -> Result<(), String> {
+    for ((uid, number), state) in &machine.partitions {
+        let group = if uid.home() == machine.group {
+            let record = machine.queues.get(uid);
+            record.and_then(|record| record.groups.get(usize::from(number.0)))
+        } else {
+            let told = machine.home_applied.contains_key(&uid.home());
+            let inside = (1..state.head.config.settings.partitions).contains(&number.0);
+            (told && inside).then_some(&machine.group)
+        };
         hold!(
-            in_force == Some(wanted),
-            "queue {uid} has {in_force:?} in force, not {wanted:?}"
+            group == Some(&machine.group),
+            "queue {uid} partition {number} is here, its queue has it in {group:?}"
+        );
+        let (settings, version) = (state.head.config.settings, machine.version);
+        hold!(
+            admit(&settings, version).is_ok(),
+            "queue {uid} partition {number} has {settings:?} in version {version}"
         );
     }
+    Ok(())
+}
+
+/// What other groups are asked for is what the queues at home here are.
+fn check_changes(machine: &JobQueue) -> Result<(), String> {
+    let mut asked = BTreeSet::new();
+    let mut last = None;
+    for (group, change) in machine.outbox.iter() {
+        let uid = change.queue;
+        hold!(
+            asked.insert((uid, group)) && last < Some((group, change.home_index)),
+            "group {group} is asked twice for queue {uid}, or out of order"
+        );
+        last = Some((group, change.home_index));
+        let record = machine.queues.get(&uid);
+        let config = record.map(|record| record.config);
+        hold!(
+            change.config == config,
+            "group {group} is asked for {change:?}, queue {uid} is {config:?}"
+        );
+        let places = record.map(|record| record.places().remove(&group));
+        hold!(
+            places.is_none_or(|places| places.as_ref() == Some(&change.partitions)),
+            "group {group} is asked for {change:?}, which it does not have"
+        );
+        let foreign = group != machine.group && uid.home() == machine.group;
+        hold!(
+            foreign && change.home == machine.group && machine.outbox.is_changing(uid),
+            "group {group} is asked for {change:?} by another than its home"
+        );
+    }
+    let told = machine.outbox.len();
+    hold!(
+        asked.len() == told,
+        "{} changes are outstanding, {told} are counted",
+        asked.len()
+    );
+    hold!(
+        machine.version >= 2 || (told == 0 && machine.home_applied.is_empty()),
+        "version 1 has changes of partitions"
+    );
     Ok(())
 }
 
@@ -158,6 +231,7 @@ fn check_partition(
             derived.deadlines.keys.insert(due);
         }
     }
+    check_history(machine, (queue, number), partition, &mut stats)?;
     let kept = &partition.orders;
     hold!(
         orders == *kept,
@@ -179,6 +253,63 @@ fn check_partition(
         "counters are {totals:?}, records say {live:?}"
     );
     check_oldest(partition)
+}
+
+fn check_history(
+    machine: &JobQueue,
+    place: (QueueUid, Partition),
+    partition: &PartitionState,
+    stats: &mut QueueStats,
+) -> Result<(), String> {
+    let (head, history) = (&partition.head, &partition.history);
+    let mut result_bytes = 0;
+    let mut next = head.last_place + 1 - head.stats.retained;
+    for (number, page) in history.pages().from(0) {
+        hold!(
+            page.first == next && page.first / 64 == number && !page.jobs.is_empty(),
+            "page {number} of finished jobs begins at {}, place {next} comes next",
+            page.first
+        );
+        for job in &page.jobs {
+            let seq = job.seq;
+            let over = seq < head.next_seq && partition.leaves.record(seq).is_none();
+            hold!(over, "sequence {seq} is retained and not over");
+            hold!(
+                history.place_of(seq) == Some(next) && history.at(next) == Some(job),
+                "sequence {seq} is not found at its place {next}"
+            );
+            let len = job.result_len();
+            hold!(
+                len <= 4096 && (job.result.is_none() || job.end == JobEnd::Completed),
+                "sequence {seq} has a result of {len} bytes at its end {:?}",
+                job.end
+            );
+            result_bytes += len;
+            stats.retained += 1;
+            next += 1;
+        }
+        let (last, here) = (head.last_place, (next - 1) / 64);
+        hold!(
+            next == last + 1 || next % 64 == 0,
+            "page {here} of finished jobs ends before its last place"
+        );
+    }
+    let last = head.last_place;
+    hold!(
+        next == last + 1 && history.len() == stats.retained,
+        "finished jobs end before place {next}, the last is {last}"
+    );
+    let told = history.result_bytes();
+    hold!(
+        result_bytes == told,
+        "results have {result_bytes} bytes, {told} are counted"
+    );
+    stats.bytes += result_bytes;
+    hold!(
+        !partition.keeps_too_much() || machine.links.surplus.contains(&place),
+        "it keeps more finished jobs than it may, and nothing will drop them"
+    );
+    Ok(())
 }
 
 fn check_oldest(partition: &PartitionState) -> Result<(), String> {
@@ -271,7 +402,8 @@ fn check_sessions(
                     inside,
                     "session {id} keeps number {seq} outside its window at {low}"
                 );
-                read_outcome(outcome).map_err(|why| format!("session {id} number {seq}: {why}"))?;
+                read_outcome(outcome, machine.version)
+                    .map_err(|why| format!("session {id} number {seq}: {why}"))?;
             }
         }
         bytes += page.bytes();

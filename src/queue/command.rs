@@ -222,7 +222,8 @@ pub enum Op {
     },
 
     /// By the leader: handles what is due at this entry's time, in a fixed order: delays of group
-    /// time, run-ats, leases, times to live, idempotency keys.
+    /// time, run-ats, leases, times to live, idempotency keys; then finished jobs beyond what their
+    /// queue retains.
     Advance {
         /// At most so many things.
         limit: u32,

@@ -9,13 +9,16 @@ use crate::base::checksum::Hash128;
 use crate::base::ids::{JobId, Partition, QueueUid, SessionId};
 use crate::base::limits::LEAF_JOBS;
 use crate::queue::body::encoded_len;
-use crate::queue::job_queue::{JobQueue, QueueRecord};
+use crate::queue::group_page::{GroupPage, put_group};
+use crate::queue::history::FinishedPages;
+use crate::queue::job_queue::JobQueue;
 use crate::queue::keys::KeyTable;
 use crate::queue::leaf::{Leaves, leaf_of, slot_of};
 use crate::queue::page::{
-    GroupPage, put_group, put_keys, put_leaf, put_partition, put_queue, put_reasons, put_session,
+    put_finished, put_keys, put_leaf, put_partition, put_queue, put_reasons, put_session,
 };
 use crate::queue::partition::{Head, PartitionState};
+use crate::queue::queues::QueueRecord;
 use crate::queue::sessions::Session;
 use crate::queue::view::{Body, BodyLocation, PageKey, PageKind};
 use bytes::Bytes;
@@ -26,6 +29,7 @@ struct FrozenPartition {
     head: Head,
     leaves: Leaves,
     keys: KeyTable,
+    finished: FinishedPages,
 }
 
 struct Shared {
@@ -63,8 +67,8 @@ pub struct FrozenBody {
 }
 
 impl JobQueue {
-    /// The state as it is now, held still. Costs a pointer for each 4096 jobs, each used bucket of
-    /// keys and each session.
+    /// The state as it is now, held still. Costs a pointer for each 4096 jobs, live or retained, each
+    /// used bucket of keys, each session and each outstanding change.
     ///
     /// # Panics
     /// If the state is not loaded.
@@ -80,6 +84,7 @@ impl JobQueue {
                 head: state.head,
                 leaves: state.leaves.clone(),
                 keys: state.keys.clone(),
+                finished: state.history.pages().clone(),
             };
             (*place, frozen)
         };
@@ -93,6 +98,7 @@ impl JobQueue {
                 queue_counter: self.queue_counter,
                 session_counter: sessions.last_id(),
                 home_applied: self.home_applied.clone(),
+                outbox: self.outbox.clone(),
             },
             queues: self.queues.clone(),
             partitions: self.partitions.iter().map(partition).collect(),
@@ -220,6 +226,10 @@ impl Shared {
                     Some((u64::from(number), put_keys(keys)))
                 }),
                 PageKind::Session => self.session_from(from),
+                PageKind::Finished => self.in_partitions(from, |partition, number| {
+                    let (number, page) = partition.finished.from(number).next()?;
+                    Some((number, put_finished(page)))
+                }),
             };
             if found.is_some() {
                 return found;
@@ -232,7 +242,7 @@ impl Shared {
     fn queue_from(&self, from: PageKey) -> Option<(PageKey, Bytes)> {
         self.queues.range(from.queue..).find_map(|(uid, record)| {
             let key = key(PageKind::Queue, *uid, Partition(0), 0);
-            (key >= from).then(|| (key, put_queue(record)))
+            (key >= from).then(|| (key, put_queue(record, self.group.version)))
         })
     }
 
@@ -240,7 +250,7 @@ impl Shared {
         let mut places = self.partitions.range((from.queue, from.partition)..);
         places.find_map(|((uid, number), partition)| {
             let key = key(PageKind::Partition, *uid, *number, 0);
-            (key >= from).then(|| (key, put_partition(&partition.head)))
+            (key >= from).then(|| (key, put_partition(&partition.head, self.group.version)))
         })
     }
 

@@ -2,26 +2,24 @@
 //!
 //! `apply` is total (every command has an outcome), deterministic (equal states and commands give
 //! equal states and outcomes) and synchronous. It reads no clock: time comes with the entry and is
-//! clamped so that it never falls. Jobs are in `jobs.rs`, reads in `reads.rs`, pages in `page.rs`,
-//! `load.rs` and `frozen.rs`.
+//! clamped so that it never falls. Queues are in `queues.rs`, jobs in `jobs.rs`, reads in `reads.rs`
+//! and `scan.rs`, pages in `page.rs`, `load.rs` and `frozen.rs`.
 
 use crate::base::ids::{GroupId, JobId, LogIndex, Partition, QueueUid, SessionId};
-use crate::base::limits::{ATTACH_TOKENS_MAX, QUEUES_MAX};
+use crate::base::limits::{ADVANCE_ITEMS_MAX, ATTACH_TOKENS_MAX};
 use crate::base::units::{GroupTime, WallTime};
-use crate::queue::command::{
-    Command, Op, Outcome, PurgeStates, QueueInfo, QueueSettings, Rejection, SessionCall, Window,
-};
+use crate::queue::command::{Command, Op, Outcome, Rejection, SessionCall, Window};
 use crate::queue::leaf::{leaf_of, slot_of};
+use crate::queue::outbox::Outbox;
 use crate::queue::partition::{Links, PartitionState};
-use crate::queue::seq_set::SeqSet;
+use crate::queue::queues::QueueRecord;
 use crate::queue::sessions::Admission;
-use crate::queue::settings::{admit, name_is_valid};
 use crate::queue::view::{ApplyAt, BodyLocation};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// The version of the machine that this code applies.
-pub const MACHINE_VERSION: u16 = 1;
+/// The highest version of the machine that this code applies.
+pub const MACHINE_VERSION: u16 = 2;
 
 /// The wall offset stays within 48 bits of milliseconds, either way.
 pub(super) const WALL_OFFSET_MAX_MS: u64 = 1 << 48;
@@ -33,37 +31,6 @@ pub enum PagesNeeded {
     None,
     /// All pages of the group: none is here yet.
     All,
-}
-
-/// A queue's home record.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct QueueRecord {
-    /// Unique in its group.
-    pub(super) name: String,
-    /// From 1, raised by every change.
-    pub(super) version: u32,
-    /// Hands out no jobs.
-    pub(super) paused: bool,
-    /// As the last change set them.
-    pub(super) settings: QueueSettings,
-    /// The group of each partition.
-    pub(super) groups: Vec<GroupId>,
-}
-
-impl QueueRecord {
-    /// The record as it is told to a client.
-    pub(super) fn info(&self, uid: QueueUid, created: bool) -> QueueInfo {
-        QueueInfo {
-            uid,
-            name: self.name.clone(),
-            version: self.version,
-            paused: self.paused,
-            draining: false,
-            groups: self.groups.clone(),
-            settings: self.settings,
-            created,
-        }
-    }
 }
 
 /// The machine of one group: the queues at home in it, the partitions that live in it, sessions.
@@ -81,10 +48,14 @@ pub struct JobQueue {
     /// The highest counter of a queue uid ever given here.
     pub(super) queue_counter: u32,
     /// The highest home index applied of each home group that drives partitions here. Empty in
-    /// version 1, where partitions live at home; pages carry it.
+    /// version 1, where partitions live at home.
     pub(super) home_applied: BTreeMap<GroupId, LogIndex>,
+    /// What this group asks of others as the home of queues.
+    pub(super) outbox: Outbox,
     /// Home records.
     pub(super) queues: BTreeMap<QueueUid, Arc<QueueRecord>>,
+    /// Their partitions, counted over all groups; derived.
+    pub(super) homed: usize,
     /// Their names.
     pub(super) names: BTreeMap<String, QueueUid>,
     /// The partitions that live here.
@@ -112,12 +83,14 @@ impl JobQueue {
         Self {
             group,
             loaded: false,
-            version: MACHINE_VERSION,
+            version: 1,
             time: GroupTime(0),
             wall_offset_ms: 0,
             queue_counter: 0,
             home_applied: BTreeMap::new(),
+            outbox: Outbox::default(),
             queues: BTreeMap::new(),
+            homed: 0,
             names: BTreeMap::new(),
             partitions: BTreeMap::new(),
             links: Links::default(),
@@ -171,6 +144,21 @@ impl JobQueue {
     }
 
     fn perform(&mut self, at: ApplyAt, op: &Op, call: Option<&SessionCall>) -> Outcome {
+        if op.since() > self.version {
+            return Outcome::Rejected(Rejection::Unsupported);
+        }
+        let outcome = self.dispatch(at, op, call);
+        // Bounds of finished jobs hold after each entry, but for what is more than a step's work:
+        // that goes with the entries that follow, of which `next_due` asks for one.
+        for _ in 0..ADVANCE_ITEMS_MAX {
+            if !self.drop_surplus() {
+                break;
+            }
+        }
+        outcome
+    }
+
+    fn dispatch(&mut self, at: ApplyAt, op: &Op, call: Option<&SessionCall>) -> Outcome {
         match op {
             Op::OpenSession { worker_timeout_ms } => self.open_session(*worker_timeout_ms),
             Op::CloseSession { session } => self.close_session(*session),
@@ -186,16 +174,24 @@ impl JobQueue {
                 name,
                 settings,
                 must_be_new,
-                ..
-            } => self.create_queue(name, settings, *must_be_new),
+                groups,
+            } => self.create_queue(at.index, name, settings, *must_be_new, *groups),
             Op::AlterQueue {
                 queue,
                 expected_version,
                 settings,
-            } => self.alter_queue(*queue, *expected_version, settings),
-            Op::DeleteQueue { queue } => self.delete_queue(*queue),
-            Op::PauseQueue { queue } => self.set_paused(*queue, true),
-            Op::ResumeQueue { queue } => self.set_paused(*queue, false),
+            } => self.alter_queue(at.index, *queue, *expected_version, settings),
+            Op::DeleteQueue { queue } => self.delete_queue(at.index, *queue),
+            Op::PauseQueue { queue } => {
+                self.change_queue(at.index, *queue, |config| config.paused = true)
+            }
+            Op::DrainQueue { queue } => {
+                self.change_queue(at.index, *queue, |config| config.draining = true)
+            }
+            Op::ResumeQueue { queue } => self.change_queue(at.index, *queue, |config| {
+                config.paused = false;
+                config.draining = false;
+            }),
             Op::Purge {
                 queue,
                 partition,
@@ -232,10 +228,20 @@ impl JobQueue {
             }
             Op::DeleteDead { items } => self.each(items, |machine, job| machine.delete_dead(*job)),
 
-            Op::DrainQueue { .. }
-            | Op::SweepDead { .. }
-            | Op::ChangePartitions(_)
-            | Op::PartitionsChanged { .. } => Outcome::Rejected(Rejection::Unsupported),
+            Op::SweepDead {
+                queue,
+                partition,
+                action,
+                filter,
+                from_seq,
+                limit,
+            } => self.sweep_dead((*queue, *partition), *action, filter, *from_seq, *limit),
+
+            Op::ChangePartitions(change) => self.change_partitions(change),
+            Op::PartitionsChanged { group, home_index } => {
+                self.outbox.done(*group, *home_index);
+                Outcome::Done
+            }
 
             Op::Advance { limit } => self.advance(*limit),
             Op::SetWallOffset { offset_ms } => self.set_wall_offset(*offset_ms),
@@ -246,6 +252,12 @@ impl JobQueue {
     #[must_use]
     pub fn version(&self) -> u16 {
         self.version
+    }
+
+    /// Raises the version of the machine, as an entry of the log says. It never falls: a lower one
+    /// changes nothing, and one above [`MACHINE_VERSION`] counts as that.
+    pub fn raise_version(&mut self, version: u16) {
+        self.version = self.version.max(version.min(MACHINE_VERSION));
     }
 
     /// Wall time = group time + this, in milliseconds.
@@ -331,130 +343,6 @@ impl JobQueue {
             self.links.sessions.remove(session);
         }
         Outcome::Done
-    }
-
-    fn create_queue(&mut self, name: &str, settings: &QueueSettings, new: bool) -> Outcome {
-        if !name_is_valid(name) {
-            return Outcome::Rejected(Rejection::Invalid);
-        }
-        if let Some(uid) = self.names.get(name) {
-            return if new {
-                Outcome::Rejected(Rejection::QueueExists)
-            } else {
-                Outcome::Queue(self.queues[uid].info(*uid, false))
-            };
-        }
-        if let Err(rejection) = admit(settings) {
-            return Outcome::Rejected(rejection);
-        }
-        if self.queues.len() >= QUEUES_MAX {
-            return Outcome::Rejected(Rejection::QuotaExceeded);
-        }
-        let counter = self.queue_counter.saturating_add(1);
-        let Some(uid) = QueueUid::new(self.group, counter) else {
-            return Outcome::Rejected(Rejection::IdsExhausted);
-        };
-        self.queue_counter = counter;
-        let record = QueueRecord {
-            name: name.to_owned(),
-            version: 1,
-            paused: false,
-            settings: *settings,
-            groups: vec![self.group],
-        };
-        let info = record.info(uid, true);
-        self.names.insert(name.to_owned(), uid);
-        self.queues.insert(uid, Arc::new(record));
-        let partition = PartitionState::new(1, *settings);
-        self.partitions.insert((uid, Partition(0)), partition);
-        Outcome::Queue(info)
-    }
-
-    fn alter_queue(&mut self, uid: QueueUid, expected: u32, settings: &QueueSettings) -> Outcome {
-        let Some(record) = self.queues.get(&uid) else {
-            return Outcome::Rejected(Rejection::QueueChanged);
-        };
-        if expected != 0 && expected != record.version {
-            return Outcome::Rejected(Rejection::VersionMismatch);
-        }
-        if let Err(rejection) = admit(settings) {
-            return Outcome::Rejected(rejection);
-        }
-        self.change_queue(uid, record.paused, *settings)
-    }
-
-    fn set_paused(&mut self, uid: QueueUid, paused: bool) -> Outcome {
-        match self.queues.get(&uid) {
-            Some(record) => self.change_queue(uid, paused, record.settings),
-            None => Outcome::Rejected(Rejection::QueueChanged),
-        }
-    }
-
-    /// Sets what can be changed of a queue; what stays as it is raises no version.
-    fn change_queue(&mut self, uid: QueueUid, paused: bool, settings: QueueSettings) -> Outcome {
-        let record = self.queues.get_mut(&uid).expect("the caller found it");
-        if (record.paused, record.settings) != (paused, settings) {
-            let Some(version) = record.version.checked_add(1) else {
-                return Outcome::Rejected(Rejection::IdsExhausted);
-            };
-            let record = Arc::make_mut(record);
-            record.version = version;
-            record.paused = paused;
-            record.settings = settings;
-            let partition = self.partitions.get_mut(&(uid, Partition(0)));
-            let head = &mut partition.expect("a queue has its partition 0").head;
-            head.version = version;
-            head.paused = paused;
-            head.settings = settings;
-        }
-        Outcome::Queue(self.queues[&uid].info(uid, false))
-    }
-
-    fn delete_queue(&mut self, uid: QueueUid) -> Outcome {
-        let Some(record) = self.queues.remove(&uid) else {
-            return Outcome::Rejected(Rejection::QueueChanged);
-        };
-        self.names.remove(&record.name);
-        let place = (uid, Partition(0));
-        let mut partition = self
-            .partitions
-            .remove(&place)
-            .expect("a queue has its partition 0");
-        let jobs: Vec<u64> = partition.leaves.jobs().map(|(seq, _)| seq).collect();
-        for seq in jobs {
-            let id = JobId::new(self.group, uid, Partition(0), seq);
-            partition.remove(id, &mut self.links);
-        }
-        for key in partition.keys.iter() {
-            let due = (key.expires, (uid, Partition(0), key.hash));
-            let was = self.links.deadlines.keys.remove(&due);
-            assert!(was, "key {:?} did not wait for {}", key.hash, key.expires);
-        }
-        Outcome::Done
-    }
-
-    fn purge(&mut self, uid: QueueUid, number: Partition, states: PurgeStates) -> Outcome {
-        let Some(partition) = self.partitions.get_mut(&(uid, number)) else {
-            return Outcome::Rejected(Rejection::QueueChanged);
-        };
-        let orders = &partition.orders;
-        let mut jobs = Vec::new();
-        if states.pending {
-            jobs.extend(orders.ready.iter().flat_map(SeqSet::iter));
-        }
-        if states.delayed {
-            jobs.extend(orders.delayed.iter());
-        }
-        if states.dead {
-            jobs.extend(orders.dead.iter());
-        }
-        for seq in &jobs {
-            let id = JobId::new(self.group, uid, number, *seq);
-            partition.remove(id, &mut self.links);
-        }
-        Outcome::Purged {
-            jobs: jobs.len() as u64,
-        }
     }
 
     fn set_wall_offset(&mut self, offset_ms: i64) -> Outcome {

@@ -22,7 +22,7 @@ use crate::queue::leaf::{leaf_of, slot_of};
 use crate::queue::partition::{Links, PartitionState, rest};
 use crate::queue::record::Record;
 use crate::queue::settings::backoff_is_valid;
-use crate::queue::view::{Body, JobState};
+use crate::queue::view::{Body, JobEnd, JobState};
 use bytes::Bytes;
 use std::sync::Arc;
 
@@ -120,7 +120,7 @@ impl JobQueue {
             let stats = &mut partition.head.stats;
             stats.enqueued_total = stats.enqueued_total.saturating_add(1);
             if let Some((hash, fingerprint)) = new {
-                let window_ms = partition.head.settings.idempotency_window_ms;
+                let window_ms = partition.head.config.settings.idempotency_window_ms;
                 let expires = time.plus_ms(window_ms).0;
                 stats.keys += 1;
                 partition.keys.insert(KeyRecord {
@@ -135,7 +135,7 @@ impl JobQueue {
                     .insert((expires, (queue, number, hash)));
             }
             let position = u16::try_from(position).expect("items are bounded by ITEMS_MAX");
-            let max_attempts = partition.head.settings.max_attempts;
+            let max_attempts = partition.head.config.settings.max_attempts;
             let record = new_record(item, wall, max_attempts, index, position);
             partition.insert(id, record, Arc::new(new_body(item)), links);
             Enqueued::New(id)
@@ -169,7 +169,7 @@ impl JobQueue {
         let owner = holder.map_or(0, |(session, _)| session.0);
         let mut grants = Vec::new();
         let mut room = ReplyRoom::default();
-        while grants.len() < max as usize && !partition.head.paused {
+        while grants.len() < max as usize && !partition.head.config.paused {
             let Some(seq) = partition.first_ready() else {
                 break;
             };
@@ -195,6 +195,7 @@ impl JobQueue {
     }
 
     pub(super) fn ack(&mut self, item: &AckItem) -> Done {
+        let wall = self.wall();
         let (partition, links, _) = self.token_of(item.token)?;
         let result_len = item.result.as_ref().map_or(0, Bytes::len);
         if result_len > RESULT_BYTES_MAX {
@@ -202,17 +203,18 @@ impl JobQueue {
         }
         let stats = &mut partition.head.stats;
         stats.completed_total = stats.completed_total.saturating_add(1);
-        partition.remove(item.token.job, links);
+        let result = item.result.as_ref();
+        partition.finish(item.token.job, JobEnd::Completed, result, wall, links);
         Ok(())
     }
 
     pub(super) fn nack(&mut self, item: &NackItem) -> Done {
-        let (time, id) = (self.time, item.token.job);
+        let (time, wall, id) = (self.time, self.wall(), item.token.job);
         let (partition, links, record) = self.token_of(item.token)?;
         let stats = &mut partition.head.stats;
         stats.nacked_total = stats.nacked_total.saturating_add(1);
         if record.attempts >= record.max_attempts {
-            partition.die(id, &item.reason, links);
+            partition.die(id, &item.reason, wall, links);
             return Ok(());
         }
         let leaf = partition
@@ -220,7 +222,7 @@ impl JobQueue {
             .leaf(leaf_of(id.seq()))
             .expect("a live job has its leaf");
         let own = leaf.body(slot_of(id.seq())).backoff;
-        let backoff = own.unwrap_or(partition.head.settings.backoff);
+        let backoff = own.unwrap_or(partition.head.config.settings.backoff);
         let wait = item
             .delay_ms
             .unwrap_or_else(|| wait_ms(&backoff, record.attempts, id));
@@ -252,32 +254,24 @@ impl JobQueue {
     }
 
     pub(super) fn cancel(&mut self, id: JobId) -> Done {
+        let wall = self.wall();
         let (partition, links, record) = self.live(id)?;
         if record.state == Some(JobState::Dead) {
             return Err(Rejection::WrongState);
         }
         let stats = &mut partition.head.stats;
         stats.cancelled_total = stats.cancelled_total.saturating_add(1);
-        partition.remove(id, links);
+        partition.finish(id, JobEnd::Cancelled, None, wall, links);
         Ok(())
     }
 
-    /// A dead job gets all its attempts anew. A time to live that has ended is taken from it, since
-    /// it would die of it again at once.
     pub(super) fn requeue_dead(&mut self, id: JobId) -> Done {
         let wall = self.wall();
         let (partition, links, record) = self.live(id)?;
         if record.state != Some(JobState::Dead) {
             return Err(Rejection::WrongState);
         }
-        partition.change(id, links, |record| {
-            rest(record, JobState::Pending);
-            record.attempts = 0;
-            record.lease_gen = record.lease_gen.saturating_add(1);
-            if record.expires_at <= wall.0 {
-                record.expires_at = 0;
-            }
-        });
+        requeue(partition, links, id, wall);
         Ok(())
     }
 
@@ -293,7 +287,8 @@ impl JobQueue {
     /// Handles what is due, in the order that `Op::Advance` documents.
     pub(super) fn advance(&mut self, limit: u32) -> Outcome {
         let limit = limit.min(ADVANCE_ITEMS_MAX);
-        let (now, wall) = (self.time.0, self.wall().0);
+        let (now, wall_time) = (self.time.0, self.wall());
+        let wall = wall_time.0;
         let mut handled = 0;
         while handled < limit {
             let deadlines = &self.links.deadlines;
@@ -307,13 +302,14 @@ impl JobQueue {
                 });
             } else if let Some(id) = due(&deadlines.leases, now) {
                 self.on_due(id, |partition, id, links| {
-                    partition.lose(id, REASON_LEASE, links);
+                    partition.lose(id, REASON_LEASE, wall_time, links);
                 });
             } else if let Some(id) = due(&deadlines.ttls, wall) {
                 self.on_due(id, |partition, id, links| {
-                    partition.die(id, &Bytes::from_static(REASON_TTL.as_bytes()), links);
+                    let reason = Bytes::from_static(REASON_TTL.as_bytes());
+                    partition.die(id, &reason, wall_time, links);
                 });
-            } else if !self.forget_key(now) {
+            } else if !self.forget_key(now) && !self.drop_surplus() {
                 break;
             }
             handled += 1;
@@ -350,9 +346,10 @@ impl JobQueue {
             .get(session)
             .expect("the caller found it");
         let held: Vec<JobId> = slot.held.iter().copied().collect();
+        let wall = self.wall();
         for id in held {
             self.on_due(id, |partition, id, links| {
-                partition.lose(id, REASON_WORKER, links);
+                partition.lose(id, REASON_WORKER, wall, links);
             });
         }
     }
@@ -416,16 +413,21 @@ fn examine(partition: &PartitionState, item: &NewJob) -> Result<Examined, Reject
                 return Ok(Examined::Existing(known.seq));
             }
             Some(_) => return Err(Rejection::IdempotencyConflict),
-            None if head.stats.keys >= u64::from(head.settings.idempotency_keys_max) => {
-                return Err(Rejection::IdempotencyWindowFull);
-            }
             None => {}
         }
     }
-    let stats = &head.stats;
-    let jobs = stats.pending + stats.delayed + stats.in_flight + stats.dead;
-    let bytes = stats.bytes + item.payload.len() as u64;
-    let (jobs_max, bytes_max) = (head.settings.jobs_max, head.settings.bytes_max);
+    if head.config.draining {
+        return Err(Rejection::Draining);
+    }
+    let settings = &head.config.settings;
+    if key.is_some() && head.stats.keys >= u64::from(settings.idempotency_keys_max) {
+        return Err(Rejection::IdempotencyWindowFull);
+    }
+    // History takes no room from live jobs: it goes when they need it.
+    let jobs = head.live();
+    let live_bytes = head.stats.bytes - partition.history.result_bytes();
+    let bytes = live_bytes + item.payload.len() as u64;
+    let (jobs_max, bytes_max) = head.bounds();
     if (jobs_max != 0 && jobs >= jobs_max) || (bytes_max != 0 && bytes > bytes_max) {
         return Err(Rejection::QuotaExceeded);
     }
@@ -519,7 +521,7 @@ fn detached(bytes: &Bytes) -> Bytes {
 
 /// How long a lease is: as asked, else the job's own, else the queue's.
 fn lease_time(asked_ms: u32, record: &Record, partition: &PartitionState) -> u32 {
-    let settings = &partition.head.settings;
+    let settings = &partition.head.config.settings;
     let choices = [asked_ms, record.lease_ms, settings.lease_ms];
     choices
         .into_iter()
@@ -541,6 +543,24 @@ impl ReplyRoom {
         self.used += payload_len as usize + REPLY_JOB_BYTES;
         before == 0 || self.used <= REPLY_JOBS_BYTES_MAX
     }
+}
+
+/// A dead job gets all its attempts anew. A time to live that has ended is taken from it, since it
+/// would die of it again at once.
+pub(super) fn requeue(
+    partition: &mut PartitionState,
+    links: &mut Links,
+    id: JobId,
+    wall: WallTime,
+) {
+    partition.change(id, links, |record| {
+        rest(record, JobState::Pending);
+        record.attempts = 0;
+        record.lease_gen = record.lease_gen.saturating_add(1);
+        if record.expires_at <= wall.0 {
+            record.expires_at = 0;
+        }
+    });
 }
 
 /// Grants a ready job. One whose generation cannot rise any more is buried, never granted again

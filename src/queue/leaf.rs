@@ -82,6 +82,11 @@ impl Leaf {
         self.reasons.get(&(slot as u8)).cloned().unwrap_or_default()
     }
 
+    /// The last failure of a slot, not copied; empty if there was none.
+    pub(super) fn reason_bytes(&self, slot: usize) -> &[u8] {
+        self.reasons.get(&(slot as u8)).map_or(&[], |text| text)
+    }
+
     /// The record of a live slot, to change.
     pub(super) fn record_mut(&mut self, slot: usize) -> &mut Record {
         &mut self.records[slot]

@@ -10,12 +10,13 @@ use crate::base::ids::{GroupId, JobId, Partition, QueueUid, SessionId};
 use crate::base::limits::LEAF_JOBS;
 use crate::queue::body::decode_body;
 use crate::queue::codec::Read;
+use crate::queue::group_page::read_group;
 use crate::queue::job_queue::JobQueue;
 use crate::queue::page::{
-    PageError, PagePlace, read_group, read_keys, read_leaf, read_partition, read_queue,
+    PageError, PagePlace, read_finished, read_keys, read_leaf, read_partition, read_queue,
     read_reasons, read_session,
 };
-use crate::queue::partition::PartitionState;
+use crate::queue::partition::{Head, PartitionState};
 use crate::queue::record::Record;
 use crate::queue::sessions::Sessions;
 use crate::queue::view::{BodyLocation, PageKey, PageKind, QueueStats};
@@ -72,7 +73,7 @@ pub(super) struct Loading {
 }
 
 /// The order in which pages are taken: owners of jobs are sessions, so these come before leaves.
-pub(super) const ORDER: [PageKind; 7] = [
+pub(super) const ORDER: [PageKind; 8] = [
     PageKind::Group,
     PageKind::Queue,
     PageKind::Partition,
@@ -80,6 +81,7 @@ pub(super) const ORDER: [PageKind; 7] = [
     PageKind::Leaf,
     PageKind::Reasons,
     PageKind::Keys,
+    PageKind::Finished,
 ];
 
 impl Loading {
@@ -104,6 +106,7 @@ impl Loading {
             PageKind::Leaf => return self.leaf(key, bytes, bodies),
             PageKind::Reasons => self.reasons(key, bytes),
             PageKind::Keys => self.keys(key, bytes),
+            PageKind::Finished => self.finished(key, bytes),
         };
         taken.map_err(|what| PageError::of_page(key, what))
     }
@@ -120,20 +123,23 @@ impl Loading {
         machine.wall_offset_ms = page.wall_offset_ms;
         machine.queue_counter = page.queue_counter;
         machine.home_applied = page.home_applied;
+        machine.outbox = page.outbox;
         machine.links.sessions = Sessions::with_last_id(page.session_counter);
         Ok(())
     }
 
     fn queue(&mut self, key: PageKey, bytes: &[u8]) -> Read<()> {
         expect_key(key, key.queue, Partition(0), Some(0))?;
-        let record = read_queue(bytes)?;
+        let record = read_queue(bytes, self.machine.version)?;
         let machine = &mut self.machine;
         let counter = key.queue.counter();
         let given = (1..=machine.queue_counter).contains(&counter);
         if key.queue.home() != machine.group || !given {
             return Err("its uid was never given out here");
         }
-        if record.groups.iter().any(|group| *group != machine.group) {
+        let others = &record.groups[1..];
+        let elsewhere = others.iter().any(|group| *group != machine.group);
+        if record.groups[0] != machine.group || (machine.version == 1 && elsewhere) {
             return Err("a partition lives in another group");
         }
         if machine
@@ -143,23 +149,15 @@ impl Loading {
         {
             return Err("its name is that of another queue");
         }
+        machine.homed += record.groups.len();
         machine.queues.insert(key.queue, Arc::new(record));
         Ok(())
     }
 
     fn partition(&mut self, key: PageKey, bytes: &[u8]) -> Read<()> {
-        expect_key(key, key.queue, Partition(0), Some(0))?;
-        let mut head = read_partition(bytes)?;
-        let record = self
-            .machine
-            .queues
-            .get(&key.queue)
-            .ok_or("its queue has no page")?;
-        let fits = (record.version, record.paused, record.settings)
-            == (head.version, head.paused, head.settings);
-        if !fits {
-            return Err("its settings differ from those of its queue");
-        }
+        expect_key(key, key.queue, key.partition, Some(0))?;
+        let mut head = read_partition(bytes, self.machine.version)?;
+        self.check_home(key, &head)?;
         let place = (key.queue, key.partition);
         self.counted.insert(place, head.stats);
         let stats = &mut head.stats;
@@ -170,6 +168,7 @@ impl Loading {
             &mut stats.dead,
             &mut stats.bytes,
             &mut stats.keys,
+            &mut stats.retained,
         ] {
             *live = 0;
         }
@@ -178,14 +177,39 @@ impl Loading {
         Ok(())
     }
 
+    /// The home of a partition is here and says the same, or has told this group of it.
+    fn check_home(&self, key: PageKey, head: &Head) -> Read<()> {
+        let machine = &self.machine;
+        if key.queue.home() != machine.group {
+            let inside = (1..head.config.settings.partitions).contains(&key.partition.0);
+            return if inside && machine.home_applied.contains_key(&key.queue.home()) {
+                Ok(())
+            } else {
+                Err("its queue has never sent it here")
+            };
+        }
+        let record = machine
+            .queues
+            .get(&key.queue)
+            .ok_or("its queue has no page")?;
+        if record.groups.get(usize::from(key.partition.0)) != Some(&machine.group) {
+            return Err("its queue has it in another group");
+        }
+        if record.config != head.config {
+            return Err("its settings differ from those of its queue");
+        }
+        Ok(())
+    }
+
     fn session(&mut self, key: PageKey, bytes: &[u8]) -> Read<()> {
         expect_key(key, QueueUid::default(), Partition(0), None)?;
+        let version = self.machine.version;
         let sessions = &mut self.machine.links.sessions;
         let id = u32::try_from(key.number).map_err(|_| "its id is out of range")?;
         if !(1..=sessions.last_id()).contains(&id) {
             return Err("its id was never given out here");
         }
-        sessions.restore(SessionId(id), read_session(bytes)?);
+        sessions.restore(SessionId(id), read_session(bytes, version)?);
         Ok(())
     }
 
@@ -296,13 +320,67 @@ impl Loading {
         Ok(())
     }
 
+    fn finished(&mut self, key: PageKey, bytes: &[u8]) -> Read<()> {
+        let place = (key.queue, key.partition);
+        let partition = self.machine.partitions.get_mut(&place);
+        let partition = partition.ok_or("its partition has no page")?;
+        if self.machine.version == 1 {
+            return Err("its group is of a machine version without such pages");
+        }
+        for (at, job) in read_finished(bytes, key.number)? {
+            let (head, history) = (&partition.head, &partition.history);
+            // The last places are kept, without a gap; so the count tells which is next.
+            let told = self.counted[&place].retained;
+            if at != head.last_place - told + 1 + history.len() || history.len() == told {
+                return Err("its places are not those that its partition retains");
+            }
+            let known = partition.leaves.record(job.seq).is_some();
+            if job.seq >= head.next_seq || known || history.place_of(job.seq).is_some() {
+                return Err("a finished job is live, or twice there, or was never made");
+            }
+            partition.retain(at, job);
+        }
+        Ok(())
+    }
+
+    /// What other groups have yet to do is what the queues at home here are.
+    fn check_changes(&self) -> Read<()> {
+        let machine = &self.machine;
+        for (group, change) in machine.outbox.iter() {
+            let given = (1..=machine.queue_counter).contains(&change.queue.counter());
+            if change.queue.home() != machine.group || !given || group == machine.group {
+                return Err("a change is of a queue that is not at home here");
+            }
+            let record = machine.queues.get(&change.queue);
+            if record.map(|record| record.config) != change.config {
+                return Err("a change differs from its queue");
+            }
+            let places = record.map(|record| record.places());
+            if places.is_some_and(|places| places.get(&group) != Some(&change.partitions)) {
+                return Err("a change is of other partitions than its queue has there");
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn finish(mut self) -> Result<JobQueue, PageError> {
-        for uid in self.machine.queues.keys() {
-            if !self.machine.partitions.contains_key(&(*uid, Partition(0))) {
-                return Err(PageError {
-                    place: PagePlace::Set,
-                    what: format!("queue {uid} has no page of its partition 0"),
-                });
+        let group_key = PageKey {
+            kind: PageKind::Group,
+            queue: QueueUid::default(),
+            partition: Partition(0),
+            number: 0,
+        };
+        self.check_changes()
+            .map_err(|what| PageError::of_page(group_key, what))?;
+        for (uid, record) in &self.machine.queues {
+            let here = record.places().remove(&self.machine.group);
+            for number in here.unwrap_or_default() {
+                if !self.machine.partitions.contains_key(&(*uid, number)) {
+                    return Err(PageError {
+                        place: PagePlace::Set,
+                        what: format!("queue {uid} has no page of its partition {number}"),
+                    });
+                }
             }
         }
         for ((queue, partition), state) in &self.machine.partitions {
@@ -320,6 +398,9 @@ impl Loading {
                 );
                 return Err(PageError::of_page(key, what));
             }
+        }
+        for (place, state) in &self.machine.partitions {
+            state.mark_surplus(*place, &mut self.machine.links);
         }
         self.machine.loaded = true;
         Ok(self.machine)

@@ -39,18 +39,24 @@ pub mod check;
 mod codec;
 pub mod command;
 mod deadlines;
+mod filter;
 mod frozen;
+mod group_page;
+mod history;
 mod job_queue;
 mod jobs;
 mod keys;
 mod leaf;
 mod load;
+mod outbox;
 mod outcome;
 mod page;
 mod partition;
+mod queues;
 mod reads;
 mod record;
 mod salvage;
+mod scan;
 mod seq_set;
 mod sessions;
 mod settings;
@@ -58,6 +64,8 @@ pub mod view;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod version_tests;
 
 pub use body::{decode_body, encode_body};
 pub use frozen::{BodyCursor, FrozenBody, FrozenState};

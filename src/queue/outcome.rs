@@ -1,8 +1,8 @@
 //! Outcomes in bytes, as sessions keep them until their client has seen them.
 //!
 //! A tag u8, then, little-endian: 1 Done; 2 Rejected: rejection u16; 3 Queue: uid u64, version u32,
-//! paused u8 (1) and draining (2), created u8, groups u16 and each u16, name length u16 and name, settings (64);
-//! 4 Purged: jobs u64; 5 Enqueued: count u16 and for each a tag u8 (1 new, 2 existing: job id 16
+//! paused (1) and draining (2) u8, created u8, groups u16 and each u16, name length u16 and name,
+//! settings (64); 4 Purged: jobs u64; 5 Enqueued: count u16 and for each a tag u8 (1 new, 2 existing: job id 16
 //! bytes as sent; 3 rejected: u16); 6 Leased: count u16 and for each job id 16, lease_gen u32,
 //! attempt u16, lease_ms u32; 7 Items: count u16 and for each u16, 0 done, else the rejection;
 //! 8 Swept: matched u32, scanned u32, 0 or 1 u8 and, if 1, the next sequence u64.
@@ -73,13 +73,13 @@ pub(super) fn put_outcome(out: &mut Vec<u8>, outcome: &Outcome) {
     }
 }
 
-/// Reads the bytes of an outcome; nothing may follow.
-pub(super) fn read_outcome(bytes: &[u8]) -> Read<Outcome> {
+/// Reads the bytes of an outcome of this machine version or a lower one; nothing may follow.
+pub(super) fn read_outcome(bytes: &[u8], version: u16) -> Read<Outcome> {
     let mut from = Reader::new(bytes);
     let outcome = match from.u8()? {
         1 => Outcome::Done,
         2 => Outcome::Rejected(read_rejection(&mut from)?),
-        3 => Outcome::Queue(read_info(&mut from)?),
+        3 => Outcome::Queue(read_info(&mut from, version)?),
         4 => Outcome::Purged { jobs: from.u64()? },
         5 => Outcome::Enqueued(read_list(&mut from, read_enqueued)?),
         6 => Outcome::Leased(read_list(&mut from, read_grant)?),
@@ -183,7 +183,7 @@ fn put_info(out: &mut Vec<u8>, info: &QueueInfo) {
     put_settings(out, &info.settings);
 }
 
-fn read_info(from: &mut Reader<'_>) -> Read<QueueInfo> {
+fn read_info(from: &mut Reader<'_>, machine_version: u16) -> Read<QueueInfo> {
     let uid = QueueUid::from_u64(from.u64()?).ok_or("an outcome names an impossible queue")?;
     let version = from.u32()?;
     let rest = from.u8()?;
@@ -204,7 +204,7 @@ fn read_info(from: &mut Reader<'_>) -> Read<QueueInfo> {
         paused: rest & 1 != 0,
         draining: rest & 2 != 0,
         groups,
-        settings: read_settings(from)?,
+        settings: read_settings(from, machine_version)?,
         created,
     })
 }
@@ -214,6 +214,7 @@ pub(super) mod tests {
     use super::*;
     use crate::base::ids::Partition;
     use crate::queue::command::QueueSettings;
+    use crate::queue::job_queue::MACHINE_VERSION;
 
     /// One outcome of each kind that can be kept.
     pub(crate) fn samples() -> Vec<Outcome> {
@@ -266,19 +267,25 @@ pub(super) mod tests {
         for outcome in samples() {
             let mut out = Vec::new();
             put_outcome(&mut out, &outcome);
-            assert_eq!(read_outcome(&out), Ok(outcome.clone()));
+            assert_eq!(read_outcome(&out, MACHINE_VERSION), Ok(outcome.clone()));
             for at in 0..out.len() {
-                assert!(read_outcome(&out[..at]).is_err(), "{outcome:?} cut at {at}");
+                assert!(
+                    read_outcome(&out[..at], MACHINE_VERSION).is_err(),
+                    "{outcome:?} cut at {at}"
+                );
             }
             out.push(0);
-            assert!(read_outcome(&out).is_err(), "{outcome:?} with a byte more");
+            assert!(
+                read_outcome(&out, MACHINE_VERSION).is_err(),
+                "{outcome:?} with a byte more"
+            );
         }
     }
 
     #[test]
     fn a_count_that_lies_costs_nothing() {
-        assert!(read_outcome(&[7, 0xff, 0xff]).is_err());
-        assert!(read_outcome(&[]).is_err());
-        assert!(read_outcome(&[9]).is_err());
+        assert!(read_outcome(&[7, 0xff, 0xff], MACHINE_VERSION).is_err());
+        assert!(read_outcome(&[], MACHINE_VERSION).is_err());
+        assert!(read_outcome(&[9], MACHINE_VERSION).is_err());
     }
 }

@@ -12,18 +12,24 @@
 //! | dead | dead |
 //!
 //! Ready is FIFO by sequence inside a priority, so a job that comes back stands where it stood.
+//!
+//! A job that is over may be retained (`history.rs`). Its result and its place count into the bounds
+//! of the partition, but never against a live job: whatever is too much goes, the oldest first, a
+//! bounded number an entry. Until then the partition stands in the group's surplus.
 
-use crate::base::ids::{JobId, SessionId};
+use crate::base::ids::{JobId, Partition, QueueUid, SessionId};
 use crate::base::limits::{PRIORITIES, REASON_BYTES_MAX};
 use crate::base::units::WallTime;
-use crate::queue::command::{DeadPolicy, QueueSettings};
+use crate::queue::command::{DeadPolicy, PartitionConfig};
 use crate::queue::deadlines::Deadlines;
+use crate::queue::history::{Finished, History};
 use crate::queue::keys::KeyTable;
 use crate::queue::leaf::{Leaves, leaf_of, slot_of};
 use crate::queue::record::Record;
 use crate::queue::seq_set::SeqSet;
 use crate::queue::sessions::Sessions;
-use crate::queue::view::{Body, JobState, QueueStats};
+use crate::queue::settings::share;
+use crate::queue::view::{Body, JobEnd, JobState, QueueStats};
 use bytes::Bytes;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -35,19 +41,19 @@ pub(super) struct Links {
     pub(super) deadlines: Deadlines,
     /// Who holds what.
     pub(super) sessions: Sessions,
+    /// Partitions that may keep more finished jobs than they may; none that does is missing.
+    pub(super) surplus: BTreeSet<(QueueUid, Partition)>,
 }
 
 /// What the page of a partition holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Head {
-    /// The version of the queue's record that these settings are of.
-    pub(super) version: u32,
-    /// Hands out no jobs.
-    pub(super) paused: bool,
-    /// The settings in force.
-    pub(super) settings: QueueSettings,
+    /// What is in force: the queue's record as far as it has come here.
+    pub(super) config: PartitionConfig,
     /// The sequence of the next job; every lower one was given out.
     pub(super) next_seq: u64,
+    /// The place of the last job that was retained; 0 = none ever was.
+    pub(super) last_place: u64,
     /// The counters; `oldest_pending` stays empty here, reads fill it in.
     pub(super) stats: QueueStats,
 }
@@ -63,6 +69,30 @@ pub(super) struct Orders {
     pub(super) in_flight: SeqSet,
     /// Dead.
     pub(super) dead: SeqSet,
+}
+
+impl Head {
+    /// What a partition may hold, its share of its queue's: jobs and bytes, 0 = no bound.
+    pub(super) fn bounds(&self) -> (u64, u64) {
+        let settings = &self.config.settings;
+        let partitions = settings.partitions;
+        (
+            share(settings.jobs_max, partitions),
+            share(settings.bytes_max, partitions),
+        )
+    }
+
+    /// Finished jobs that it may keep.
+    pub(super) fn retain(&self) -> u64 {
+        let settings = &self.config.settings;
+        share(u64::from(settings.retain), settings.partitions)
+    }
+
+    /// Live jobs, in any state.
+    pub(super) fn live(&self) -> u64 {
+        let stats = &self.stats;
+        stats.pending + stats.delayed + stats.in_flight + stats.dead
+    }
 }
 
 impl Orders {
@@ -86,16 +116,17 @@ pub(super) struct PartitionState {
     pub(super) keys: KeyTable,
     /// Derived from the records.
     pub(super) orders: Orders,
+    /// The finished jobs that are retained.
+    pub(super) history: History,
 }
 
 impl PartitionState {
     /// An empty partition.
-    pub(super) fn new(version: u32, settings: QueueSettings) -> Self {
+    pub(super) fn new(config: PartitionConfig) -> Self {
         Self::restored(Head {
-            version,
-            paused: false,
-            settings,
+            config,
             next_seq: 0,
+            last_place: 0,
             stats: QueueStats::default(),
         })
     }
@@ -107,6 +138,7 @@ impl PartitionState {
             leaves: Leaves::default(),
             keys: KeyTable::default(),
             orders: Orders::default(),
+            history: History::default(),
         }
     }
 
@@ -115,6 +147,7 @@ impl PartitionState {
         self.leaves.insert(id.seq(), record, body);
         self.head.stats.bytes += u64::from(record.payload_len);
         self.link(id, &record, on);
+        self.mark_surplus((id.queue(), id.partition()), on);
     }
 
     /// Takes a live job out of the state.
@@ -144,6 +177,67 @@ impl PartitionState {
         self.link(id, &after, on);
     }
 
+    /// A live job is over: it leaves the state, and is retained if the queue wants that.
+    pub(super) fn finish(
+        &mut self,
+        id: JobId,
+        end: JobEnd,
+        result: Option<&Bytes>,
+        wall: WallTime,
+        on: &mut Links,
+    ) {
+        let record = self.leaves.record(id.seq()).copied();
+        let record = record.expect("the caller found the job live");
+        self.remove(id, on);
+        if self.head.retain() == 0 {
+            return;
+        }
+        let job = Finished {
+            seq: id.seq(),
+            end,
+            attempts: record.attempts,
+            enqueued_at: record.enqueued_at,
+            finished_at: wall.0,
+            // A slice would keep the whole entry in memory that the result came with.
+            result: result.map(|bytes| Bytes::copy_from_slice(bytes)),
+        };
+        self.head.last_place += 1;
+        self.retain(self.head.last_place, job);
+        self.mark_surplus((id.queue(), id.partition()), on);
+    }
+
+    /// Puts a finished job at its place.
+    pub(super) fn retain(&mut self, place: u64, job: Finished) {
+        self.head.stats.retained += 1;
+        self.head.stats.bytes += job.result_len();
+        self.history.push(place, job);
+    }
+
+    /// Drops the oldest finished job, which is there.
+    pub(super) fn drop_oldest(&mut self) {
+        let job = self.history.pop().expect("a surplus has an oldest job");
+        self.head.stats.retained -= 1;
+        self.head.stats.bytes -= job.result_len();
+    }
+
+    /// Whether finished jobs have to go: there are more than the queue retains, or, since history
+    /// refuses no enqueue, live jobs need their room.
+    pub(super) fn keeps_too_much(&self) -> bool {
+        let (head, stats) = (&self.head, &self.head.stats);
+        let (jobs_max, bytes_max) = head.bounds();
+        stats.retained != 0
+            && (stats.retained > head.retain()
+                || (jobs_max != 0 && head.live() + stats.retained > jobs_max)
+                || (bytes_max != 0 && stats.bytes > bytes_max))
+    }
+
+    /// Remembers the partition if finished jobs have to go.
+    pub(super) fn mark_surplus(&self, place: (QueueUid, Partition), on: &mut Links) {
+        if self.keeps_too_much() {
+            on.surplus.insert(place);
+        }
+    }
+
     /// Sets why a live job failed last, cut at 256 bytes.
     pub(super) fn set_reason(&mut self, id: JobId, reason: &Bytes) {
         let seq = id.seq();
@@ -163,12 +257,12 @@ impl PartitionState {
     }
 
     /// A job used up its attempts or its time: kept as dead or dropped, as the queue wants it.
-    pub(super) fn die(&mut self, id: JobId, reason: &Bytes, on: &mut Links) {
-        match self.head.settings.dead {
+    pub(super) fn die(&mut self, id: JobId, reason: &Bytes, wall: WallTime, on: &mut Links) {
+        match self.head.config.settings.dead {
             DeadPolicy::Keep => self.bury(id, reason, on),
             DeadPolicy::Drop => {
                 self.count_dead();
-                self.remove(id, on);
+                self.finish(id, JobEnd::Dropped, None, wall, on);
             }
         }
     }
@@ -186,12 +280,12 @@ impl PartitionState {
     }
 
     /// A lease ended by time or with its worker: back to its place, or dead after its last attempt.
-    pub(super) fn lose(&mut self, id: JobId, reason: &'static str, on: &mut Links) {
+    pub(super) fn lose(&mut self, id: JobId, reason: &'static str, wall: WallTime, on: &mut Links) {
         let stats = &mut self.head.stats;
         stats.expired_total = stats.expired_total.saturating_add(1);
         let record = self.leaves.record(id.seq()).expect("a leased job is live");
         if record.attempts >= record.max_attempts {
-            self.die(id, &Bytes::from_static(reason.as_bytes()), on);
+            self.die(id, &Bytes::from_static(reason.as_bytes()), wall, on);
         } else {
             self.change(id, on, |record| rest(record, JobState::Pending));
         }

@@ -4,16 +4,18 @@
 //! has it taken back.
 
 use crate::base::checksum::Hash128;
-use crate::base::ids::{JobId, Partition, QueueUid, SessionId, Token};
+use crate::base::ids::{GroupId, JobId, Partition, QueueUid, SessionId, Token};
 use crate::base::units::{GroupTime, WallTime};
-use crate::queue::command::{QueueInfo, Rejection, SessionCall};
-use crate::queue::job_queue::{JobQueue, QueueRecord};
+use crate::queue::command::{PartitionChange, QueueInfo, Rejection, SessionCall};
+use crate::queue::history::Finished;
+use crate::queue::job_queue::JobQueue;
 use crate::queue::jobs::ReplyRoom;
 use crate::queue::leaf::{leaf_of, slot_of};
 use crate::queue::partition::{PartitionState, owner_of};
+use crate::queue::queues::QueueRecord;
 use crate::queue::seq_set::SeqSet;
 use crate::queue::sessions::view;
-use crate::queue::view::{JobState, JobView, QueueStats, SessionView};
+use crate::queue::view::{Body, FinishedJob, JobState, JobView, QueueStats, SessionView};
 use std::sync::Arc;
 
 impl JobQueue {
@@ -26,7 +28,7 @@ impl JobQueue {
         let place = self.partition(id.queue(), id.partition());
         let partition = place.filter(|_| id.group() == self.group);
         let partition = partition.ok_or(Rejection::QueueChanged)?;
-        self.view_of(partition, id)
+        self.view_of(partition, id, true)
             .ok_or(if id.seq() < partition.head.next_seq {
                 Rejection::Finished
             } else {
@@ -53,7 +55,7 @@ impl JobQueue {
             .get(Hash128::of(key))
             .ok_or(Rejection::NotFound)?;
         let id = JobId::new(self.group, queue, partition, known.seq);
-        self.view_of(state, id).ok_or(Rejection::Finished)
+        self.view_of(state, id, true).ok_or(Rejection::Finished)
     }
 
     /// Up to `limit` jobs of a state, and no more than a reply holds: pending ones in the order in
@@ -90,7 +92,8 @@ impl JobQueue {
             .take_while(fits);
         let view = |seq| {
             let id = JobId::new(self.group, queue, partition, seq);
-            self.view_of(place, id).expect("a job in an order is live")
+            self.view_of(place, id, true)
+                .expect("a job in an order is live")
         };
         Ok(seqs.map(view).collect())
     }
@@ -112,6 +115,15 @@ impl JobQueue {
         self.queues.iter().map(one).collect()
     }
 
+    /// Jobs that are live and not dead, over all partitions that live here.
+    #[must_use]
+    pub fn live_jobs(&self) -> u64 {
+        let stats = self.partitions.values().map(|place| &place.head.stats);
+        stats
+            .map(|stats| stats.pending + stats.delayed + stats.in_flight)
+            .sum()
+    }
+
     /// How many jobs a lease could grant now; 0 if the queue is paused.
     ///
     /// # Errors
@@ -120,7 +132,7 @@ impl JobQueue {
         let place = self
             .partition(queue, partition)
             .ok_or(Rejection::QueueChanged)?;
-        Ok(if place.head.paused {
+        Ok(if place.head.config.paused {
             0
         } else {
             place.head.stats.pending
@@ -130,7 +142,12 @@ impl JobQueue {
     /// The earliest group time at which `Advance` has something to do, at the present wall offset.
     #[must_use]
     pub fn next_due(&self) -> Option<GroupTime> {
-        self.links.deadlines.next(self.wall_offset_ms)
+        let mut surplus = self.links.surplus.iter();
+        let surplus = surplus
+            .any(|place| self.partitions[place].keeps_too_much())
+            .then_some(self.time);
+        let due = self.links.deadlines.next(self.wall_offset_ms);
+        due.into_iter().chain(surplus).min()
     }
 
     /// Whether a lease or a backoff waits for group time, so that a leader must keep it moving.
@@ -168,11 +185,63 @@ impl JobQueue {
         self.links.sessions.len()
     }
 
-    fn partition(&self, queue: QueueUid, partition: Partition) -> Option<&PartitionState> {
+    /// The counters of one partition.
+    ///
+    /// # Errors
+    /// `QueueChanged` if it is not here.
+    pub fn partition_stats(
+        &self,
+        queue: QueueUid,
+        partition: Partition,
+    ) -> Result<QueueStats, Rejection> {
+        self.partition(queue, partition)
+            .map(PartitionState::stats)
+            .ok_or(Rejection::QueueChanged)
+    }
+
+    /// A finished job that its queue retains.
+    #[must_use]
+    pub fn finished(&self, job: JobId) -> Option<FinishedJob> {
+        let partition = self.partition(job.queue(), job.partition());
+        let partition = partition.filter(|_| job.group() == self.group)?;
+        let place = partition.history.place_of(job.seq())?;
+        Some(view_of_finished(job, place, partition.history.at(place)?))
+    }
+
+    /// What this group has yet to ask of others as the home of queues: the first outstanding change
+    /// of each group. The leader sends each until it is done, then tells so by
+    /// `Op::PartitionsChanged`.
+    pub fn next_changes(&self) -> impl Iterator<Item = (GroupId, &PartitionChange)> {
+        self.outbox.next()
+    }
+
+    /// Whether a change of this queue, which may be deleted by now, is outstanding in any group.
+    #[must_use]
+    pub fn is_changing(&self, queue: QueueUid) -> bool {
+        self.outbox.is_changing(queue)
+    }
+
+    /// Whether any change is outstanding.
+    #[must_use]
+    pub fn has_changes(&self) -> bool {
+        self.outbox.len() != 0
+    }
+
+    pub(super) fn partition(
+        &self,
+        queue: QueueUid,
+        partition: Partition,
+    ) -> Option<&PartitionState> {
         self.partitions.get(&(queue, partition))
     }
 
-    fn view_of(&self, partition: &PartitionState, id: JobId) -> Option<JobView> {
+    /// The view of a live job, with its body or with an empty one.
+    pub(super) fn view_of(
+        &self,
+        partition: &PartitionState,
+        id: JobId,
+        with_body: bool,
+    ) -> Option<JobView> {
         let slot = slot_of(id.seq());
         let leaf = partition.leaves.leaf(leaf_of(id.seq()))?;
         let record = &leaf.records()[slot];
@@ -195,7 +264,24 @@ impl JobQueue {
             }),
             owner: owner_of(record),
             last_failure: leaf.reason(slot),
-            body: leaf.body(slot).as_ref().clone(),
+            body: if with_body {
+                leaf.body(slot).as_ref().clone()
+            } else {
+                Body::default()
+            },
         })
+    }
+}
+
+/// A finished job as a read shows it.
+pub(super) fn view_of_finished(id: JobId, place: u64, job: &Finished) -> FinishedJob {
+    FinishedJob {
+        id,
+        end: job.end,
+        attempts: job.attempts,
+        enqueued_at: WallTime(job.enqueued_at),
+        finished_at: WallTime(job.finished_at),
+        result: job.result.clone(),
+        place,
     }
 }

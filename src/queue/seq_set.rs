@@ -49,9 +49,17 @@ impl SeqSet {
 
     /// All sequences, rising.
     pub(super) fn iter(&self) -> impl Iterator<Item = u64> {
-        self.0
-            .iter()
-            .flat_map(|(leaf, word)| bits(*word).map(move |bit| leaf * LEAF_JOBS + bit as u64))
+        self.from(0)
+    }
+
+    /// The sequences from `seq` on, rising.
+    pub(super) fn from(&self, seq: u64) -> impl Iterator<Item = u64> {
+        let (first, slot) = (leaf_of(seq), slot_of(seq));
+        self.0.range(first..).flat_map(move |(leaf, word)| {
+            let skipped = if *leaf == first { slot } else { 0 };
+            let rest = *word & (u64::MAX << skipped);
+            bits(rest).map(move |bit| leaf * LEAF_JOBS + bit as u64)
+        })
     }
 }
 
@@ -66,6 +74,12 @@ mod tests {
             set.insert(seq);
         }
         assert_eq!(set.iter().collect::<Vec<_>>(), [0, 63, 64, 65, 200]);
+        let from = |seq| set.from(seq).collect::<Vec<_>>();
+        assert_eq!(from(1), [63, 64, 65, 200]);
+        assert_eq!(from(63), [63, 64, 65, 200]);
+        assert_eq!(from(66), [200]);
+        assert_eq!(from(201), [0; 0]);
+        assert_eq!(from(u64::MAX), [0; 0]);
         set.remove(0);
         set.remove(63);
         assert_eq!(set.first(), Some(64));

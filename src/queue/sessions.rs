@@ -19,6 +19,7 @@ use crate::base::limits::{
     SESSION_BYTES_MAX, SESSION_POLL_WINDOW, SESSION_WINDOW, SESSIONS_MAX, WORKER_TIMEOUT_MS,
 };
 use crate::queue::command::{Outcome, Rejection, SessionCall, Window};
+use crate::queue::job_queue::MACHINE_VERSION;
 use crate::queue::outcome::{put_outcome, read_outcome};
 use crate::queue::view::SessionView;
 use std::collections::{BTreeMap, BTreeSet};
@@ -255,7 +256,8 @@ impl Sessions {
             self.bytes -= oldest.remove().len() as u64;
         }
         if let Some(bytes) = window.outcomes.get(&call.seq) {
-            let outcome = read_outcome(bytes).expect("what was kept was encoded or checked here");
+            let outcome = read_outcome(bytes, MACHINE_VERSION)
+                .expect("what was kept was encoded or checked here");
             return Admission::Repeat(outcome);
         }
         if self.bytes >= SESSION_BYTES_MAX as u64 {

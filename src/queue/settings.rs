@@ -21,8 +21,13 @@ pub(super) fn backoff_is_valid(backoff: &Backoff) -> bool {
         && (backoff.kind != BackoffKind::Exponential || backoff.factor_milli >= 1_000)
 }
 
-/// Refuses settings out of their bounds, and those that machine version 1 cannot do.
-pub(super) fn admit(settings: &QueueSettings) -> Result<(), Rejection> {
+/// A partition's share of a bound of its queue, rounded up: a bound stays one, none stays none.
+pub(super) fn share(whole: u64, partitions: u8) -> u64 {
+    whole.div_ceil(u64::from(partitions.max(1)))
+}
+
+/// Refuses settings out of their bounds, and those that the machine version cannot do.
+pub(super) fn admit(settings: &QueueSettings, version: u16) -> Result<(), Rejection> {
     let valid = settings.lease_ms >= 1
         && settings.max_attempts >= 1
         && settings.idempotency_window_ms >= 1
@@ -30,10 +35,11 @@ pub(super) fn admit(settings: &QueueSettings) -> Result<(), Rejection> {
     if !valid {
         return Err(Rejection::Invalid);
     }
-    if settings.partitions != 1 || settings.retain != 0 {
-        return Err(Rejection::Unsupported);
+    match version {
+        1 if settings.partitions != 1 || settings.retain != 0 => Err(Rejection::Unsupported),
+        _ if settings.partitions == 0 => Err(Rejection::Invalid),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// Appends the 16 bytes of a backoff.
@@ -82,8 +88,8 @@ pub(super) fn put_settings(out: &mut Vec<u8>, settings: &QueueSettings) {
     out.extend_from_slice(&[0; 8]);
 }
 
-/// Reads the 64 bytes of settings; what apply would refuse is refused.
-pub(super) fn read_settings(from: &mut Reader<'_>) -> Read<QueueSettings> {
+/// Reads the 64 bytes of settings; what apply would refuse in this machine version is refused.
+pub(super) fn read_settings(from: &mut Reader<'_>, version: u16) -> Read<QueueSettings> {
     let lease_ms = from.u32()?;
     let max_attempts = from.u16()?;
     let dead = match from.u8()? {
@@ -111,7 +117,7 @@ pub(super) fn read_settings(from: &mut Reader<'_>) -> Read<QueueSettings> {
         dead,
         partitions,
     };
-    admit(&settings).map_err(|_| "its settings are out of their bounds")?;
+    admit(&settings, version).map_err(|_| "its settings are out of their bounds")?;
     Ok(settings)
 }
 
@@ -140,15 +146,23 @@ mod tests {
         let mut out = Vec::new();
         put_settings(&mut out, &settings);
         assert_eq!(out.len(), 64);
-        assert_eq!(read_settings(&mut Reader::new(&out)), Ok(settings));
+        assert_eq!(read_settings(&mut Reader::new(&out), 1), Ok(settings));
         out[7] = 2;
-        assert!(read_settings(&mut Reader::new(&out)).is_err());
+        assert!(read_settings(&mut Reader::new(&out), 1).is_err());
+        let later = QueueSettings {
+            partitions: 2,
+            ..settings
+        };
+        assert_eq!(read_settings(&mut Reader::new(&out), 2), Ok(later));
+        out[7] = 0;
+        assert!(read_settings(&mut Reader::new(&out), 2).is_err());
     }
 
     #[test]
     fn each_bound_of_settings_is_refused_by_its_name() {
         let good = QueueSettings::default();
-        assert_eq!(admit(&good), Ok(()));
+        assert_eq!(admit(&good, 1), Ok(()));
+        assert_eq!(admit(&good, 2), Ok(()));
         let jitter = Backoff {
             jitter_percent: 101,
             ..good.backoff
@@ -179,7 +193,8 @@ mod tests {
                 ..good
             },
         ] {
-            assert_eq!(admit(&bad), Err(Rejection::Invalid), "{bad:?}");
+            assert_eq!(admit(&bad, 1), Err(Rejection::Invalid), "{bad:?}");
+            assert_eq!(admit(&bad, 2), Err(Rejection::Invalid), "{bad:?}");
         }
         for later in [
             QueueSettings {
@@ -192,7 +207,21 @@ mod tests {
             },
             QueueSettings { retain: 1, ..good },
         ] {
-            assert_eq!(admit(&later), Err(Rejection::Unsupported), "{later:?}");
+            assert_eq!(admit(&later, 1), Err(Rejection::Unsupported), "{later:?}");
+            let second = match later.partitions {
+                0 => Err(Rejection::Invalid),
+                _ => Ok(()),
+            };
+            assert_eq!(admit(&later, 2), second, "{later:?}");
         }
+    }
+
+    #[test]
+    fn a_share_of_a_bound_is_never_none() {
+        assert_eq!(share(0, 4), 0);
+        assert_eq!(share(1, 4), 1);
+        assert_eq!(share(9, 4), 3);
+        assert_eq!(share(u64::MAX, 1), u64::MAX);
+        assert_eq!(share(u64::MAX, 255), u64::MAX / 255);
     }
 }

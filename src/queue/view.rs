@@ -2,7 +2,7 @@
 
 use crate::base::ids::{JobId, Partition, QueueUid, SessionId, Token};
 use crate::base::units::{GroupTime, WallTime};
-use crate::queue::command::Backoff;
+use crate::queue::command::{Backoff, JobFilter};
 use bytes::Bytes;
 
 /// The state of a live job. Completed and cancelled jobs are not live: asking for one yields
@@ -127,6 +127,25 @@ pub struct JobCursor {
     pub seq: u64,
 }
 
+/// A step through the jobs of a state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobScan {
+    /// The queue.
+    pub queue: QueueUid,
+    /// The partition.
+    pub partition: Partition,
+    /// Which jobs.
+    pub state: JobState,
+    /// What they must be like.
+    pub filter: JobFilter,
+    /// Where to begin; `None` = with the first.
+    pub cursor: Option<JobCursor>,
+    /// At most so many jobs; 0 = only count.
+    pub limit: u32,
+    /// Whether payloads, headers and keys are shown; without them a job's body is empty.
+    pub bodies: bool,
+}
+
 /// A page of a scan. A step looks at a bounded number of jobs, so that it may be empty and yet not
 /// the last.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -161,7 +180,7 @@ pub struct QueueStats {
     pub in_flight: u64,
     /// Dead.
     pub dead: u64,
-    /// Payload bytes of all live jobs.
+    /// Payload bytes of all live jobs, and results of the finished ones that are retained.
     pub bytes: u64,
     /// Idempotency keys remembered.
     pub keys: u64,
@@ -222,7 +241,7 @@ pub struct PageKey {
     pub queue: QueueUid,
     /// The partition, or 0.
     pub partition: Partition,
-    /// Leaf number, key bucket or session; else 0.
+    /// Leaf number, key bucket, session or page of places; else 0.
     pub number: u64,
 }
 
@@ -230,7 +249,7 @@ pub struct PageKey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum PageKind {
-    /// The group: machine version, time, wall offset, counters.
+    /// The group: machine version, time, wall offset, counters, changes that others have yet to do.
     Group = 1,
     /// A queue's home record.
     Queue = 2,
@@ -244,6 +263,8 @@ pub enum PageKind {
     Keys = 6,
     /// A session with its outcomes.
     Session = 7,
+    /// The finished jobs of 64 places that a partition retains.
+    Finished = 8,
 }
 
 impl PageKind {
@@ -258,6 +279,7 @@ impl PageKind {
             Self::Reasons,
             Self::Keys,
             Self::Session,
+            Self::Finished,
         ]
         .into_iter()
         .find(|kind| *kind as u8 == raw)

@@ -24,7 +24,7 @@ pub struct RaftConfig {
     pub me: Voter,
     /// The voters as of the base.
     pub voters: Vec<Voter>,
-    /// The version of the job machine in force, put into every entry.
+    /// The version of the job machine that the first entry after the log carries.
     pub machine_version: u16,
 }
 
@@ -64,6 +64,8 @@ pub struct RaftNode {
     log: RaftLog,
     /// The stamp of the last entry, or the base's; never falls.
     last_time: GroupTime,
+    /// The version of the job machine that the next entry carries; only rises.
+    machine_version: u16,
 }
 
 impl RaftNode {
@@ -82,6 +84,7 @@ impl RaftNode {
             config.voters.len()
         );
         let mut node = Self {
+            machine_version: config.machine_version,
             config,
             role: Role::Follower,
             term: hard.term.max(log.last_term()),
@@ -255,11 +258,12 @@ impl RaftNode {
             index,
             time: self.last_time,
             kind: proposal.kind,
-            machine_version: self.config.machine_version,
+            machine_version: self.machine_version,
             flags: 0,
             crc: 0,
             payload: proposal.payload,
         };
+        self.machine_version = entry.version_after().max(self.machine_version);
         self.log
             .append(entry.sealed(self.config.group, self.config.incarnation));
         index

@@ -1,13 +1,19 @@
 //! Numbers of the shards where another thread can read them, and their form for Prometheus.
+//!
+//! `/metrics` has numbers of the node and its shards only: their count does not grow with use.
+//! Those of queues and groups are on a path of their own, see `api.rs`. Each name is explained in
+//! `docs/metrics.md`; a test compares it, the dashboard and the alerts with a scrape.
 
 use crate::runtime::poker::Pulse;
+use crate::runtime::{process, sys};
 use crate::shard::counters::Counters;
 use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Counter, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
 };
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// How a number of a shard is read.
 type Read = fn(&ShardMetrics) -> u64;
@@ -20,8 +26,12 @@ pub struct ShardMetrics {
     pub connections: AtomicU64,
     /// Whether it serves.
     pub serving: AtomicBool,
-    /// From submitting a batch of the log to its completion.
-    pub wal_write: Histogram,
+    /// From submitting a batch of the log to its completion: one write that is also its sync.
+    pub wal_fsync: Histogram,
+    /// Records of a batch.
+    pub wal_batch_entries: Histogram,
+    /// Bytes of a batch.
+    pub wal_batch_bytes: Histogram,
     /// Segments of its log that are ready for use; taken for one until it was counted.
     pub spares: Arc<AtomicUsize>,
     /// Its executor's pulse.
@@ -30,14 +40,35 @@ pub struct ShardMetrics {
 
 impl ShardMetrics {
     fn new(pulse: Arc<Pulse>) -> Result<Self, prometheus::Error> {
-        let buckets = prometheus::exponential_buckets(50e-6, 2.0, 16)?;
-        let help = "Time of a durable write of the log.";
-        let options = HistogramOpts::new("rrq_wal_write_seconds", help).buckets(buckets);
+        let histogram = |name, help, first, factor, count| {
+            let buckets = prometheus::exponential_buckets(first, factor, count)?;
+            Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets))
+        };
         Ok(Self {
             values: (0..Counters::LEN).map(|_| AtomicU64::new(0)).collect(),
             connections: AtomicU64::new(0),
             serving: AtomicBool::new(false),
-            wal_write: Histogram::with_opts(options)?,
+            wal_fsync: histogram(
+                "rrq_wal_fsync_seconds",
+                "Time of a write of the log that is also its sync (O_DSYNC).",
+                50e-6,
+                2.0,
+                16,
+            )?,
+            wal_batch_entries: histogram(
+                "rrq_wal_batch_entries",
+                "Records of a batch of the log.",
+                1.0,
+                2.0,
+                13,
+            )?,
+            wal_batch_bytes: histogram(
+                "rrq_wal_batch_bytes",
+                "Bytes of a batch of the log, padding included.",
+                4096.0,
+                2.0,
+                11,
+            )?,
             spares: Arc::new(AtomicUsize::new(1)),
             pulse,
         })
@@ -116,11 +147,17 @@ impl NodeMetrics {
     pub fn text(&self) -> Result<String, prometheus::Error> {
         let registry = Registry::new();
         self.register_counters(&registry)?;
-        let opts = Opts::new("rrq_build_info", "Always 1; the version is a label.")
-            .const_label("version", env!("CARGO_PKG_VERSION"));
+        let opts = Opts::new(
+            "rrq_build_info",
+            "Always 1; what was built is in the labels.",
+        )
+        .const_label("version", env!("CARGO_PKG_VERSION"))
+        .const_label("rust_version", env!("CARGO_PKG_RUST_VERSION"))
+        .const_label("profile", PROFILE);
         let build = IntGauge::with_opts(opts)?;
         build.set(1);
         registry.register(Box::new(build))?;
+        register_process(&registry)?;
         let opts = Opts::new(
             "rrq_recovery_seconds",
             "How long each part of the start took.",
@@ -157,29 +194,48 @@ impl NodeMetrics {
             registry.register(Box::new(gauge))?;
         }
         let mut text = TextEncoder::new().encode_to_string(&registry.gather())?;
-        for (number, shard) in self.shards.iter().enumerate() {
-            let labels = [("shard".to_owned(), number.to_string())].into();
-            let registry = Registry::new_custom(None, Some(labels))?;
-            registry.register(Box::new(shard.wal_write.clone()))?;
-            let part = TextEncoder::new().encode_to_string(&registry.gather())?;
-            // Help and type stand once, before the first shard's.
-            let comment = |line: &&str| number == 0 || !line.starts_with('#');
-            part.lines().filter(comment).for_each(|line| {
-                text.push_str(line);
-                text.push('\n');
-            });
+        let histograms: [fn(&ShardMetrics) -> &Histogram; 3] = [
+            |shard| &shard.wal_fsync,
+            |shard| &shard.wal_batch_entries,
+            |shard| &shard.wal_batch_bytes,
+        ];
+        for histogram in histograms {
+            for (number, shard) in self.shards.iter().enumerate() {
+                let labels = [("shard".to_owned(), number.to_string())].into();
+                let registry = Registry::new_custom(None, Some(labels))?;
+                registry.register(Box::new(histogram(shard).clone()))?;
+                let part = TextEncoder::new().encode_to_string(&registry.gather())?;
+                // Help and type stand once, before the first shard's.
+                let comment = |line: &&str| number == 0 || !line.starts_with('#');
+                part.lines().filter(comment).for_each(|line| {
+                    text.push_str(line);
+                    text.push('\n');
+                });
+            }
         }
         Ok(text)
     }
 
     fn register_counters(&self, registry: &Registry) -> Result<(), prometheus::Error> {
+        let opts = Opts::new(
+            "rrq_shard_reactor_stall_seconds",
+            "The longest that an executor did not run although it had a core.",
+        );
+        let longest = GaugeVec::new(opts, &["shard"])?;
+        for (number, shard) in self.shards.iter().enumerate() {
+            let stall = Duration::from_nanos(shard.pulse.longest_stall_ns.load(Relaxed));
+            longest
+                .with_label_values(&[&number.to_string()])
+                .set(stall.as_secs_f64());
+        }
+        registry.register(Box::new(longest))?;
         let mut names = Vec::new();
         Counters::default().each(|name, help, rises, _| names.push((name, help, rises)));
         for (at, (name, help, rises)) in names.into_iter().enumerate() {
             let value = |shard: &ShardMetrics| shard.values[at].load(Relaxed);
             self.register(registry, name, help.trim(), rises, value)?;
         }
-        let rows: [(&str, &str, bool, Read); 3] = [
+        let rows: [(&str, &str, bool, Read); 4] = [
             ("connections", "Clients of the shard.", false, |shard| {
                 shard.connections.load(Relaxed)
             }),
@@ -194,6 +250,12 @@ impl NodeMetrics {
                 "Times that an executor did not run for 50 ms.",
                 true,
                 |shard| shard.pulse.stalls.load(Relaxed),
+            ),
+            (
+                "shard_major_faults_total",
+                "Times that the shard's thread waited for the disk to get at its memory.",
+                true,
+                |shard| process::major_faults(shard.pulse.thread.load(Relaxed)).unwrap_or(0),
             ),
         ];
         rows.into_iter().try_for_each(|(name, help, rises, value)| {
@@ -231,6 +293,50 @@ impl NodeMetrics {
     }
 }
 
+/// The build: with debug assertions, or as users run it.
+const PROFILE: &str = if cfg!(debug_assertions) {
+    "debug"
+} else {
+    "release"
+};
+
+/// The numbers that every process has, under their usual names.
+fn register_process(registry: &Registry) -> Result<(), prometheus::Error> {
+    let own = process::own_numbers();
+    let cpu = Counter::new("process_cpu_seconds_total", "Processor time used.")?;
+    cpu.inc_by(own.cpu_seconds);
+    registry.register(Box::new(cpu))?;
+    for (name, help, value) in [
+        (
+            "process_resident_memory_bytes",
+            "Memory in use.",
+            own.resident_bytes as f64,
+        ),
+        (
+            "process_virtual_memory_bytes",
+            "Memory mapped.",
+            own.virtual_bytes as f64,
+        ),
+        ("process_open_fds", "Open files.", own.open_files as f64),
+        (
+            "process_max_fds",
+            "Files that may be open.",
+            sys::open_files_limit() as f64,
+        ),
+        ("process_threads", "Threads.", own.threads as f64),
+        (
+            "process_start_time_seconds",
+            "When the process was started, since 1970.",
+            own.start_seconds,
+        ),
+    ] {
+        let gauge = Gauge::new(name, help)?;
+        gauge.set(value);
+        registry.register(Box::new(gauge))?;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -250,7 +356,7 @@ mod tests {
             "rrq_jobs_enqueued_total{shard=\"1\"} 0",
             "rrq_recovery_seconds{phase=\"replay\"} 0.25",
             "rrq_shard_stalls_total{shard=\"0\"} 0",
-            "rrq_wal_write_seconds_count{shard=\"1\"} 0",
+            "rrq_wal_fsync_seconds_count{shard=\"1\"} 0",
             "rrq_ready 1",
         ] {
             assert!(
@@ -258,6 +364,6 @@ mod tests {
                 "{line} is missing in\n{text}"
             );
         }
-        assert_eq!(text.matches("# TYPE rrq_wal_write_seconds ").count(), 1);
+        assert_eq!(text.matches("# TYPE rrq_wal_fsync_seconds ").count(), 1);
     }
 }

@@ -16,9 +16,12 @@
 //! and of its checkpoints; poker, signals, space, admin.
 
 pub mod admin;
+pub mod api;
 pub mod config;
 pub mod connection;
 pub mod data_dir;
+pub mod desk;
+pub mod guest;
 pub mod listener;
 pub mod mesh;
 pub mod metrics;
@@ -32,5 +35,6 @@ pub mod segments;
 pub mod shard_task;
 pub mod snapshot_files;
 pub mod space;
+pub mod supervisor;
 pub mod sys;
 pub mod wal_writer;

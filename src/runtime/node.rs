@@ -14,8 +14,10 @@ use crate::base::code::Code;
 use crate::base::ids::ShardId;
 use crate::base::limits::SEGMENT_BYTES;
 use crate::base::report::Report;
+use crate::runtime::api::Api;
 use crate::runtime::config::{self, Asked, NoConfig, NodeConfig};
 use crate::runtime::data_dir::DataDir;
+use crate::runtime::desk::Desk;
 use crate::runtime::listener::Admission;
 use crate::runtime::mesh::{Letter, Mesh};
 use crate::runtime::metrics::NodeMetrics;
@@ -23,7 +25,7 @@ use crate::runtime::poker::{self, Mailbox, Pulse};
 use crate::runtime::shard_task::{self, Event, Parts};
 use crate::runtime::snapshot_files::{self, SnapshotFiles};
 use crate::runtime::space::{self, Space};
-use crate::runtime::{admin, preflight, recover, segments, sys};
+use crate::runtime::{admin, preflight, recover, segments, supervisor, sys};
 use crate::shard::config::ShardConfig;
 use crate::snapshot::layout::Owner;
 use crate::wal::writer::LogIdentity;
@@ -95,10 +97,11 @@ pub fn run(config: NodeConfig) -> Result<(), Report> {
     watch_signals(events.clone())?;
 
     let pulses: Vec<Arc<Pulse>> = (0..shards).map(|_| Arc::default()).collect();
-    let boxes = pulses
+    let boxes: Arc<[Mailbox<Letter>]> = pulses
         .iter()
         .map(|pulse| Mailbox::new(pulse.clone()))
         .collect();
+    let desk = Arc::new(Desk::new(boxes.clone()));
     let metrics = NodeMetrics::new(&pulses).map_err(|error| no_thread("metrics", &error))?;
     let node = Node {
         config,
@@ -106,6 +109,7 @@ pub fn run(config: NodeConfig) -> Result<(), Report> {
         addresses,
         events,
         boxes,
+        desk,
         metrics: Arc::new(metrics),
         pulses,
         begun,
@@ -116,7 +120,9 @@ pub fn run(config: NodeConfig) -> Result<(), Report> {
     let helpers = node.start_executors(clients, cores)?;
     node.start_helpers(helpers)?;
     node.watch_space()?;
-    admin::start(admin, node.metrics.clone()).map_err(|error| no_thread("admin", &error))?;
+    admin::start(admin, node.metrics.clone(), node.api())
+        .map_err(|error| no_thread("admin", &error))?;
+    supervisor::watch(node.metrics.clone()).map_err(|error| no_thread("watchdog", &error))?;
     node.attend(&inbox)
 }
 
@@ -154,6 +160,7 @@ struct Node {
     addresses: Addresses,
     events: Sender<Event>,
     boxes: Arc<[Mailbox<Letter>]>,
+    desk: Arc<Desk>,
     pulses: Vec<Arc<Pulse>>,
     metrics: Arc<NodeMetrics>,
     begun: Instant,
@@ -162,6 +169,17 @@ struct Node {
 impl Node {
     fn shards(&self) -> u16 {
         self.dir.superblock.shards
+    }
+
+    fn api(&self) -> Api {
+        let superblock = &self.dir.superblock;
+        Api {
+            desk: self.desk.clone(),
+            metrics: self.metrics.clone(),
+            node: superblock.node,
+            cluster: superblock.cluster,
+            groups: superblock.groups,
+        }
     }
 
     fn identity(&self, shard: u16) -> LogIdentity {
@@ -235,6 +253,7 @@ impl Node {
                 groups: superblock.groups,
                 start_number: superblock.start as u32,
                 seed: sys::boot_time_ns() ^ u64::from(shard) << 48,
+                machine_version_max: config.machine_version_max,
                 payload_bytes_max: config.payload_bytes_max,
                 auto_create: config.auto_create,
                 queue_defaults: config.queue_defaults,
@@ -269,6 +288,7 @@ impl Node {
             snapshots,
             events: self.events.clone(),
             metrics: self.metrics.clone(),
+            desk: self.desk.clone(),
         }
     }
 
@@ -353,6 +373,7 @@ impl Node {
                 Ok(Event::Stop) => {
                     stop_by = Some(Instant::now() + STOP_WITHIN);
                     self.metrics.stopping.store(true, Relaxed);
+                    supervisor::stopping();
                     self.boxes
                         .iter()
                         .for_each(|mailbox| mailbox.send(Letter::Stop));
@@ -397,6 +418,7 @@ impl Node {
         if let Err(error) = line.and_then(|()| out.flush()) {
             tracing::debug!(%error, "nobody reads the standard output");
         }
+        supervisor::ready(&format!("serving clients at {}", self.addresses.clients[0]));
     }
 
     /// From the start on, so that a full disk is known before the first enqueue.

@@ -15,9 +15,10 @@
 use crate::base::code::Code;
 use crate::base::ids::ShardId;
 use crate::base::report::Report;
+use crate::runtime::process;
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::Duration;
@@ -46,12 +47,22 @@ pub struct Pulse {
     pub pokes: AtomicU64,
     /// Times that pokes went unanswered for 50 ms.
     pub stalls: AtomicU64,
+    /// The longest of them, in nanoseconds, less the time in which the thread waited for a core.
+    pub longest_stall_ns: AtomicU64,
+    /// The executor's thread; 0 until it runs.
+    pub thread: AtomicU32,
 }
 
 impl Pulse {
     /// Says that the executor runs.
     pub fn beat(&self) {
         self.beat.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often it has said so.
+    #[must_use]
+    pub fn beats(&self) -> u64 {
+        self.beat.load(Ordering::Relaxed)
     }
 
     /// Says whether the shard is being read back.
@@ -70,6 +81,11 @@ impl Pulse {
         if let Some(waker) = &*lock(&self.waker) {
             waker.wake_by_ref();
         }
+    }
+
+    /// How long the executor's thread has waited for a core since its start, in nanoseconds.
+    fn run_delay_ns(&self) -> u64 {
+        process::run_delay_ns(self.thread.load(Ordering::Relaxed)).unwrap_or(0)
     }
 
     /// The task that answers: to be spawned first on the executor. `awake` is called at each wake.
@@ -142,11 +158,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// From so many looks on, it is known what the thread waited for.
+const MEASURE_LOOKS: u32 = 2;
+
 /// How one beat was seen.
 #[derive(Default)]
 struct Watch {
     beat: u64,
     still: u32,
+    /// What the thread had waited for a core when the stillness began to matter.
+    run_delay_ns: u64,
 }
 
 /// What a look at a beat asks for.
@@ -161,7 +182,10 @@ enum Verdict {
 impl Watch {
     fn look(&mut self, beat: u64) -> Verdict {
         if beat != self.beat {
-            *self = Self { beat, still: 0 };
+            *self = Self {
+                beat,
+                ..Self::default()
+            };
             return Verdict::Runs;
         }
         self.still += 1;
@@ -169,6 +193,20 @@ impl Watch {
             DEAF_LOOKS.. => Verdict::Deaf,
             STALL_LOOKS => Verdict::Stalls,
             _ => Verdict::Poke,
+        }
+    }
+}
+
+impl Watch {
+    /// Keeps the longest stall; asks the kernel only of an executor that stands still for long.
+    fn measure(&mut self, pulse: &Pulse) {
+        if self.still == MEASURE_LOOKS {
+            self.run_delay_ns = pulse.run_delay_ns();
+        } else if self.still >= STALL_LOOKS {
+            let still = (LOOK_EVERY * self.still).as_nanos() as u64;
+            let waited = pulse.run_delay_ns().saturating_sub(self.run_delay_ns);
+            let stall = still.saturating_sub(waited);
+            pulse.longest_stall_ns.fetch_max(stall, Ordering::Relaxed);
         }
     }
 }
@@ -186,6 +224,7 @@ pub fn start(pulses: Vec<Arc<Pulse>>) -> std::io::Result<()> {
                 std::thread::sleep(LOOK_EVERY);
                 for (shard, (pulse, watch)) in pulses.iter().zip(&mut watches).enumerate() {
                     let verdict = watch.look(pulse.beat.load(Ordering::Relaxed));
+                    watch.measure(pulse);
                     let opening = pulse.opening.load(Ordering::Relaxed);
                     match verdict {
                         Verdict::Runs => continue,

@@ -1,5 +1,7 @@
-//! What /proc says of other processes, for messages that name who is in the way.
+//! What /proc says: of other processes, for messages that name who is in the way; of this one, for
+//! the metrics.
 
+use crate::runtime::sys;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -75,9 +77,93 @@ fn listening_inode(address: SocketAddr) -> Option<u64> {
         })
 }
 
+/// The thread that asks, by the kernel's number.
+#[must_use]
+pub fn this_thread() -> u32 {
+    let link = fs::read_link("/proc/thread-self").unwrap_or_default();
+    let name = link.file_name().and_then(|name| name.to_str());
+    name.and_then(|name| name.parse().ok()).unwrap_or(0)
+}
+
+/// How long a thread of this process has waited for a core since its start, in nanoseconds.
+#[must_use]
+pub fn run_delay_ns(thread: u32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/self/task/{thread}/schedstat")).ok()?;
+    text.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// How often a thread of this process had to wait for the disk to get at its memory.
+#[must_use]
+pub fn major_faults(thread: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/self/task/{thread}/stat")).ok()?;
+    field(&stat, 12)
+}
+
+/// Numbers of this process, as Prometheus' own client libraries name them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OwnNumbers {
+    /// Processor time, in seconds.
+    pub cpu_seconds: f64,
+    /// Memory in use, in bytes.
+    pub resident_bytes: u64,
+    /// Memory mapped, in bytes.
+    pub virtual_bytes: u64,
+    /// Open descriptors.
+    pub open_files: u64,
+    /// Threads.
+    pub threads: u64,
+    /// When it was started, in seconds since 1970.
+    pub start_seconds: f64,
+}
+
+/// What /proc says of this process; what cannot be read is 0.
+#[must_use]
+pub fn own_numbers() -> OwnNumbers {
+    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let of = |number| field(&stat, number).unwrap_or(0);
+    let ticks = sys::clock_ticks() as f64;
+    let boot = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let boot = boot.lines().find_map(|line| line.strip_prefix("btime "));
+    let boot: f64 = boot
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(0.0);
+    OwnNumbers {
+        cpu_seconds: (of(14) + of(15)) as f64 / ticks,
+        resident_bytes: of(24) * sys::page_bytes(),
+        virtual_bytes: of(23),
+        open_files: fs::read_dir("/proc/self/fd").map_or(0, |files| files.count() as u64),
+        threads: of(20),
+        start_seconds: boot + of(22) as f64 / ticks,
+    }
+}
+
+/// A field of a stat file, counted from 1 as proc(5) does; only those behind the name.
+fn field(stat: &str, number: usize) -> Option<u64> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace()
+        .nth(number.checked_sub(3)?)?
+        .parse()
+        .ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn knows_its_own_numbers() {
+        let thread = this_thread();
+        assert!(thread > 0 && major_faults(thread).is_some() && run_delay_ns(thread).is_some());
+        let own = own_numbers();
+        assert!(own.resident_bytes > 1 << 16 && own.virtual_bytes >= own.resident_bytes);
+        assert!(own.open_files >= 3 && own.threads >= 1);
+        let now = std::time::SystemTime::UNIX_EPOCH
+            .elapsed()
+            .expect("after 1970");
+        let age = now.as_secs_f64() - own.start_seconds;
+        assert!((-2.0..86_400.0).contains(&age), "{age} s old");
+        assert_eq!(field("1 (a ) b) S 2 3", 4), Some(2));
+    }
 
     #[test]
     fn finds_itself() {

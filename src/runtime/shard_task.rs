@@ -12,13 +12,14 @@ use crate::base::ids::{ConnId, ShardId};
 use crate::base::report::Report;
 use crate::base::units::{Monotonic, Now, WallTime};
 use crate::runtime::connection::{Connection, READ_BYTES, Shard};
+use crate::runtime::desk::{self, Desk};
 use crate::runtime::listener::{self, Admission};
 use crate::runtime::mesh::{Letter, Mesh};
 use crate::runtime::metrics::{NodeMetrics, ShardMetrics};
 use crate::runtime::poker::Pulse;
 use crate::runtime::recover::Remains;
 use crate::runtime::wal_writer::WalWriter;
-use crate::runtime::{segments, snapshot_files, sys};
+use crate::runtime::{process, segments, snapshot_files, sys};
 use crate::shard::config::ShardConfig;
 use crate::shard::effect::Effect;
 use crate::shard::engine::ShardEngine;
@@ -83,6 +84,8 @@ pub struct Parts {
     pub events: Sender<Event>,
     /// Where numbers are published.
     pub metrics: Arc<NodeMetrics>,
+    /// Where the admin thread's questions are answered.
+    pub desk: Arc<Desk>,
 }
 
 /// What the tasks of a shard share.
@@ -96,6 +99,7 @@ pub struct Hub {
     stopping: Cell<bool>,
     read_buffer: RefCell<Box<[u8]>>,
     metrics: Arc<NodeMetrics>,
+    desk: Arc<Desk>,
 }
 
 impl Hub {
@@ -130,7 +134,11 @@ impl Hub {
             .store(connections.len() as u64, Relaxed);
     }
 
-    fn reply(&self, conn: ConnId, reply: &Reply) {
+    fn reply(&self, conn: ConnId, reply: Reply) {
+        if desk::is_asker(conn) {
+            return self.desk.answer(conn, reply);
+        }
+        let reply = &reply;
         // A client that left in the meantime needs no answer.
         if let Some(connection) = self.connections.borrow().get(&conn.0) {
             connection.reply(reply);
@@ -182,7 +190,10 @@ pub async fn run(parts: Parts) {
         stopping: Cell::new(false),
         read_buffer: RefCell::new(vec![0; READ_BYTES].into()),
         metrics: parts.metrics,
+        desk: parts.desk,
     });
+    let thread = process::this_thread();
+    parts.pulse.thread.store(thread, Relaxed);
     let (awake, mesh, pulse) = (hub.clone(), parts.mesh.clone(), parts.pulse.clone());
     glommio::spawn_local(async move {
         let look = || {
@@ -200,6 +211,7 @@ pub async fn run(parts: Parts) {
         None => return tell(&parts.events, Event::Stopped(hub.shard)),
     };
     parts.pulse.set_opening(true);
+    let begun = Instant::now();
     let mut driver = Driver {
         engine: ShardEngine::new(parts.config, remains.log, remains.files, now()),
         wal: Rc::new(WalWriter::new(parts.wal_folder)),
@@ -214,6 +226,7 @@ pub async fn run(parts: Parts) {
         effects: Vec::new(),
         timer: None,
         stopped: false,
+        begun,
     };
     driver.drive().await;
 }
@@ -265,6 +278,8 @@ struct Driver {
     effects: Vec<Effect>,
     timer: Option<(Monotonic, Timer)>,
     stopped: bool,
+    /// When the log was read.
+    begun: Instant,
 }
 
 impl Driver {
@@ -316,7 +331,8 @@ impl Driver {
                 Input::StopRequested
             }
             Letter::Request(from, request) => Input::ClientRequest { from, request },
-            Letter::Reply(to, reply) => return self.hub.reply(to.conn, &reply),
+            Letter::Reply(to, reply) if to.is_engine() => Input::Answered { reply },
+            Letter::Reply(to, reply) => return self.hub.reply(to.conn, reply),
             Letter::Closed(from) => Input::ClientClosed { from },
             Letter::Recovered(_) => unreachable!("a log is read once"),
         };
@@ -364,7 +380,7 @@ impl Driver {
             Effect::WriteManifest { bytes } => self.order(Order::Manifest(bytes)),
             Effect::DropFiles { files } => self.order(Order::Drop(files)),
             Effect::Reply { to, reply } if to.shard == self.hub.shard => {
-                self.hub.reply(to.conn, &reply);
+                self.hub.reply(to.conn, reply);
             }
             Effect::Reply { to, reply } => self.mesh.reply(to, reply),
             Effect::Forward { to, from, request } => {
@@ -378,8 +394,10 @@ impl Driver {
     }
 
     fn refuse(&self, from: Origin, refusal: Reply) {
-        if from.shard == self.hub.shard {
-            self.hub.reply(from.conn, &refusal);
+        if from == Origin::engine(self.hub.shard) {
+            self.hub.push(Input::Answered { reply: refusal });
+        } else if from.shard == self.hub.shard {
+            self.hub.reply(from.conn, refusal);
         } else {
             self.mesh.reply(from, refusal);
         }
@@ -392,9 +410,12 @@ impl Driver {
             let begun = Instant::now();
             match wal.write(&write).await {
                 Ok(()) => {
-                    hub.numbers()
-                        .wal_write
-                        .observe(begun.elapsed().as_secs_f64());
+                    let (numbers, batch) = (hub.numbers(), &write.batch);
+                    numbers.wal_fsync.observe(begun.elapsed().as_secs_f64());
+                    numbers.wal_batch_bytes.observe(batch.encoded_len() as f64);
+                    numbers
+                        .wal_batch_entries
+                        .observe(f64::from(batch.records()));
                     hub.push(Input::WalSynced {
                         batch_seq: write.batch_seq,
                     });
@@ -436,6 +457,8 @@ impl Driver {
             }
             glommio::spawn_local(listener::accept(listener, self.hub.clone(), admission)).detach();
             self.pulse.set_opening(false);
+            let seconds = self.begun.elapsed().as_secs_f64();
+            self.hub.metrics.recovered("groups", seconds);
             self.hub.numbers().serving.store(true, Relaxed);
             self.order_segments(segments::Order::MayMakeAhead(true));
             tell(&self.events, Event::Serving(self.hub.shard));

@@ -88,6 +88,18 @@ pub fn open_files_limit() -> u64 {
     }
 }
 
+/// Units of processor time in /proc, a second.
+pub fn clock_ticks() -> u64 {
+    // SAFETY: takes no pointer.
+    u64::try_from(unsafe { libc::sysconf(libc::_SC_CLK_TCK) }).unwrap_or(100)
+}
+
+/// Bytes of a page of memory.
+pub fn page_bytes() -> u64 {
+    // SAFETY: takes no pointer.
+    u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
+}
+
 /// Raises the soft limit of open files to the hard one: sockets and segments need more than the
 /// usual 1024. A failure leaves what there was.
 pub fn raise_open_files() {

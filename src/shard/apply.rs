@@ -3,6 +3,7 @@
 //! A group whose log cannot be applied stops, alone; those who waited are told that their request may
 //! have taken effect.
 
+use super::changes::Waiting;
 use super::engine::ShardEngine;
 use super::group::{Phase, Waiter};
 use super::opening::halted;
@@ -10,11 +11,11 @@ use super::polls::Poll;
 use super::requests::Refusal;
 use super::timers::ADVANCE_BACKOFF;
 use crate::base::code::Code;
-use crate::base::entry::{Entry, EntryKind};
-use crate::base::ids::LogIndex;
-use crate::queue::PagesNeeded;
+use crate::base::entry::{Entry, EntryKind, version_of};
+use crate::base::ids::{LogIndex, QueueUid};
 use crate::queue::command::{Enqueued, Grant, ItemOutcome, Op, Outcome};
 use crate::queue::view::ApplyAt;
+use crate::queue::{MACHINE_VERSION, PagesNeeded};
 use crate::wire::command::decode_command;
 use crate::wire::message::{ErrorReply, LeasedJob, ReplyBody};
 
@@ -61,7 +62,19 @@ impl ShardEngine {
                     self.on_cut_applied(slot);
                 }
             }
-            EntryKind::Conf | EntryKind::Version | EntryKind::Cut => {
+            EntryKind::Version => {
+                let version =
+                    version_of(&entry.payload).filter(|version| *version <= MACHINE_VERSION);
+                let Some(version) = version else {
+                    let index = entry.index;
+                    return Err(format!("entry {index} asks for a newer version of rrq"));
+                };
+                group.queue.observe_time(entry.time);
+                group.queue.raise_version(version);
+                group.raising = false;
+                group.raft.applied();
+            }
+            EntryKind::Conf | EntryKind::Cut => {
                 return Err(format!(
                     "entry {} is of a kind ({:?}) that a newer version wrote",
                     entry.index, entry.kind
@@ -94,18 +107,43 @@ impl ShardEngine {
                 }
             }
             Some(Waiter::WallOffset) => self.groups[slot].setting_offset = false,
-            Some(Waiter::Client { to, request }) => {
-                let stamp = self.stamp(slot);
-                self.reply(to, request, Some(stamp), ReplyBody::Outcome(outcome));
-            }
+            Some(Waiter::Client { to, request }) => match changed_queue(op, &outcome) {
+                Some(queue) => {
+                    let answer = Some(outcome);
+                    let waiting = Waiting {
+                        queue,
+                        to,
+                        request,
+                        answer,
+                    };
+                    self.tell_changed(slot, waiting);
+                }
+                None => {
+                    let stamp = self.stamp(slot);
+                    self.reply(to, request, Some(stamp), ReplyBody::Outcome(outcome));
+                }
+            },
             Some(Waiter::Queue { to, request }) => match outcome {
-                Outcome::Queue(info) => self.reply_queue(slot, to, request, info.uid),
+                Outcome::Queue(info) => {
+                    let (queue, answer) = (info.uid, None);
+                    let waiting = Waiting {
+                        queue,
+                        to,
+                        request,
+                        answer,
+                    };
+                    self.tell_changed(slot, waiting);
+                }
                 other => self.reply(to, request, None, ReplyBody::Outcome(other)),
             },
             Some(Waiter::Lease { poll, place }) => {
                 self.groups[slot].polls.unclaim(place, poll.max);
                 self.on_leased(slot, poll, outcome);
             }
+        }
+        self.wake_job_waits(slot, op);
+        if matches!(op, Op::PartitionsChanged { .. }) {
+            self.answer_changed(slot);
         }
     }
 
@@ -213,7 +251,17 @@ impl ShardEngine {
                 &Refusal::new(Code::GroupHalted, why.clone()),
             );
         }
+        self.end_waits(slot, Code::GroupHalted, &why);
         self.round_without(slot);
         self.counters.groups_halted = self.halted().count() as u64;
+    }
+}
+
+/// The queue that a command made or changed, whose partitions may have to follow.
+fn changed_queue(op: &Op, outcome: &Outcome) -> Option<QueueUid> {
+    match (op, outcome) {
+        (Op::DeleteQueue { queue }, Outcome::Done) => Some(*queue),
+        (_, Outcome::Queue(info)) => Some(info.uid),
+        _ => None,
     }
 }

@@ -1,6 +1,7 @@
 //! What an engine is told at its start, and never again.
 
 use crate::base::ids::{NodeId, ShardId};
+
 use crate::queue::command::QueueSettings;
 use crate::wal::writer::LogIdentity;
 
@@ -21,6 +22,8 @@ pub struct ShardConfig {
     pub start_number: u32,
     /// Seeds election timeouts and segment epochs.
     pub seed: u64,
+    /// The highest version of the job machine that this node proposes to a group.
+    pub machine_version_max: u16,
     /// Largest payload of a job, in bytes.
     pub payload_bytes_max: usize,
     /// Whether a queue is made at its first use.

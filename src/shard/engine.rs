@@ -1,6 +1,7 @@
 //! The engine of one core. This file is its table of contents: one line an input, then one short
 //! method a stage, in the order of the data path. What a stage decides is in the files beside it.
 
+use super::changes::Asked;
 use super::checkpoint::Checkpointer;
 use super::config::ShardConfig;
 use super::counters::Counters;
@@ -15,6 +16,7 @@ use crate::base::code::Code;
 use crate::base::entry::EntryKind;
 use crate::base::ids::{GroupId, LogIndex, SessionId, ShardId, Term};
 use crate::base::units::{Monotonic, Now};
+use crate::queue::MACHINE_VERSION;
 use crate::queue::command::{Command, Op};
 use crate::raft::node::{Proposal, ProposeError};
 use crate::raft::ready::HardState;
@@ -22,12 +24,13 @@ use crate::snapshot::layout::Owner;
 use crate::wal::record::{HardState as LoggedHardState, Record};
 use crate::wal::recovery::{GroupLog, GroupLogStatus, Recovered};
 use crate::wal::writer::{LogWriter, Ticket};
+use crate::wire::message::WorkerInfo;
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-/// The highest version of the job machine that this binary runs.
-pub const MACHINE_VERSION_MAX: u16 = 1;
+// What recovery lets through is what the machine applies.
+const _: () = assert!(MACHINE_VERSION == crate::wal::record::MACHINE_VERSION_MAX);
 
 /// Idle this long after the last write, the log proves it by a beacon.
 const BEACON_AFTER: Duration = Duration::from_millis(5);
@@ -37,6 +40,10 @@ const BEACON_AFTER: Duration = Duration::from_millis(5);
 pub(super) struct Conn {
     pub(super) sessions: BTreeSet<(usize, SessionId)>,
     pub(super) polls: BTreeSet<(usize, Place, u64)>,
+    /// Watches and waits for a job's end.
+    pub(super) waits: BTreeSet<(usize, u64)>,
+    /// Who works on it.
+    pub(super) worker: Option<WorkerInfo>,
     /// Shards that got requests of it.
     pub(super) forwarded: BTreeSet<ShardId>,
 }
@@ -77,6 +84,7 @@ pub struct ShardEngine {
     pub(super) disk_full: bool,
     pub(super) disk_exhausted: bool,
     pub(super) next_poll: u64,
+    pub(super) asked: Asked,
     /// Slots with work for the next drain.
     dirty: Vec<usize>,
     /// What the batches under way carry, in order.
@@ -169,6 +177,7 @@ impl ShardEngine {
             disk_full: false,
             disk_exhausted: false,
             next_poll: 1,
+            asked: Asked::default(),
             written: VecDeque::new(),
             timers: BTreeSet::new(),
             beacon_at: None,
@@ -186,6 +195,7 @@ impl ShardEngine {
         match input {
             Input::ClientRequest { from, request } => self.on_request(from, request),
             Input::ClientClosed { from } => self.on_client_closed(from),
+            Input::Answered { reply } => self.on_answered(&reply),
             Input::WalSynced { batch_seq } => self.on_wal_synced(batch_seq),
             Input::SegmentReady { number } => self.wal.segment_ready(number),
             Input::GroupLoaded { group, result } => self.on_group_loaded(group, result),
@@ -258,10 +268,8 @@ impl ShardEngine {
     /// Jobs that are live and not dead, over all groups.
     #[must_use]
     pub fn live_jobs(&self) -> u64 {
-        let queues = self.groups.iter().flat_map(|group| group.queue.queues());
-        queues
-            .map(|(_, stats)| stats.pending + stats.delayed + stats.in_flight)
-            .sum()
+        let groups = self.groups.iter();
+        groups.map(|group| group.queue.live_jobs()).sum()
     }
 
     pub(super) fn stopping(&self) -> bool {
@@ -438,6 +446,9 @@ impl ShardEngine {
         self.collect_ready(slot);
         self.apply_committed(slot);
         self.wake_polls(slot);
+        self.wake_watches(slot);
+        self.raise_version(slot);
+        self.drive_changes(slot);
         self.collect_ready(slot);
         self.set_timer(slot);
     }
@@ -455,6 +466,7 @@ impl ShardEngine {
                 let refusal = Refusal::new(Code::Stopping, "the node is stopping");
                 self.refuse(poll.to, poll.request, &refusal);
             }
+            self.end_waits(slot, Code::Stopping, "the node is stopping");
             self.mark(slot);
         }
     }

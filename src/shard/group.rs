@@ -1,11 +1,13 @@
 //! One group of a shard: its member of Raft, its job machine, and who waits for what.
 
+use super::changes::Changes;
 use super::clock::GroupClock;
 use super::config::ShardConfig;
 use super::input::Origin;
 use super::liveness::Liveness;
 use super::loading::BaseFiles;
 use super::polls::{Place, Poll, Polls};
+use super::waits::Waits;
 use crate::base::ids::{GroupId, Incarnation, LogIndex};
 use crate::base::units::Monotonic;
 use crate::queue::JobQueue;
@@ -36,7 +38,7 @@ pub(super) enum Waiter {
         /// Which request.
         request: u64,
     },
-    /// A client, for the queue that the entry makes.
+    /// A client, for the queue that the entry makes or changes.
     Queue {
         /// Who.
         to: Origin,
@@ -75,6 +77,10 @@ pub(super) struct Group {
     /// Who waits, in the order of the log.
     pub(super) waiters: VecDeque<(LogIndex, Waiter)>,
     pub(super) polls: Polls,
+    pub(super) waits: Waits,
+    pub(super) changes: Changes,
+    /// An entry that raises the version of the machine is on its way.
+    pub(super) raising: bool,
     pub(super) liveness: Liveness,
     /// An entry that handles due things is on its way; or, after one that found nothing to do,
     /// the next is not proposed before this time.

@@ -2,7 +2,7 @@
 
 use super::loading::GroupState;
 use crate::base::ids::{ConnId, GroupId, ShardId};
-use crate::wire::message::Request;
+use crate::wire::message::{Reply, Request};
 
 /// Where a request came from: a connection of a shard of this node. Another shard than the one
 /// that handles it means that the request was forwarded.
@@ -12,6 +12,24 @@ pub struct Origin {
     pub shard: ShardId,
     /// The connection.
     pub conn: ConnId,
+}
+
+impl Origin {
+    /// The engine of a shard itself, where it asks another. Its answers come back as
+    /// [`Input::Answered`], never over a connection.
+    #[must_use]
+    pub fn engine(shard: ShardId) -> Self {
+        Self {
+            shard,
+            conn: ConnId(u64::MAX),
+        }
+    }
+
+    /// Whether an engine asked, not a client.
+    #[must_use]
+    pub fn is_engine(self) -> bool {
+        self.conn == ConnId(u64::MAX)
+    }
 }
 
 /// What happened.
@@ -28,6 +46,12 @@ pub enum Input {
     ClientClosed {
         /// Which.
         from: Origin,
+    },
+    /// Another shard answered what this engine itself asked, as
+    /// [`Origin::engine`].
+    Answered {
+        /// The answer.
+        reply: Reply,
     },
     /// A batch of the log is on disk, whole.
     WalSynced {

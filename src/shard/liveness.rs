@@ -83,6 +83,12 @@ impl Liveness {
         self.reschedule(id, check_at);
     }
 
+    /// Where and when a session was heard last; `None` if it is not watched.
+    pub(super) fn last_heard(&self, id: SessionId) -> Option<(Option<Origin>, Monotonic)> {
+        let watched = self.watched.get(&id)?;
+        Some((watched.conn, watched.heard))
+    }
+
     /// When [`Self::check`] has something to do.
     pub(super) fn next_check(&self) -> Option<Monotonic> {
         self.checks.first().map(|(at, _)| *at)

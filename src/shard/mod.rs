@@ -5,8 +5,10 @@
 //! A request becomes a command, the command a proposal, the proposal an entry in the shard's log
 //! ([`engine`], `requests`). When the batch that carries it is on disk, Raft commits it; then the
 //! job machine of its group applies it, and whoever waits for that index is answered
-//! (`apply`). Leases that found nothing wait in `polls`; what is due and who is silent is found by
-//! `timers` and `liveness`; `checkpoint` cuts the hot state of the groups so that the log stays short,
+//! (`apply`). Leases that found nothing wait in `polls`, watches and waits for a job's end in
+//! `waits`; `reads` answers without an entry. `changes` carries what a queue's home group decides to
+//! the groups of its partitions, `versions` raises the version of a group's machine. What is due and
+//! who is silent is found by `timers` and `liveness`; `checkpoint` cuts the hot state of the groups so that the log stays short,
 //! and `opening` brings a group back from it.
 //!
 //! # The contract
@@ -26,6 +28,7 @@
 //! asks whether there is one node or many.
 
 mod apply;
+mod changes;
 mod checkpoint;
 mod clock;
 pub mod config;
@@ -39,5 +42,8 @@ pub mod loading;
 mod opening;
 pub mod placement;
 mod polls;
+mod reads;
 mod requests;
 mod timers;
+mod versions;
+mod waits;

@@ -7,20 +7,23 @@
 //! | damaged | the empty one of formation | the log is applied from its beginning |
 //! | damaged | damaged, or none | stops, alone, and names what is damaged |
 
+use super::changes::Changes;
 use super::checkpoint::{damaged, page_key, root_ref};
 use super::clock::GroupClock;
 use super::config::ShardConfig;
 use super::effect::Effect;
-use super::engine::{MACHINE_VERSION_MAX, ShardEngine};
+use super::engine::ShardEngine;
 use super::group::{Group, Phase};
 use super::liveness::Liveness;
 use super::loading::{BaseFiles, GroupState};
 use super::polls::Polls;
+use super::waits::Waits;
 use crate::base::checksum::Hash128;
+use crate::base::entry::Entry;
 use crate::base::ids::{GroupId, Incarnation, JobId, LogIndex, Term};
 use crate::base::units::{GroupTime, Lsn, Now};
-use crate::queue::JobQueue;
 use crate::queue::view::BodyLocation;
+use crate::queue::{JobQueue, MACHINE_VERSION};
 use crate::raft::log::RaftLog;
 use crate::raft::message::Voter;
 use crate::raft::node::{RaftConfig, RaftNode};
@@ -161,7 +164,7 @@ pub(super) fn open_group(
             id,
             &format!("its voters are {:?}, not this node alone", newest.voters),
         )),
-        _ if newest.machine_version > MACHINE_VERSION_MAX => Phase::Halted(halted(
+        _ if newest.machine_version > MACHINE_VERSION => Phase::Halted(halted(
             id,
             &format!("it needs machine version {}", newest.machine_version),
         )),
@@ -183,6 +186,11 @@ pub(super) fn open_group(
         .last()
         .map_or(newest.time, |entry| entry.time)
         .max(newest.time);
+    // Versions only rise along the log.
+    let machine_version = entries
+        .last()
+        .map_or(newest.machine_version, Entry::version_after)
+        .max(newest.machine_version);
     let mut raft_log = RaftLog::new((oldest.index, oldest.term), entries);
     if newest.index <= raft_log.last_index() {
         raft_log.start_at(newest.index);
@@ -193,7 +201,7 @@ pub(super) fn open_group(
             incarnation,
             me,
             voters: vec![me],
-            machine_version: newest.machine_version,
+            machine_version,
         },
         raft_hard_state(hard, me),
         raft_log,
@@ -217,6 +225,9 @@ pub(super) fn open_group(
         hard_state_ticket: None,
         waiters: VecDeque::new(),
         polls: Polls::default(),
+        waits: Waits::default(),
+        changes: Changes::default(),
+        raising: false,
         liveness: Liveness::default(),
         advancing: false,
         advance_not_before: now.mono,

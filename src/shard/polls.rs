@@ -4,7 +4,7 @@
 //! place. Bounded by [`POLLS_WAITING_MAX`](crate::base::limits::POLLS_WAITING_MAX) for the shard.
 
 use super::input::Origin;
-use crate::base::ids::{Partition, QueueUid};
+use crate::base::ids::{Partition, QueueUid, SessionId};
 use crate::base::units::Monotonic;
 use crate::queue::command::Command;
 use std::collections::{BTreeMap, BTreeSet};
@@ -75,6 +75,12 @@ impl Polls {
             .copied()
             .filter(|(at, ..)| *at <= now)?;
         self.remove(place, number)
+    }
+
+    /// The sessions of the polls that wait, once for each poll.
+    pub(super) fn sessions(&self) -> impl Iterator<Item = SessionId> {
+        let polls = self.waiting.values().flat_map(BTreeMap::values);
+        polls.filter_map(|poll| poll.command.session.map(|call| call.id))
     }
 
     /// Every poll; the group stops serving.

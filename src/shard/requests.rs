@@ -4,6 +4,7 @@
 //! group that does not serve, a full disk, a payload or a window out of bounds. What the job
 //! machine refuses is an outcome like any other.
 
+use super::changes::Waiting;
 use super::effect::Effect;
 use super::engine::{Conn, ShardEngine};
 use super::group::{Phase, Waiter};
@@ -17,7 +18,9 @@ use crate::base::ids::{GroupId, QueueUid, SessionId};
 use crate::base::limits::{
     POLL_WAIT_MS_MAX, POLLS_WAITING_MAX, SESSION_POLL_WINDOW, SESSION_WINDOW,
 };
-use crate::queue::command::{Command, NewJob, Op, Outcome, Rejection, SessionCall, Window};
+use crate::queue::command::{
+    Command, NewJob, Op, Outcome, QueueSettings, Rejection, SessionCall, Window,
+};
 use crate::wire::command::encode_command;
 use crate::wire::message::{
     CommitStamp, ErrorReply, GroupStatus, Reply, ReplyBody, Request, RequestBody, ShardStatus,
@@ -43,8 +46,11 @@ impl ShardEngine {
     /// Takes a request.
     pub(super) fn on_request(&mut self, from: Origin, request: Request) {
         self.counters.requests_total += 1;
-        // Made here alone, and removed when the connection closes: what comes later finds none.
-        self.conns.entry(from).or_default();
+        // Made here alone, and removed when the connection closes: what comes later finds none. An
+        // engine asks without a connection.
+        if !from.is_engine() {
+            self.conns.entry(from).or_default();
+        }
         let id = request.id;
         let Some(group) = self.target(&request.body) else {
             return self.on_shard_request(from, request);
@@ -97,7 +103,10 @@ impl ShardEngine {
 
     fn on_shard_request(&mut self, from: Origin, request: Request) {
         let body = match request.body {
-            RequestBody::Heartbeat { sessions, .. } => {
+            RequestBody::Heartbeat { sessions, worker } => {
+                if worker.is_some() {
+                    self.conn(from).worker = worker;
+                }
                 let unknown = |at: &(GroupId, SessionId)| !self.on_heartbeat(from, at.0, at.1);
                 ReplyBody::HeartbeatTaken {
                     unknown: sessions.into_iter().filter(unknown).collect(),
@@ -133,6 +142,15 @@ impl ShardEngine {
             RequestBody::GetQueue { name, create } => {
                 self.on_get_queue(from, slot, request.id, &name, create)
             }
+            RequestBody::Watch {
+                queue,
+                partition,
+                wait_ms,
+                ..
+            } => self.on_watch(from, slot, request.id, (queue, partition), wait_ms),
+            RequestBody::WaitJob { job, wait_ms } => {
+                self.on_wait_job(from, slot, request.id, job, wait_ms)
+            }
             read => {
                 let body = self.read(slot, read);
                 let stamp = self.stamp(slot);
@@ -140,37 +158,6 @@ impl ShardEngine {
                 Ok(())
             }
         }
-    }
-
-    /// Reads of the leader: with one voter its applied state is the latest that anybody can know.
-    fn read(&self, slot: usize, body: RequestBody) -> ReplyBody {
-        let queue = &self.groups[slot].queue;
-        let answer = match body {
-            RequestBody::GetJob { job } => queue.job(job).map(|job| ReplyBody::Job(Box::new(job))),
-            RequestBody::GetJobByKey {
-                queue: uid,
-                partition,
-                key,
-                ..
-            } => queue
-                .job_by_key(uid, partition, &key)
-                .map(|job| ReplyBody::Job(Box::new(job))),
-            RequestBody::Peek {
-                queue: uid,
-                partition,
-                state,
-                limit,
-                ..
-            } => {
-                let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-                queue
-                    .peek(uid, partition, state, limit)
-                    .map(ReplyBody::Jobs)
-            }
-            RequestBody::ListQueues { .. } => Ok(ReplyBody::Queues(queue.queues())),
-            _ => Err(Rejection::Unsupported),
-        };
-        answer.unwrap_or_else(|rejection| ReplyBody::Outcome(Outcome::Rejected(rejection)))
     }
 
     fn on_get_queue(
@@ -182,7 +169,13 @@ impl ShardEngine {
         create: bool,
     ) -> Result<(), Refusal> {
         if let Some(info) = self.groups[slot].queue.queue_by_name(name) {
-            self.reply_queue(slot, from, request, info.uid);
+            let waiting = Waiting {
+                queue: info.uid,
+                to: from,
+                request,
+                answer: None,
+            };
+            self.tell_changed(slot, waiting);
             return Ok(());
         }
         if !create || !self.config.auto_create {
@@ -194,7 +187,7 @@ impl ShardEngine {
             name: name.to_owned(),
             settings,
             must_be_new: false,
-            groups: 0,
+            groups: self.groups_for(&settings),
         };
         if self.stopping() {
             return Err(Refusal::new(
@@ -207,12 +200,26 @@ impl ShardEngine {
         self.propose_command(slot, &Command { session: None, op }, Some(waiter))
     }
 
-    /// Answers with a queue and its counters.
+    /// The number of groups over which the partitions of a new queue are placed, as the command
+    /// carries it: 0 where its only partition lives at home.
+    fn groups_for(&self, settings: &QueueSettings) -> u32 {
+        match settings.partitions {
+            0 | 1 => 0,
+            _ => self.config.groups,
+        }
+    }
+
+    /// Answers with a queue and the counters of its partition 0.
     pub(super) fn reply_queue(&mut self, slot: usize, to: Origin, request: u64, uid: QueueUid) {
         let mut queues = self.groups[slot].queue.queues();
         queues.retain(|(info, _)| info.uid == uid);
         let stamp = self.stamp(slot);
-        self.reply(to, request, Some(stamp), ReplyBody::Queues(queues));
+        let body = if queues.is_empty() {
+            ReplyBody::Outcome(Outcome::Rejected(Rejection::QueueChanged))
+        } else {
+            ReplyBody::Queues(queues)
+        };
+        self.reply(to, request, Some(stamp), body);
     }
 
     fn on_command(
@@ -220,9 +227,15 @@ impl ShardEngine {
         from: Origin,
         slot: usize,
         request: u64,
-        command: Command,
+        mut command: Command,
         wait_ms: u32,
     ) -> Result<(), Refusal> {
+        if let Op::CreateQueue {
+            settings, groups, ..
+        } = &mut command.op
+        {
+            *groups = self.groups_for(settings);
+        }
         if self.stopping() {
             let message = "the node is stopping and takes nothing new";
             return Err(Refusal::new(Code::Stopping, message));
@@ -267,6 +280,7 @@ impl ShardEngine {
                 | Op::Release { .. }
                 | Op::Bury { .. }
                 | Op::RequeueDead { .. }
+                | Op::SweepDead { .. }
         );
         if (self.disk_full && grows) || (self.disk_exhausted && (grows || keeps)) {
             self.counters.disk_full_refusals_total += 1;
@@ -406,7 +420,7 @@ impl ShardEngine {
     }
 
     /// What the connection of a request holds here.
-    fn conn(&mut self, from: Origin) -> &mut Conn {
+    pub(super) fn conn(&mut self, from: Origin) -> &mut Conn {
         self.conns
             .get_mut(&from)
             .expect("its request has just come")
@@ -455,6 +469,9 @@ impl ShardEngine {
                 self.mark(slot);
             }
         }
+        for (slot, number) in conn.waits {
+            self.forget_wait(slot, number);
+        }
         for (slot, session) in conn.sessions {
             self.groups[slot]
                 .liveness
@@ -482,12 +499,12 @@ impl ShardEngine {
         stamp: Option<CommitStamp>,
         body: ReplyBody,
     ) {
-        // Ids of clients start at 1; 0 is what a shard asks of another for itself.
-        if id != 0 {
-            self.effects.push(Effect::Reply {
-                to,
-                reply: Reply { id, stamp, body },
-            });
+        let reply = Reply { id, stamp, body };
+        if to == Origin::engine(self.config.shard) {
+            self.on_answered(&reply);
+        } else if id != 0 {
+            // Ids of clients start at 1; 0 is a bye that was passed on, which nobody waits for.
+            self.effects.push(Effect::Reply { to, reply });
         }
     }
 

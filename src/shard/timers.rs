@@ -47,6 +47,7 @@ impl ShardEngine {
                 ReplyBody::Leased(Vec::new()),
             );
         }
+        self.answer_late_waits(slot);
         if self.stopping() {
             return;
         }
@@ -109,7 +110,12 @@ impl ShardEngine {
     pub(super) fn set_timer(&mut self, slot: usize) {
         let group = &self.groups[slot];
         let next = if group.serves() && !self.stopping() {
-            let checks = [group.liveness.next_check(), group.polls.next_deadline()];
+            let checks = [
+                group.liveness.next_check(),
+                group.polls.next_deadline(),
+                group.waits.next_deadline(),
+                group.changes.next_try(),
+            ];
             let own = [
                 self.advance_at(slot),
                 self.stamp_at(slot),

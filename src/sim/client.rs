@@ -8,9 +8,10 @@ use crate::base::code::Code;
 use crate::base::ids::{GroupId, JobId, Partition, QueueUid, SessionId, Token};
 use crate::base::prng::Prng;
 use crate::queue::command::{
-    AckItem, Command, Enqueued, ItemOutcome, NackItem, NewJob, Op, Outcome, Rejection, SessionCall,
-    Start, Window,
+    AckItem, Command, Enqueued, ItemOutcome, NackItem, NewJob, Op, Outcome, QueueInfo,
+    QueueSettings, Rejection, SessionCall, Start, Window,
 };
+use crate::queue::view::{JobEnd, JobState};
 use crate::wire::message::{LeasedJob, Reply, ReplyBody, RequestBody};
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -23,6 +24,9 @@ const HELD_MAX: usize = 8;
 /// What a request is for.
 #[derive(Clone, Debug)]
 enum Purpose {
+    /// The queue of this client's settings.
+    Create,
+    /// The queue as the node makes it.
     Queue,
     Session,
     Attach,
@@ -30,6 +34,9 @@ enum Purpose {
     Lease,
     End(Vec<Token>),
     GiveBack,
+    Watch,
+    /// The end of a job.
+    Wait(JobId),
     Other,
 }
 
@@ -51,8 +58,15 @@ struct Session {
 /// A client.
 #[derive(Clone, Debug)]
 pub struct SimClient {
+    number: u64,
     name: String,
+    /// How its queue is to be made; `None` = as the node makes it.
+    settings: Option<QueueSettings>,
+    /// The home of its queue.
+    home: GroupId,
+    /// The group of its partition, once that is known.
     group: GroupId,
+    partition: Partition,
     queue: Option<QueueUid>,
     session: Option<Session>,
     next_request: u64,
@@ -62,12 +76,16 @@ pub struct SimClient {
 }
 
 impl SimClient {
-    /// Client `number`, which works with the queue of this name in this group.
+    /// Client `number`, which works with one partition of the queue of this name and home.
     #[must_use]
-    pub fn new(number: u64, name: &str, group: GroupId) -> Self {
+    pub fn new(number: u64, name: &str, home: GroupId, settings: Option<QueueSettings>) -> Self {
         Self {
+            number,
             name: name.to_owned(),
-            group,
+            settings,
+            home,
+            group: home,
+            partition: Partition(0),
             queue: None,
             session: None,
             next_request: 1,
@@ -76,12 +94,6 @@ impl SimClient {
             outstanding: BTreeMap::new(),
             held: Vec::new(),
         }
-    }
-
-    /// The group that it works with.
-    #[must_use]
-    pub fn group(&self) -> GroupId {
-        self.group
     }
 
     /// Everything unanswered, to be sent again.
@@ -106,11 +118,7 @@ impl SimClient {
             return None;
         }
         let Some(queue) = self.queue else {
-            let body = RequestBody::GetQueue {
-                name: self.name.clone(),
-                create: true,
-            };
-            return self.send_once(body, Purpose::Queue);
+            return self.find_queue();
         };
         if self.session.is_none() {
             let body = self.command(
@@ -121,7 +129,9 @@ impl SimClient {
             );
             return self.send_once(body, Purpose::Session);
         }
-        match prng.below(16) {
+        match prng.below(18) {
+            16 => self.watch(queue, prng),
+            17 => self.wait(prng),
             0..=4 if produce => self.enqueue(queue, prng, ledger),
             5..=8 => self.lease(queue, prng),
             9..=12 => self.finish(prng, ledger),
@@ -151,7 +161,22 @@ impl SimClient {
                 }
                 code => panic!("{code}: {}", error.message),
             },
-            ReplyBody::Queues(queues) => self.queue = Some(queues[0].0.uid),
+            ReplyBody::Queues(queues) => self.take_queue(&queues[0].0),
+            ReplyBody::Ready(_) if matches!(request.purpose, Purpose::Watch) => {}
+            ReplyBody::Job(job) => match request.purpose {
+                Purpose::Wait(id) => {
+                    assert!(job.id == id && job.state != JobState::Dead, "{job:?}");
+                }
+                purpose => panic!("{purpose:?} was answered by {job:?}"),
+            },
+            ReplyBody::Finished(job) => match request.purpose {
+                Purpose::Wait(id) => {
+                    assert!(job.id == id && job.end == JobEnd::Completed, "{job:?}");
+                    assert!(job.result == Some(result_of(id)), "{job:?}");
+                    ledger.told_finished(id);
+                }
+                purpose => panic!("{purpose:?} was answered by {job:?}"),
+            },
             ReplyBody::Leased(jobs) => self.on_leased(&request, jobs, ledger),
             ReplyBody::Outcome(outcome) => self.on_outcome(&request, outcome, ledger),
             ReplyBody::HeartbeatTaken { unknown } => {
@@ -169,6 +194,12 @@ impl SimClient {
     fn on_outcome(&mut self, request: &Outstanding, outcome: Outcome, ledger: &mut Ledger) {
         match (&request.purpose, outcome) {
             (_, Outcome::Rejected(Rejection::SessionExpired)) => self.forget_session(),
+            (Purpose::Create, Outcome::Queue(info)) => self.take_queue(&info),
+            // The group is of version 1 still.
+            (Purpose::Create, Outcome::Rejected(Rejection::Unsupported)) => self.settings = None,
+            (Purpose::Wait(id), Outcome::Rejected(Rejection::Finished)) => {
+                ledger.told_finished(*id);
+            }
             (Purpose::Lease, Outcome::Rejected(Rejection::Reattach)) => {
                 if let Some(session) = self.session {
                     let body = self.command(
@@ -227,6 +258,53 @@ impl SimClient {
         }
     }
 
+    /// Finds or makes the queue.
+    fn find_queue(&mut self) -> Option<(u64, RequestBody)> {
+        let name = self.name.clone();
+        let Some(settings) = self.settings else {
+            let body = RequestBody::GetQueue { name, create: true };
+            return self.send_once(body, Purpose::Queue);
+        };
+        let op = Op::CreateQueue {
+            name,
+            settings,
+            must_be_new: false,
+            groups: 0,
+        };
+        let body = RequestBody::Command {
+            group: self.home,
+            command: Command { session: None, op },
+            wait_ms: 0,
+        };
+        self.send_once(body, Purpose::Create)
+    }
+
+    fn take_queue(&mut self, info: &QueueInfo) {
+        let partitions = info.groups.len() as u64;
+        let partition = (self.number % partitions) as u8;
+        self.queue = Some(info.uid);
+        self.partition = Partition(partition);
+        self.group = info.groups[usize::from(partition)];
+    }
+
+    fn watch(&mut self, queue: QueueUid, prng: &mut Prng) -> Option<(u64, RequestBody)> {
+        let body = RequestBody::Watch {
+            queue,
+            partition: self.partition,
+            group: self.group,
+            wait_ms: prng.below(2_000) as u32,
+        };
+        Some(self.send(body, Purpose::Watch, None))
+    }
+
+    /// Waits for the end of a job that it holds, or held a moment ago.
+    fn wait(&mut self, prng: &mut Prng) -> Option<(u64, RequestBody)> {
+        let job = self.held.first()?.job;
+        let wait_ms = prng.below(2_000) as u32;
+        let body = RequestBody::WaitJob { job, wait_ms };
+        Some(self.send(body, Purpose::Wait(job), None))
+    }
+
     fn enqueue(
         &mut self,
         queue: QueueUid,
@@ -252,7 +330,7 @@ impl SimClient {
         }
         let op = Op::Enqueue {
             queue,
-            partition: Partition(0),
+            partition: self.partition,
             items,
         };
         Some(self.send_in_session(op, Window::Commands, 0, Purpose::Enqueue(numbers)))
@@ -275,7 +353,7 @@ impl SimClient {
         };
         let op = Op::Lease {
             queue,
-            partition: Partition(0),
+            partition: self.partition,
             max,
             lease_ms,
             epoch,
@@ -301,7 +379,7 @@ impl SimClient {
         tokens.iter().for_each(|token| ledger.end_sent(token.job));
         let ack = |token: &Token| AckItem {
             token: *token,
-            result: None,
+            result: Some(result_of(token.job)),
         };
         let op = Op::Ack {
             items: tokens.iter().map(ack).collect(),
@@ -414,6 +492,11 @@ impl SimClient {
         self.outstanding.insert(id, request);
         (id, body)
     }
+}
+
+/// What a worker gives back for a job.
+fn result_of(job: JobId) -> Bytes {
+    Bytes::copy_from_slice(&job.to_bytes())
 }
 
 /// A payload that tells which job it is of.

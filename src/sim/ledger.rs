@@ -101,6 +101,15 @@ impl Ledger {
             .end_confirmed = true;
     }
 
+    /// Somebody was told that a job is over.
+    pub fn told_finished(&self, id: JobId) {
+        let number = self.by_id[&id];
+        assert!(
+            self.jobs[&number].end_asked,
+            "job {number} ({id}) is said to be over, and nobody ended it"
+        );
+    }
+
     /// Jobs that must be live, and jobs that must not be.
     pub fn audit(&self) -> impl Iterator<Item = (JobId, bool)> {
         self.jobs.values().filter_map(|fate| {

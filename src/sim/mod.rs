@@ -20,7 +20,9 @@
 //!
 //! [`ledger`] holds every promise made to a client against every later answer: no acknowledged job
 //! is lost, none is delivered after its ack, no token is granted twice, a retry never makes a second
-//! job, payloads are what was enqueued.
+//! job, payloads are what was enqueued, nobody is told of an end that nobody asked for. [`operator`]
+//! checks that what was answered of a queue holds in each of its partitions. In some runs the groups
+//! start at the first version of the job machine and rise on the way.
 //!
 //! A run is a pure function of its seed. What is deliberately absent: several nodes, the network
 //! between client and node (frames arrive whole or not at all), and `runtime/`.
@@ -28,4 +30,5 @@
 pub mod client;
 pub mod disk;
 pub mod ledger;
+pub mod operator;
 pub mod world;

@@ -3,11 +3,13 @@
 use super::client::{Audit, SimClient};
 use super::disk::SimDisk;
 use super::ledger::Ledger;
+use super::operator::Operator;
 use crate::base::checksum::Hash128;
 use crate::base::ids::{ClusterId, ConnId, DiskId, GroupId, NodeId, ShardId};
 use crate::base::limits::FRAME_BYTES_MAX;
 use crate::base::prng::Prng;
 use crate::base::units::{Monotonic, Now, WallTime};
+use crate::queue::MACHINE_VERSION;
 use crate::queue::command::{Backoff, Outcome, QueueSettings, Rejection};
 use crate::shard::config::ShardConfig;
 use crate::shard::effect::{CheckpointFile, Effect};
@@ -28,6 +30,16 @@ use std::time::Duration;
 
 /// Request ids of the world's own questions.
 const AUDIT_ID: u64 = 1 << 62;
+/// The connection over which the world asks them.
+const AUDITOR: Origin = Origin {
+    shard: ShardId(0),
+    conn: ConnId(1 << 62),
+};
+/// The operator's connection.
+const OPERATOR: Origin = Origin {
+    shard: ShardId(0),
+    conn: ConnId(1 << 61),
+};
 
 /// What a run may do; drawn from the seed.
 #[derive(Clone, Debug)]
@@ -40,6 +52,7 @@ struct Options {
     checkpoint_log_bytes: u64,
     slow_disk: bool,
     rounds_fail: bool,
+    machine_version: u16,
 }
 
 impl Options {
@@ -53,6 +66,11 @@ impl Options {
             checkpoint_log_bytes: 128 << 10 << prng.below(5),
             slow_disk: prng.chance(1, 3),
             rounds_fail: prng.chance(1, 4),
+            machine_version: if prng.chance(1, 4) {
+                1
+            } else {
+                MACHINE_VERSION
+            },
         }
     }
 }
@@ -65,6 +83,7 @@ enum Event {
     FilesDone(u64, Vec<CheckpointFile>),
     ManifestDone,
     ClientActs(usize),
+    OperatorActs,
     Deadline,
 }
 
@@ -83,6 +102,8 @@ pub struct RunReport {
     pub rounds: u64,
     /// Torn tails cut.
     pub tails_cut: u64,
+    /// Queues made, changed and deleted by the operator.
+    pub operated: u64,
     /// Virtual time, in milliseconds.
     pub simulated_ms: u64,
     /// The hash of everything that clients were told.
@@ -108,6 +129,7 @@ pub struct World {
     /// The connection of each client, made anew at each crash and when it closes.
     conns: Vec<ConnId>,
     next_conn: u64,
+    operator: Operator,
     ledger: Ledger,
     audit: Audit,
     audit_answers: usize,
@@ -140,6 +162,7 @@ impl World {
         world.audit();
         world.report.acked = world.ledger.acked();
         world.report.finished = world.ledger.finished();
+        world.report.operated = world.operator.rounds;
         world.report.simulated_ms = world.now.0 / 1_000_000;
         world.report
     }
@@ -153,7 +176,8 @@ impl World {
         let clients = (0..options.clients)
             .map(|number| {
                 let name = format!("queue-{}", number % 3);
-                SimClient::new(number, &name, home_group(&name, options.groups))
+                let home = home_group(&name, options.groups);
+                SimClient::new(number, &name, home, settings_of(number % 3))
             })
             .collect();
         let mut world = Self {
@@ -171,6 +195,7 @@ impl World {
             clients,
             conns: Vec::new(),
             next_conn: 1,
+            operator: Operator::default(),
             ledger: Ledger::default(),
             audit: Vec::new(),
             audit_answers: 0,
@@ -190,6 +215,7 @@ impl World {
             self.next_conn += 1;
             self.schedule(Duration::from_micros(10), Event::ClientActs(client));
         }
+        self.schedule(Duration::from_micros(10), Event::OperatorActs);
     }
 
     fn clock(&self) -> Now {
@@ -260,6 +286,7 @@ impl World {
                 self.tell(Input::ManifestWritten);
             }
             Event::ClientActs(client) => self.client_acts(client, produce),
+            Event::OperatorActs => self.operator_acts(produce),
             Event::Deadline => self.tell(Input::TimePassed),
         }
         self.pump();
@@ -279,6 +306,16 @@ impl World {
         }
         let pause = Duration::from_micros(1 + self.prng.below(8_000));
         self.schedule(pause, Event::ClientActs(number));
+    }
+
+    fn operator_acts(&mut self, begin: bool) {
+        let groups = self.options.groups;
+        let home = |name: &str| home_group(name, groups);
+        if let Some((id, body)) = self.operator.act(&mut self.prng, home, begin) {
+            self.ask(OPERATOR, id, body);
+        }
+        let pause = Duration::from_micros(1 + self.prng.below(20_000));
+        self.schedule(pause, Event::OperatorActs);
     }
 
     fn origin(&self, client: usize) -> Origin {
@@ -388,6 +425,9 @@ impl World {
         if decoded.id >= AUDIT_ID {
             return self.on_audit_reply(&decoded);
         }
+        if to == OPERATOR {
+            return self.operator.on_reply(&decoded);
+        }
         if let Some(client) = self.conns.iter().position(|conn| *conn == to.conn) {
             self.clients[client].on_reply(decoded, &mut self.ledger);
         }
@@ -400,7 +440,7 @@ impl World {
             ReplyBody::Job(view) => {
                 assert!(live && view.id == job, "job {job} was acked and is back");
             }
-            ReplyBody::Outcome(Outcome::Rejected(Rejection::Finished)) => {
+            ReplyBody::Outcome(Outcome::Rejected(Rejection::Finished)) | ReplyBody::Finished(_) => {
                 assert!(!live, "job {job} was acknowledged and is lost");
             }
             other => panic!("job {job} (live: {live}): {other:?}"),
@@ -425,7 +465,14 @@ impl World {
         }
         self.serve();
         self.audit();
+        if self.prng.chance(1, 2) {
+            // The binary is newer now.
+            self.options.machine_version = MACHINE_VERSION;
+        }
         self.start_clients();
+        if let Some((id, body)) = self.operator.resend() {
+            self.ask(OPERATOR, id, body);
+        }
         for number in 0..self.clients.len() {
             for (id, body) in self.clients[number].resend() {
                 let from = self.origin(number);
@@ -474,10 +521,7 @@ impl World {
         self.audit = self.ledger.audit().collect();
         self.audit_answers = 0;
         for (at, (job, _)) in self.audit.clone().into_iter().enumerate() {
-            let from = Origin {
-                shard: ShardId(0),
-                conn: ConnId(u64::MAX),
-            };
+            let from = AUDITOR;
             self.ask(from, AUDIT_ID + at as u64, RequestBody::GetJob { job });
         }
         self.pump();
@@ -492,7 +536,7 @@ impl World {
     fn drain(&mut self) {
         self.options.rounds_fail = false;
         let deadline = self.now.plus(Duration::from_secs(900));
-        while self.engine.live_jobs() > 0 {
+        while self.engine.live_jobs() > 0 || self.operator.resend().is_some() {
             assert!(
                 self.now < deadline,
                 "{} jobs are left after 15 min without faults",
@@ -513,7 +557,7 @@ impl World {
         assert_eq!(waiting, 0, "polls of clients that are gone still wait");
         // Nobody else keeps the engine going: it must get to its end by itself.
         self.events
-            .retain(|_, event| !matches!(event, Event::ClientActs(_)));
+            .retain(|_, event| !matches!(event, Event::ClientActs(_) | Event::OperatorActs));
         self.tell(Input::StopRequested);
         self.pump();
         let deadline = self.now.plus(Duration::from_secs(2));
@@ -521,6 +565,33 @@ impl World {
             assert!(self.now < deadline, "not stopped after 2 s");
             self.step(false);
         }
+    }
+}
+
+/// How the queues of the clients are made: one as the node makes it, one of several partitions, one
+/// that retains what is finished.
+fn settings_of(queue: u64) -> Option<QueueSettings> {
+    let (partitions, retain) = match queue {
+        0 => return None,
+        1 => (3, 0),
+        _ => (2, 20),
+    };
+    Some(QueueSettings {
+        partitions,
+        retain,
+        ..queue_defaults()
+    })
+}
+
+fn queue_defaults() -> QueueSettings {
+    let backoff = Backoff {
+        cap_ms: 5_000,
+        ..Backoff::default()
+    };
+    QueueSettings {
+        max_attempts: 1_000,
+        backoff,
+        ..QueueSettings::default()
     }
 }
 
@@ -571,10 +642,6 @@ fn open(
         "a torn tail was taken for damage: {:?}",
         recovered.damage
     );
-    let backoff = Backoff {
-        cap_ms: 5_000,
-        ..Backoff::default()
-    };
     let config = ShardConfig {
         identity,
         node: NodeId(1),
@@ -583,13 +650,10 @@ fn open(
         groups: options.groups,
         start_number: start,
         seed: u64::from(start),
+        machine_version_max: options.machine_version,
         payload_bytes_max: 1 << 20,
         auto_create: true,
-        queue_defaults: QueueSettings {
-            max_attempts: 1_000,
-            backoff,
-            ..QueueSettings::default()
-        },
+        queue_defaults: queue_defaults(),
         checkpoint_log_bytes: options.checkpoint_log_bytes,
         segment_bytes: options.segment_bytes,
     };

@@ -250,6 +250,13 @@ impl WalBatch {
         self.0.len()
     }
 
+    /// How many records it holds.
+    #[must_use]
+    pub fn records(&self) -> u32 {
+        // Sealed with a header, whose layout has it here.
+        u32::from_le_bytes(self.0[44..48].try_into().expect("four bytes"))
+    }
+
     /// Copies it into the driver's buffer.
     ///
     /// # Panics

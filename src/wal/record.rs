@@ -8,7 +8,7 @@ use crate::base::units::{GroupTime, Lsn};
 use crate::wal::segment::{Footer, SegmentHead};
 
 /// The newest version of the job machine whose entries this binary reads.
-pub const MACHINE_VERSION_MAX: u16 = 1;
+pub const MACHINE_VERSION_MAX: u16 = 2;
 
 /// Who got the vote of a term.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -37,12 +37,16 @@ pub(crate) struct Node {
 impl Node {
     /// Starts a node on `data` with ports of the kernel's choice, and waits until it is ready.
     pub(crate) fn start(data: &Path, args: &[&str]) -> Self {
-        let mut node = Self::spawn(data, args);
-        match node.out.recv_timeout(DEADLINE) {
-            Ok(line) => node.ready = line,
-            Err(_) => panic!("no ready line; it said {:?}", node.stop_and_read()),
+        Self::spawn(data, args).until_ready()
+    }
+
+    /// Waits until a node of [`Self::spawn_by`] is ready.
+    pub(crate) fn until_ready(mut self) -> Self {
+        match self.out.recv_timeout(DEADLINE) {
+            Ok(line) => self.ready = line,
+            Err(_) => panic!("no ready line; it said {:?}", self.stop_and_read()),
         }
-        node
+        self
     }
 
     /// Starts a node, and waits until it is ready or has ended; then its status and what it said.
@@ -64,9 +68,12 @@ impl Node {
 
     /// Starts a node without waiting.
     pub(crate) fn spawn(data: &Path, args: &[&str]) -> Self {
-        let mut child = command(data, args)
-            .spawn()
-            .expect("the node's program is built");
+        Self::spawn_by(&mut command(data, args))
+    }
+
+    /// Starts a node by a command of [`command`], without waiting.
+    pub(crate) fn spawn_by(command: &mut Command) -> Self {
+        let mut child = command.spawn().expect("the node's program is built");
         let out = lines(child.stdout.take().expect("it is piped"));
         let err = lines(child.stderr.take().expect("it is piped"));
         Self {
@@ -142,7 +149,8 @@ impl Drop for Node {
     }
 }
 
-fn command(data: &Path, args: &[&str]) -> Command {
+/// What starts a node on `data` with ports of the kernel's choice.
+pub(crate) fn command(data: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rrq-node"));
     command
         .args([

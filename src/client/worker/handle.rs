@@ -86,7 +86,7 @@ async fn passed(limit: Duration) {
 
 pub(in crate::client) async fn is_true(mut flag: watch::Receiver<bool>) {
     if flag.wait_for(|is| *is).await.is_err() {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

@@ -1,0 +1,211 @@
+//! The last finished jobs of a partition, as a queue with `retain` keeps them.
+//!
+//! Each has a *place*, from 1, in the order in which they finished. They go oldest first only, so the
+//! places that are kept have no gap. 64 places make a page; pages, and blocks of 64 pages, are shared
+//! with frozen states and copied when they change.
+//!
+//! Left out on purpose: how many may be kept. That is the partition's business (`partition.rs`).
+
+use crate::base::limits::FINISHED_PAGE_JOBS;
+use crate::queue::view::JobEnd;
+use bytes::Bytes;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+const BLOCK_PAGES: u64 = 64;
+
+/// A finished job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Finished {
+    /// Its sequence.
+    pub(super) seq: u64,
+    /// How it ended.
+    pub(super) end: JobEnd,
+    /// Grants that it had.
+    pub(super) attempts: u16,
+    /// Wall time of its enqueue, in milliseconds; 48 bits.
+    pub(super) enqueued_at: u64,
+    /// Wall time of its end, in milliseconds; 48 bits.
+    pub(super) finished_at: u64,
+    /// What its worker gave back.
+    pub(super) result: Option<Bytes>,
+}
+
+impl Finished {
+    /// Bytes of the result.
+    pub(super) fn result_len(&self) -> u64 {
+        self.result.as_ref().map_or(0, Bytes::len) as u64
+    }
+}
+
+/// Consecutive finished jobs of one page.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct FinishedPage {
+    /// The place of the first.
+    pub(super) first: u64,
+    /// At least one.
+    pub(super) jobs: VecDeque<Finished>,
+}
+
+type Block = BTreeMap<u64, Arc<FinishedPage>>;
+
+/// The pages by number, `place / 64`. Cloning shares them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct FinishedPages {
+    blocks: BTreeMap<u64, Arc<Block>>,
+}
+
+impl FinishedPages {
+    /// The pages from `number` on, rising.
+    pub(super) fn from(&self, number: u64) -> impl Iterator<Item = (u64, &FinishedPage)> {
+        self.blocks
+            .range(number / BLOCK_PAGES..)
+            .flat_map(move |(_, block)| block.range(number..))
+            .map(|(number, page)| (*number, page.as_ref()))
+    }
+}
+
+/// The finished jobs of a partition.
+#[derive(Debug, Default)]
+pub(super) struct History {
+    pages: FinishedPages,
+    /// Sequence to place; derived.
+    by_seq: BTreeMap<u64, u64>,
+    /// Bytes of all results; derived.
+    result_bytes: u64,
+}
+
+impl History {
+    /// The pages, shared.
+    pub(super) fn pages(&self) -> &FinishedPages {
+        &self.pages
+    }
+
+    /// How many are kept.
+    pub(super) fn len(&self) -> u64 {
+        self.by_seq.len() as u64
+    }
+
+    /// Bytes of all results.
+    pub(super) fn result_bytes(&self) -> u64 {
+        self.result_bytes
+    }
+
+    /// The place of a job.
+    pub(super) fn place_of(&self, seq: u64) -> Option<u64> {
+        self.by_seq.get(&seq).copied()
+    }
+
+    /// What stands at a place.
+    pub(super) fn at(&self, place: u64) -> Option<&Finished> {
+        let number = place / FINISHED_PAGE_JOBS;
+        let page = self
+            .pages
+            .blocks
+            .get(&(number / BLOCK_PAGES))?
+            .get(&number)?;
+        let index = usize::try_from(place.checked_sub(page.first)?).ok()?;
+        page.jobs.get(index)
+    }
+
+    /// Adds a job at the place after the last.
+    pub(super) fn push(&mut self, place: u64, job: Finished) {
+        let number = place / FINISHED_PAGE_JOBS;
+        let block = self.pages.blocks.entry(number / BLOCK_PAGES).or_default();
+        let page = Arc::make_mut(block).entry(number).or_default();
+        let page = Arc::make_mut(page);
+        if page.jobs.is_empty() {
+            page.first = place;
+        }
+        let next = page.first + page.jobs.len() as u64;
+        assert!(next == place, "place {place} comes after place {next}");
+        self.result_bytes += job.result_len();
+        let before = self.by_seq.insert(job.seq, place);
+        assert!(
+            before.is_none(),
+            "sequence {} finished at {before:?} and again at {place}",
+            job.seq
+        );
+        page.jobs.push_back(job);
+    }
+
+    /// Drops the oldest.
+    pub(super) fn pop(&mut self) -> Option<Finished> {
+        let mut block = self.pages.blocks.first_entry()?;
+        let pages = Arc::make_mut(block.get_mut());
+        let mut page = pages.first_entry()?;
+        let jobs = Arc::make_mut(page.get_mut());
+        let job = jobs.jobs.pop_front()?;
+        jobs.first += 1;
+        if jobs.jobs.is_empty() {
+            page.remove();
+        }
+        if pages.is_empty() {
+            block.remove();
+        }
+        self.by_seq.remove(&job.seq);
+        self.result_bytes -= job.result_len();
+        Some(job)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(seq: u64) -> Finished {
+        Finished {
+            seq,
+            end: JobEnd::Completed,
+            attempts: 1,
+            enqueued_at: 1,
+            finished_at: 2,
+            result: seq.is_multiple_of(2).then(|| Bytes::from_static(b"ok")),
+        }
+    }
+
+    #[test]
+    fn the_oldest_go_first_and_pages_go_with_their_last_job() {
+        let mut history = History::default();
+        for place in 1..=200 {
+            history.push(place, job(1000 - place));
+        }
+        assert_eq!((history.len(), history.result_bytes()), (200, 200));
+        let frozen = history.pages().clone();
+        for place in 1..=130 {
+            assert_eq!(history.pop(), Some(job(1000 - place)));
+        }
+        let numbers = |pages: &FinishedPages, from| {
+            let pages = pages.from(from);
+            pages
+                .map(|(number, page)| (number, page.first, page.jobs.len()))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(numbers(history.pages(), 0), [(2, 131, 61), (3, 192, 9)]);
+        assert_eq!(numbers(history.pages(), 3), [(3, 192, 9)]);
+        assert_eq!(
+            numbers(&frozen, 0),
+            [(0, 1, 63), (1, 64, 64), (2, 128, 64), (3, 192, 9)],
+            "a frozen state does not see it"
+        );
+        assert_eq!(history.at(130), None);
+        assert_eq!(history.at(131), Some(&job(869)));
+        assert_eq!(history.at(201), None);
+        assert_eq!(history.place_of(800), Some(200));
+        assert_eq!(history.place_of(999), None);
+        while history.pop().is_some() {}
+        assert_eq!(history.pages(), &FinishedPages::default());
+        assert_eq!((history.len(), history.result_bytes()), (0, 0));
+    }
+
+    #[test]
+    fn pages_are_found_over_blocks() {
+        let mut history = History::default();
+        for place in 4_000..4_200 {
+            history.push(place, job(place));
+        }
+        let numbers: Vec<u64> = history.pages().from(63).map(|(n, _)| n).collect();
+        assert_eq!(numbers, [63, 64, 65]);
+        assert_eq!(history.at(4_096), Some(&job(4_096)));
+    }
+}

@@ -1,0 +1,152 @@
+//! Reads: answered from the applied state of the leader, without an entry in the log.
+//!
+//! With one voter its applied state is the latest that anybody can know. Each read looks at a
+//! bounded number of jobs and fits into one reply.
+
+use super::engine::ShardEngine;
+use super::input::Origin;
+use crate::base::ids::{JobId, SessionId};
+use crate::base::limits::REPLY_JOBS_BYTES_MAX;
+use crate::queue::command::{Outcome, Rejection};
+use crate::queue::view::{JobScan, SessionView};
+use crate::wire::message::{ReplyBody, RequestBody, ScanJobs, WorkerInfo, WorkerSession};
+use std::collections::BTreeMap;
+
+/// More than what a worker takes in a reply besides its name and tags.
+const WORKER_BYTES: usize = 64;
+
+impl ShardEngine {
+    /// The answer to a read.
+    pub(super) fn read(&self, slot: usize, body: RequestBody) -> ReplyBody {
+        let queue = &self.groups[slot].queue;
+        let answer = match body {
+            RequestBody::GetJob { job } => return self.job_answer(slot, job),
+            RequestBody::GetJobByKey {
+                queue: uid,
+                partition,
+                key,
+                ..
+            } => queue
+                .job_by_key(uid, partition, &key)
+                .map(|job| ReplyBody::Job(Box::new(job))),
+            RequestBody::Peek {
+                queue: uid,
+                partition,
+                state,
+                limit,
+                ..
+            } => {
+                let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+                queue
+                    .peek(uid, partition, state, limit)
+                    .map(ReplyBody::Jobs)
+            }
+            RequestBody::ScanJobs(scan) => queue.scan(&job_scan(scan)).map(ReplyBody::JobPage),
+            RequestBody::ScanFinished {
+                queue: uid,
+                partition,
+                before,
+                limit,
+                ..
+            } => {
+                let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+                queue
+                    .scan_finished(uid, partition, before, limit)
+                    .map(ReplyBody::FinishedPage)
+            }
+            RequestBody::GetPartition {
+                queue: uid,
+                partition,
+                ..
+            } => queue
+                .partition_stats(uid, partition)
+                .map(ReplyBody::Partition),
+            RequestBody::ListQueues { .. } => Ok(ReplyBody::Queues(queue.queues())),
+            RequestBody::ListWorkers { .. } => Ok(ReplyBody::Workers(self.workers(slot))),
+            RequestBody::Command { .. }
+            | RequestBody::GetQueue { .. }
+            | RequestBody::Watch { .. }
+            | RequestBody::WaitJob { .. }
+            | RequestBody::Heartbeat { .. }
+            | RequestBody::Status
+            | RequestBody::Bye => unreachable!("{body:?} is no read of a group"),
+        };
+        answer.unwrap_or_else(|rejection| ReplyBody::Outcome(Outcome::Rejected(rejection)))
+    }
+
+    /// A job, live or finished and retained, or why there is none.
+    pub(super) fn job_answer(&self, slot: usize, id: JobId) -> ReplyBody {
+        let queue = &self.groups[slot].queue;
+        match queue.job(id) {
+            Ok(job) => ReplyBody::Job(Box::new(job)),
+            Err(rejection) => match queue.finished(id) {
+                Some(job) if rejection == Rejection::Finished => ReplyBody::Finished(Box::new(job)),
+                _ => ReplyBody::Outcome(Outcome::Rejected(rejection)),
+            },
+        }
+    }
+
+    /// The sessions of a group that hold jobs, wait for some, or told who they are; as many as a
+    /// reply holds.
+    fn workers(&self, slot: usize) -> Vec<WorkerSession> {
+        let group = &self.groups[slot];
+        let mut waiting: BTreeMap<SessionId, u32> = BTreeMap::new();
+        for session in group.polls.sessions() {
+            *waiting.entry(session).or_default() += 1;
+        }
+        let mut watching: BTreeMap<Origin, u32> = BTreeMap::new();
+        for origin in group.waits.watches() {
+            *watching.entry(origin).or_default() += 1;
+        }
+        let mut room = REPLY_JOBS_BYTES_MAX;
+        let one = |session: SessionView| {
+            let (conn, heard) = group.liveness.last_heard(session.id)?;
+            let worker = conn.and_then(|conn| self.conns.get(&conn)?.worker.clone());
+            let polls = waiting.get(&session.id).copied().unwrap_or(0);
+            let watches = conn.and_then(|conn| watching.get(&conn)).copied();
+            let waiting = polls + watches.unwrap_or(0);
+            let works = session.leases > 0 || waiting > 0 || worker.is_some();
+            works.then(|| WorkerSession {
+                session: session.id,
+                leases: session.leases,
+                waiting,
+                silent_ms: u64::try_from(self.now.mono.since(heard).as_millis())
+                    .unwrap_or(u64::MAX),
+                ended: session.ended,
+                worker,
+            })
+        };
+        let fits = |worker: &WorkerSession| {
+            let left = room.checked_sub(worker_bytes(worker.worker.as_ref()));
+            room = left.unwrap_or(0);
+            left.is_some()
+        };
+        group
+            .queue
+            .sessions()
+            .into_iter()
+            .filter_map(one)
+            .take_while(fits)
+            .collect()
+    }
+}
+
+fn worker_bytes(worker: Option<&WorkerInfo>) -> usize {
+    let text = |worker: &WorkerInfo| {
+        let tags = worker.tags.iter().map(|tag| tag.len() + 4);
+        worker.name.len() + tags.sum::<usize>()
+    };
+    WORKER_BYTES + worker.map_or(0, text)
+}
+
+fn job_scan(scan: ScanJobs) -> JobScan {
+    JobScan {
+        queue: scan.queue,
+        partition: scan.partition,
+        state: scan.state,
+        filter: scan.filter,
+        cursor: scan.cursor,
+        limit: scan.limit,
+        bodies: scan.bodies,
+    }
+}
