@@ -2,7 +2,7 @@
 //! at all.
 
 use crate::base::code::Code;
-use crate::base::entry::{Entry, EntryKind};
+use crate::base::entry::{Entry, EntryKind, version_of};
 use crate::base::ids::{GroupId, JobId, Partition, QueueUid, ShardId};
 use crate::base::report::Report;
 use crate::queue::JobQueue;
@@ -158,7 +158,9 @@ pub(super) fn root_of(base: &BaseRecord) -> Option<RootRef> {
 /// The job machine of a group at a base.
 pub(super) fn machine(base: &BaseRecord, state: Option<LoadedGroup>) -> Result<JobQueue, String> {
     let Some(state) = state else {
-        return Ok(JobQueue::new(base.group, base.wall_offset_ms));
+        let mut machine = JobQueue::new(base.group, base.wall_offset_ms);
+        machine.raise_version(base.machine_version);
+        return Ok(machine);
     };
     let mut pages = Vec::with_capacity(state.pages.len());
     for (name, bytes) in state.pages {
@@ -195,6 +197,12 @@ pub(super) fn apply(
                 let command = decode_command(&entry.payload, entry.machine_version)
                     .map_err(|error| format!("entry {}: {error}", entry.index))?;
                 machine.apply(at, &command);
+            }
+            EntryKind::Version => {
+                let version = version_of(&entry.payload)
+                    .ok_or_else(|| format!("entry {} names no version", entry.index))?;
+                machine.observe_time(entry.time);
+                machine.raise_version(version);
             }
             _ => machine.observe_time(entry.time),
         }
