@@ -68,15 +68,6 @@ impl Outbox {
         change
     }
 
-    /// Forgets the changes that `keep` does not name: their queue is lost.
-    pub(super) fn retain(&mut self, keep: impl Fn(&PartitionChange) -> bool) {
-        let lost = self.iter().filter(|(_, change)| !keep(change));
-        let lost: Vec<_> = lost.map(|(to, change)| (to, change.home_index)).collect();
-        for (group, index) in lost {
-            self.done(group, index);
-        }
-    }
-
     /// The first outstanding change of each group.
     pub(super) fn next(&self) -> impl Iterator<Item = (GroupId, &PartitionChange)> {
         self.by_group.iter().filter_map(|(group, changes)| {

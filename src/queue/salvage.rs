@@ -5,24 +5,23 @@
 //! | damaged | lost with it |
 //! | --- | --- |
 //! | the group page | everything: nobody knows which ids were given out |
-//! | a queue's page, or a partition's | that queue: likewise |
+//! | a queue's page, or a partition's | what this group holds of that queue: likewise |
 //! | a leaf | its jobs, up to 64 |
 //! | a body | its job |
 //! | a session | its outcomes; a lease of it goes on without a session, and ends by time |
 //! | reasons, keys | themselves |
-//! | finished jobs | themselves, and all that finished before them |
+//! | finished jobs | all that its partition retains |
 //!
 //! The key of a job that is lost is forgotten with it, so that the same job can be enqueued again.
 //! Counters of what is live are counted anew; totals stay as they were. What comes out holds every
 //! invariant of the machine.
 
-use crate::base::ids::{GroupId, JobId, Partition, QueueUid};
+use crate::base::ids::{GroupId, JobId, QueueUid};
 use crate::base::limits::LEAF_JOBS;
+use crate::queue::command::PartitionChange;
 use crate::queue::job_queue::JobQueue;
 use crate::queue::load::{Bodies, Loading, ORDER};
-use crate::queue::page::{PageError, PagePlace, read_finished, read_keys, read_leaf, read_reasons};
-use crate::queue::partition::PartitionState;
-use crate::queue::queues::QueueRecord;
+use crate::queue::page::{PageError, PagePlace, read_keys, read_leaf, read_reasons};
 use crate::queue::view::{PageKey, PageKind};
 use bytes::Bytes;
 
@@ -72,6 +71,9 @@ impl JobQueue {
             for (key, bytes) in pages.iter().filter(|(key, _)| key.kind == kind) {
                 salvage.page(*key, bytes, bodies)?;
             }
+            if kind == PageKind::Partition {
+                salvage.drop_halves();
+            }
         }
         salvage.finish()
     }
@@ -106,7 +108,10 @@ impl Salvage {
             PageKind::Leaf => self.leaf(key, bytes, bodies),
             PageKind::Reasons => self.reasons(key, bytes),
             PageKind::Keys => self.keys(key, bytes),
-            PageKind::Finished => self.finished(key, bytes),
+            PageKind::Finished if self.has_gap(key) => Err(PageError::of_page(
+                key,
+                "others of its partition are damaged",
+            )),
             _ => self.loading.page(key, bytes, bodies),
         };
         match taken {
@@ -198,58 +203,58 @@ impl Salvage {
         Ok(())
     }
 
-    /// Finished jobs are kept without a gap, so of pages with one between them only the later ones
-    /// are taken.
-    fn finished(&mut self, key: PageKey, bytes: &Bytes) -> Result<(), PageError> {
-        let of_page = |what| PageError::of_page(key, what);
-        let jobs = read_finished(bytes, key.number).map_err(of_page)?;
-        let place = (key.queue, key.partition);
-        let partition = self.loading.machine.partitions.get_mut(&place);
-        let partition = partition.ok_or_else(|| of_page("its partition has no page"))?;
-        for (at, job) in jobs {
-            let before = at.checked_sub(1);
-            if before.is_none_or(|before| partition.history.at(before).is_none()) {
-                drop_history(partition);
-            }
-            let (known, seq) = (partition.history.place_of(job.seq), job.seq);
-            if known.is_none() && partition.leaves.record(seq).is_none() {
-                partition.retain(at, job);
-            } else {
-                drop_history(partition);
-            }
+    /// Queues of which a partition here is lost go whole, before any job is taken.
+    fn drop_halves(&mut self) {
+        let machine = &mut self.loading.machine;
+        let group = machine.group;
+        let queues = machine.queues.iter();
+        let halves: Vec<QueueUid> = queues
+            .filter(|(uid, record)| {
+                let here = record.places().remove(&group).unwrap_or_default();
+                let is_here = |number| machine.partitions.contains_key(&(**uid, number));
+                !here.into_iter().all(is_here)
+            })
+            .map(|(uid, _)| *uid)
+            .collect();
+        for uid in &halves {
+            let record = machine.queues.remove(uid);
+            machine.homed -= record.map_or(0, |record| record.groups.len());
+            machine.names.retain(|_, named| named != uid);
+            machine.partitions.retain(|(queue, _), _| queue != uid);
+            self.loading.counted.retain(|(queue, _), _| queue != uid);
         }
-        Ok(())
+        // What other groups have yet to do for a queue that is gone is to remove it.
+        let changes = machine.outbox.iter();
+        let orphans: Vec<(GroupId, PartitionChange)> = changes
+            .filter(|(_, change)| !machine.queues.contains_key(&change.queue))
+            .map(|(group, change)| {
+                (
+                    group,
+                    PartitionChange {
+                        config: None,
+                        ..change.clone()
+                    },
+                )
+            })
+            .collect();
+        for (group, change) in orphans {
+            machine.outbox.ask(group, change);
+        }
+        self.lost.queues.extend(halves);
+    }
+
+    /// Whether a page of finished jobs of the same partition is damaged: the places of those that
+    /// are retained have no gap.
+    fn has_gap(&self, key: PageKey) -> bool {
+        self.lost.pages.iter().any(|page| {
+            matches!(page.place, PagePlace::Page(other)
+                if other.kind == key.kind
+                    && (other.queue, other.partition) == (key.queue, key.partition))
+        })
     }
 
     fn finish(mut self) -> Result<(JobQueue, Lost), PageError> {
         let machine = &mut self.loading.machine;
-        let group = machine.group;
-        let whole = |uid: QueueUid, record: &QueueRecord| {
-            let here = record.places().remove(&group).unwrap_or_default();
-            let there = |number: &Partition| machine.partitions.contains_key(&(uid, *number));
-            here.iter().all(there)
-        };
-        let halves: Vec<QueueUid> = machine
-            .queues
-            .iter()
-            .filter(|(uid, record)| !whole(**uid, record))
-            .map(|(uid, _)| *uid)
-            .collect();
-        for uid in halves {
-            machine.queues.remove(&uid);
-            machine.names.retain(|_, named| *named != uid);
-            machine.partitions.retain(|(queue, _), _| *queue != uid);
-        }
-        // What other groups were to be told of a queue that is lost is not told any more.
-        let queues = &machine.queues;
-        machine
-            .outbox
-            .retain(|change| change.config.is_none() || queues.contains_key(&change.queue));
-        for partition in machine.partitions.values_mut() {
-            if partition.history.at(partition.head.last_place).is_none() {
-                drop_history(partition);
-            }
-        }
         let lost = self.lost.pages.iter().filter_map(|page| match page.place {
             PagePlace::Page(key) => Some(key.queue),
             PagePlace::Body(_) | PagePlace::Set => None,
@@ -267,12 +272,6 @@ impl Salvage {
     }
 }
 
-fn drop_history(partition: &mut PartitionState) {
-    while partition.history.len() > 0 {
-        partition.drop_oldest();
-    }
-}
-
 /// All jobs that a leaf can hold.
 fn leaf_range(group: GroupId, key: PageKey) -> Option<(JobId, JobId)> {
     let first = key.number.checked_mul(LEAF_JOBS)?;
@@ -286,11 +285,13 @@ fn leaf_range(group: GroupId, key: PageKey) -> Option<(JobId, JobId)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::ids::LogIndex;
+    use crate::base::ids::{LogIndex, Partition};
     use crate::base::units::GroupTime;
     use crate::queue::body::encode_body;
     use crate::queue::check::check;
-    use crate::queue::command::{Command, NewJob, Op, Outcome, QueueSettings, SessionCall, Window};
+    use crate::queue::command::{
+        Command, Enqueued, NewJob, Op, Outcome, QueueSettings, SessionCall, Window,
+    };
     use crate::queue::view::{ApplyAt, BodyLocation, JobState};
 
     const GROUP: GroupId = GroupId(7);
@@ -373,7 +374,7 @@ mod tests {
                 len: 0,
             };
             let body = machine.job(id).ok().filter(|_| !bad_body(id))?.body;
-            Some((encode_body(&body).into(), location))
+            Some((encode_body(&body), location))
         })
     }
 
@@ -410,7 +411,7 @@ mod tests {
         let Outcome::Enqueued(outcomes) = apply(&mut salvaged, None, enqueue) else {
             panic!("nothing was enqueued");
         };
-        let ids: Vec<_> = outcomes.into_iter().map(|outcome| outcome.id()).collect();
+        let ids: Vec<_> = outcomes.into_iter().map(Enqueued::id).collect();
         assert_eq!(ids, [Some(job(130)), Some(job(3))]);
     }
 
