@@ -3,21 +3,21 @@
 
 use super::*;
 
-fn parse(text: &str) -> Result<Loaded, Reading> {
+fn parse(text: &str) -> Result<Loaded, Vec<Fault>> {
     let mut reading = Reading::new(None, std::iter::empty());
     file::read_text(&mut reading, Path::new("node.toml"), text);
     reading.check();
     if reading.faults.is_empty() {
         Ok(reading.finish().expect("there is no fault"))
     } else {
-        Err(reading)
+        Err(reading.faults)
     }
 }
 
 fn faults(text: &str) -> Vec<Fault> {
     match parse(text) {
         Ok(_) => panic!("{text} is taken"),
-        Err(reading) => reading.faults,
+        Err(faults) => faults,
     }
 }
 
