@@ -269,10 +269,10 @@ impl Group {
         if let Err(why) = check(&self.machine) {
             panic!("seed {seed} group {group} entry {index} at {time}: {command:?}: {why}");
         }
-        if index % 16 == 0 {
+        if index.is_multiple_of(16) {
             compare(&self.machine, &self.model);
         }
-        if index % 1000 == 0 {
+        if index.is_multiple_of(1000) {
             let hash = self.machine.state_hash();
             let slice = self.draw.pick(&[1, 5000, usize::MAX]);
             let loaded = reload(&self.machine, group, slice);
@@ -285,7 +285,7 @@ impl Group {
             check(&self.machine).unwrap();
             compare(&self.machine, &self.model);
         }
-        if index % 777 == 0 {
+        if index.is_multiple_of(777) {
             self.look_at_what_was_held_still(seed);
         }
         let jobs: usize = self
@@ -511,7 +511,7 @@ fn raise_somewhere(seed: u64, commands: u64) {
         let again = raised.apply(at, &command);
         // What was never asked of it can have no outcome to repeat.
         assert_eq!(again, outcome, "seed {seed} entry {index}: {command:?}");
-        if index % 100 == 0 {
+        if index.is_multiple_of(100) {
             compare(&raised, &first.model);
         }
     }

@@ -257,14 +257,14 @@ pub(crate) fn enqueue(queue: &mut Queue, now: u64, wall: u64, item: &NewJob) -> 
     if item.priority.is_some_and(|class| class > 7) {
         return Err(Rejection::Invalid);
     }
-    if let Some(text) = &item.key {
-        if let Some(known) = queue.keys.iter().find(|key| key.text == text) {
-            return if known.payload == item.payload {
-                Ok(Enqueued::Existing(queue.id(known.seq)))
-            } else {
-                Err(Rejection::IdempotencyConflict)
-            };
-        }
+    if let Some(text) = &item.key
+        && let Some(known) = queue.keys.iter().find(|key| key.text == text)
+    {
+        return if known.payload == item.payload {
+            Ok(Enqueued::Existing(queue.id(known.seq)))
+        } else {
+            Err(Rejection::IdempotencyConflict)
+        };
     }
     if queue.config.draining {
         return Err(Rejection::Draining);
