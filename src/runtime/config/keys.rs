@@ -78,6 +78,8 @@ pub const KEYS: &[Key] = &[
     key("queue_defaults.jobs_max"),
     key("queue_defaults.bytes_max"),
     key("queue_defaults.dead"),
+    key("queue_defaults.retain"),
+    key("queue_defaults.partitions"),
     with_flag("log.level", "--log-level"),
     with_flag("log.format", "--log-format"),
     key("checkpoint.min_log_bytes"),
@@ -151,6 +153,8 @@ pub(super) fn set(config: &mut NodeConfig, key: &str, text: &str) -> Result<(), 
                 _ => return Err(rule("keep or drop")),
             }
         }
+        "queue_defaults.retain" => queue.retain = number(text, 0..=u32::MAX)?,
+        "queue_defaults.partitions" => queue.partitions = number(text, 1..=u8::MAX)?,
         "log.level" => {
             config.log_level = text
                 .parse()
@@ -221,6 +225,8 @@ pub(super) fn show(config: &NodeConfig, key: &str) -> String {
             DeadPolicy::Drop => "drop",
         }
         .to_owned(),
+        "queue_defaults.retain" => queue.retain.to_string(),
+        "queue_defaults.partitions" => queue.partitions.to_string(),
         "log.level" => config.log_level.to_string().to_lowercase(),
         "log.format" => if config.log_json { "json" } else { "text" }.to_owned(),
         "checkpoint.min_log_bytes" => show_size(config.checkpoint_log_bytes),
