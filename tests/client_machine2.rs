@@ -1,10 +1,10 @@
 //! What version 2 of the job machine can do, asked by the client of a real node: partitions,
-//! results, scans, sweeps, drains. A node whose groups are of version 1 must refuse it by name.
+//! results, scans, sweeps, drains.
 #![cfg(all(feature = "client", feature = "server", target_os = "linux"))]
 
 mod client_support;
 
-use client_support::{machine_is_2, soon, stats_are};
+use client_support::{soon, stats_are};
 use rrq::client::worker::{Job, Verdict};
 use rrq::client::{
     Client, Code, Ended, JobEnd, JobFilter, JobState, LeasedJob, NewJob, Queue, QueueSettings,
@@ -16,20 +16,12 @@ use std::time::Duration;
 
 const WAIT: Duration = Duration::from_secs(30);
 
-/// A new node, and a queue of these settings unless its machine is of version 1.
-async fn start(settings: QueueSettings) -> (Server, Client, Option<Queue>) {
+/// A new node, and a queue of these settings.
+async fn start(settings: QueueSettings) -> (Server, Client, Queue) {
     let server = Server::start_with(["--shards", "2", "--no-pin"]).expect("it starts");
     let client = Client::connect(server.address()).await.expect("connected");
     let made = client.create_queue("new", settings, true).await;
-    let queue = match machine_is_2(&client).await {
-        true => Some(made.expect("version 2 can do it")),
-        false => {
-            let error = made.expect_err("version 1 cannot do it");
-            assert_eq!(error.code(), Code::Unsupported, "{error}");
-            None
-        }
-    };
-    (server, client, queue)
+    (server, client, made.expect("version 2 can do it"))
 }
 
 #[tokio::test]
@@ -39,9 +31,7 @@ async fn partitions_share_the_jobs_and_a_worker_takes_them_from_all() {
         partitions: 3,
         ..QueueSettings::default()
     };
-    let (_server, client, Some(queue)) = start(settings).await else {
-        return;
-    };
+    let (_server, client, queue) = start(settings).await;
     assert_eq!(queue.partitions(), 3);
     let mut partitions: BTreeMap<u8, u64> = BTreeMap::new();
     for number in 0..JOBS {
@@ -113,9 +103,7 @@ async fn a_result_is_waited_for_and_kept() {
         retain: 10,
         ..QueueSettings::default()
     };
-    let (_server, client, Some(queue)) = start(settings).await else {
-        return;
-    };
+    let (_server, client, queue) = start(settings).await;
     let worker = Worker::new(&client, "new").concurrency(4);
     let work = tokio::spawn(worker.run(async |job: Job| job.payload().to_vec()));
     let id = queue.enqueue("144").id().await.expect("enqueued");
@@ -166,9 +154,7 @@ async fn dead_jobs_are_listed_counted_and_swept_by_their_reason() {
         partitions: 2,
         ..QueueSettings::default()
     };
-    let (_server, client, Some(queue)) = start(settings).await else {
-        return;
-    };
+    let (_server, client, queue) = start(settings).await;
     for number in 0..40 {
         queue.enqueue(number.to_string()).await.expect("enqueued");
     }
@@ -227,9 +213,7 @@ async fn a_queue_that_drains_hands_out_and_takes_nothing() {
         partitions: 2,
         ..QueueSettings::default()
     };
-    let (_server, client, Some(queue)) = start(settings).await else {
-        return;
-    };
+    let (_server, client, queue) = start(settings).await;
     for _ in 0..4 {
         queue.enqueue("x").await.expect("enqueued");
     }
@@ -259,9 +243,7 @@ async fn workers_are_listed_by_name() {
         partitions: 2,
         ..QueueSettings::default()
     };
-    let (server, client, Some(_)) = start(settings).await else {
-        return;
-    };
+    let (server, client, _) = start(settings).await;
     let worker = Worker::new(&client, "mail")
         .name("mailer-1")
         .tag("eu")

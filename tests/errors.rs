@@ -233,7 +233,16 @@ fn what_is_advised_exists() {
     let mut known = flags(node, &[&[], &["check"]]);
     known.extend(flags(
         ctl,
-        &[&[], &["enqueue"], &["work"], &["repair"], &["job", "get"]],
+        &[
+            &[],
+            &["enqueue"],
+            &["work"],
+            &["repair"],
+            &["job", "get"],
+            &["job", "list"],
+            &["dead", "requeue"],
+            &["queue", "create"],
+        ],
     ));
     known.extend(flags(bench, &[&[], &["crash-recover"]]));
     // Of other programs, which the texts name beside them.

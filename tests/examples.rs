@@ -90,35 +90,10 @@ fn delay_and_priority() {
     assert_eq!(run("delay_and_priority", &[server.address()]), order);
 }
 
-/// Whether the node can do what came with version 2 of the job machine.
-fn machine_is_2(server: &Server) -> bool {
-    let client = Client::connect(server.address()).expect("connected");
-    let shards = client.status().expect("the node answers");
-    let mut groups = shards.iter().flat_map(|(_, shard)| &shard.groups);
-    groups.all(|group| group.machine_version >= 2)
-}
-
-/// What an example that needs version 2 of the job machine prints; of version 1 it must complain.
-fn run_new(name: &str, server: &Server, due: &str) {
-    if machine_is_2(server) {
-        assert_eq!(run(name, &[server.address()]), due);
-        return;
-    }
-    let output = Command::new(folder().join(name))
-        .arg(server.address())
-        .output()
-        .expect("it is built");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        !output.status.success() && said.contains("Unsupported"),
-        "{name}: {said}"
-    );
-}
-
 #[test]
 fn results() {
     let server = Server::start().expect("it starts");
-    run_new("results", &server, "12 * 12 = b\"144\"\n");
+    assert_eq!(run("results", &[server.address()]), "12 * 12 = b\"144\"\n");
 }
 
 #[test]
@@ -126,7 +101,7 @@ fn admin() {
     let server = Server::start().expect("it starts");
     let due =
         "dead: b\"November\", the printer is out of paper\n1 to requeue\n1 requeued, 1 pending\n";
-    run_new("admin", &server, due);
+    assert_eq!(run("admin", &[server.address()]), due);
 }
 
 #[test]

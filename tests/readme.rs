@@ -1,4 +1,5 @@
-//! What the README shows was really run: its console blocks, line by line, in one shell, against the programs of this build. `[..]` stands for what differs from run to run.
+//! What the README and the guide show was really run: their console blocks, line by line, in one
+//! shell each, against the programs of this build. `[..]` stands for what differs from run to run.
 
 #![cfg(all(feature = "server", feature = "cli", target_os = "linux"))]
 
@@ -89,6 +90,11 @@ fn next_line(lines: &Receiver<String>, step: &Step) -> String {
 fn the_transcripts_of_the_readme_are_true() {
     // CI runs the first block by itself.
     run("README.md", 1);
+}
+
+#[test]
+fn the_transcripts_of_the_guide_are_true() {
+    run("docs/guide.md", 0);
 }
 
 fn run(file: &str, skipped: usize) {

@@ -249,12 +249,14 @@ impl ShardEngine {
         &self.counters
     }
 
-    /// Whether every group that is not damaged serves.
+    /// Whether every group that is not damaged serves, in the version of the job machine that it
+    /// is to have.
     #[must_use]
     pub fn serving(&self) -> bool {
+        let version = self.config.machine_version_max;
         self.groups
             .iter()
-            .all(|group| group.is_halted() || group.serves())
+            .all(|group| group.is_halted() || (group.serves() && group.queue.version() >= version))
     }
 
     /// Why groups do not serve, for the operator.

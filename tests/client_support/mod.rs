@@ -42,13 +42,6 @@ pub(crate) async fn stats_are(client: &Client, queue: &str, due: impl Fn(&QueueS
     .await;
 }
 
-/// Whether all groups run version 2 of the job machine.
-pub(crate) async fn machine_is_2(client: &Client) -> bool {
-    let shards = client.status().await.expect("the node answers");
-    let mut groups = shards.iter().flat_map(|(_, shard)| &shard.groups);
-    groups.all(|group| group.machine_version >= 2)
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wire {
     Whole,
