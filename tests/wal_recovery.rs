@@ -763,7 +763,7 @@ fn a_newer_machine_version_is_refused() {
     });
     log.sync();
     let error = log.disk.recover_with(Lsn(0)).expect_err("refused");
-    let text = "segment 4 holds machine version 9; this version knows up to 1";
+    let text = "segment 4 holds machine version 9; this version knows up to 2";
     assert_eq!(error.to_string(), text);
 }
 
