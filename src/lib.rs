@@ -21,26 +21,32 @@
 //! | --- | --- | --- |
 //! | [`base`] | ids, units, entries, bounds: the vocabulary | |
 //! | [`queue`] | the job state machine: total, deterministic, reads no clock | Core |
-//! | [`raft`] | one member of one Raft group | Beaver |
-//! | [`wal`] | the write-ahead log of a shard: batches, segments, recovery | Beaver |
-//! | [`snapshot`] | hot-state checkpoints: run files, payload files, manifests | Beaver |
+//! | `raft` | one member of one Raft group | Beaver |
+//! | `wal` | the write-ahead log of a shard: batches, segments, recovery | Beaver |
+//! | `snapshot` | hot-state checkpoints: run files, payload files, manifests | Beaver |
 //! | [`wire`] | framing and protobuf, the only place that knows the encoding | Falcon |
-//! | [`shard`] | the engine: everything that a core decides | Falcon |
+//! | `shard` | the engine: everything that a core decides | Falcon |
 //! | `runtime` | the engine's hands: the only folder that names glommio | Falcon |
 //! | `client`, `test` | the client library; a server for the tests of its users | Falcon |
-//! | [`workload`], [`sim`] | load by seed; the engine under simulated faults | |
+//! | `workload`, `sim` | load by seed; the engine under simulated faults | |
 //! | `loadtest`, `cli` | `rrq-bench` and `rrqctl` | |
 //!
 //! Which folder may name which is a test: `tests/architecture.rs`.
 
 pub mod base;
 pub mod queue;
+#[cfg(feature = "engine")]
 pub mod raft;
+#[cfg(feature = "engine")]
 pub mod shard;
+#[cfg(feature = "engine")]
 pub mod sim;
+#[cfg(feature = "engine")]
 pub mod snapshot;
+#[cfg(feature = "engine")]
 pub mod wal;
 pub mod wire;
+#[cfg(feature = "engine")]
 pub mod workload;
 
 #[cfg(all(feature = "server", not(target_os = "linux")))]

@@ -1,4 +1,5 @@
 //! The engine under simulated crashes: fixed seeds, then seeds that once failed.
+#![cfg(feature = "engine")]
 
 use rrq::sim::world::{RunReport, World};
 

@@ -1,6 +1,7 @@
 //! A small checkpoint, manifest and superblock, cut at every byte and with every bit flipped: the
 //! outcome is the same content or an error by name; never a panic, never other content. And
 //! arbitrary bytes, and checkpoints of many groups there and back.
+#![cfg(feature = "engine")]
 
 use bytes::Bytes;
 use proptest::prelude::*;

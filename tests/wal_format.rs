@@ -1,5 +1,6 @@
 //! The log's bytes: golden records and batches, every refusal by the smallest damaged input, and
 //! decoders that meet arbitrary bytes.
+#![cfg(feature = "engine")]
 
 mod wal_kit;
 

@@ -1,6 +1,7 @@
 //! Recovery of the log against every cut, every flipped bit, every subset of writes under way, and
 //! files that are missing, short, swapped or stale. The rows of the decision table in
 //! `src/wal/recovery.rs` are tests of the same names.
+#![cfg(feature = "engine")]
 
 mod wal_kit;
 

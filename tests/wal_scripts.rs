@@ -20,6 +20,7 @@
 //! recover proof=0                     what a new process finds
 //! restart                             crash, recover, and go on with it
 //! ```
+#![cfg(feature = "engine")]
 
 mod wal_kit;
 
