@@ -13,7 +13,8 @@ use rrq::client::{
     JobView, LeasedJob, NewJob, QueueStats, ScanCursor, SweepAction, Swept, Worker, WorkerInfo,
     partition_of_key,
 };
-use rrq::wire::message::{ReplyBody, RequestBody, ScanJobs};
+use rrq::wire::JobScan;
+use rrq::wire::message::{ReplyBody, RequestBody};
 use rrq::wire::{Body, Op, Outcome, Rejection};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -345,7 +346,7 @@ async fn a_wait_without_a_record_a_dead_job_and_a_late_one_are_told_apart() {
 }
 
 /// Ten dead jobs in each of two partitions, five looked at in a step.
-fn page_of(scan: &ScanJobs) -> JobPage {
+fn page_of(scan: &JobScan) -> JobPage {
     let from = scan.cursor.map_or(1, |cursor| cursor.seq);
     let looked = from..(from + 5).min(11);
     let fits = |seq: &u64| scan.filter.attempts_min == 0 || seq.is_multiple_of(2);
@@ -367,7 +368,7 @@ fn page_of(scan: &ScanJobs) -> JobPage {
 #[tokio::test]
 async fn a_scan_goes_through_all_partitions_and_on_from_a_cursor() {
     let address = serve(2, move |request| match request {
-        RequestBody::ScanJobs(scan) => Answer::Now(ReplyBody::JobPage(page_of(scan))),
+        RequestBody::ScanJobs { scan, .. } => Answer::Now(ReplyBody::JobPage(page_of(scan))),
         _ => Answer::Usual,
     })
     .await;

@@ -19,13 +19,13 @@ use rrq::wire::command::{decode_command, encode_command};
 use rrq::wire::frame::{Frame, FrameDecoder, FrameKind};
 use rrq::wire::message::{
     ClientHello, CommitStamp, ErrorReply, GroupStatus, LeasedJob, NodeAddresses, Reply, ReplyBody,
-    Request, RequestBody, ScanJobs, ServerHello, ShardStatus, WorkerInfo, WorkerSession,
+    Request, RequestBody, ServerHello, ShardStatus, WorkerInfo, WorkerSession,
 };
 use rrq::wire::{
     AckItem, Backoff, BackoffKind, Body, Command, DeadPolicy, Enqueued, FinishedJob, FinishedPage,
-    Grant, ItemOutcome, JobCursor, JobEnd, JobFilter, JobPage, JobState, JobView, NackItem, NewJob,
-    Op, Outcome, PurgeStates, QueueInfo, QueueSettings, QueueStats, Rejection, SessionCall, Start,
-    SweepAction, Window, WireError,
+    Grant, ItemOutcome, JobCursor, JobEnd, JobFilter, JobPage, JobScan, JobState, JobView,
+    NackItem, NewJob, Op, Outcome, PurgeStates, QueueInfo, QueueSettings, QueueStats, Rejection,
+    SessionCall, Start, SweepAction, Window, WireError,
 };
 
 fn blob(max: usize) -> impl Strategy<Value = Bytes> {
@@ -344,14 +344,13 @@ prop_compose! {
     fn scan()(
         queue in queue(),
         partition in partition(),
-        group in group(),
         state in job_state(),
         filter in filter(),
         cursor in option::of(cursor()),
         limit in 0_u32..=1024,
         bodies in any::<bool>(),
-    ) -> ScanJobs {
-        ScanJobs { queue, partition, group, state, filter, cursor, limit, bodies }
+    ) -> JobScan {
+        JobScan { queue, partition, state, filter, cursor, limit, bodies }
     }
 }
 
@@ -410,7 +409,7 @@ fn request() -> impl Strategy<Value = Request> {
         1 => (queue(), partition(), group()).prop_map(
             |(queue, partition, group)| RequestBody::GetPartition { queue, partition, group }),
         1 => group().prop_map(|group| RequestBody::ListWorkers { group }),
-        1 => scan().prop_map(RequestBody::ScanJobs),
+        1 => (group(), scan()).prop_map(|(group, scan)| RequestBody::ScanJobs { group, scan }),
         1 => Just(RequestBody::Status),
         1 => Just(RequestBody::Bye),
     ];

@@ -15,11 +15,12 @@ use rrq::wire::client::{
 use rrq::wire::frame::{FrameDecoder, FrameKind, encode_frame};
 use rrq::wire::message::{
     ClientHello, CommitStamp, ErrorReply, LeasedJob, NodeAddresses, Reply, ReplyBody, Request,
-    RequestBody, ScanJobs, ServerHello,
+    RequestBody, ServerHello,
 };
 use rrq::wire::{
     AckItem, Body, Command, Enqueued, FinishedJob, FinishedPage, ItemOutcome, JobCursor, JobEnd,
-    JobFilter, JobPage, JobState, JobView, NewJob, Op, Outcome, SessionCall, SweepAction, Window,
+    JobFilter, JobPage, JobScan, JobState, JobView, NewJob, Op, Outcome, SessionCall, SweepAction,
+    Window,
 };
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -150,10 +151,9 @@ fn sweep() -> Op {
 }
 
 fn scan_jobs() -> Request {
-    let scan = ScanJobs {
+    let scan = JobScan {
         queue: queue(),
         partition: Partition(0),
-        group: GROUP,
         state: JobState::Dead,
         filter: timeout(),
         cursor: None,
@@ -162,7 +162,7 @@ fn scan_jobs() -> Request {
     };
     Request {
         id: 11,
-        body: RequestBody::ScanJobs(scan),
+        body: RequestBody::ScanJobs { group: GROUP, scan },
     }
 }
 

@@ -5,8 +5,8 @@ use crate::base::limits::ITEMS_MAX;
 use crate::client::queue::{Missing, group_of, partitions, refusal};
 use crate::client::session::Route;
 use crate::client::{Code, Error, Queue};
-use crate::wire::message::{ReplyBody, RequestBody, ScanJobs};
-use crate::wire::{JobCursor, JobFilter, JobPage, JobState};
+use crate::wire::message::{ReplyBody, RequestBody};
+use crate::wire::{JobCursor, JobFilter, JobPage, JobScan, JobState};
 use std::fmt;
 use std::str::FromStr;
 
@@ -107,16 +107,16 @@ impl Scan {
         let this = &*self;
         let asked = this.queue.placed(Missing::IsAnError, |info| async move {
             let group = group_of(&info, at.partition)?;
-            let body = RequestBody::ScanJobs(ScanJobs {
+            let scan = JobScan {
                 queue: info.uid,
                 partition: at.partition,
-                group,
                 state: this.state,
                 filter: this.filter.clone(),
                 cursor: at.place,
                 limit: this.limit,
                 bodies: this.bodies,
-            });
+            };
+            let body = RequestBody::ScanJobs { group, scan };
             let reply = this.queue.client.call(Route::Group(group), body).await?;
             match reply.body {
                 ReplyBody::JobPage(page) => Ok((page, partitions(&info))),

@@ -3,7 +3,6 @@
 //! A group whose log cannot be applied stops, alone; those who waited are told that their request may
 //! have taken effect.
 
-use super::changes::Waiting;
 use super::engine::ShardEngine;
 use super::group::{Phase, Waiter};
 use super::opening::halted;
@@ -108,32 +107,14 @@ impl ShardEngine {
             }
             Some(Waiter::WallOffset) => self.groups[slot].setting_offset = false,
             Some(Waiter::Client { to, request }) => match changed_queue(op, &outcome) {
-                Some(queue) => {
-                    let answer = Some(outcome);
-                    let waiting = Waiting {
-                        queue,
-                        to,
-                        request,
-                        answer,
-                    };
-                    self.tell_changed(slot, waiting);
-                }
+                Some(queue) => self.tell_changed(slot, queue, (to, request), Some(outcome)),
                 None => {
                     let stamp = self.stamp(slot);
                     self.reply(to, request, Some(stamp), ReplyBody::Outcome(outcome));
                 }
             },
             Some(Waiter::Queue { to, request }) => match outcome {
-                Outcome::Queue(info) => {
-                    let (queue, answer) = (info.uid, None);
-                    let waiting = Waiting {
-                        queue,
-                        to,
-                        request,
-                        answer,
-                    };
-                    self.tell_changed(slot, waiting);
-                }
+                Outcome::Queue(info) => self.tell_changed(slot, info.uid, (to, request), None),
                 other => self.reply(to, request, None, ReplyBody::Outcome(other)),
             },
             Some(Waiter::Lease { poll, place }) => {

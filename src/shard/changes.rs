@@ -84,8 +84,21 @@ struct Question {
 }
 
 impl ShardEngine {
-    /// Tells a client what became of a queue, once every group has done what that asks of it.
-    pub(super) fn tell_changed(&mut self, slot: usize, waiting: Waiting) {
+    /// Tells a client what became of a queue, once every group has done what that asks of it: the
+    /// `answer` of the home group, or without one the queue as it is then, with its counters.
+    pub(super) fn tell_changed(
+        &mut self,
+        slot: usize,
+        queue: QueueUid,
+        (to, request): (Origin, u64),
+        answer: Option<Outcome>,
+    ) {
+        let waiting = Waiting {
+            queue,
+            to,
+            request,
+            answer,
+        };
         let group = &mut self.groups[slot];
         if group.queue.is_changing(waiting.queue) {
             group.changes.waiting.push(waiting);

@@ -8,8 +8,8 @@ use super::input::Origin;
 use crate::base::ids::{JobId, SessionId};
 use crate::base::limits::REPLY_JOBS_BYTES_MAX;
 use crate::queue::command::{Outcome, Rejection};
-use crate::queue::view::{JobScan, SessionView};
-use crate::wire::message::{ReplyBody, RequestBody, ScanJobs, WorkerInfo, WorkerSession};
+use crate::queue::view::SessionView;
+use crate::wire::message::{ReplyBody, RequestBody, WorkerInfo, WorkerSession};
 use std::collections::BTreeMap;
 
 /// More than what a worker takes in a reply besides its name and tags.
@@ -41,7 +41,7 @@ impl ShardEngine {
                     .peek(uid, partition, state, limit)
                     .map(ReplyBody::Jobs)
             }
-            RequestBody::ScanJobs(scan) => queue.scan(&job_scan(scan)).map(ReplyBody::JobPage),
+            RequestBody::ScanJobs { scan, .. } => queue.scan(&scan).map(ReplyBody::JobPage),
             RequestBody::ScanFinished {
                 queue: uid,
                 partition,
@@ -137,16 +137,4 @@ fn worker_bytes(worker: Option<&WorkerInfo>) -> usize {
         worker.name.len() + tags.sum::<usize>()
     };
     WORKER_BYTES + worker.map_or(0, text)
-}
-
-fn job_scan(scan: ScanJobs) -> JobScan {
-    JobScan {
-        queue: scan.queue,
-        partition: scan.partition,
-        state: scan.state,
-        filter: scan.filter,
-        cursor: scan.cursor,
-        limit: scan.limit,
-        bodies: scan.bodies,
-    }
 }

@@ -4,7 +4,6 @@
 //! group that does not serve, a full disk, a payload or a window out of bounds. What the job
 //! machine refuses is an outcome like any other.
 
-use super::changes::Waiting;
 use super::effect::Effect;
 use super::engine::{Conn, ShardEngine};
 use super::group::{Phase, Waiter};
@@ -73,6 +72,7 @@ impl ShardEngine {
     fn target(&self, body: &RequestBody) -> Option<GroupId> {
         match body {
             RequestBody::Command { group, .. }
+            | RequestBody::ScanJobs { group, .. }
             | RequestBody::GetJobByKey { group, .. }
             | RequestBody::Peek { group, .. }
             | RequestBody::Watch { group, .. }
@@ -80,7 +80,6 @@ impl ShardEngine {
             | RequestBody::GetPartition { group, .. }
             | RequestBody::ListWorkers { group }
             | RequestBody::ListQueues { group } => Some(*group),
-            RequestBody::ScanJobs(scan) => Some(scan.group),
             RequestBody::GetJob { job } | RequestBody::WaitJob { job, .. } => Some(job.group()),
             RequestBody::GetQueue { name, .. } => Some(home_group(name, self.config.groups)),
             RequestBody::Heartbeat { .. } | RequestBody::Status | RequestBody::Bye => None,
@@ -169,13 +168,7 @@ impl ShardEngine {
         create: bool,
     ) -> Result<(), Refusal> {
         if let Some(info) = self.groups[slot].queue.queue_by_name(name) {
-            let waiting = Waiting {
-                queue: info.uid,
-                to: from,
-                request,
-                answer: None,
-            };
-            self.tell_changed(slot, waiting);
+            self.tell_changed(slot, info.uid, (from, request), None);
             return Ok(());
         }
         if !create || !self.config.auto_create {

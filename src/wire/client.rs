@@ -14,7 +14,7 @@ use crate::base::limits::{
     WORKER_NAME_BYTES_MAX, WORKER_TAGS_MAX,
 };
 use crate::queue::command::{Command, JobFilter, NewJob, Op, SessionCall, Window};
-use crate::queue::view::{JobCursor, JobState};
+use crate::queue::view::{JobCursor, JobScan, JobState};
 use crate::wire::command::{
     command_from_pb, command_to_pb, filter_from_pb, filter_to_pb, group_from_pb, id_from_pb,
     id_to_pb, partition_from_pb, queue_from_pb, try_each, u8_from_pb, u16_from_pb,
@@ -23,7 +23,7 @@ use crate::wire::error::{WireError, malformed};
 use crate::wire::frame::{FrameKind, encode_frame};
 use crate::wire::generated as pb;
 use crate::wire::message::{
-    ClientHello, NodeAddresses, Request, RequestBody, ScanJobs, ServerHello, WorkerInfo,
+    ClientHello, NodeAddresses, Request, RequestBody, ServerHello, WorkerInfo,
 };
 use bytes::{Bytes, BytesMut};
 use pb::request::Body as PbRequest;
@@ -200,7 +200,7 @@ pub fn encode_request(request: &Request, out: &mut BytesMut) {
             group: group.0.into(),
             wait_ms: *wait_ms,
         }),
-        RequestBody::ScanJobs(scan) => PbRequest::ScanJobs(scan_to_pb(scan)),
+        RequestBody::ScanJobs { group, scan } => PbRequest::ScanJobs(scan_to_pb(*group, scan)),
         RequestBody::ScanFinished {
             queue,
             partition,
@@ -240,11 +240,11 @@ pub fn encode_request(request: &Request, out: &mut BytesMut) {
     encode_message(FrameKind::Request, &message, out);
 }
 
-fn scan_to_pb(scan: &ScanJobs) -> pb::ScanJobs {
+fn scan_to_pb(group: GroupId, scan: &JobScan) -> pb::ScanJobs {
     pb::ScanJobs {
         queue: scan.queue.to_u64(),
         partition: scan.partition.0.into(),
-        group: scan.group.0.into(),
+        group: group.0.into(),
         state: scan.state as i32,
         filter: Some(filter_to_pb(&scan.filter)),
         cursor: scan.cursor.map(cursor_to_pb),
@@ -356,7 +356,10 @@ fn request_body_from_pb(body: PbRequest) -> Result<RequestBody, WireError> {
                 wait_ms: request.wait_ms,
             }
         }
-        PbRequest::ScanJobs(request) => RequestBody::ScanJobs(scan_from_pb(request)?),
+        PbRequest::ScanJobs(request) => RequestBody::ScanJobs {
+            group: group_from_pb(request.group)?,
+            scan: scan_from_pb(request)?,
+        },
         PbRequest::ScanFinished(request) => {
             check_range("limit", request.limit.into(), 1, ITEMS_MAX as u64)?;
             RequestBody::ScanFinished {
@@ -380,14 +383,13 @@ fn request_body_from_pb(body: PbRequest) -> Result<RequestBody, WireError> {
     })
 }
 
-fn scan_from_pb(request: pb::ScanJobs) -> Result<ScanJobs, WireError> {
+fn scan_from_pb(request: pb::ScanJobs) -> Result<JobScan, WireError> {
     check_range("limit", request.limit.into(), 0, ITEMS_MAX as u64)?;
     let filter = filter_from_pb(request.filter)?;
     check_filter(&filter)?;
-    Ok(ScanJobs {
+    Ok(JobScan {
         queue: queue_from_pb(request.queue)?,
         partition: partition_from_pb(request.partition)?,
-        group: group_from_pb(request.group)?,
         state: state_from_pb(request.state)?,
         filter,
         cursor: request.cursor.map(cursor_from_pb).transpose()?,

@@ -4,9 +4,9 @@ use crate::base::code::Code;
 use crate::base::ids::{
     ClusterId, GroupId, JobId, LogIndex, NodeId, Partition, QueueUid, SessionId, Term, Token,
 };
-use crate::queue::command::{Command, JobFilter, Outcome, QueueInfo};
+use crate::queue::command::{Command, Outcome, QueueInfo};
 use crate::queue::view::{
-    FinishedJob, FinishedPage, JobCursor, JobPage, JobState, JobView, QueueStats,
+    FinishedJob, FinishedPage, JobPage, JobScan, JobState, JobView, QueueStats,
 };
 use bytes::Bytes;
 
@@ -137,7 +137,12 @@ pub enum RequestBody {
         wait_ms: u32,
     },
     /// Jobs of a state that a filter lets through, from a cursor on.
-    ScanJobs(ScanJobs),
+    ScanJobs {
+        /// The group of the partition.
+        group: GroupId,
+        /// Which jobs.
+        scan: JobScan,
+    },
     /// Finished jobs that the queue retains, the newest first.
     ScanFinished {
         /// The queue.
@@ -176,27 +181,6 @@ pub enum RequestBody {
     Status,
     /// The client leaves on purpose: its sessions' leases go back at once.
     Bye,
-}
-
-/// A step of a scan.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ScanJobs {
-    /// The queue.
-    pub queue: QueueUid,
-    /// The partition.
-    pub partition: Partition,
-    /// The group of that partition.
-    pub group: GroupId,
-    /// Which jobs.
-    pub state: JobState,
-    /// What they must be like.
-    pub filter: JobFilter,
-    /// Where to begin; `None` = with the first.
-    pub cursor: Option<JobCursor>,
-    /// At most so many jobs; 0 = only count.
-    pub limit: u32,
-    /// Whether payloads, headers and keys are sent too.
-    pub bodies: bool,
 }
 
 /// Who works, as shown to people.

@@ -30,6 +30,7 @@ pub use crate::queue::command::{
     Start, SweepAction, Window,
 };
 pub use crate::queue::view::{
-    Body, FinishedJob, FinishedPage, JobCursor, JobEnd, JobPage, JobState, JobView, QueueStats,
+    Body, FinishedJob, FinishedPage, JobCursor, JobEnd, JobPage, JobScan, JobState, JobView,
+    QueueStats,
 };
 pub use error::{FrameError, WireError};
