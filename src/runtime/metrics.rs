@@ -32,6 +32,8 @@ pub struct ShardMetrics {
     pub wal_batch_entries: Histogram,
     /// Bytes of a batch.
     pub wal_batch_bytes: Histogram,
+    /// From the enqueue of a job to its first lease.
+    pub job_wait: Histogram,
     /// Segments of its log that are ready for use; taken for one until it was counted.
     pub spares: Arc<AtomicUsize>,
     /// Its executor's pulse.
@@ -68,6 +70,13 @@ impl ShardMetrics {
                 4096.0,
                 2.0,
                 11,
+            )?,
+            job_wait: histogram(
+                "rrq_job_wait_seconds",
+                "Time from the enqueue of a job, delays included, to its first lease.",
+                1e-3,
+                4.0,
+                12,
             )?,
             spares: Arc::new(AtomicUsize::new(1)),
             pulse,
@@ -194,10 +203,11 @@ impl NodeMetrics {
             registry.register(Box::new(gauge))?;
         }
         let mut text = TextEncoder::new().encode_to_string(&registry.gather())?;
-        let histograms: [fn(&ShardMetrics) -> &Histogram; 3] = [
+        let histograms: [fn(&ShardMetrics) -> &Histogram; 4] = [
             |shard| &shard.wal_fsync,
             |shard| &shard.wal_batch_entries,
             |shard| &shard.wal_batch_bytes,
+            |shard| &shard.job_wait,
         ];
         for histogram in histograms {
             for (number, shard) in self.shards.iter().enumerate() {

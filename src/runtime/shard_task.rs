@@ -25,7 +25,7 @@ use crate::shard::effect::Effect;
 use crate::shard::engine::ShardEngine;
 use crate::shard::input::{Input, Origin};
 use crate::wal::writer::WalWrite;
-use crate::wire::message::{Reply, ServerHello};
+use crate::wire::message::{LeasedJob, Reply, ReplyBody, ServerHello};
 use glommio::timer::Timer;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
@@ -141,7 +141,23 @@ impl Hub {
         let reply = &reply;
         // A client that left in the meantime needs no answer.
         if let Some(connection) = self.connections.borrow().get(&conn.0) {
+            if let ReplyBody::Leased(jobs) = &reply.body {
+                self.observe_waits(jobs);
+            }
             connection.reply(reply);
+        }
+    }
+
+    /// How long jobs waited for their first lease, by the shard that holds the worker's connection.
+    fn observe_waits(&self, jobs: &[LeasedJob]) {
+        if jobs.is_empty() {
+            return;
+        }
+        let wall = now().wall.0;
+        for leased in jobs.iter().filter(|leased| leased.job.attempts == 1) {
+            let waited = wall.saturating_sub(leased.job.enqueued_at.0);
+            let seconds = Duration::from_millis(waited).as_secs_f64();
+            self.numbers().job_wait.observe(seconds);
         }
     }
 
