@@ -6,7 +6,7 @@ use crate::wire::message::ErrorReply;
 use std::fmt;
 
 /// An error of a call: a stable code, words for people, and whether the call may have taken effect.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Error {
     code: Code,
     message: String,
@@ -142,11 +142,26 @@ impl fmt::Display for Error {
     }
 }
 
+/// The code's name, then as for people: what a `main` that returns the error shows.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, {self}", self.code.name())
+    }
+}
+
 impl std::error::Error for Error {}
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_reads_well_wherever_it_is_shown() {
+        let error = Error::unknown("no answer within the deadline");
+        let words = "RRQ-4008: no answer within the deadline (it may or may not have taken effect)";
+        assert_eq!(error.to_string(), words);
+        assert_eq!(format!("{error:?}"), format!("Unknown, {words}"));
+    }
 
     #[test]
     fn every_rejection_has_the_code_of_its_name() {
