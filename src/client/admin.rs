@@ -324,7 +324,8 @@ impl IntoFuture for Sweep {
 
 impl Client {
     /// The sessions that work: hold jobs, wait for some, or told who they are; with the group of
-    /// each, in the order of groups. A worker has a session in every group that it works in.
+    /// each, in the order of groups. A worker has a session in every group that it works in. A
+    /// group that stopped is left out: nobody works there.
     ///
     /// # Errors
     /// What a call can end with.
@@ -336,7 +337,11 @@ impl Client {
         }
         let mut workers = Vec::new();
         for (group, call) in calls {
-            match call.reply().await?.body {
+            let reply = match call.reply().await {
+                Err(error) if error.code() == Code::GroupHalted => continue,
+                reply => reply?,
+            };
+            match reply.body {
                 ReplyBody::Workers(part) => {
                     workers.extend(part.into_iter().map(|worker| (group, worker)));
                 }
