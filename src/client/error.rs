@@ -40,8 +40,7 @@ impl Error {
     }
 
     pub(crate) fn rejected(rejection: Rejection) -> Self {
-        let number = 4100 + rejection as u16;
-        let code = Code::from_number(number).expect("every rejection has a code");
+        let code = rejection.code();
         let message = match rejection {
             Rejection::QueueChanged => "the queue is not here any more: resolve its name again",
             Rejection::QueueExists => "a queue of this name exists",

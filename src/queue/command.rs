@@ -4,6 +4,7 @@
 //! command or field is a new machine version. Each acts on one group; those with items have one
 //! outcome per item and no atomicity over them beyond being one entry.
 
+use crate::base::code::Code;
 use crate::base::ids::{GroupId, JobId, LogIndex, Partition, QueueUid, SessionId, Token};
 use bytes::Bytes;
 
@@ -246,6 +247,40 @@ impl Op {
             | Self::PartitionsChanged { .. } => 2,
             Self::CreateQueue { groups, .. } if *groups != 0 => 2,
             _ => 1,
+        }
+    }
+
+    /// Its name, as metrics show it.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::OpenSession { .. } => "open_session",
+            Self::CloseSession { .. } => "close_session",
+            Self::Attach { .. } => "attach",
+            Self::EndLeases { .. } => "end_leases",
+            Self::DropSession { .. } => "drop_session",
+            Self::CreateQueue { .. } => "create_queue",
+            Self::AlterQueue { .. } => "alter_queue",
+            Self::DeleteQueue { .. } => "delete_queue",
+            Self::PauseQueue { .. } => "pause_queue",
+            Self::DrainQueue { .. } => "drain_queue",
+            Self::ResumeQueue { .. } => "resume_queue",
+            Self::Purge { .. } => "purge",
+            Self::Enqueue { .. } => "enqueue",
+            Self::Lease { .. } => "lease",
+            Self::Extend { .. } => "extend",
+            Self::Ack { .. } => "ack",
+            Self::Nack { .. } => "nack",
+            Self::Release { .. } => "release",
+            Self::Bury { .. } => "bury",
+            Self::Cancel { .. } => "cancel",
+            Self::RequeueDead { .. } => "requeue_dead",
+            Self::DeleteDead { .. } => "delete_dead",
+            Self::SweepDead { .. } => "sweep_dead",
+            Self::ChangePartitions(_) => "change_partitions",
+            Self::PartitionsChanged { .. } => "partitions_changed",
+            Self::Advance { .. } => "advance",
+            Self::SetWallOffset { .. } => "set_wall_offset",
         }
     }
 }
@@ -622,6 +657,12 @@ pub enum Rejection {
 }
 
 impl Rejection {
+    /// The code that tells it to people: RRQ-4100 plus its number.
+    #[must_use]
+    pub fn code(self) -> Code {
+        Code::from_number(4100 + self as u16).expect("every rejection has a code")
+    }
+
     /// Every rejection, for tables and tests.
     pub const ALL: [Self; 19] = [
         Self::QueueChanged,

@@ -62,6 +62,8 @@ pub struct JobQueue {
     pub(super) partitions: BTreeMap<(QueueUid, Partition), PartitionState>,
     /// What spans them.
     pub(super) links: Links,
+    /// See [`Self::run_times`].
+    pub(super) run_times: Vec<u64>,
 }
 
 impl JobQueue {
@@ -94,6 +96,7 @@ impl JobQueue {
             names: BTreeMap::new(),
             partitions: BTreeMap::new(),
             links: Links::default(),
+            run_times: Vec::new(),
         }
     }
 
@@ -120,6 +123,7 @@ impl JobQueue {
             self.group
         );
         self.observe_time(at.time);
+        self.run_times.clear();
         let Some(call) = &command.session else {
             return self.perform(at, &command.op, None);
         };
@@ -270,6 +274,14 @@ impl JobQueue {
     #[must_use]
     pub fn time(&self) -> GroupTime {
         self.time
+    }
+
+    /// How long the jobs ran that the last command acknowledged, from their grants on, in
+    /// milliseconds of the group's time; without those that machine version 1 granted. For metrics:
+    /// no part of the state, and nothing decides by it.
+    #[must_use]
+    pub fn run_times(&self) -> &[u64] {
+        &self.run_times
     }
 
     /// Moves the time on for an entry that is no command; it never falls.

@@ -162,11 +162,14 @@ impl JobQueue {
                 return Outcome::Rejected(Rejection::Reattach);
             }
         }
-        let (time, group) = (self.time, self.group);
+        let (time, group, version) = (self.time, self.group, self.version);
         let Some(partition) = self.partitions.get_mut(&(queue, number)) else {
             return Outcome::Rejected(Rejection::QueueChanged);
         };
-        let owner = holder.map_or(0, |(session, _)| session.0);
+        let holding = Holding {
+            owner: holder.map_or(0, |(session, _)| session.0),
+            since: if version >= 2 { time.0 } else { 0 },
+        };
         let mut grants = Vec::new();
         let mut room = ReplyRoom::default();
         while grants.len() < max as usize && !partition.head.config.paused {
@@ -179,7 +182,7 @@ impl JobQueue {
             }
             let id = JobId::new(group, queue, number, seq);
             let links = &mut self.links;
-            grants.extend(grant(partition, links, id, time, lease_ms, owner));
+            grants.extend(grant(partition, links, id, time, lease_ms, holding));
         }
         Outcome::Leased(grants)
     }
@@ -195,8 +198,8 @@ impl JobQueue {
     }
 
     pub(super) fn ack(&mut self, item: &AckItem) -> Done {
-        let wall = self.wall();
-        let (partition, links, _) = self.token_of(item.token)?;
+        let (time, wall) = (self.time, self.wall());
+        let (partition, links, record) = self.token_of(item.token)?;
         let result_len = item.result.as_ref().map_or(0, Bytes::len);
         if result_len > RESULT_BYTES_MAX {
             return Err(Rejection::Invalid);
@@ -205,6 +208,9 @@ impl JobQueue {
         stats.completed_total = stats.completed_total.saturating_add(1);
         let result = item.result.as_ref();
         partition.finish(item.token.job, JobEnd::Completed, result, wall, links);
+        if record.leased_at != 0 {
+            self.run_times.push(time.0.saturating_sub(record.leased_at));
+        }
         Ok(())
     }
 
@@ -495,6 +501,7 @@ fn new_record(
         payload_crc: crc32c(&[&item.payload]),
         lease_gen: 0,
         owner: 0,
+        leased_at: 0,
     }
 }
 
@@ -563,6 +570,15 @@ pub(super) fn requeue(
     });
 }
 
+/// What a record remembers of a grant.
+#[derive(Clone, Copy)]
+struct Holding {
+    /// The session; 0 = none.
+    owner: u32,
+    /// The group's time; 0 in machine version 1, which does not remember it.
+    since: u64,
+}
+
 /// Grants a ready job. One whose generation cannot rise any more is buried, never granted again
 /// under an old token.
 fn grant(
@@ -571,7 +587,7 @@ fn grant(
     id: JobId,
     time: GroupTime,
     asked_ms: u32,
-    owner: u32,
+    holding: Holding,
 ) -> Option<Grant> {
     let record = *partition
         .leaves
@@ -588,7 +604,8 @@ fn grant(
         record.when = time.plus_ms(u64::from(lease_ms)).0;
         record.attempts = attempt;
         record.lease_gen = lease_gen;
-        record.owner = owner;
+        record.owner = holding.owner;
+        record.leased_at = holding.since;
     });
     let stats = &mut partition.head.stats;
     stats.leased_total = stats.leased_total.saturating_add(1);

@@ -225,6 +225,11 @@ impl Loading {
             let seq = first.and_then(|first| first.checked_add(slot));
             let (id, partition) = self.place_of(key, seq).map_err(of_page)?;
             self.check_owner(&record).map_err(of_page)?;
+            if self.machine.version == 1 && record.leased_at != 0 {
+                return Err(of_page(
+                    "its group is of a machine version without times of grants",
+                ));
+            }
             self.job(id, partition, record, bodies)?;
         }
         Ok(())

@@ -359,6 +359,7 @@ pub(super) fn rest(record: &mut Record, state: JobState) {
     record.when = 0;
     record.wall = false;
     record.owner = 0;
+    record.leased_at = 0;
 }
 
 /// Whether the job dies when its time to live ends: only while it waits.

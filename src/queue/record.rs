@@ -4,7 +4,8 @@
 //! time), 4 attempts u16, 6 max_attempts u16, 8 when u48, 14 enqueued_at u48 (wall), 20 expires_at
 //! u48 (wall, 0 none), 26 payload position u16, 28 lease_ms u32 (own, 0 the queue's), 32
 //! payload_len u32, 36 payload_crc u32, 40 lease_gen u32, 44 owner u32 (session, 0 none), 48
-//! payload log index u64, 56 eight zeros. A free slot is all zeros.
+//! payload log index u64, 56 leased_at u48 (0 in machine version 1), 62 two zeros. A free slot is all
+//! zeros.
 //!
 //! Left out on purpose: what the enqueue fixed beside the payload (`body.rs`), the last failure
 //! (its leaf's page of reasons), and any order that a job stands in (derived, `partition.rs`).
@@ -51,6 +52,9 @@ pub(super) struct Record {
     pub(super) lease_gen: u32,
     /// The session that holds it; 0 = none.
     pub(super) owner: u32,
+    /// In flight: the group's time of the grant, in milliseconds; 0 if machine version 1 made it. Else
+    /// 0.
+    pub(super) leased_at: u64,
 }
 
 impl Record {
@@ -75,7 +79,8 @@ impl Record {
         out.extend_from_slice(&self.lease_gen.to_le_bytes());
         out.extend_from_slice(&self.owner.to_le_bytes());
         out.extend_from_slice(&self.log_index.to_le_bytes());
-        out.extend_from_slice(&[0; 8]);
+        put_u48(out, self.leased_at);
+        out.extend_from_slice(&[0; 2]);
     }
 
     /// Reads the 64 bytes; what breaks a rule of a record is refused.
@@ -103,7 +108,8 @@ impl Record {
         let lease_gen = from.u32()?;
         let owner = from.u32()?;
         let log_index = from.u64()?;
-        from.zeros(8)?;
+        let leased_at = from.u48()?;
+        from.zeros(2)?;
         if flags & !FLAG_WALL != 0 {
             return Err("a record has an unknown flag");
         }
@@ -123,6 +129,7 @@ impl Record {
             payload_crc,
             lease_gen,
             owner,
+            leased_at,
         };
         record.rules()?;
         Ok(record)
@@ -156,6 +163,9 @@ impl Record {
         if state != JobState::InFlight && self.owner != 0 {
             return Err("a record that is not leased has an owner");
         }
+        if state != JobState::InFlight && self.leased_at != 0 {
+            return Err("a record that is not leased has a time of its grant");
+        }
         if state == JobState::InFlight && (self.attempts == 0 || self.lease_gen == 0) {
             return Err("a leased record was never granted");
         }
@@ -188,6 +198,7 @@ mod tests {
             payload_crc: 0x0b0c_0d0e,
             lease_gen: 0x0f10_1112,
             owner: 0x1314_1516,
+            leased_at: 0x3605_0403_0201,
         }
     }
 
@@ -209,7 +220,7 @@ mod tests {
         assert_eq!(bytes[40..44], [0x12, 0x11, 0x10, 0x0f]);
         assert_eq!(bytes[44..48], [0x16, 0x15, 0x14, 0x13]);
         assert_eq!(bytes[48..56], [0xff; 8]);
-        assert_eq!(bytes[56..], [0; 8]);
+        assert_eq!(bytes[56..], [1, 2, 3, 4, 5, 0x36, 0, 0]);
         assert_eq!(Record::decode(&bytes), Ok(leased()));
     }
 
@@ -222,7 +233,7 @@ mod tests {
             Err("a record has an unknown state")
         );
         let mut reserved = encoded(&leased());
-        reserved[60] = 1;
+        reserved[62] = 1;
         assert_eq!(
             Record::decode(&reserved),
             Err("a reserved byte is not zero")
@@ -235,6 +246,16 @@ mod tests {
             ..leased()
         };
         assert!(Record::decode(&encoded(&wall)).is_err());
+        let resting = Record {
+            state: Some(JobState::Pending),
+            when: 0,
+            owner: 0,
+            ..leased()
+        };
+        assert_eq!(
+            Record::decode(&encoded(&resting)),
+            Err("a record that is not leased has a time of its grant")
+        );
         let spent = Record {
             attempts: 9,
             max_attempts: 8,

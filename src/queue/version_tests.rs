@@ -152,6 +152,8 @@ fn rich_second() -> JobQueue {
         items: vec![NewJob::default(); 2],
     };
     at(&mut machine, 18, op);
+    let leased = apply(&mut machine, 19, lease(1));
+    assert!(matches!(leased, Outcome::Leased(grants) if grants.len() == 1));
     machine
 }
 
@@ -228,7 +230,7 @@ fn the_pages_of_a_state_of_version_2_are_the_same_for_ever() {
     // A new value here means that older checkpoints cannot be read any more.
     assert_eq!(
         format!("{:?}", machine.state_hash()),
-        "11d44e8ec294c9527d64448199954579"
+        "bee6bf7cbc0e138cc0f82c84a8119140"
     );
 }
 
@@ -504,6 +506,56 @@ fn a_scan_lists_what_a_reply_holds() {
     let page = machine.scan(&scan).expect("the queue is there");
     assert_eq!((page.jobs.len(), page.next), (2, None));
     assert!(page.jobs.iter().all(|job| job.body == Default::default()));
+}
+
+#[test]
+fn a_grant_of_version_2_is_remembered_with_its_time() {
+    let mut machine = JobQueue::new(GROUP, 0);
+    let op = Op::CreateQueue {
+        name: "q".to_owned(),
+        settings: QueueSettings::default(),
+        must_be_new: true,
+        groups: 0,
+    };
+    at(&mut machine, 1, op);
+    apply(&mut machine, 10, enqueue(vec![NewJob::default(); 3]));
+    let grant_at = |machine: &mut JobQueue, time| match apply(machine, time, lease(1)) {
+        Outcome::Leased(grants) => grants[0].token,
+        other => panic!("{other:?} is no lease"),
+    };
+    let first = grant_at(&mut machine, 100);
+    machine.raise_version(2);
+    let second = grant_at(&mut machine, 200);
+    let third = grant_at(&mut machine, 300);
+    let extend = Op::Extend {
+        items: vec![(second, 60_000)],
+    };
+    apply(&mut machine, 350, extend);
+    let loaded = load(&pages_of(&machine), &machine).expect("its own pages");
+    let (mut machine, before) = (loaded, machine);
+    assert_eq!(machine.state_hash(), before.state_hash());
+    let ack = |token| AckItem {
+        token,
+        result: None,
+    };
+    let items = vec![ack(first), ack(second), ack(third)];
+    apply(&mut machine, 1000, Op::Ack { items });
+    assert_eq!(machine.run_times(), [800, 700]);
+    apply(&mut machine, 1001, lease(1));
+    assert!(machine.run_times().is_empty());
+}
+
+#[test]
+fn a_group_of_version_1_has_no_time_of_a_grant() {
+    let machine = rich();
+    let mut pages = pages_of(&machine);
+    let leaf = page_mut(&mut pages, PageKind::Leaf);
+    let in_flight = JobState::InFlight as u8;
+    let slot = leaf.chunks(64).position(|record| record[0] == in_flight);
+    let place = slot.expect("a job is leased") * 64 + 56;
+    poke(leaf, place, 7);
+    let told = why(load(&pages, &machine));
+    assert!(told.contains("without times of grants"), "{told}");
 }
 
 #[test]

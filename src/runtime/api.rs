@@ -266,7 +266,7 @@ impl Api {
 fn unexpected(body: ReplyBody) -> Wrong {
     match body {
         ReplyBody::Outcome(Outcome::Rejected(rejection)) => {
-            let code = Code::from_number(4100 + rejection as u16).unwrap_or(Code::Bug);
+            let code = rejection.code();
             let title = crate::base::catalogue::entry(code).title;
             Wrong(refusal(code, title))
         }

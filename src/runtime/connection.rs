@@ -36,7 +36,7 @@ use std::future::{Future, poll_fn};
 use std::net::Shutdown;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// From accept to the end of the hello.
 const HELLO_WITHIN: Duration = Duration::from_secs(5);
@@ -56,20 +56,22 @@ const KEPT_BYTES: usize = 64 << 10;
 pub struct Connection {
     out: RefCell<BytesMut>,
     waker: RefCell<Option<Waker>>,
-    charges: RefCell<Lookup<u64, usize>>,
+    under_way: RefCell<Lookup<u64, UnderWay>>,
     charged: Cell<usize>,
 }
 
 impl Connection {
-    /// Sends a reply with the next write.
-    pub fn reply(&self, reply: &Reply) {
-        if let Some(charge) = self.charges.borrow_mut().remove(&reply.id) {
-            self.charged.set(self.charged.get() - charge);
+    /// Sends a reply with the next write; the request that it answers.
+    pub fn reply(&self, reply: &Reply) -> Option<UnderWay> {
+        let answered = self.under_way.borrow_mut().remove(&reply.id);
+        if let Some(request) = &answered {
+            self.charged.set(self.charged.get() - request.bytes);
         }
         encode_reply(reply, &mut self.out.borrow_mut());
         if let Some(waker) = self.waker.borrow_mut().take() {
             waker.wake();
         }
+        answered
     }
 
     /// Whether every reply was handed to the kernel.
@@ -78,15 +80,25 @@ impl Connection {
     }
 
     /// Charges a request; false if one of this id is under way.
-    fn charge(&self, id: u64, bytes: usize) -> bool {
-        let mut charges = self.charges.borrow_mut();
-        if charges.contains(&id) {
+    fn charge(&self, id: u64, request: UnderWay) -> bool {
+        let mut under_way = self.under_way.borrow_mut();
+        if under_way.contains(&id) {
             return false;
         }
-        charges.insert(id, bytes);
-        self.charged.set(self.charged.get() + bytes);
+        self.charged.set(self.charged.get() + request.bytes);
+        under_way.insert(id, request);
         true
     }
+}
+
+/// A request that is not answered yet.
+pub struct UnderWay {
+    /// What it is charged.
+    bytes: usize,
+    /// What it asks.
+    pub method: &'static str,
+    /// When it was read.
+    pub read_at: Instant,
 }
 
 /// What a connection's task needs from its shard.
@@ -113,6 +125,7 @@ pub async fn serve(
         decoder: FrameDecoder::default(),
         phase: Phase::Hello,
         writing: BytesMut::new(),
+        read_at: Instant::now(),
         timer: Some(Timer::new(HELLO_WITHIN)),
     };
     poll_fn(|context| session.poll(&mut stream, context)).await;
@@ -139,6 +152,8 @@ struct Session<'a, S> {
     decoder: FrameDecoder,
     phase: Phase,
     writing: BytesMut,
+    /// When the last bytes came.
+    read_at: Instant,
     /// The deadline of the hello, then of a write that does not move.
     timer: Option<Timer>,
 }
@@ -228,6 +243,7 @@ impl<S: Shard> Session<'_, S> {
             Poll::Ready(_) => return Err(Gone),
         }
         drop(buffer);
+        self.read_at = Instant::now();
         while self.phase != Phase::LastWords {
             match self.decoder.next() {
                 Ok(Some(frame)) => self.take(&frame),
@@ -282,10 +298,12 @@ impl<S: Shard> Session<'_, S> {
                 None => return self.last_words(error.error.code(), error.to_string()),
             },
         };
-        if !self
-            .connection
-            .charge(request.id, frame.body.len() + REQUEST_BYTES)
-        {
+        let under_way = UnderWay {
+            bytes: frame.body.len() + REQUEST_BYTES,
+            method: request.body.name(),
+            read_at: self.read_at,
+        };
+        if !self.connection.charge(request.id, under_way) {
             let text = format!(
                 "request {} is still under way on this connection",
                 request.id

@@ -7,9 +7,10 @@
 use crate::runtime::poker::Pulse;
 use crate::runtime::{process, sys};
 use crate::shard::counters::Counters;
+use prometheus::core::Collector;
 use prometheus::{
-    Counter, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Counter, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
 };
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -34,6 +35,10 @@ pub struct ShardMetrics {
     pub wal_batch_bytes: Histogram,
     /// From the enqueue of a job to its first lease.
     pub job_wait: Histogram,
+    /// From the lease of a job to its acknowledgement.
+    pub job_run: Histogram,
+    /// From reading a request to its reply, by method and code.
+    pub rpc: HistogramVec,
     /// Segments of its log that are ready for use; taken for one until it was counted.
     pub spares: Arc<AtomicUsize>,
     /// Its executor's pulse.
@@ -77,6 +82,21 @@ impl ShardMetrics {
                 1e-3,
                 4.0,
                 12,
+            )?,
+            job_run: histogram(
+                "rrq_job_run_seconds",
+                "Time from the lease of a job to its acknowledgement.",
+                1e-3,
+                4.0,
+                12,
+            )?,
+            rpc: HistogramVec::new(
+                HistogramOpts::new(
+                    "rrq_rpc_seconds",
+                    "Time from reading a request to its reply; asked waits included.",
+                )
+                .buckets(prometheus::exponential_buckets(250e-6, 4.0, 9)?),
+                &["method", "code"],
             )?,
             spares: Arc::new(AtomicUsize::new(1)),
             pulse,
@@ -203,21 +223,26 @@ impl NodeMetrics {
             registry.register(Box::new(gauge))?;
         }
         let mut text = TextEncoder::new().encode_to_string(&registry.gather())?;
-        let histograms: [fn(&ShardMetrics) -> &Histogram; 4] = [
-            |shard| &shard.wal_fsync,
-            |shard| &shard.wal_batch_entries,
-            |shard| &shard.wal_batch_bytes,
-            |shard| &shard.job_wait,
+        let histograms: [fn(&ShardMetrics) -> Box<dyn Collector>; 6] = [
+            |shard| Box::new(shard.wal_fsync.clone()),
+            |shard| Box::new(shard.wal_batch_entries.clone()),
+            |shard| Box::new(shard.wal_batch_bytes.clone()),
+            |shard| Box::new(shard.job_wait.clone()),
+            |shard| Box::new(shard.job_run.clone()),
+            |shard| Box::new(shard.rpc.clone()),
         ];
         for histogram in histograms {
+            let mut named = false;
             for (number, shard) in self.shards.iter().enumerate() {
                 let labels = [("shard".to_owned(), number.to_string())].into();
                 let registry = Registry::new_custom(None, Some(labels))?;
-                registry.register(Box::new(histogram(shard).clone()))?;
+                registry.register(histogram(shard))?;
                 let part = TextEncoder::new().encode_to_string(&registry.gather())?;
-                // Help and type stand once, before the first shard's.
-                let comment = |line: &&str| number == 0 || !line.starts_with('#');
-                part.lines().filter(comment).for_each(|line| {
+                // Help and type stand once, before the first shard that has the metric.
+                let first = !named;
+                named |= !part.is_empty();
+                let wanted = |line: &&str| first || !line.starts_with('#');
+                part.lines().filter(wanted).for_each(|line| {
                     text.push_str(line);
                     text.push('\n');
                 });

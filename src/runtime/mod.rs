@@ -32,6 +32,7 @@ pub mod preflight;
 pub mod process;
 pub mod recover;
 pub mod repair;
+pub mod rpc_times;
 pub mod segments;
 pub mod shard_task;
 pub mod snapshot_files;

@@ -18,6 +18,7 @@ use crate::runtime::mesh::{Letter, Mesh};
 use crate::runtime::metrics::{NodeMetrics, ShardMetrics};
 use crate::runtime::poker::Pulse;
 use crate::runtime::recover::Remains;
+use crate::runtime::rpc_times::RpcTimes;
 use crate::runtime::wal_writer::WalWriter;
 use crate::runtime::{process, segments, snapshot_files, sys};
 use crate::shard::config::ShardConfig;
@@ -99,6 +100,9 @@ pub struct Hub {
     stopping: Cell<bool>,
     read_buffer: RefCell<Box<[u8]>>,
     metrics: Arc<NodeMetrics>,
+    rpc: RefCell<RpcTimes>,
+    /// When the replies of this turn were ready.
+    turn: Cell<Instant>,
     desk: Arc<Desk>,
 }
 
@@ -144,7 +148,11 @@ impl Hub {
             if let ReplyBody::Leased(jobs) = &reply.body {
                 self.observe_waits(jobs);
             }
-            connection.reply(reply);
+            if let Some(answered) = connection.reply(reply) {
+                let took = self.turn.get().saturating_duration_since(answered.read_at);
+                let code = reply.body.refused_by();
+                self.rpc.borrow_mut().observe(answered.method, code, took);
+            }
         }
     }
 
@@ -196,6 +204,9 @@ impl Shard for Hub {
 
 /// Runs a shard; the first thing on its executor.
 pub async fn run(parts: Parts) {
+    let rpc = parts.metrics.shards[usize::from(parts.mesh.me.0)]
+        .rpc
+        .clone();
     let hub = Rc::new(Hub {
         shard: parts.mesh.me,
         hello: parts.hello,
@@ -206,6 +217,8 @@ pub async fn run(parts: Parts) {
         stopping: Cell::new(false),
         read_buffer: RefCell::new(vec![0; READ_BYTES].into()),
         metrics: parts.metrics,
+        rpc: RefCell::new(RpcTimes::new(rpc)),
+        turn: Cell::new(Instant::now()),
         desk: parts.desk,
     });
     let thread = process::this_thread();
@@ -358,6 +371,7 @@ impl Driver {
     fn perform(&mut self) {
         loop {
             self.engine.drain(&mut self.effects);
+            self.hub.turn.set(Instant::now());
             if self.effects.is_empty() {
                 return;
             }
@@ -405,6 +419,12 @@ impl Driver {
                 }
             }
             Effect::ForwardClosed { to, from } => self.mesh.closed(to, from),
+            Effect::JobsRan { times_ms } => {
+                for ms in times_ms {
+                    let ran = Duration::from_millis(ms).as_secs_f64();
+                    self.hub.numbers().job_run.observe(ran);
+                }
+            }
             Effect::Stopped => self.stopped = true,
         }
     }

@@ -89,6 +89,10 @@ impl ShardEngine {
         let waiters = &mut self.groups[slot].waiters;
         let waits = waiters.front().is_some_and(|(at, _)| *at == index);
         let waiter = waits.then(|| waiters.pop_front().expect("the front was just seen").1);
+        if waiter.is_some() {
+            let times = self.groups[slot].queue.run_times();
+            self.run_times_ms.extend_from_slice(times);
+        }
         if let Outcome::SessionOpened { session, .. } = outcome {
             let conn = match &waiter {
                 Some(Waiter::Client { to, .. }) => Some(*to),

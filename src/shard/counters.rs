@@ -46,6 +46,8 @@ counters! {
     disk_full_refusals_total: total,
     /// Long polls that wait.
     polls_waiting: gauge,
+    /// Times that a group of this node got a new leader.
+    raft_leader_changes_total: total,
     /// Entries proposed.
     entries_proposed_total: total,
     /// Entries applied.

@@ -98,6 +98,12 @@ pub enum Effect {
         /// The connection.
         from: Origin,
     },
+    /// Jobs that were acknowledged on the request of a client ran so long, in milliseconds of group
+    /// time. For metrics only.
+    JobsRan {
+        /// One each.
+        times_ms: Vec<u64>,
+    },
     /// All is durable and the checkpoint is cut: the shard can end.
     Stopped,
 }

@@ -20,6 +20,7 @@ use crate::queue::MACHINE_VERSION;
 use crate::queue::command::{Command, Op};
 use crate::raft::node::{Proposal, ProposeError};
 use crate::raft::ready::HardState;
+use crate::raft::role::Role;
 use crate::snapshot::layout::Owner;
 use crate::wal::record::{HardState as LoggedHardState, Record};
 use crate::wal::recovery::{GroupLog, GroupLogStatus, Recovered};
@@ -81,6 +82,8 @@ pub struct ShardEngine {
     pub(super) conns: BTreeMap<Origin, Conn>,
     pub(super) checkpoints: Checkpointer,
     pub(super) counters: Counters,
+    /// For the next [`Effect::JobsRan`].
+    pub(super) run_times_ms: Vec<u64>,
     pub(super) disk_full: bool,
     pub(super) disk_exhausted: bool,
     pub(super) next_poll: u64,
@@ -174,6 +177,7 @@ impl ShardEngine {
             conns: BTreeMap::new(),
             checkpoints,
             counters,
+            run_times_ms: Vec::new(),
             disk_full: false,
             disk_exhausted: false,
             next_poll: 1,
@@ -185,6 +189,10 @@ impl ShardEngine {
         };
         for group in engine.groups.iter_mut().filter(|group| !group.is_halted()) {
             group.raft.tick();
+            // A node that stands alone leads at its first tick.
+            if group.raft.role() == Role::Leader {
+                engine.counters.raft_leader_changes_total += 1;
+            }
         }
         engine
     }
@@ -227,6 +235,10 @@ impl ShardEngine {
         }
         self.pump_log();
         out.append(&mut self.effects);
+        if !self.run_times_ms.is_empty() {
+            let times_ms = std::mem::take(&mut self.run_times_ms);
+            out.push(Effect::JobsRan { times_ms });
+        }
     }
 
     /// When the engine wants to be called next although nothing happened.

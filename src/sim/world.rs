@@ -407,6 +407,7 @@ impl World {
             Effect::DropFiles { files } => self.disk.drop_files(&files),
             Effect::Reply { to, reply } => self.on_reply(to, &reply),
             Effect::Stopped => self.stopped = true,
+            Effect::JobsRan { .. } => {}
             Effect::Forward { .. } | Effect::ForwardClosed { .. } => {
                 panic!("one shard has nobody to forward to")
             }

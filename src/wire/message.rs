@@ -4,7 +4,7 @@ use crate::base::code::Code;
 use crate::base::ids::{
     ClusterId, GroupId, JobId, LogIndex, NodeId, Partition, QueueUid, SessionId, Term, Token,
 };
-use crate::queue::command::{Command, Outcome, QueueInfo};
+use crate::queue::command::{Command, Enqueued, ItemOutcome, Outcome, QueueInfo, Rejection};
 use crate::queue::view::{
     FinishedJob, FinishedPage, JobPage, JobScan, JobState, JobView, QueueStats,
 };
@@ -183,6 +183,35 @@ pub enum RequestBody {
     Bye,
 }
 
+impl RequestBody {
+    /// The name of what is asked, as metrics show it; a lease that may wait is named apart.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Command {
+                command, wait_ms, ..
+            } => match command.op.name() {
+                "lease" if *wait_ms > 0 => "lease_wait",
+                name => name,
+            },
+            Self::GetJob { .. } => "get_job",
+            Self::GetJobByKey { .. } => "get_job_by_key",
+            Self::Peek { .. } => "peek",
+            Self::GetQueue { .. } => "get_queue",
+            Self::ListQueues { .. } => "list_queues",
+            Self::WaitJob { .. } => "wait_job",
+            Self::Watch { .. } => "watch",
+            Self::ScanJobs { .. } => "scan_jobs",
+            Self::ScanFinished { .. } => "scan_finished",
+            Self::GetPartition { .. } => "get_partition",
+            Self::ListWorkers { .. } => "list_workers",
+            Self::Heartbeat { .. } => "heartbeat",
+            Self::Status => "status",
+            Self::Bye => "bye",
+        }
+    }
+}
+
 /// Who works, as shown to people.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WorkerInfo {
@@ -267,6 +296,27 @@ pub enum ReplyBody {
     },
     /// Refused, or its fate is unknown.
     Error(ErrorReply),
+}
+
+impl ReplyBody {
+    /// The code that refused it. If items were refused one by one, that of the first of them.
+    #[must_use]
+    pub fn refused_by(&self) -> Option<Code> {
+        let rejected = match self {
+            Self::Error(error) => return Some(error.code),
+            Self::Outcome(Outcome::Rejected(rejection)) => Some(*rejection),
+            Self::Outcome(Outcome::Items(items)) => items.iter().find_map(|item| match item {
+                ItemOutcome::Rejected(rejection) => Some(*rejection),
+                ItemOutcome::Done => None,
+            }),
+            Self::Outcome(Outcome::Enqueued(items)) => items.iter().find_map(|item| match item {
+                Enqueued::Rejected(rejection) => Some(*rejection),
+                Enqueued::New(_) | Enqueued::Existing(_) => None,
+            }),
+            _ => None,
+        };
+        rejected.map(Rejection::code)
+    }
 }
 
 /// A job in the hands of a worker.
