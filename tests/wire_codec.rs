@@ -63,13 +63,16 @@ fn backoff() -> impl Strategy<Value = Backoff> {
         Just(BackoffKind::Linear),
         Just(BackoffKind::Exponential)
     ];
-    (kind, any::<(u32, u32, u32, u8)>()).prop_map(|(kind, rest)| Backoff {
-        kind,
-        base_ms: rest.0,
-        factor_milli: rest.1,
-        cap_ms: rest.2,
-        jitter_percent: rest.3,
-    })
+    let times = any::<(u32, u32)>();
+    (kind, times, 1_000_u32.., 0..=100_u8).prop_map(
+        |(kind, times, factor_milli, jitter_percent)| Backoff {
+            kind,
+            base_ms: times.0,
+            factor_milli,
+            cap_ms: times.1,
+            jitter_percent,
+        },
+    )
 }
 
 fn headers() -> impl Strategy<Value = Vec<(String, Bytes)>> {
@@ -79,21 +82,22 @@ fn headers() -> impl Strategy<Value = Vec<(String, Bytes)>> {
 prop_compose! {
     fn settings()(
         backoff in backoff(),
-        small in any::<(u32, u16, u32, u32, u8)>(),
-        large in any::<(u64, u64, u64)>(),
+        from_one in (1..=u32::MAX, 1..=u16::MAX, 1..=u64::MAX, 1..=u8::MAX),
+        small in any::<(u32, u32)>(),
+        large in any::<(u64, u64)>(),
         drop in any::<bool>(),
     ) -> QueueSettings {
         QueueSettings {
-            lease_ms: small.0,
-            max_attempts: small.1,
+            lease_ms: from_one.0,
+            max_attempts: from_one.1,
             backoff,
-            idempotency_window_ms: large.0,
-            idempotency_keys_max: small.2,
-            jobs_max: large.1,
-            bytes_max: large.2,
-            retain: small.3,
+            idempotency_window_ms: from_one.2,
+            idempotency_keys_max: small.0,
+            jobs_max: large.0,
+            bytes_max: large.1,
+            retain: small.1,
             dead: if drop { DeadPolicy::Drop } else { DeadPolicy::Keep },
-            partitions: small.4,
+            partitions: from_one.3,
         }
     }
 }
@@ -105,7 +109,7 @@ prop_compose! {
         start in prop_oneof![
             Just(Start::Now),
             any::<u64>().prop_map(Start::After),
-            any::<u64>().prop_map(Start::At),
+            (0..=WallTime::MAX.0).prop_map(Start::At),
         ],
         numbers in any::<(u64, u32, u16, u32)>(),
         backoff in option::of(backoff()),
@@ -810,6 +814,15 @@ fn every_bound_is_named() {
         must_be_new: false,
         groups: 0,
     };
+    let with = |change: fn(&mut QueueSettings)| {
+        let mut settings = QueueSettings::default();
+        change(&mut settings);
+        Op::AlterQueue {
+            queue,
+            expected_version: 0,
+            settings,
+        }
+    };
     let call = |seq, lowest, window| SessionCall {
         id: SessionId(1),
         seq,
@@ -871,7 +884,7 @@ fn every_bound_is_named() {
             None,
             job(|job| job.headers = vec![("a".into(), vec![0; 4096].into())]),
             0,
-            "headers in bytes has length 4097, allowed are 0 to 4096",
+            "headers, in bytes, has length 4097, allowed are 0 to 4096",
         ),
         (
             None,
@@ -895,6 +908,35 @@ fn every_bound_is_named() {
             },
             0,
             "result has length 4097, allowed are 0 to 4096",
+        ),
+        (
+            None,
+            job(|job| job.start = Start::At(1 << 48)),
+            0,
+            "run_at is 281474976710656, allowed are 0 to 281474976710655",
+        ),
+        (
+            None,
+            job(|job| {
+                job.backoff = Some(Backoff {
+                    jitter_percent: 101,
+                    ..Backoff::default()
+                });
+            }),
+            0,
+            "backoff.jitter_percent is 101, allowed are 0 to 100",
+        ),
+        (
+            None,
+            with(|settings| settings.partitions = 0),
+            0,
+            "partitions is 0, allowed are 1 to 255",
+        ),
+        (
+            None,
+            with(|settings| settings.backoff.factor_milli = 999),
+            0,
+            "backoff.factor_milli is 999, allowed are 1000 to 4294967295",
         ),
         (
             None,

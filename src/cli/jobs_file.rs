@@ -8,7 +8,7 @@
 use crate::base::code::Code;
 use crate::base::limits::KEY_BYTES_MAX;
 use crate::base::report::Report;
-use crate::wire::client::is_queue_name;
+use crate::wire::bounds::is_queue_name;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Deserializer;

@@ -1,10 +1,11 @@
 //! What all calls share: the bounds of a request, and what an answer means.
 
 use crate::base::ids::GroupId;
-use crate::base::limits::{FRAME_BYTES_MAX, ITEMS_MAX};
+use crate::base::limits::FRAME_BYTES_MAX;
 use crate::client::{Code, Error};
+use crate::wire::bounds::check_op;
 use crate::wire::message::{Reply, ReplyBody, RequestBody};
-use crate::wire::{AckItem, Command, NewJob, Op, Outcome};
+use crate::wire::{AckItem, Command, NewJob, Op, Outcome, WireError};
 use bytes::Bytes;
 use std::future::Future;
 use std::time::Duration;
@@ -42,8 +43,10 @@ pub(super) fn first(outcomes: Vec<Result<(), Error>>) -> Result<(), Error> {
     outcomes.into_iter().next().unwrap_or(Ok(()))
 }
 
-/// Bounds that a server would answer by closing the connection are checked before sending.
+/// The bytes of a request, if all in it is within its bounds: else this tells which field is not,
+/// before anything is sent.
 pub(super) fn op_bytes(op: &Op) -> Result<usize, Error> {
+    check_op(op).map_err(out_of_bounds)?;
     let (count, bytes) = match op {
         Op::Enqueue { items, .. } => (items.len(), items.iter().map(job_bytes).sum()),
         Op::Ack { items } => {
@@ -66,15 +69,20 @@ pub(super) fn op_bytes(op: &Op) -> Result<usize, Error> {
         _ => (1, 0),
     };
     let bytes = bytes + (count + 1) * ITEM_OVERHEAD_BYTES;
-    if count > ITEMS_MAX {
-        let words = format!("{count} items in one request, at most {ITEMS_MAX} are allowed");
-        return Err(Error::new(Code::Invalid, words));
-    }
     if bytes > FRAME_BYTES_MAX {
         let words = format!("a request of {bytes} bytes, at most {FRAME_BYTES_MAX} are allowed");
         return Err(Error::new(Code::PayloadTooLarge, words));
     }
     Ok(bytes)
+}
+
+/// What a server would refuse, told before it is asked.
+pub(super) fn out_of_bounds(fault: WireError) -> Error {
+    let code = match fault.code() {
+        Code::PayloadTooLarge => Code::PayloadTooLarge,
+        _ => Code::Invalid,
+    };
+    Error::new(code, fault.to_string())
 }
 
 /// Waits for a call within its span, where its failure is told.

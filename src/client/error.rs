@@ -46,7 +46,9 @@ impl Error {
             Rejection::QueueExists => "a queue of this name exists",
             Rejection::VersionMismatch => "the settings were changed meanwhile: read them again",
             Rejection::Invalid => "a name, setting or field is out of its bounds",
-            Rejection::Unsupported => "this version of the server cannot do this yet",
+            Rejection::Unsupported => {
+                "the server still runs an older version of the job machine, which cannot do this"
+            }
             Rejection::QuotaExceeded => "the queue is at its bound of jobs or bytes",
             Rejection::IdempotencyWindowFull => "the queue remembers as many keys as it may",
             Rejection::IdempotencyConflict => "the key belongs to a job with another payload",
@@ -168,5 +170,12 @@ mod tests {
             let code = Error::rejected(rejection).code();
             assert_eq!(code.name(), format!("{rejection:?}"));
         }
+    }
+
+    #[test]
+    fn every_rejection_is_told_in_these_words() {
+        let told = Rejection::ALL.map(|rejection| Error::rejected(rejection).to_string() + "\n");
+        let pinned = include_str!("../../tests/snapshots/errors/rejections.txt");
+        assert_eq!(told.concat(), pinned);
     }
 }

@@ -85,7 +85,7 @@ use crate::client::call::{command, op_bytes, outcome, strange};
 use crate::client::queue::{QueueSlot, refusal};
 use crate::client::session::{CoreOptions, Route};
 use crate::client::tcp::{Awaited, Driver};
-use crate::wire::client::is_queue_name;
+use crate::wire::bounds::is_queue_name;
 use crate::wire::message::{Reply, ReplyBody, RequestBody};
 use crate::wire::{Op, Outcome};
 use std::collections::BTreeMap;
@@ -472,10 +472,13 @@ impl Client {
     ) -> Result<Option<(SemaphorePermit<'_>, SemaphorePermit<'_>)>, Error> {
         let bytes = match body {
             RequestBody::Watch { .. } | RequestBody::WaitJob { .. } => return Ok(None),
-            RequestBody::Command { command, .. } => match &command.op {
-                Op::Lease { .. } => return Ok(None),
-                op => op_bytes(op)?,
-            },
+            RequestBody::Command { command, .. } => {
+                let bytes = op_bytes(&command.op)?;
+                if matches!(command.op, Op::Lease { .. }) {
+                    return Ok(None);
+                }
+                bytes
+            }
             _ => 0,
         };
         let all = (self.inner.options.bytes_in_flight / BYTES_UNIT).max(1);

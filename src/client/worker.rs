@@ -42,7 +42,9 @@ mod run;
 
 pub use job::{IntoVerdict, Job, Verdict};
 
+use crate::client::call::out_of_bounds;
 use crate::client::{Client, Error, WorkerInfo};
+use crate::wire::bounds::check_worker;
 use std::fmt;
 use std::future::Future;
 use std::time::Duration;
@@ -191,7 +193,7 @@ impl Worker {
         Fut: Future<Output = V> + Send + 'static,
         V: IntoVerdict + 'static,
     {
-        run::check(&self)?;
+        check_worker(&self.info).map_err(out_of_bounds)?;
         let queue = self.client.queue(&self.queue).await?;
         self.client.introduce(self.info.clone());
         run::Loop::new(self, queue, handler).run(stop).await

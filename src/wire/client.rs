@@ -8,13 +8,12 @@ mod reply;
 pub use reply::{decode_reply, encode_reply};
 
 use crate::base::ids::{ClusterId, GroupId, NodeId, SessionId};
-use crate::base::limits::{
-    HEADERS_BYTES_MAX, HEADERS_MAX, ITEMS_MAX, KEY_BYTES_MAX, PAYLOAD_BYTES_HARD_MAX,
-    POLL_WAIT_MS_MAX, PRIORITIES, QUEUE_NAME_BYTES_MAX, REASON_BYTES_MAX, RESULT_BYTES_MAX,
-    WORKER_NAME_BYTES_MAX, WORKER_TAGS_MAX,
-};
-use crate::queue::command::{Command, JobFilter, NewJob, Op, SessionCall, Window};
+use crate::base::limits::{ITEMS_MAX, KEY_BYTES_MAX, REASON_BYTES_MAX};
+use crate::queue::command::{Command, Op, SessionCall, Window};
 use crate::queue::view::{JobCursor, JobScan, JobState};
+use crate::wire::bounds::{
+    check_filter, check_len, check_op, check_queue_name, check_range, check_wait, check_worker,
+};
 use crate::wire::command::{
     command_from_pb, command_to_pb, filter_from_pb, filter_to_pb, group_from_pb, id_from_pb,
     id_to_pb, partition_from_pb, queue_from_pb, try_each, u8_from_pb, u16_from_pb,
@@ -406,58 +405,6 @@ fn read_id(body: &[u8]) -> Option<u64> {
         .filter(|id| *id != 0)
 }
 
-/// Whether `name` can be the name of a queue.
-#[must_use]
-pub fn is_queue_name(name: &str) -> bool {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._:-".contains(&byte);
-    (1..=QUEUE_NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(allowed)
-}
-
-fn check_queue_name(name: &str) -> Result<(), WireError> {
-    if is_queue_name(name) {
-        Ok(())
-    } else {
-        Err(WireError::BadQueueName)
-    }
-}
-
-fn check_range(field: &'static str, got: u64, min: u64, max: u64) -> Result<(), WireError> {
-    if (min..=max).contains(&got) {
-        Ok(())
-    } else {
-        Err(WireError::OutOfRange {
-            field,
-            got,
-            min,
-            max,
-        })
-    }
-}
-
-fn check_wait(wait_ms: u32) -> Result<(), WireError> {
-    check_range("wait_ms", wait_ms.into(), 0, POLL_WAIT_MS_MAX)
-}
-
-fn check_filter(filter: &JobFilter) -> Result<(), WireError> {
-    let reason = filter.reason_contains.len();
-    check_len("reason_contains", reason, 0, REASON_BYTES_MAX)?;
-    let class = filter.priority.unwrap_or(0);
-    check_range("priority", class.into(), 0, PRIORITIES as u64 - 1)
-}
-
-fn check_len(field: &'static str, got: usize, min: usize, max: usize) -> Result<(), WireError> {
-    if (min..=max).contains(&got) {
-        Ok(())
-    } else {
-        Err(WireError::BadLength {
-            field,
-            got,
-            min,
-            max,
-        })
-    }
-}
-
 /// Every bound of a client's command. Reasons, which are for people, are cut instead of refused.
 fn check_command(command: &mut Command, wait_ms: u32) -> Result<(), WireError> {
     if let Some(call) = &command.session {
@@ -467,68 +414,25 @@ fn check_command(command: &mut Command, wait_ms: u32) -> Result<(), WireError> {
     if wait_ms > 0 && !matches!(command.op, Op::Lease { .. }) {
         return Err(WireError::Contradiction("only a lease can wait"));
     }
-    let items = match &mut command.op {
-        Op::EndLeases { .. } => return Err(WireError::LeaderOnly("EndLeases")),
-        Op::DropSession { .. } => return Err(WireError::LeaderOnly("DropSession")),
-        Op::Advance { .. } => return Err(WireError::LeaderOnly("Advance")),
-        Op::SetWallOffset { .. } => return Err(WireError::LeaderOnly("SetWallOffset")),
-        Op::ChangePartitions(_) => return Err(WireError::LeaderOnly("ChangePartitions")),
-        Op::PartitionsChanged { .. } => return Err(WireError::LeaderOnly("PartitionsChanged")),
-        Op::OpenSession { .. } | Op::CloseSession { .. } | Op::Attach { .. } => {
-            return if command.session.is_none() {
-                Ok(())
-            } else {
-                Err(WireError::Contradiction(
-                    "a command on a session is not numbered in one",
-                ))
-            };
+    match &mut command.op {
+        Op::OpenSession { .. } | Op::CloseSession { .. } | Op::Attach { .. }
+            if command.session.is_some() =>
+        {
+            return Err(WireError::Contradiction(
+                "a command on a session is not numbered in one",
+            ));
         }
-        Op::CreateQueue { name, groups, .. } => {
-            // The leader says how many there are, not the client.
-            *groups = 0;
-            return check_queue_name(name);
-        }
-        Op::SweepDead { filter, limit, .. } => {
-            check_filter(filter)?;
-            return check_range("limit", (*limit).into(), 1, ITEMS_MAX as u64);
-        }
-        Op::AlterQueue { .. }
-        | Op::DeleteQueue { .. }
-        | Op::PauseQueue { .. }
-        | Op::DrainQueue { .. }
-        | Op::ResumeQueue { .. }
-        | Op::Purge { .. } => return Ok(()),
-        Op::Lease { max, .. } => {
-            return check_range("max", (*max).into(), 1, ITEMS_MAX as u64);
-        }
-        Op::Enqueue { items, .. } => {
-            items.iter().try_for_each(check_job)?;
-            items.len()
-        }
-        Op::Ack { items } => {
-            for item in items.iter() {
-                let len = item.result.as_ref().map_or(0, Bytes::len);
-                check_len("result", len, 0, RESULT_BYTES_MAX)?;
-            }
-            items.len()
-        }
-        Op::Nack { items } => {
-            for item in items.iter_mut() {
-                item.reason.truncate(REASON_BYTES_MAX);
-            }
-            items.len()
-        }
-        Op::Bury { items } => {
-            for (_, reason) in items.iter_mut() {
-                reason.truncate(REASON_BYTES_MAX);
-            }
-            items.len()
-        }
-        Op::Extend { items } => items.len(),
-        Op::Release { items } => items.len(),
-        Op::Cancel { items } | Op::RequeueDead { items } | Op::DeleteDead { items } => items.len(),
-    };
-    check_len("items", items, 1, ITEMS_MAX)
+        // The leader says how many there are, not the client.
+        Op::CreateQueue { groups, .. } => *groups = 0,
+        Op::Nack { items } => items
+            .iter_mut()
+            .for_each(|item| item.reason.truncate(REASON_BYTES_MAX)),
+        Op::Bury { items } => items
+            .iter_mut()
+            .for_each(|(_, reason)| reason.truncate(REASON_BYTES_MAX)),
+        _ => {}
+    }
+    check_op(&command.op)
 }
 
 fn check_session_call(call: &SessionCall, is_lease: bool) -> Result<(), WireError> {
@@ -542,28 +446,6 @@ fn check_session_call(call: &SessionCall, is_lease: bool) -> Result<(), WireErro
         ));
     }
     Ok(())
-}
-
-fn check_job(job: &NewJob) -> Result<(), WireError> {
-    if job.payload.len() > PAYLOAD_BYTES_HARD_MAX {
-        return Err(WireError::PayloadTooLarge {
-            got: job.payload.len(),
-            max: PAYLOAD_BYTES_HARD_MAX,
-        });
-    }
-    if let Some(priority) = job.priority {
-        check_range("priority", priority.into(), 0, PRIORITIES as u64 - 1)?;
-    }
-    if let Some(key) = &job.key {
-        check_len("key", key.len(), 1, KEY_BYTES_MAX)?;
-    }
-    check_len("headers", job.headers.len(), 0, HEADERS_MAX)?;
-    let mut header_bytes = 0;
-    for (name, value) in &job.headers {
-        check_len("a header's name", name.len(), 1, HEADERS_BYTES_MAX)?;
-        header_bytes += name.len() + value.len();
-    }
-    check_len("headers in bytes", header_bytes, 0, HEADERS_BYTES_MAX)
 }
 
 fn cursor_to_pb(cursor: JobCursor) -> pb::JobCursor {
@@ -589,21 +471,13 @@ fn worker_to_pb(worker: &WorkerInfo) -> pb::WorkerInfo {
 }
 
 fn worker_from_pb(worker: pb::WorkerInfo) -> Result<WorkerInfo, WireError> {
-    check_len(
-        "a worker's name",
-        worker.name.len(),
-        0,
-        WORKER_NAME_BYTES_MAX,
-    )?;
-    check_len("a worker's tags", worker.tags.len(), 0, WORKER_TAGS_MAX)?;
-    for tag in &worker.tags {
-        check_len("a worker's tag", tag.len(), 1, WORKER_NAME_BYTES_MAX)?;
-    }
-    Ok(WorkerInfo {
+    let worker = WorkerInfo {
         name: worker.name,
         tags: worker.tags,
         capacity: worker.capacity,
-    })
+    };
+    check_worker(&worker)?;
+    Ok(worker)
 }
 
 fn sessions_to_pb(sessions: &[(GroupId, SessionId)]) -> Vec<pb::GroupSession> {

@@ -1,6 +1,7 @@
 //! What can be wrong with bytes, by name.
 
 use crate::base::code::Code;
+use crate::queue::MACHINE_VERSION;
 
 /// Why bytes are not a frame. The connection cannot go on: nobody knows where the next one starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -112,7 +113,7 @@ pub enum WireError {
     #[error("{0}")]
     Contradiction(&'static str),
     /// The log entry is of a version of the job machine that this build does not know.
-    #[error("a log entry of machine version {0}; this build knows version 1")]
+    #[error("a log entry of machine version {0}; this build knows up to {MACHINE_VERSION}")]
     MachineVersion(u16),
     /// The log entry holds fields that its version does not have.
     #[error("a log entry holds {0} bytes that its machine version does not have")]

@@ -5,7 +5,7 @@ use super::job::{IntoVerdict, Job};
 use super::plan::Plan;
 use super::{Summary, Worker};
 use crate::base::units::Monotonic;
-use crate::client::{Code, Error, LeasedJob, Queue, Token};
+use crate::client::{Error, LeasedJob, Queue, Token};
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
@@ -312,24 +312,4 @@ async fn sleep(alarm: Option<Duration>) {
         Some(alarm) => tokio::time::sleep(alarm).await,
         None => std::future::pending().await,
     }
-}
-
-/// Refuses what the server would refuse.
-pub(super) fn check(worker: &Worker) -> Result<(), Error> {
-    use crate::base::limits::{WORKER_NAME_BYTES_MAX, WORKER_TAGS_MAX};
-    let is_long = |text: &String| text.len() > WORKER_NAME_BYTES_MAX;
-    let tags = &worker.info.tags;
-    let words = if is_long(&worker.info.name) || tags.iter().any(is_long) {
-        format!("a worker's name or tag is longer than {WORKER_NAME_BYTES_MAX} bytes")
-    } else if tags.len() > WORKER_TAGS_MAX {
-        format!(
-            "a worker has {} tags, at most {WORKER_TAGS_MAX} are allowed",
-            tags.len()
-        )
-    } else if tags.iter().any(String::is_empty) {
-        "a worker's tag is empty".to_owned()
-    } else {
-        return Ok(());
-    };
-    Err(Error::new(Code::Invalid, words))
 }
