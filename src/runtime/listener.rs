@@ -57,7 +57,7 @@ pub async fn accept(listener: TcpListener, hub: Rc<Hub>, admission: Admission) {
         }
         if !admission.enter() {
             let text = format!(
-                "{} clients are connected, no more are admitted",
+                "{} clients are connected, no more are admitted (limits.connections_max)",
                 admission.max
             );
             glommio::spawn_local(refuse(stream, text)).detach();

@@ -114,6 +114,9 @@ impl ShardMetrics {
     }
 }
 
+/// Takes one histogram of a shard, to be written with those of the other shards.
+type PickHistogram = fn(&ShardMetrics) -> Box<dyn Collector>;
+
 /// The numbers of the node.
 #[derive(Debug)]
 pub struct NodeMetrics {
@@ -223,7 +226,7 @@ impl NodeMetrics {
             registry.register(Box::new(gauge))?;
         }
         let mut text = TextEncoder::new().encode_to_string(&registry.gather())?;
-        let histograms: [fn(&ShardMetrics) -> Box<dyn Collector>; 6] = [
+        let histograms: [PickHistogram; 6] = [
             |shard| Box::new(shard.wal_fsync.clone()),
             |shard| Box::new(shard.wal_batch_entries.clone()),
             |shard| Box::new(shard.wal_batch_bytes.clone()),

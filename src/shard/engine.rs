@@ -11,7 +11,7 @@ use super::input::{Input, Origin};
 use super::opening::{formation, log_hard_state, open_group};
 use super::placement::{groups_of, shard_of};
 use super::polls::Place;
-use super::requests::Refusal;
+use super::requests::{Refusal, STOPPING};
 use crate::base::code::Code;
 use crate::base::entry::EntryKind;
 use crate::base::ids::{GroupId, LogIndex, SessionId, ShardId, Term};
@@ -477,10 +477,9 @@ impl ShardEngine {
         for slot in 0..self.groups.len() {
             for poll in self.groups[slot].polls.take_all() {
                 self.unpark(slot, &poll);
-                let refusal = Refusal::new(Code::Stopping, "the node is stopping");
-                self.refuse(poll.to, poll.request, &refusal);
+                self.refuse(poll.to, poll.request, &Refusal::stopping());
             }
-            self.end_waits(slot, Code::Stopping, "the node is stopping");
+            self.end_waits(slot, Code::Stopping, STOPPING);
             self.mark(slot);
         }
     }

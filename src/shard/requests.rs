@@ -26,6 +26,9 @@ use crate::wire::message::{
 };
 use std::time::Duration;
 
+/// What everybody is told whom a stop sends away.
+pub(super) const STOPPING: &str = "the node is stopping and takes nothing new";
+
 /// A request refused as a whole. Nothing of it happened.
 pub(super) struct Refusal {
     code: Code,
@@ -38,6 +41,10 @@ impl Refusal {
             code,
             message: message.into(),
         }
+    }
+
+    pub(super) fn stopping() -> Self {
+        Self::new(Code::Stopping, STOPPING)
     }
 }
 
@@ -183,10 +190,7 @@ impl ShardEngine {
             groups: self.groups_for(&settings),
         };
         if self.stopping() {
-            return Err(Refusal::new(
-                Code::Stopping,
-                "the node is stopping and takes nothing new",
-            ));
+            return Err(Refusal::stopping());
         }
         self.admit(&op)?;
         let waiter = Waiter::Queue { to: from, request };
@@ -230,8 +234,7 @@ impl ShardEngine {
             *groups = self.groups_for(settings);
         }
         if self.stopping() {
-            let message = "the node is stopping and takes nothing new";
-            return Err(Refusal::new(Code::Stopping, message));
+            return Err(Refusal::stopping());
         }
         self.admit(&command.op)?;
         if command.op.since() > self.groups[slot].queue.version() {

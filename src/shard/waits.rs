@@ -204,8 +204,7 @@ impl ShardEngine {
         wait_ms: u32,
     ) -> Result<(), Refusal> {
         if self.stopping() {
-            let message = "the node is stopping and takes nothing new";
-            return Err(Refusal::new(Code::Stopping, message));
+            return Err(Refusal::stopping());
         }
         if self.counters.polls_waiting >= POLLS_WAITING_MAX as u64 {
             let message = "too many requests are waiting on this shard";

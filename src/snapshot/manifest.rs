@@ -110,7 +110,7 @@ pub enum ManifestError {
         found: u64,
     },
     /// Not a manifest.
-    #[error("not a manifest of rrq: it starts with {found:02x?}")]
+    #[error("not a manifest of rrq: it starts with {:016x}", u64::from_be_bytes(*.found))]
     BadMagic {
         /// The first eight bytes.
         found: [u8; 8],

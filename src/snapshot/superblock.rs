@@ -101,7 +101,7 @@ pub enum SuperblockError {
         found: u64,
     },
     /// Not a superblock.
-    #[error("not a superblock of rrq: it starts with {found:02x?}")]
+    #[error("not a superblock of rrq: it starts with {:016x}", u64::from_be_bytes(*.found))]
     BadMagic {
         /// The first eight bytes.
         found: [u8; 8],

@@ -32,7 +32,7 @@ pub enum HeaderError {
         found: u64,
     },
     /// The file is neither a run nor a payload file.
-    #[error("not a checkpoint file of rrq: it starts with {found:02x?}")]
+    #[error("not a checkpoint file of rrq: it starts with {:016x}", u64::from_be_bytes(*.found))]
     BadMagic {
         /// The first eight bytes.
         found: [u8; 8],
@@ -201,7 +201,7 @@ pub enum RootError {
         found: u64,
     },
     /// No root begins here.
-    #[error("no root begins here, but {found:02x?}")]
+    #[error("no root begins here, but {:016x}", u64::from_be_bytes(*.found))]
     BadMagic {
         /// The first eight bytes.
         found: [u8; 8],
