@@ -146,8 +146,9 @@ fn the_run_limit_ends_the_command_with_all_that_it_started() {
 #[test]
 fn a_lease_is_extended_while_its_command_runs() {
     let (node, _) = node("work-extend");
-    rrqctl(&node, &["enqueue", "-q", "a", "--lease", "300ms", "x"]).ok();
-    let work = ["work", "-q", "a", "--exit-when-empty", "--", "sleep", "1.5"];
+    // Two thirds of the lease are left to a disk that is slow for once.
+    rrqctl(&node, &["enqueue", "-q", "a", "--lease", "1s", "x"]).ok();
+    let work = ["work", "-q", "a", "--exit-when-empty", "--", "sleep", "3"];
     assert_eq!(rrqctl(&node, &work).err, "1 done, 0 failed\n");
     let queue = queue(&node, "a");
     assert_eq!(

@@ -2,6 +2,7 @@
 #![cfg(all(feature = "client", feature = "server", target_os = "linux"))]
 
 mod client_support;
+mod error_kit;
 
 use client_support::{Proxy, soon, stats_are};
 use rrq::client::{
@@ -113,6 +114,7 @@ async fn what_nobody_can_know_is_said() {
         "no session, and the connection cut: {error}"
     );
     assert!(error.maybe_applied() && error.is_retryable());
+    error_kit::compare(&error.to_string());
     let hasty = Options {
         deadline: Duration::from_millis(500),
         ..Options::default()
@@ -124,6 +126,7 @@ async fn what_nobody_can_know_is_said() {
         "silence until the deadline: {error}"
     );
     assert!(error.maybe_applied() && error.is_retryable());
+    error_kit::compare(&error.to_string());
     let address = server.address().to_owned();
     let client = Client::connect_with(&address, hasty)
         .await
@@ -134,6 +137,7 @@ async fn what_nobody_can_know_is_said() {
         .await
         .expect_err("nobody is there");
     assert_eq!(error.code(), Code::Unreachable, "{error}");
+    error_kit::compare(&error.to_string());
     assert!(
         error.is_retryable() && !error.maybe_applied(),
         "it never left: {error}"
@@ -267,7 +271,9 @@ fn programs_without_async_have_the_same_calls() {
         .expect("told before it began");
     assert_eq!(summary.done, 0);
     client.close();
-    assert_eq!(queue.info().expect_err("closed").code(), Code::Stopping);
+    let closed = queue.info().expect_err("closed");
+    assert_eq!(closed.code(), Code::Stopping);
+    error_kit::compare(&closed.to_string());
 }
 
 #[test]

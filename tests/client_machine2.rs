@@ -3,6 +3,7 @@
 #![cfg(all(feature = "client", feature = "server", target_os = "linux"))]
 
 mod client_support;
+mod error_kit;
 
 use client_support::{soon, stats_are};
 use rrq::client::worker::{Job, Verdict};
@@ -125,6 +126,7 @@ async fn a_result_is_waited_for_and_kept() {
         .await
         .expect_err("it waits");
     assert_eq!(error.code(), Code::Timeout);
+    error_kit::compare(&error.to_string());
     client.cancel(late).await.expect("cancelled");
     let Ok(Ended::Finished(job)) = soon(client.wait(late, WAIT)).await else {
         panic!("it was cancelled");

@@ -2,6 +2,7 @@
 #![cfg(feature = "client")]
 
 mod client_support;
+mod error_kit;
 
 use client_support::script::{Answer, info, serve, uid};
 use client_support::soon;
@@ -269,6 +270,7 @@ async fn a_part_of_a_batch_that_fails_makes_the_rest_uncertain() {
         .await
         .expect_err("a part");
     assert_eq!(error.code(), Code::TooManySessions);
+    error_kit::compare(&error.to_string());
     assert!(error.maybe_applied());
 }
 

@@ -11,8 +11,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Which test provokes a code: a file, and a function in it. A script under `tests/scripts` is run
-/// whole, and says the code's name.
+/// Which test provokes a code: a file, and a function in it. It compares the whole text with a file
+/// under `tests/snapshots/errors` that is named after both; a unit test holds the text itself. A
+/// script under `tests/scripts` is run whole and says the code's name; its text is one of
+/// `rejections.txt`.
 #[rustfmt::skip]
 const PROVOKED: &[(Code, &str, &str)] = &[
     (Code::IoUringUnavailable, "tests/node_check.rs", "io_uring_refused_by_a_profile"),
@@ -37,30 +39,33 @@ const PROVOKED: &[(Code, &str, &str)] = &[
     (Code::Unreachable, "tests/cli_enqueue.rs", "a_server_that_is_away_is_named_with_what_to_do"),
     (Code::Busy, "tests/node_clients.rs", "a_client_too_many_is_told_so"),
     (Code::DiskFull, "tests/node_full_disk.rs", "a_full_disk_stops_new_jobs_only_and_everything_goes_on_when_there_is_room"),
-    (Code::Stopping, "tests/node_kill.rs", "a_stop_under_load_ends_in_time_and_loses_nothing"),
+    (Code::Stopping, "tests/node_kill.rs", "a_stop_is_told_to_who_waits"),
     (Code::BadRequest, "tests/node_clients.rs", "what_is_no_protocol_is_answered_once_and_cut_off"),
     (Code::BadFrame, "tests/node_clients.rs", "what_is_no_protocol_is_answered_once_and_cut_off"),
-    (Code::Unknown, "src/client/session/tests.rs", "sent_and_unanswered_to_the_deadline_is_unknown"),
-    (Code::GroupHalted, "tests/node_kill.rs", "damage_is_told_and_never_passed_over"),
-    (Code::PayloadTooLarge, "tests/cli_enqueue.rs", "what_is_wrong_with_the_command_line_is_named"),
+    (Code::Unknown, "tests/client_calls.rs", "what_nobody_can_know_is_said"),
+    (Code::GroupHalted, "tests/cli_repair.rs", "a_flipped_byte_is_shown_then_given_up"),
+    (Code::PayloadTooLarge, "tests/error_texts.rs", "what_is_out_of_its_bounds_is_named"),
     (Code::ConnectionTimeout, "tests/node_clients.rs", "a_truncated_frame_and_a_silent_client_are_let_go"),
-    (Code::NoSuchQueue, "tests/node_admin.rs", "the_json_view_shows_what_is_there_and_names_what_is_not"),
-    (Code::QueueChanged, "tests/scripts/queue/delete_and_create_anew.txt", ""),
-    (Code::QueueExists, "tests/scripts/queue/create_is_answered_again.txt", ""),
-    (Code::VersionMismatch, "tests/scripts/queue/alter_checks_the_version.txt", ""),
-    (Code::Invalid, "tests/scripts/queue/item_out_of_bounds_is_refused_alone.txt", ""),
-    (Code::Unsupported, "tests/scripts/queue/unsupported_in_this_version.txt", ""),
-    (Code::QuotaExceeded, "tests/scripts/queue/quota_of_jobs.txt", ""),
-    (Code::IdempotencyWindowFull, "tests/scripts/queue/key_table_full_forgets_nothing.txt", ""),
-    (Code::IdempotencyConflict, "tests/scripts/queue/key_names_one_job.txt", ""),
-    (Code::LeaseLost, "tests/scripts/queue/cancel_in_every_state.txt", ""),
-    (Code::Finished, "tests/scripts/queue/cancel_in_every_state.txt", ""),
-    (Code::NotFound, "tests/scripts/queue/cancel_in_every_state.txt", ""),
-    (Code::WrongState, "tests/scripts/queue/bury_and_requeue.txt", ""),
+    (Code::NoSuchQueue, "tests/error_texts.rs", "a_job_refuses"),
+    (Code::QueueChanged, "tests/error_texts.rs", "a_job_refuses"),
+    (Code::QueueExists, "tests/error_texts.rs", "a_queue_refuses"),
+    (Code::VersionMismatch, "tests/error_texts.rs", "a_queue_refuses"),
+    (Code::Invalid, "tests/error_texts.rs", "what_is_out_of_its_bounds_is_named"),
+    (Code::Unsupported, "tests/error_texts.rs", "a_group_of_version_1_refuses_what_came_later"),
+    (Code::QuotaExceeded, "tests/error_texts.rs", "a_queue_refuses"),
+    (Code::IdempotencyWindowFull, "tests/error_texts.rs", "a_queue_refuses"),
+    (Code::IdempotencyConflict, "tests/error_texts.rs", "a_queue_refuses"),
+    (Code::LeaseLost, "tests/error_texts.rs", "a_job_refuses"),
+    (Code::Finished, "tests/error_texts.rs", "a_job_refuses"),
+    (Code::NotFound, "tests/error_texts.rs", "a_job_refuses"),
+    (Code::WrongState, "tests/error_texts.rs", "a_job_refuses"),
     (Code::SessionExpired, "tests/scripts/queue/session_unknown_applies_nothing.txt", ""),
     (Code::Superseded, "tests/scripts/queue/session_number_seen_is_superseded.txt", ""),
     (Code::WindowExceeded, "tests/scripts/queue/session_window_is_bounded.txt", ""),
     (Code::Reattach, "tests/scripts/queue/session_end_gives_the_leases_back.txt", ""),
+    (Code::Draining, "tests/error_texts.rs", "a_queue_refuses"),
+    (Code::Timeout, "tests/cli_jobs.rs", "the_end_of_a_job_is_waited_for"),
+    (Code::TooManySessions, "tests/client_script.rs", "a_part_of_a_batch_that_fails_makes_the_rest_uncertain"),
     (Code::LogDamaged, "tests/cli_repair.rs", "a_flipped_byte_is_shown_then_given_up"),
     (Code::CheckpointDamaged, "tests/cli_repair.rs", "a_group_without_a_checkpoint_to_go_on_from_is_named_and_left"),
     (Code::SuperblockDamaged, "tests/node_start.rs", "one_damaged_superblock_is_healed_two_are_refused"),
@@ -90,20 +95,8 @@ const NOT_PROVOKED: &[(Code, &str)] = &[
     ),
     (Code::NoSuchGroup, "no client of ours asks for one"),
     (
-        Code::Timeout,
-        "told by the client's clock alone; its sessions' tests cover it",
-    ),
-    (
-        Code::TooManySessions,
-        "16,384 sessions are filled in the machine's own tests only",
-    ),
-    (
         Code::IdsExhausted,
         "16 million queues; the machine's own tests set the counter",
-    ),
-    (
-        Code::Draining,
-        "told by queues of version 2 of the job machine, in its own scripts",
     ),
     (Code::Bug, "a bug that a test knows is mended"),
 ];
@@ -128,23 +121,28 @@ fn each_code_is_provoked_by_a_test_or_says_why_not() {
             code.name()
         );
     }
+    let rejections = read("tests/snapshots/errors/rejections.txt");
     for (code, path, function) in PROVOKED {
         let text = read(path);
+        let name = code.name();
         if path.ends_with(".txt") {
-            assert!(
-                text.contains(code.name()),
-                "{path} does not say {}",
-                code.name()
-            );
+            assert!(text.contains(name), "{path} does not say {name}");
+            let pinned = rejections
+                .lines()
+                .any(|line| line.starts_with(&code.to_string()));
+            assert!(pinned, "rejections.txt has no text of {code}");
             continue;
         }
-        assert!(
-            text.contains(&format!("fn {function}(")),
-            "{path} has no test {function}"
-        );
-        let named =
-            text.contains(&code.to_string()) || text.contains(&format!("Code::{}", code.name()));
-        assert!(named, "{path} does not name {code} {}", code.name());
+        let is_there = text.contains(&format!("fn {function}("));
+        assert!(is_there, "{path} has no test {function}");
+        if path.starts_with("src/") {
+            let pinned = text.contains(&format!("\"error[{code}]: "));
+            assert!(pinned, "{path} has no text of {code}");
+            continue;
+        }
+        let program = path.trim_start_matches("tests/").trim_end_matches(".rs");
+        let pinned = format!("tests/snapshots/errors/{code}/{program}.{function}.txt");
+        assert!(read(&pinned).contains(&code.to_string()), "{pinned}");
     }
 }
 
@@ -162,18 +160,28 @@ fn the_document_is_what_the_catalogue_says() {
     );
 }
 
-/// The words of every remedy: in the catalogue, and in each `.fix("...")` of the source.
+/// The words of every remedy: in the catalogue, in each `.fix("...")` of the source, and as tests saw
+/// them told.
 fn remedies() -> Vec<(String, String)> {
     let mut found: Vec<(String, String)> = Code::ALL
         .iter()
         .map(|code| (code.to_string(), catalogue::entry(*code).fix.to_owned()))
         .collect();
-    let mut folders = vec![root().join("src")];
+    let mut folders = vec![root().join("src"), root().join("tests/snapshots/errors")];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).expect("a folder") {
             let path = entry.expect("an entry").path();
             if path.is_dir() {
                 folders.push(path);
+            } else if path.extension().is_some_and(|end| end == "txt") {
+                let text = fs::read_to_string(&path).expect("a text");
+                let fixes = text.split("fix:").skip(1).map(|fix| {
+                    let until = ["----", "error[", "\n  where:", "\n  why:"];
+                    let end = until.iter().filter_map(|mark| fix.find(mark)).min();
+                    fix[..end.unwrap_or(fix.len())].to_owned()
+                });
+                let name = path.display().to_string();
+                found.extend(fixes.map(|fix| (name.clone(), fix)));
             } else if path.extension().is_some_and(|end| end == "rs") {
                 let text = fs::read_to_string(&path).expect("a source");
                 let tokens: TokenStream = text.parse().expect("it compiles");

@@ -4,7 +4,7 @@
 
 mod node_support;
 
-use node_support::{Node, folder, seccomp, skip};
+use node_support::{Node, error_kit, folder, seccomp, skip};
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
@@ -53,6 +53,7 @@ impl Said {
             assert!(line.contains(word), "{word} is missing in {line}");
         }
         assert!(line.contains("; fix: "), "no remedy in {line}");
+        error_kit::compare(line);
     }
 }
 
@@ -168,6 +169,7 @@ fn io_uring_hidden_by_a_sandbox() {
     let output = command.output().expect("it runs");
     let text = String::from_utf8(output.stderr).expect("text");
     node_support::assert_is_report(&text);
+    node_support::error_kit::compare(&text);
     assert_eq!(output.status.code(), Some(3), "{text}");
     assert!(
         text.contains("RRQ-1001") && text.contains("hides it"),
@@ -187,6 +189,7 @@ fn too_little_locked_memory() {
         line.starts_with("warn ") && line.contains("RRQ-1003"),
         "{line}"
     );
+    error_kit::compare(line);
 }
 
 #[test]
@@ -316,6 +319,7 @@ fn a_directory_with_the_wrong_mode() {
         line.starts_with("warn ") && line.contains("RRQ-1016") && line.contains("chmod o-w"),
         "{line}"
     );
+    error_kit::compare(line);
     assert_eq!(said.status, 1, "{}", said.text);
 
     fs::set_permissions(&data, fs::Permissions::from_mode(0o555)).expect("it is ours");

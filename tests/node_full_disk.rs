@@ -5,10 +5,10 @@
 mod node_support;
 
 use node_support::client::Client;
-use node_support::{DEADLINE, Node, folder, skip};
+use node_support::{DEADLINE, Node, error_kit, folder, skip};
 use rrq::base::code::Code;
 use rrq::base::ids::{JobId, Partition, Token};
-use rrq::wire::message::{ReplyBody, RequestBody};
+use rrq::wire::message::{ErrorReply, ReplyBody, RequestBody};
 use rrq::wire::{AckItem, Command, Enqueued, NewJob, Op, Outcome, QueueInfo, QueueSettings};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -87,7 +87,7 @@ impl Worker {
         })
     }
 
-    fn enqueue(&mut self, jobs: usize) -> Result<Vec<JobId>, Code> {
+    fn enqueue(&mut self, jobs: usize) -> Result<Vec<JobId>, ErrorReply> {
         let job = NewJob {
             payload: vec![7; 100].into(),
             ..NewJob::default()
@@ -105,7 +105,7 @@ impl Worker {
                     other => panic!("not new: {other:?}"),
                 })
                 .collect()),
-            ReplyBody::Error(error) => Err(error.code),
+            ReplyBody::Error(error) => Err(error),
             other => panic!("no answer to an enqueue: {other:?}"),
         }
     }
@@ -169,9 +169,10 @@ fn a_full_disk_stops_new_jobs_only_and_everything_goes_on_when_there_is_room() {
             jobs.extend(added);
             None
         }
-        Err(code) => Some(code),
+        Err(error) => Some(error),
     });
-    assert_eq!(refusal, Code::DiskFull);
+    assert_eq!(refusal.code, Code::DiskFull);
+    error_kit::compare(&format!("{}: {}", refusal.code, refusal.message));
 
     // Enough log for several segments: the spares, what checkpoints give back, the ballast.
     for _ in 0..600 {
@@ -191,7 +192,7 @@ fn a_full_disk_stops_new_jobs_only_and_everything_goes_on_when_there_is_room() {
     worker.done(Op::Ack {
         items: acks.collect(),
     });
-    assert_eq!(worker.enqueue(1), Err(Code::DiskFull));
+    assert_eq!(worker.enqueue(1), Err(refusal));
 
     fs::remove_file(filler).expect("the filler can go");
     let added = until("room again", || worker.enqueue(1).ok());

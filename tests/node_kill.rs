@@ -5,6 +5,7 @@ mod node_support;
 
 use bytes::BytesMut;
 use node_support::client::Client;
+use node_support::error_kit::compare;
 use node_support::{Node, folder};
 use rrq::base::code::Code;
 use rrq::base::ids::{JobId, Partition};
@@ -156,6 +157,39 @@ fn a_stop_under_load_ends_in_time_and_loses_nothing() {
     assert!(took < Duration::from_secs(2), "{took:?}");
     let node = Node::start(&data, &[]);
     assert_eq!(account(&node, &acked), (acked.len(), 0));
+}
+
+#[test]
+fn a_stop_is_told_to_who_waits() {
+    let node = Node::start(&folder("stop-wait"), &[]);
+    let (mut client, hello) = Client::greeted(node.clients());
+    let queue = queue(&mut client, hello.groups);
+    let op = Op::Lease {
+        queue: queue.uid,
+        partition: Partition(0),
+        max: 1,
+        lease_ms: 0,
+        epoch: 0,
+    };
+    let body = RequestBody::Command {
+        group: queue.uid.home(),
+        command: Command { session: None, op },
+        wait_ms: 60_000,
+    };
+    let mut out = BytesMut::new();
+    encode_request(&Request { id: 7, body }, &mut out);
+    client.send(&out);
+    // It waits once the shard has gone on to what came behind it.
+    client.ask(RequestBody::ListQueues {
+        group: queue.uid.home(),
+    });
+    node.signal("-TERM");
+    match client.reply().body {
+        ReplyBody::Error(error) if error.code == Code::Stopping => {
+            compare(&format!("{}: {}", error.code, error.message));
+        }
+        other => panic!("no job is there: {other:?}"),
+    }
 }
 
 #[test]

@@ -161,6 +161,7 @@ fn a_taken_port_is_named_with_its_holder() {
         let output = command.args([flag, &address]).output().expect("it runs");
         let text = String::from_utf8(output.stderr).expect("text");
         node_support::assert_is_report(&text);
+        node_support::error_kit::compare(&text);
         assert_eq!(output.status.code(), Some(4), "{text}");
         let pid = format!("pid {}", std::process::id());
         for word in ["error[RRQ-1006]", &address, &pid, flag] {
@@ -347,6 +348,7 @@ fn a_directory_that_cannot_be_written_is_named() {
     let output = command.output().expect("it runs");
     let text = String::from_utf8(output.stderr).expect("text");
     node_support::assert_is_report(&text);
+    node_support::error_kit::compare(&text);
     assert_eq!(output.status.code(), Some(3), "{text}");
     assert!(text.contains("error[RRQ-1008]"), "{text}");
 }
@@ -365,6 +367,7 @@ fn too_little_locked_memory_is_named() {
     };
     let text = String::from_utf8(output.stderr).expect("text");
     node_support::assert_is_report(&text);
+    node_support::error_kit::compare(&text);
     assert_eq!(output.status.code(), Some(3), "{text}");
     assert!(
         text.contains("error[RRQ-1002]") && text.contains("ulimit -l"),

@@ -1,6 +1,8 @@
 //! The client over real sockets against a scripted server: answers come late, or never.
 #![cfg(feature = "client")]
 
+mod error_kit;
+
 use bytes::BytesMut;
 use rrq::base::code::Code;
 use rrq::base::ids::{ClusterId, GroupId, JobId, NodeId, Partition, QueueUid, SessionId};
@@ -223,6 +225,7 @@ async fn nobody_there_is_told_within_the_deadline() {
         .await
         .expect_err("refused");
     assert_eq!(error.code(), Code::Unreachable);
+    error_kit::compare(&error.to_string());
     assert!(error.message().contains(&address), "{error}");
 }
 
@@ -251,6 +254,7 @@ async fn another_protocol_is_told_at_once() {
     });
     let error = Client::connect(&address).await.expect_err("refused");
     assert_eq!(error.code(), Code::ProtocolMismatch);
+    error_kit::compare(&error.to_string());
     assert!(error.message().contains("protocol 2 to 3"), "{error}");
     server.await.expect("the script holds");
 }

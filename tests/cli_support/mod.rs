@@ -3,7 +3,7 @@
 // Each test program uses its own part of it.
 #![allow(dead_code)]
 
-use super::node_support::{DEADLINE, Node};
+use super::node_support::{DEADLINE, Node, error_kit};
 use std::io::Write;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -24,7 +24,8 @@ impl Done {
         self.out
     }
 
-    /// It must have failed with this status and this code, in the one form and without a panic.
+    /// It must have failed with this status and this code, in the one form and without a panic. The
+    /// text is pinned.
     #[track_caller]
     pub(crate) fn failed(self, status: i32, code: &str) -> String {
         assert_eq!(self.status, status, "{}{}", self.out, self.err);
@@ -34,6 +35,7 @@ impl Done {
             self.err
         );
         assert!(!self.err.contains("panicked"), "{}", self.err);
+        error_kit::compare(&self.err);
         self.err
     }
 }

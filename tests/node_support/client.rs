@@ -1,6 +1,6 @@
 //! A client of the wire protocol, as plain as can be.
 
-use super::DEADLINE;
+use super::{DEADLINE, error_kit};
 use bytes::BytesMut;
 use rrq::base::code::Code;
 use rrq::wire::client::{decode_reply, decode_server_hello, encode_client_hello, encode_request};
@@ -68,6 +68,7 @@ impl Client {
             panic!("not an error: {reply:?}")
         };
         assert!(self.frame().is_none(), "the connection ends");
+        error_kit::compare(&format!("{}: {}\n", error.code, error.message));
         error.code
     }
 

@@ -4,6 +4,8 @@
 #![allow(dead_code)]
 
 pub(crate) mod client;
+#[path = "../error_kit/mod.rs"]
+pub(crate) mod error_kit;
 pub(crate) mod seccomp;
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -186,12 +188,13 @@ fn lines(source: impl Read + Send + 'static) -> Receiver<String> {
     receiver
 }
 
-/// Runs a node that is expected to refuse; its status and what it said.
+/// Runs a node that is expected to refuse; its status and what it said, which is pinned.
 pub(crate) fn refused(data: &Path, args: &[&str]) -> (i32, String) {
     let mut node = Node::spawn(data, args);
     let status = node.wait();
     let text = node.errors();
     assert_is_report(&text);
+    error_kit::compare(&text);
     (status.code().expect("it ended by itself"), text)
 }
 
