@@ -57,6 +57,37 @@ fn a_command_gets_the_payload_and_its_success_ends_the_job() {
 }
 
 #[test]
+fn what_a_command_prints_may_be_the_result() {
+    let (node, _) = node("work-result");
+    rrqctl(&node, &["queue", "create", "a", "--retain", "10"]).ok();
+    let said = rrqctl(&node, &["enqueue", "-q", "a", "1 2 3"]).ok();
+    let id = said.lines().next().expect("an id");
+    let work = ["work", "-q", "a", "--exit-when-empty", "--result", "--"];
+    let words = [&work[..], &["wc", "-w"]].concat();
+    let done = rrqctl(&node, &words);
+    assert_eq!(done.err, "1 done, 0 failed\n");
+    assert_eq!(done.ok(), "", "it goes to the server alone");
+    let waited = rrqctl(&node, &["job", "wait", id]).ok();
+    assert!(waited.contains("  result    3\n"), "{waited}");
+    // One that nothing could keep is a failure, told before the server has to.
+    let large = [&work[..], &["seq", "2000"]].concat();
+    rrqctl(&node, &["enqueue", "-q", "a", "x"]).ok();
+    let done = rrqctl(&node, &large);
+    assert!(
+        done.err.contains("it printed more than 4096 bytes") && done.err.ends_with("1 failed\n"),
+        "{}",
+        done.err
+    );
+    // Without the flag nothing is kept.
+    let said = rrqctl(&node, &["enqueue", "-q", "a", "x"]).ok();
+    let id = said.lines().next().expect("an id");
+    let plain = ["work", "-q", "a", "--exit-when-empty", "--", "echo", "7"];
+    assert_eq!(rrqctl(&node, &plain).ok(), "7\n");
+    let waited = rrqctl(&node, &["job", "wait", id]).ok();
+    assert!(!waited.contains("result"), "{waited}");
+}
+
+#[test]
 fn a_failure_is_told_with_the_end_of_its_words() {
     let (node, _) = node("work-nack");
     let fail = |queue: &str, command: &str| {
@@ -132,14 +163,14 @@ fn the_run_limit_ends_the_command_with_all_that_it_started() {
         ],
     );
     assert!(
-        done.err.contains(": timeout\n0 done, 1 failed\n"),
+        done.err.contains("the run limit has passed") && done.err.ends_with("0 done, 1 failed\n"),
         "{}",
         done.err
     );
     let child = appears(&pid);
     until("the child's end", || (!is_alive(&child)).then_some(()));
     let job = rrqctl(&node, &["job", "get", "-q", "a", "--key", "k"]).ok();
-    assert!(job.contains("failure   timeout"), "{job}");
+    assert!(job.contains("failure   timeout: it ran longer than 300ms"), "{job}");
     assert!(job.contains("delayed, next attempt in"), "{job}");
 }
 
@@ -177,7 +208,7 @@ fn a_signal_drains_and_what_did_not_start_goes_back() {
     fs::write(&go_on, "").expect("it can be written");
     let done = finish(worker);
     assert!(
-        done.err.contains("draining: 1 job to finish"),
+        done.err.contains("draining: what runs is finished"),
         "{}",
         done.err
     );
@@ -243,9 +274,9 @@ fn a_job_taken_away_stops_its_command() {
     until("the command's end", || (!is_alive(&child)).then_some(()));
     signal(worker.id(), "-TERM");
     let done = finish(worker);
-    assert!(done.err.contains("its command was killed"), "{}", done.err);
+    assert!(done.err.contains("a lease is lost"), "{}", done.err);
     assert!(
-        done.err.ends_with("0 done, 0 failed, 1 lease lost\n"),
+        done.err.ends_with("0 done, 0 failed, 1 lost\n"),
         "{}",
         done.err
     );

@@ -1,10 +1,12 @@
-//! One job in the hands of a command: its process, its run limit, its lease.
+//! One job in the hands of a command: its process, what it is given and what it says.
 //!
-//! The command gets a process group of its own, so that the limit ends all that it started, and so
+//! The run limit and the lease are the worker's matter: it drops what has run too long or is no longer
+//! ours, and with it goes the process. The command gets a process group of its own, so that the limit ends all that it started, and so
 //! that Ctrl-C at the terminal drains the worker instead of killing what runs.
 
+use crate::base::limits::RESULT_BYTES_MAX;
 use crate::cli::terminal::warn;
-use crate::client::{Client, Code, Error, LeasedJob};
+use crate::client::worker::Job;
 use crate::runtime::sys;
 use bytes::Bytes;
 use std::convert::Infallible;
@@ -14,26 +16,21 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::process::{Child, ChildStderr, ChildStdin, Command};
-use tokio::time::Instant;
+use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout};
 
 /// A failure reason is the end of what the command wrote to standard error, at most this much.
 const REASON_BYTES: usize = crate::base::limits::REASON_BYTES_MAX;
-/// When a command has ended, its standard error is read so much longer: it may have left children
-/// that keep it open.
-const STDERR_GRACE: Duration = Duration::from_millis(100);
-/// A lease is extended when a third of it has passed, but not more often than this.
-const EXTEND_MIN: Duration = Duration::from_millis(20);
+/// When a command has ended, its outputs are read so much longer: it may have left children that keep
+/// them open.
+const OUTPUT_GRACE: Duration = Duration::from_millis(100);
 
 /// How a command ended.
 #[derive(Debug)]
 pub(super) enum End {
-    /// Exit status 0.
-    Done,
+    /// Exit status 0, and what it printed if that is its result.
+    Done(Option<Bytes>),
     /// Anything else; why.
     Failed(Bytes),
-    /// The lease was lost while it ran, and it was killed; the job is no longer ours.
-    LeaseLost(Error),
     /// It could not be started at all.
     NotStarted(io::Error),
 }
@@ -44,8 +41,8 @@ struct Group {
     id: Option<u32>,
 }
 
-impl Group {
-    fn kill(&mut self) {
+impl Drop for Group {
+    fn drop(&mut self) {
         // Only while the child is not reaped: afterwards the number may be another's.
         if let Some(id) = self.id.filter(|_| self.child.id().is_some()) {
             sys::kill_group(id);
@@ -53,100 +50,67 @@ impl Group {
     }
 }
 
-impl Drop for Group {
-    fn drop(&mut self) {
-        self.kill();
-    }
+/// What is run for each job.
+pub(super) struct Command {
+    line: Vec<OsString>,
+    /// Whether what it prints is the job's result.
+    with_result: bool,
 }
 
-/// Runs `command` for a job until it ends, the run limit passes or the lease is lost.
-pub(super) async fn run(
-    client: &Client,
-    queue: &str,
-    command: &[OsString],
-    leased: &LeasedJob,
-) -> End {
-    let (mut group, stdin, stderr) = match start(queue, command, leased) {
-        Ok(started) => started,
-        Err(error) => return End::NotStarted(error),
-    };
-    let mut tail = Tail::default();
-    let limit = Duration::from_millis(leased.job.body.run_limit_ms.into());
-    let ended = {
-        let feed = feed(stdin, leased.job.body.payload.clone());
-        let lost = keep_lease(client, leased);
-        let timeout = async {
-            match limit {
-                Duration::ZERO => std::future::pending().await,
-                limit => tokio::time::sleep(limit).await,
+impl Command {
+    /// Of a program and its arguments, at least the program.
+    pub(super) fn new(line: &[OsString], with_result: bool) -> Self {
+        let line = line.to_vec();
+        Self { line, with_result }
+    }
+
+    /// Runs it for a job until it ends. Dropped before, it is killed with all that it started.
+    pub(super) async fn run(&self, job: &Job) -> End {
+        let mut group = match self.start(job) {
+            Ok(group) => group,
+            Err(error) => return End::NotStarted(error),
+        };
+        let stdin = group.child.stdin.take();
+        let mut printed = Output::new(group.child.stdout.take(), RESULT_BYTES_MAX + 1);
+        let mut errors = Tail::new(group.child.stderr.take());
+        let status = {
+            let talk = async {
+                let feed = feed(stdin, job.payload().clone());
+                tokio::join!(feed, printed.read(), errors.read());
+                std::future::pending::<Infallible>().await
+            };
+            tokio::select! {
+                status = group.child.wait() => status,
+                never = talk => match never {},
             }
         };
-        let output = async {
-            tokio::join!(feed, tail.read(stderr));
-            std::future::pending::<Infallible>().await
-        };
-        tokio::select! {
-            status = group.child.wait() => Ended::Exit(status),
-            () = timeout => Ended::Timeout,
-            error = lost => Ended::LeaseLost(error),
-            never = output => match never {},
-        }
-    };
-    match ended {
-        Ended::Exit(status) => {
-            tail.rest().await;
-            match status {
-                Ok(status) if status.success() => End::Done,
-                Ok(status) => End::Failed(tail.reason(status)),
-                Err(error) => End::Failed(format!("cannot wait for the command: {error}").into()),
-            }
-        }
-        Ended::Timeout => {
-            group.kill_and_reap().await;
-            End::Failed(Bytes::from_static(b"timeout"))
-        }
-        Ended::LeaseLost(error) => {
-            group.kill_and_reap().await;
-            End::LeaseLost(error)
+        // It may have left children that keep its outputs open.
+        let rest = async { tokio::join!(printed.read(), errors.read()) };
+        let _ = tokio::time::timeout(OUTPUT_GRACE, rest).await;
+        match status {
+            Ok(status) if status.success() => printed.into_end(self.with_result),
+            Ok(status) => End::Failed(errors.reason(status)),
+            Err(error) => End::Failed(format!("cannot wait for the command: {error}").into()),
         }
     }
-}
 
-enum Ended {
-    Exit(io::Result<ExitStatus>),
-    Timeout,
-    LeaseLost(Error),
-}
-
-impl Group {
-    async fn kill_and_reap(&mut self) {
-        self.kill();
-        if let Err(error) = self.child.wait().await {
-            warn(&format!("cannot wait for a killed command: {error}"));
+    fn start(&self, job: &Job) -> io::Result<Group> {
+        let mut command = tokio::process::Command::new(&self.line[0]);
+        command
+            .args(&self.line[1..])
+            .env("RRQ_JOB_ID", job.id().to_string())
+            .env("RRQ_ATTEMPT", job.attempt().to_string())
+            .env("RRQ_QUEUE", job.queue())
+            .stdin(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0);
+        if self.with_result {
+            command.stdout(Stdio::piped());
         }
+        let child = command.spawn()?;
+        let id = child.id();
+        Ok(Group { child, id })
     }
-}
-
-fn start(
-    queue: &str,
-    command: &[OsString],
-    leased: &LeasedJob,
-) -> io::Result<(Group, Option<ChildStdin>, Option<ChildStderr>)> {
-    let (program, arguments) = command
-        .split_first()
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no command"))?;
-    let mut child = Command::new(program)
-        .args(arguments)
-        .env("RRQ_JOB_ID", leased.job.id.to_string())
-        .env("RRQ_ATTEMPT", leased.job.attempts.to_string())
-        .env("RRQ_QUEUE", queue)
-        .stdin(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0)
-        .spawn()?;
-    let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
-    let id = child.id();
-    Ok((Group { child, id }, stdin, stderr))
 }
 
 /// Gives the payload to the command. One that does not read it all is right too.
@@ -159,50 +123,59 @@ async fn feed(stdin: Option<ChildStdin>, payload: Bytes) {
     }
 }
 
-/// Extends the lease over and over; ends when it is lost.
-async fn keep_lease(client: &Client, leased: &LeasedJob) -> Error {
-    let every = (Duration::from_millis(leased.lease_ms.into()) / 3).max(EXTEND_MIN);
-    let mut next = Instant::now() + every;
-    loop {
-        tokio::time::sleep_until(next).await;
-        next = Instant::now() + every;
-        let lease = Duration::from_millis(leased.lease_ms.into());
-        match client.extend(leased.token(), Some(lease)).await {
-            Err(error) if is_lost(&error) => return error,
-            // The client has tried for long already; the lease stands still with its server.
-            Err(error) => warn(&format!("job {}: not extended: {error}", leased.job.id)),
-            Ok(()) => {}
+/// What a command prints, if that is its result; else it goes where ours does.
+struct Output {
+    bytes: Vec<u8>,
+    /// How much is kept; what is beyond is read and dropped.
+    bytes_max: usize,
+    open: Option<ChildStdout>,
+}
+
+impl Output {
+    fn new(open: Option<ChildStdout>, bytes_max: usize) -> Self {
+        let bytes = Vec::new();
+        Self {
+            bytes,
+            bytes_max,
+            open,
         }
+    }
+
+    async fn read(&mut self) {
+        let mut buffer = vec![0; 4 << 10];
+        while let Some(stdout) = &mut self.open {
+            match stdout.read(&mut buffer).await {
+                Ok(0) | Err(_) => self.open = None,
+                Ok(count) => {
+                    let room = self.bytes_max - self.bytes.len();
+                    self.bytes.extend_from_slice(&buffer[..count.min(room)]);
+                }
+            }
+        }
+    }
+
+    fn into_end(self, is_result: bool) -> End {
+        if self.bytes.len() > RESULT_BYTES_MAX {
+            let words = format!("it printed more than {RESULT_BYTES_MAX} bytes as its result");
+            return End::Failed(words.into());
+        }
+        End::Done(is_result.then(|| self.bytes.into()))
     }
 }
 
-/// Whether the job is no longer ours, whatever we do.
-pub(super) fn is_lost(error: &Error) -> bool {
-    matches!(
-        error.code(),
-        Code::LeaseLost
-            | Code::Finished
-            | Code::NotFound
-            | Code::QueueChanged
-            | Code::WrongState
-            | Code::SessionExpired
-    )
-}
-
 /// The end of what a command writes to standard error, which goes on to ours.
-#[derive(Default)]
 struct Tail {
     bytes: Vec<u8>,
     open: Option<ChildStderr>,
 }
 
 impl Tail {
-    async fn read(&mut self, stderr: Option<ChildStderr>) {
-        self.open = stderr;
-        self.read_on().await;
+    fn new(open: Option<ChildStderr>) -> Self {
+        let bytes = Vec::new();
+        Self { bytes, open }
     }
 
-    async fn read_on(&mut self) {
+    async fn read(&mut self) {
         let mut buffer = vec![0; 4 << 10];
         while let Some(stderr) = &mut self.open {
             match stderr.read(&mut buffer).await {
@@ -215,15 +188,6 @@ impl Tail {
                     self.bytes.drain(..surplus);
                 }
             }
-        }
-    }
-
-    async fn rest(&mut self) {
-        if tokio::time::timeout(STDERR_GRACE, self.read_on())
-            .await
-            .is_err()
-        {
-            self.open = None;
         }
     }
 

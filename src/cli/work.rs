@@ -1,22 +1,22 @@
 //! `rrqctl work`: takes jobs and runs a command for each.
 //!
-//! No more jobs are leased than can start at once. A signal drains: nothing more is leased, what
-//! runs is finished, what did not start goes back; a second signal kills what runs and gives it
-//! back. A server that is away is waited for.
+//! A [`Worker`] of the client library whose handler is a process ([`Command`]). A signal drains:
+//! nothing more is leased, what runs is finished, what did not start goes back; a second signal kills
+//! what runs and gives it back. A server that is away is waited for.
 
 use crate::base::code::Code;
 use crate::base::report::Report;
 use crate::cli::Common;
-use crate::cli::run::{self, End, is_lost};
-use crate::cli::terminal::{count, warn};
-use crate::client::{Client, Error, LeasedJob, Queue, WorkerInfo};
+use crate::cli::run::{Command, End};
+use crate::cli::terminal::warn;
+use crate::client::worker::{Job, Verdict, Worker};
 use std::ffi::OsString;
-use std::future::Future;
-use std::pin::Pin;
-use std::rc::Rc;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::task::{JoinSet, LocalSet};
+use tokio::sync::Notify;
+use tracing::level_filters::LevelFilter;
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -28,11 +28,6 @@ The payload is on standard input; RRQ_JOB_ID, RRQ_ATTEMPT and RRQ_QUEUE are in
 the environment. Exit status 0: the job is done. Anything else: it is tried
 again later, with the end of standard error as the reason. A job may run twice
 (at least once), so let the command check what it has done already.";
-
-/// How long a poll waits for a job.
-const POLL: Duration = Duration::from_secs(20);
-/// After a poll that failed, the next one waits this long.
-const RETRY: Duration = Duration::from_secs(1);
 
 #[derive(clap::Args, Debug)]
 pub(super) struct WorkArgs {
@@ -49,6 +44,10 @@ pub(super) struct WorkArgs {
     /// End when no job is ready and none is running here.
     #[arg(long)]
     exit_when_empty: bool,
+    /// What the command prints is the job's result, at most 4 KiB. A queue with --retain keeps it, and
+    /// `rrqctl job wait` prints it.
+    #[arg(long)]
+    result: bool,
     /// What to run for each job, with its arguments.
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
@@ -69,39 +68,98 @@ fn own_name() -> String {
 }
 
 pub(super) async fn run(args: &WorkArgs, common: &Common) -> Result<(), Report> {
-    let stop = Stop::new()?;
+    let mut signals = Signals::new()?;
+    tell_warnings();
     let client = common.connect().await?;
-    client.introduce(WorkerInfo {
-        name: args.name.clone().unwrap_or_else(own_name),
-        tags: Vec::new(),
-        capacity: args.concurrency,
+    let mut worker = Worker::new(&client, &args.queue)
+        .name(args.name.clone().unwrap_or_else(own_name))
+        .concurrency(args.concurrency)
+        // Until the second signal.
+        .drain_deadline(Duration::MAX);
+    if args.exit_when_empty {
+        worker = worker.until_empty();
+    }
+    let command = Arc::new(Command::new(&args.command, args.result));
+    let broken = Arc::new(Broken::default());
+    let stop = broken.clone();
+    let working = worker.run_until(async move { stop.stop.notified().await }, {
+        let broken = broken.clone();
+        move |job| handle(command.clone(), broken.clone(), job)
     });
-    let queue = client.queue(&args.queue).await;
-    let queue = queue.map_err(|error| common.complaint(&error))?;
-    let worker = Worker {
-        args,
-        client: client.clone(),
-        queue,
-        command: args.command.as_slice().into(),
-        running: JoinSet::new(),
-        draining: false,
-        empty: false,
-        tally: Tally::default(),
-        failed: None,
+    let summary = tokio::select! {
+        summary = working => Some(summary),
+        () = signals.drain_then_kill(&broken.stop) => None,
     };
-    let (tally, result) = LocalSet::new().run_until(worker.work(stop)).await;
     client.close().await;
-    warn(&tally.to_string());
-    result
+    match summary {
+        Some(Ok(summary)) => warn(&summary.to_string()),
+        Some(Err(error)) => return Err(common.complaint(&error)),
+        None => warn("killed what was running; its jobs go back"),
+    }
+    broken.report(&args.command)
+}
+
+/// What the worker warns of goes to standard error.
+fn tell_warnings() {
+    let lines = tracing_subscriber::fmt()
+        .with_max_level(LevelFilter::WARN)
+        .with_writer(io::stderr)
+        .with_ansi(false)
+        .with_target(false)
+        .without_time();
+    // Fails if there is one already, which is as good.
+    let _ = lines.try_init();
+}
+
+async fn handle(command: Arc<Command>, broken: Arc<Broken>, job: Job) -> Verdict {
+    match command.run(&job).await {
+        End::Done(result) => Verdict::Done(result),
+        End::Failed(reason) => {
+            let words = String::from_utf8_lossy(&reason);
+            warn(&format!("job {}: {words}", job.id()));
+            Verdict::retry(reason)
+        }
+        End::NotStarted(error) => {
+            broken.note(error);
+            Verdict::Release
+        }
+    }
+}
+
+/// A command that cannot be run ends the worker: no job can be worked.
+#[derive(Default)]
+struct Broken {
+    error: Mutex<Option<io::Error>>,
+    /// Asks the worker to stop.
+    stop: Notify,
+}
+
+impl Broken {
+    fn note(&self, error: io::Error) {
+        let mut first = self.error.lock().unwrap_or_else(PoisonError::into_inner);
+        first.get_or_insert(error);
+        self.stop.notify_one();
+    }
+
+    fn report(&self, command: &[OsString]) -> Result<(), Report> {
+        let mut first = self.error.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(error) = first.take() else {
+            return Ok(());
+        };
+        let what = format!("cannot run `{}`: {error}", command[0].display());
+        Err(Report::error(Code::BadArgument, what)
+            .why("its job goes back; no more are taken")
+            .fix("rrqctl work -q NAME -- COMMAND, with a command that can be run"))
+    }
 }
 
 /// The signals that ask for an end.
-struct Stop {
+struct Signals {
     interrupt: Signal,
     terminate: Signal,
 }
 
-impl Stop {
+impl Signals {
     fn new() -> Result<Self, Report> {
         let listen = |kind| {
             signal(kind).map_err(|error| {
@@ -114,205 +172,18 @@ impl Stop {
         })
     }
 
-    async fn asked(&mut self) {
+    async fn next(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
         }
     }
-}
 
-/// What became of the jobs.
-#[derive(Clone, Copy, Debug, Default)]
-struct Tally {
-    done: u64,
-    failed: u64,
-    lost: u64,
-}
-
-impl std::fmt::Display for Tally {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} done, {} failed", self.done, self.failed)?;
-        if self.lost > 0 {
-            write!(f, ", {} lost", count(self.lost, "lease"))?;
-        }
-        Ok(())
-    }
-}
-
-/// What became of one job.
-enum Fate {
-    Done,
-    Failed,
-    Lost,
-    NotStarted(std::io::Error),
-}
-
-type Poll = Pin<Box<dyn Future<Output = Result<Vec<LeasedJob>, Error>>>>;
-
-struct Worker<'a> {
-    args: &'a WorkArgs,
-    client: Client,
-    queue: Queue,
-    command: Rc<[OsString]>,
-    running: JoinSet<Fate>,
-    draining: bool,
-    /// The last poll brought nothing.
-    empty: bool,
-    tally: Tally,
-    /// Why the worker gives up.
-    failed: Option<Report>,
-}
-
-impl Worker<'_> {
-    async fn work(mut self, mut stop: Stop) -> (Tally, Result<(), Report>) {
-        let mut poll: Option<Poll> = None;
-        loop {
-            if self.draining {
-                // A poll under way is given up: what it brings goes back.
-                poll = None;
-            } else if poll.is_none() {
-                poll = self.next_poll();
-            }
-            if poll.is_none() && self.running.is_empty() {
-                break;
-            }
-            tokio::select! {
-                answer = wait(&mut poll) => {
-                    poll = None;
-                    self.take_jobs(answer).await;
-                }
-                Some(fate) = self.running.join_next() => {
-                    // It did not panic: a panic ends the process.
-                    if let Ok(fate) = fate {
-                        self.note(fate);
-                    }
-                }
-                () = stop.asked() => {
-                    if self.draining {
-                        warn("killed what was running; its jobs go back");
-                        break;
-                    }
-                    self.draining = true;
-                    let running = count(self.running.len() as u64, "job");
-                    warn(&format!("draining: {running} to finish; again to kill"));
-                }
-            }
-        }
-        drop(poll);
-        self.running.shutdown().await;
-        (self.tally, self.failed.map_or(Ok(()), Err))
-    }
-
-    fn next_poll(&self) -> Option<Poll> {
-        let running = u32::try_from(self.running.len()).unwrap_or(u32::MAX);
-        let free = self.args.concurrency.saturating_sub(running);
-        if free == 0 || (self.args.exit_when_empty && self.empty) {
-            return None;
-        }
-        let wait = if self.args.exit_when_empty {
-            Duration::ZERO
-        } else {
-            POLL
-        };
-        let queue = self.queue.clone();
-        Some(Box::pin(async move { queue.lease(free, wait).await }))
-    }
-
-    async fn take_jobs(&mut self, answer: Result<Vec<LeasedJob>, Error>) {
-        let jobs = match answer {
-            Ok(jobs) => jobs,
-            Err(error) => {
-                warn(&format!("no jobs: {error}; trying again"));
-                tokio::time::sleep(RETRY).await;
-                return;
-            }
-        };
-        self.empty = jobs.is_empty();
-        for job in jobs {
-            let (client, command) = (self.client.clone(), self.command.clone());
-            let queue = self.args.queue.clone();
-            self.running
-                .spawn_local(async move { handle(&client, &queue, &command, &job).await });
-        }
-    }
-
-    fn note(&mut self, fate: Fate) {
-        // A job that ended may have made others ready.
-        self.empty = false;
-        match fate {
-            Fate::Done => self.tally.done += 1,
-            Fate::Failed => self.tally.failed += 1,
-            Fate::Lost => self.tally.lost += 1,
-            Fate::NotStarted(error) => {
-                let program = self.args.command[0].display();
-                let what = format!("cannot run `{program}`: {error}");
-                self.draining = true;
-                self.failed.get_or_insert(
-                    Report::error(Code::BadArgument, what)
-                        .why("its job goes back; no more are taken")
-                        .fix("rrqctl work -q NAME -- COMMAND, with a command that can be run"),
-                );
-            }
-        }
-    }
-}
-
-/// The answer of a poll, if there is one.
-async fn wait(poll: &mut Option<Poll>) -> Result<Vec<LeasedJob>, Error> {
-    match poll {
-        Some(poll) => poll.await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Runs the command for a job and tells the server how it ended.
-async fn handle(client: &Client, queue: &str, command: &[OsString], leased: &LeasedJob) -> Fate {
-    let (id, token) = (leased.job.id, leased.token());
-    let (fate, told) = match run::run(client, queue, command, leased).await {
-        End::Done => (Fate::Done, tell(|| client.ack(token, None)).await),
-        End::Failed(reason) => {
-            warn(&format!("job {id}: {}", String::from_utf8_lossy(&reason)));
-            (
-                Fate::Failed,
-                tell(|| client.nack(token, None, reason.clone())).await,
-            )
-        }
-        End::LeaseLost(error) => {
-            warn(&format!("job {id}: its command was killed: {error}"));
-            (Fate::Lost, Ok(()))
-        }
-        End::NotStarted(error) => (
-            Fate::NotStarted(error),
-            tell(|| client.release(token)).await,
-        ),
-    };
-    match told {
-        Ok(()) => fate,
-        Err(error) => {
-            warn(&format!("job {id}: its end came too late: {error}"));
-            Fate::Lost
-        }
-    }
-}
-
-/// Tells the server until it hears it. What was applied by an earlier try counts as heard.
-async fn tell<F>(call: impl Fn() -> F) -> Result<(), Error>
-where
-    F: Future<Output = Result<(), Error>>,
-{
-    let mut maybe_applied = false;
-    loop {
-        match call().await {
-            Ok(()) => return Ok(()),
-            Err(error) if is_lost(&error) => {
-                return if maybe_applied { Ok(()) } else { Err(error) };
-            }
-            Err(error) if error.is_retryable() => {
-                maybe_applied |= error.maybe_applied();
-                tokio::time::sleep(RETRY).await;
-            }
-            Err(error) => return Err(error),
-        }
+    /// At the first signal it asks for a drain; it ends at the second.
+    async fn drain_then_kill(&mut self, stop: &Notify) {
+        self.next().await;
+        warn("draining: what runs is finished; again to kill");
+        stop.notify_one();
+        self.next().await;
     }
 }

@@ -53,7 +53,7 @@ where
         })),
         () = job.lost() => None,
         () = passed(limit) => {
-            tracing::debug!(job = %job.id(), ?limit, "the run limit has passed");
+            tracing::warn!(job = %job.id(), ?limit, "the run limit has passed");
             Some(Verdict::retry(format!("timeout: it ran longer than {limit:?}")))
         }
         () = is_true(hands.ended.clone()) => {
