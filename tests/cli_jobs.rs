@@ -90,6 +90,30 @@ fn a_list_goes_on_where_it_ended() {
 }
 
 #[test]
+fn finished_jobs_are_listed_on_where_a_list_ended() {
+    let node = node("cli-finished");
+    rrqctl(&node, &["queue", "create", "kept", "--retain", "100"]).ok();
+    let mut jobs: Vec<String> = (0..7)
+        .map(|n| enqueue(&node, "kept", &n.to_string()))
+        .collect();
+    jobs.reverse();
+    let work = ["work", "-q", "kept", "--exit-when-empty", "--", "true"];
+    rrqctl(&node, &work).ok();
+    let list = ["job", "list", "-q", "kept", "--state", "finished"];
+    let first = json(&node, &[&list[..], &["--limit", "3"]].concat());
+    assert_eq!(ids(&first), jobs[..3]);
+    let next = first["next"].as_str().expect("a cursor");
+    let rest = json(&node, &[&list[..], &["--after", next]].concat());
+    assert_eq!(ids(&rest), jobs[3..]);
+    assert!(rest["next"].is_null());
+    assert_eq!(ids(&json(&node, &[&list[..], &["--all"]].concat())), jobs);
+    let bad = [&list[..], &["--after", "0.4.x"]].concat();
+    rrqctl(&node, &bad).failed(2, "RRQ-2001");
+    let filtered = [&list[..], &["--priority", "0"]].concat();
+    rrqctl(&node, &filtered).failed(2, "RRQ-2001");
+}
+
+#[test]
 fn dead_jobs_are_grouped_counted_and_swept() {
     let node = node("cli-dead");
     dead(&node, "emails", 10);

@@ -170,7 +170,10 @@ fn the_run_limit_ends_the_command_with_all_that_it_started() {
     let child = appears(&pid);
     until("the child's end", || (!is_alive(&child)).then_some(()));
     let job = rrqctl(&node, &["job", "get", "-q", "a", "--key", "k"]).ok();
-    assert!(job.contains("failure   timeout: it ran longer than 300ms"), "{job}");
+    assert!(
+        job.contains("failure   timeout: it ran longer than 300ms"),
+        "{job}"
+    );
     assert!(job.contains("delayed, next attempt in"), "{job}");
 }
 

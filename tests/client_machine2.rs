@@ -8,8 +8,8 @@ mod error_kit;
 use client_support::{soon, stats_are};
 use rrq::client::worker::{Job, Verdict};
 use rrq::client::{
-    Client, Code, Ended, JobEnd, JobFilter, JobState, LeasedJob, NewJob, Queue, QueueSettings,
-    SweepAction, Worker, partition_of_key,
+    Client, Code, Ended, FinishedJob, JobEnd, JobFilter, JobId, JobState, LeasedJob, NewJob, Queue,
+    QueueSettings, SweepAction, Worker, partition_of_key,
 };
 use rrq::test::Server;
 use std::collections::{BTreeMap, BTreeSet};
@@ -148,6 +148,41 @@ async fn a_result_is_waited_for_and_kept() {
         Ok(Ended::Unrecorded),
         "long forgotten"
     );
+}
+
+#[tokio::test]
+async fn finished_jobs_are_listed_to_the_oldest_over_all_partitions() {
+    let settings = QueueSettings {
+        retain: 300,
+        partitions: 3,
+        ..QueueSettings::default()
+    };
+    let (_server, client, queue) = start(settings).await;
+    assert_eq!(queue.finished(10).await, Ok(Vec::new()));
+    for number in 0..90 {
+        queue.enqueue(number.to_string()).await.expect("enqueued");
+    }
+    let worker = Worker::new(&client, "new").concurrency(8).until_empty();
+    worker.run(async |_| ()).await.expect("it works");
+    let mut scan = queue.scan_finished().limit(7);
+    let mut whole = Vec::new();
+    let mut cursors = Vec::new();
+    while let Some(page) = scan.next().await.expect("listed") {
+        whole.extend(page);
+        cursors.extend(scan.cursor().map(|cursor| (whole.len(), cursor)));
+    }
+    assert_eq!(whole.len(), 90);
+    let newest_first = |pair: &[FinishedJob]| pair[0].finished_at >= pair[1].finished_at;
+    assert!(whole.windows(2).all(newest_first), "{whole:?}");
+    let ids: BTreeSet<JobId> = whole.iter().map(|job| job.id).collect();
+    assert_eq!(ids.len(), 90, "each once");
+    // From each place where a page ended, and from its text.
+    for (listed, cursor) in cursors {
+        let cursor = cursor.to_string().parse().expect("a cursor");
+        let rest = queue.scan_finished().from(cursor).limit(1024).next().await;
+        let rest = rest.expect("listed").expect("not the end");
+        assert_eq!(rest[..], whole[listed..], "behind {listed}");
+    }
 }
 
 #[tokio::test]

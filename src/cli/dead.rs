@@ -5,7 +5,7 @@ use crate::base::report::Report;
 use crate::cli::filter::FilterArgs;
 use crate::cli::job::{parse_id, parse_ids, tell};
 use crate::cli::job_view::{as_json, as_text, cell, dead_rows, now_ms};
-use crate::cli::listing::{self, Broken, PartArgs};
+use crate::cli::listing::{self, Broken, Look, PartArgs};
 use crate::cli::terminal::{Progress, count, harmless, may, print, say, say_json, span, table};
 use crate::cli::{Common, Output};
 use crate::client::{Client, Error, JobId, JobState, JobView, Queue, SweepAction};
@@ -173,7 +173,8 @@ async fn list(args: &ListArgs, client: &Client, common: &Common) -> Result<(), B
             Output::Json => scan.bodies(),
             Output::Table => scan,
         };
-        return listing::list(scan, &args.part, dead_rows, common.output).await;
+        let (rows, json) = (dead_rows, as_json);
+        return listing::list(scan, &args.part, Look { rows, json }, common.output).await;
     }
     let (_, stats) = queue.info().await.map_err(Broken::Call)?;
     let progress = Progress::new("dead jobs", stats.dead);

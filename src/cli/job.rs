@@ -6,7 +6,7 @@ use crate::cli::filter::FilterArgs;
 use crate::cli::job_view::{
     as_json, as_rows, as_text, end_word, finished_json, finished_rows, insert,
 };
-use crate::cli::listing::{self, Broken, PartArgs};
+use crate::cli::listing::{self, Broken, Look, PartArgs};
 use crate::cli::terminal::{count, harmless, moment, print, say, say_json};
 use crate::cli::{Common, Output, arguments};
 use crate::client::{Client, Ended, Error, JobEnd, JobId, JobState};
@@ -265,29 +265,20 @@ async fn list_of(args: &ListArgs, client: &Client, common: &Common) -> Result<()
     };
     let queue = client.find_queue(&args.queue).await.map_err(Broken::Call)?;
     let scan = queue.scan(state).filter(args.filter.filter()).bodies();
-    listing::list(scan, &args.part, as_rows, common.output).await
+    let (rows, json) = (as_rows, as_json);
+    listing::list(scan, &args.part, Look { rows, json }, common.output).await
 }
 
 async fn list_finished(args: &ListArgs, client: &Client, common: &Common) -> Result<(), Broken> {
-    let limit = match (args.part.first_only(), args.filter.is_empty()) {
-        (Some(limit), true) => limit,
-        _ => {
-            let what = "finished jobs are listed without filter and cursor, the newest first";
-            let report = Report::error(Code::BadArgument, what);
-            return Err(Broken::Report(report.fix("--state finished --limit N")));
-        }
-    };
+    if !args.filter.is_empty() {
+        let what = "finished jobs are listed without a filter, the newest first";
+        let report = Report::error(Code::BadArgument, what);
+        return Err(Broken::Report(report.fix("--state finished --limit N")));
+    }
     let queue = client.find_queue(&args.queue).await.map_err(Broken::Call)?;
-    let jobs = queue.finished(limit).await.map_err(Broken::Call)?;
-    let said = match common.output {
-        Output::Json => {
-            let jobs: Vec<Value> = jobs.iter().map(finished_json).collect();
-            say_json(&json!({"jobs": jobs, "next": null}))
-        }
-        Output::Table if jobs.is_empty() => print("no such jobs\n"),
-        Output::Table => print(&finished_rows(&jobs)),
-    };
-    said.map_err(Broken::Report)
+    let (rows, json) = (finished_rows, finished_json);
+    let scan = queue.scan_finished();
+    listing::list(scan, &args.part, Look { rows, json }, common.output).await
 }
 
 async fn wait(args: &WaitArgs, common: &Common) -> Result<(), Report> {

@@ -144,9 +144,10 @@ fn rows(what: &str, jobs: &[JobView], heads: bool, last: impl Fn(&JobView) -> St
 }
 
 /// Finished jobs in rows.
-pub(super) fn finished_rows(jobs: &[FinishedJob]) -> String {
+pub(super) fn finished_rows(jobs: &[FinishedJob], with_head: bool) -> String {
     let heads = ["job", "end", "attempts", "finished", "result"];
-    let mut rows = vec![heads.map(str::to_owned).to_vec()];
+    let heads = with_head.then(|| heads.map(str::to_owned).to_vec());
+    let mut rows: Vec<Vec<String>> = heads.into_iter().collect();
     rows.extend(jobs.iter().map(|job| {
         vec![
             job.id.to_string(),

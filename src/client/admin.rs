@@ -7,13 +7,12 @@ use crate::client::call::{command, outcome, strange, traced};
 use crate::client::queue::{Missing, group_of, places, refusal};
 use crate::client::scan::Scan;
 use crate::client::session::Route;
-use crate::client::{Client, Code, Error, Queue};
+use crate::client::{Client, Code, Error, FinishedScan, Queue};
 use crate::wire::message::{ReplyBody, RequestBody, WorkerSession};
 use crate::wire::{
     FinishedJob, JobFilter, JobState, Op, Outcome, PurgeStates, QueueInfo, QueueSettings,
     QueueStats, SweepAction,
 };
-use std::cmp::Reverse;
 use std::future::{Future, IntoFuture};
 use std::pin::Pin;
 use std::time::Duration;
@@ -166,39 +165,14 @@ impl Queue {
     /// # Errors
     /// What a call can end with.
     pub async fn finished(&self, limit: u32) -> Result<Vec<FinishedJob>, Error> {
-        let limit = limit.clamp(1, ITEMS_MAX as u32);
-        let mut jobs = self
-            .placed(Missing::IsAnError, |info| async move {
-                let mut jobs = Vec::new();
-                for (partition, group) in places(&info) {
-                    let (mut before, mut left) = (0, limit);
-                    while left > 0 {
-                        let body = RequestBody::ScanFinished {
-                            queue: info.uid,
-                            partition,
-                            group,
-                            before,
-                            limit: left,
-                        };
-                        let page = match self.client.call(Route::Group(group), body).await?.body {
-                            ReplyBody::FinishedPage(page) => page,
-                            other => return Err(refusal(other)),
-                        };
-                        let got = u32::try_from(page.jobs.len()).unwrap_or(left);
-                        left = left.saturating_sub(got);
-                        jobs.extend(page.jobs);
-                        before = page.next;
-                        if before == 0 {
-                            break;
-                        }
-                    }
-                }
-                Ok(jobs)
-            })
-            .await?;
-        jobs.sort_by_key(|job| Reverse((job.finished_at, job.place)));
-        jobs.truncate(limit as usize);
-        Ok(jobs)
+        let page = self.scan_finished().limit(limit).next().await?;
+        Ok(page.unwrap_or_default())
+    }
+
+    /// All finished jobs that the queue retains, page by page, the newest first.
+    #[must_use]
+    pub fn scan_finished(&self) -> FinishedScan {
+        FinishedScan::new(self.clone())
     }
 
     async fn change(&self, op: impl Fn(QueueUid) -> Op) -> Result<QueueInfo, Error> {

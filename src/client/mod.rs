@@ -33,6 +33,7 @@
 //! | --- | --- |
 //! | `queue.rs`, `enqueue.rs`, `finish.rs` | the verbs: enqueue, lease, ack and the others |
 //! | `admin.rs` | what is done to queues |
+//! | `scan.rs`, `finished.rs` | lists of jobs, page by page |
 //! | `worker.rs` | [`Worker`]: takes jobs and runs a handler for each |
 //! | `blocking.rs` | the same for programs without async |
 //! | `partitions.rs` | which partition a job goes to, and a lease comes from |
@@ -49,6 +50,7 @@ mod call;
 mod enqueue;
 mod error;
 mod finish;
+mod finished;
 mod group;
 mod links;
 mod partitions;
@@ -74,6 +76,7 @@ pub use address::Addresses;
 pub use admin::{Sweep, Swept};
 pub use enqueue::Enqueue;
 pub use error::Error;
+pub use finished::{FinishedCursor, FinishedScan};
 pub use partitions::partition_of_key;
 pub use queue::Queue;
 pub use scan::{Scan, ScanCursor};
