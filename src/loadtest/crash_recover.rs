@@ -14,23 +14,21 @@
 use crate::base::code::Code;
 use crate::base::prng::Prng;
 use crate::base::report::Report;
+use crate::loadtest::background::Load;
 use crate::loadtest::disk_probe::DiskProbe;
 use crate::loadtest::first_job::{self, Marks, Source};
 use crate::loadtest::host::HostFacts;
-use crate::loadtest::load::Load;
-use crate::loadtest::node::{Node, NodeCommand, NodePlan, TempFolder, free_ports};
+use crate::loadtest::node::{Node, NodeCommand, NodePlan, free_ports};
 use crate::loadtest::report::{Marked, Percentiles, bars, millis};
-use crate::runtime::{preflight, sys};
+use crate::loadtest::setting::{Place, no_runtime, signalled, stopped};
+use crate::runtime::preflight;
 use crate::workload::{Ledger, Misses};
 use serde::Serialize;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::oneshot;
 
 /// Acks of the load before a kill.
 const ACKS_BEFORE_KILL: u64 = 300;
@@ -246,86 +244,6 @@ fn check(options: &Options) -> Result<(), Report> {
         return wrong(format!("--payload must be {least} to {most} bytes"));
     }
     Ok(())
-}
-
-fn no_runtime(error: &std::io::Error) -> Report {
-    Report::error(Code::Bug, "cannot start what waits for clients").location(error.to_string())
-}
-
-fn stopped() -> Report {
-    Report::error(Code::Stopping, "stopped by a signal: the node was ended")
-}
-
-/// Where the data goes.
-enum Place {
-    Ours(TempFolder),
-    Given(PathBuf),
-}
-
-impl Place {
-    fn prepare(given: Option<&Path>) -> Result<Self, Report> {
-        let Some(path) = given else {
-            return TempFolder::new(&disk_folder()).map(Self::Ours);
-        };
-        let unusable = |what: String, why: String| {
-            Report::error(Code::DirectoryUnusable, what)
-                .location(why)
-                .fix("--data-dir with a new folder on a disk that you may write to")
-        };
-        let shown = path.display();
-        std::fs::create_dir_all(path)
-            .map_err(|error| unusable(format!("cannot make {shown}"), error.to_string()))?;
-        let mut entries = std::fs::read_dir(path)
-            .map_err(|error| unusable(format!("cannot read {shown}"), error.to_string()))?;
-        match entries.next() {
-            None => Ok(Self::Given(path.to_owned())),
-            Some(_) => Err(unusable(
-                format!("{shown} is not empty"),
-                "jobs of another run would be counted".to_owned(),
-            )),
-        }
-    }
-
-    fn path(&self) -> &Path {
-        match self {
-            Self::Ours(folder) => folder.path(),
-            Self::Given(path) => path,
-        }
-    }
-}
-
-/// Cargo's target folder if the program lies in one, else where we are; never one in memory.
-fn disk_folder() -> PathBuf {
-    let program = std::env::current_exe().unwrap_or_default();
-    let target = program
-        .ancestors()
-        .find(|folder| folder.join("CACHEDIR.TAG").exists());
-    let durable = |folder: &&Path| sys::file_system(folder).is_ok_and(|kind| !kind.is_memory());
-    target
-        .filter(durable)
-        .map_or_else(|| PathBuf::from("."), Path::to_owned)
-}
-
-/// Ends at the first signal that asks the program to end.
-async fn signalled(obey: bool) {
-    if !obey {
-        return std::future::pending().await;
-    }
-    let (sender, received) = oneshot::channel();
-    match Signals::new([SIGINT, SIGTERM, SIGHUP]) {
-        Ok(mut signals) => {
-            std::thread::spawn(move || {
-                if signals.forever().next().is_some() {
-                    // Nobody listens once the run has ended.
-                    let _ = sender.send(());
-                }
-            });
-        }
-        Err(error) => tracing::warn!(%error, "signals end the program without clearing up"),
-    }
-    if received.await.is_err() {
-        std::future::pending::<()>().await;
-    }
 }
 
 async fn measure(

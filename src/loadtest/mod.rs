@@ -3,9 +3,10 @@
 //! | file | holds |
 //! | --- | --- |
 //! | `crash_recover.rs` | kill -9 under load: how long, and is anything lost |
-//! | `load.rs` | producers, workers, audits |
+//! | `background.rs` | the load that is on meanwhile: producers, workers, audits |
 //! | `first_job.rs` | the impatient client that times a start |
 //! | `node.rs` | a node as a child process, its port and folder |
+//! | `setting.rs` | the folder of the data, the signal that ends a run early |
 //! | `disk_probe.rs`, `host.rs` | what the figures were taken on |
 //! | `report.rs` | percentiles, bars |
 //! | `args.rs` | the command line |
@@ -13,13 +14,14 @@
 //! What a job's answer means for the books is decided in [`workload`](crate::workload).
 
 mod args;
+mod background;
 pub mod crash_recover;
 mod disk_probe;
 mod first_job;
 mod host;
-mod load;
 mod node;
 mod report;
+mod setting;
 
 pub use args::main_with_args;
 pub use report::Percentiles;

@@ -1,0 +1,97 @@
+//! Where and how a measurement runs: the folder of its data, and the signal that ends it early.
+
+use crate::base::code::Code;
+use crate::base::report::Report;
+use crate::loadtest::node::TempFolder;
+use crate::runtime::sys;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use std::path::{Path, PathBuf};
+use tokio::sync::oneshot;
+
+pub(super) fn no_runtime(error: &std::io::Error) -> Report {
+    Report::error(Code::Bug, "cannot start what waits for clients").location(error.to_string())
+}
+
+pub(super) fn stopped() -> Report {
+    Report::error(Code::Stopping, "stopped by a signal: the node was ended")
+}
+
+/// Where the data goes.
+#[derive(Debug)]
+pub(super) enum Place {
+    /// Goes with this.
+    Ours(TempFolder),
+    /// Stays.
+    Given(PathBuf),
+}
+
+impl Place {
+    /// A new folder on a disk, or the given one, which must be empty.
+    ///
+    /// # Errors
+    /// If it cannot be made, or holds something.
+    pub(super) fn prepare(given: Option<&Path>) -> Result<Self, Report> {
+        let Some(path) = given else {
+            return TempFolder::new(&disk_folder()).map(Self::Ours);
+        };
+        let unusable = |what: String, why: String| {
+            Report::error(Code::DirectoryUnusable, what)
+                .location(why)
+                .fix("--data-dir with a new folder on a disk that you may write to")
+        };
+        let shown = path.display();
+        std::fs::create_dir_all(path)
+            .map_err(|error| unusable(format!("cannot make {shown}"), error.to_string()))?;
+        let mut entries = std::fs::read_dir(path)
+            .map_err(|error| unusable(format!("cannot read {shown}"), error.to_string()))?;
+        match entries.next() {
+            None => Ok(Self::Given(path.to_owned())),
+            Some(_) => Err(unusable(
+                format!("{shown} is not empty"),
+                "jobs of another run would be counted".to_owned(),
+            )),
+        }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        match self {
+            Self::Ours(folder) => folder.path(),
+            Self::Given(path) => path,
+        }
+    }
+}
+
+/// Cargo's target folder if the program lies in one, else where we are; never one in memory.
+fn disk_folder() -> PathBuf {
+    let program = std::env::current_exe().unwrap_or_default();
+    let target = program
+        .ancestors()
+        .find(|folder| folder.join("CACHEDIR.TAG").exists());
+    let durable = |folder: &&Path| sys::file_system(folder).is_ok_and(|kind| !kind.is_memory());
+    target
+        .filter(durable)
+        .map_or_else(|| PathBuf::from("."), Path::to_owned)
+}
+
+/// Ends at the first signal that asks the program to end.
+pub(super) async fn signalled(obey: bool) {
+    if !obey {
+        return std::future::pending().await;
+    }
+    let (sender, received) = oneshot::channel();
+    match Signals::new([SIGINT, SIGTERM, SIGHUP]) {
+        Ok(mut signals) => {
+            std::thread::spawn(move || {
+                if signals.forever().next().is_some() {
+                    // Nobody listens once the run has ended.
+                    let _ = sender.send(());
+                }
+            });
+        }
+        Err(error) => tracing::warn!(%error, "signals end the program without clearing up"),
+    }
+    if received.await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
