@@ -3,7 +3,8 @@
 use crate::base::code::Code;
 use crate::base::report::Report;
 use crate::loadtest::NODE_SUBCOMMAND;
-use crate::loadtest::crash_recover::{self, Options, Outcome};
+use crate::loadtest::crash_recover;
+use crate::loadtest::load;
 use crate::runtime::node;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
@@ -12,6 +13,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Measures rrq from outside and checks that it keeps its promises.
 #[derive(Debug, Parser)]
@@ -26,6 +28,9 @@ enum Command {
     /// Kill a node with -9 under load, again and again: how long until it works again, and is any
     /// acknowledged job lost?
     CrashRecover(CrashRecover),
+    /// Enqueue, and lease and ack, as fast as answers come or at a rate: how much, how fast, at what
+    /// cost?
+    Load(Load),
 }
 
 #[derive(Args, Debug)]
@@ -58,6 +63,9 @@ struct CrashRecover {
     /// Write the figures to a file, too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write curves, a timeline and the raw histograms to a file that needs nothing else
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     /// A new or empty folder for the data, which is kept [default: one that is removed]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
@@ -72,6 +80,80 @@ struct CrashRecover {
         hide_default_value = true
     )]
     port: u16,
+    /// The program to start as a node [default: this one]
+    #[arg(long, value_name = "FILE")]
+    node: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Without an address it starts a node of its own. Latencies are measured from the moment at
+which a request was due: with --rate that is its place in the schedule, also if the node
+was late before (no coordinated omission). At the end all jobs are accounted for.
+
+Exit status: 0 if all is accounted for, 1 if a job is lost or came back after its ack.
+
+Examples:
+  rrq-bench load
+  rrq-bench load --consumers 32
+  rrq-bench load --batch 64 --duration 30s
+  rrq-bench load --consumers 32 --rate 50000 --json result.json --html result.html
+  rrq-bench load 127.0.0.1:7411 --producers 1 --window 1")]
+struct Load {
+    /// A node that runs [default: one of its own, which goes at the end]
+    #[arg(value_name = "HOST:PORT")]
+    address: Option<String>,
+    /// Connections that enqueue
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    producers: u32,
+    /// Connections that lease and ack; 0 = jobs are only enqueued
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    consumers: u32,
+    /// Requests under way at once on a producer, jobs in hand on a consumer
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    window: u32,
+    /// Jobs of a request
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    batch: u32,
+    /// Bytes of each job's payload
+    #[arg(long, value_name = "BYTES", default_value_t = 256)]
+    payload: usize,
+    /// Queues, spread over the groups
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    queues: u32,
+    /// Priority classes used, from 0 on; 0 = the default alone
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    priorities: u8,
+    /// Percent of the requests whose jobs wait a second first
+    #[arg(long, value_name = "PERCENT", default_value_t = 0)]
+    delayed: u8,
+    /// Percent of the deliveries that are nacked
+    #[arg(long, value_name = "PERCENT", default_value_t = 0)]
+    nack_rate: u8,
+    /// Jobs a second over all producers [default: as fast as answers come]
+    #[arg(long, value_name = "N")]
+    rate: Option<u64>,
+    /// Jobs that may be there at once while consumers work [default: twice what the windows hold]
+    #[arg(long, value_name = "N")]
+    backlog: Option<u64>,
+    /// How long is measured
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = time)]
+    duration: Duration,
+    /// How long the load is on before that
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = time)]
+    warm_up: Duration,
+    /// Write the figures to a file, too
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write curves, a timeline and the raw histograms to a file that needs nothing else
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// A new or empty folder for its own node's data, which is kept [default: one that is removed]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Shards of its own node [default: one for each core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    shards: Option<u16>,
     /// The program to start as a node [default: this one]
     #[arg(long, value_name = "FILE")]
     node: Option<PathBuf>,
@@ -93,10 +175,13 @@ pub fn main_with_args(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::SUCCESS;
         }
     };
-    let Command::CrashRecover(command) = flags.command;
-    match command.run() {
-        Ok(outcome) if outcome.is_sound() => ExitCode::SUCCESS,
-        Ok(_) => ExitCode::FAILURE,
+    let is_sound = match flags.command {
+        Command::CrashRecover(command) => command.run(),
+        Command::Load(command) => command.run(),
+    };
+    match is_sound {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(report) => fail(&report),
     }
 }
@@ -115,7 +200,7 @@ fn say(line: &str) {
 fn usage(error: &clap::Error) -> Report {
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         let report = Report::error(Code::BadArgument, "no command was given");
-        return report.fix("rrq-bench crash-recover; rrq-bench --help shows all commands");
+        return report.fix("rrq-bench load; rrq-bench --help shows all commands");
     }
     let text = error.to_string();
     let text = text.trim_start_matches("error: ");
@@ -123,15 +208,16 @@ fn usage(error: &clap::Error) -> Report {
     let tip = text
         .lines()
         .find_map(|line| line.trim().strip_prefix("tip: "));
-    let fix = tip.unwrap_or("rrq-bench --help and rrq-bench crash-recover --help show examples");
+    let fix = tip.unwrap_or("rrq-bench --help; rrq-bench load --help shows examples");
     Report::error(Code::BadArgument, what.join("\n")).fix(fix)
 }
 
 impl CrashRecover {
-    fn run(self) -> Result<Outcome, Report> {
-        // A file that cannot be written is better known before than after.
+    /// Whether all was as it must be.
+    fn run(self) -> Result<bool, Report> {
         let json = self.json.as_deref().map(create).transpose()?;
-        let options = Options {
+        let html = self.html.as_deref().map(create).transpose()?;
+        let options = crash_recover::Options {
             nodes: self.nodes,
             jobs: self.jobs,
             payload: self.payload,
@@ -145,24 +231,84 @@ impl CrashRecover {
         };
         let outcome = crash_recover::run(&options)?;
         say(outcome.text().trim_end_matches('\n'));
-        if let Some((mut file, path)) = json {
-            let text = serde_json::to_string_pretty(&outcome).expect("plain fields have JSON");
-            writeln!(file, "{text}").map_err(|error| unwritable(&path, &error))?;
-        }
-        Ok(outcome)
+        write(json, || {
+            serde_json::to_string_pretty(&outcome).expect("plain fields have JSON")
+        })?;
+        write(html, || outcome.html())?;
+        Ok(outcome.is_sound())
     }
 }
 
+impl Load {
+    /// Whether all was as it must be.
+    fn run(self) -> Result<bool, Report> {
+        let json = self.json.as_deref().map(create).transpose()?;
+        let html = self.html.as_deref().map(create).transpose()?;
+        let options = load::Options {
+            producers: self.producers,
+            consumers: self.consumers,
+            window: self.window,
+            batch: self.batch,
+            payload: self.payload,
+            queues: self.queues,
+            priorities: self.priorities,
+            delayed: self.delayed,
+            nack_rate: self.nack_rate,
+            rate: self.rate,
+            backlog: self.backlog,
+            duration: self.duration,
+            warm_up: self.warm_up,
+            address: self.address,
+            shards: self.shards,
+            data_dir: self.data_dir,
+            node: self.node,
+            obey_signals: true,
+            say,
+        };
+        let outcome = load::run(&options)?;
+        say(outcome.text().trim_end_matches('\n'));
+        write(json, || {
+            serde_json::to_string_pretty(&outcome).expect("plain fields have JSON")
+        })?;
+        write(html, || outcome.html())?;
+        Ok(outcome.is_sound())
+    }
+}
+
+/// A whole number with ms, s or min.
+fn time(text: &str) -> Result<Duration, String> {
+    let at = text.find(|c: char| !c.is_ascii_digit());
+    let (number, unit) = text.split_at(at.unwrap_or(text.len()));
+    let unit_ms = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "min" => 60_000,
+        _ => 0,
+    };
+    let number: Option<u64> = number.parse().ok().filter(|_| unit_ms > 0);
+    let ms = number.and_then(|number| number.checked_mul(unit_ms));
+    ms.map(Duration::from_millis)
+        .ok_or_else(|| "a whole number with ms, s or min, as 10s".to_owned())
+}
+
+/// Opens a file for the figures: if it cannot be written, that is better known before than after.
 fn create(path: &Path) -> Result<(File, PathBuf), Report> {
     let file = File::create(path).map_err(|error| unwritable(path, &error))?;
     Ok((file, path.to_owned()))
+}
+
+fn write(file: Option<(File, PathBuf)>, text: impl FnOnce() -> String) -> Result<(), Report> {
+    let Some((mut file, path)) = file else {
+        return Ok(());
+    };
+    writeln!(file, "{}", text()).map_err(|error| unwritable(&path, &error))
 }
 
 fn unwritable(path: &Path, error: &io::Error) -> Report {
     let what = format!("cannot write {}", path.display());
     Report::error(Code::BadArgument, what)
         .location(error.to_string())
-        .fix("--json FILE in a folder that you may write to")
+        .fix("a file in a folder that you may write to")
 }
 
 #[cfg(test)]

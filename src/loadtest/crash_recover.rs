@@ -15,9 +15,10 @@ use crate::base::code::Code;
 use crate::base::prng::Prng;
 use crate::base::report::Report;
 use crate::loadtest::background::Load;
-use crate::loadtest::disk_probe::DiskProbe;
+use crate::loadtest::disk_probe::{DiskProbe, new_histogram};
 use crate::loadtest::first_job::{self, Marks, Source};
 use crate::loadtest::host::HostFacts;
+use crate::loadtest::html::{Page, Series};
 use crate::loadtest::node::{Node, NodeCommand, NodePlan, free_ports};
 use crate::loadtest::report::{Marked, Percentiles, bars, millis};
 use crate::loadtest::setting::{Place, no_runtime, signalled, stopped};
@@ -126,6 +127,8 @@ pub struct Outcome {
     /// Writes of the disk probe.
     #[serde(skip)]
     pub disk_ms: Percentiles,
+    /// What it was measured on.
+    pub host: HostFacts,
 }
 
 impl Outcome {
@@ -134,6 +137,43 @@ impl Outcome {
     #[must_use]
     pub fn is_sound(&self) -> bool {
         self.misses.is_none() && self.enqueued == self.finished
+    }
+
+    /// All of it as one HTML file.
+    #[must_use]
+    pub fn html(&self) -> String {
+        let line = |name: &str, value: fn(&Round) -> f64| {
+            let rounds = self.rounds.iter().enumerate();
+            let points = rounds.map(|(number, round)| (number as f64 + 1.0, value(round)));
+            let points = points.collect();
+            Series {
+                name: name.to_owned(),
+                points,
+            }
+        };
+        let times = vec![
+            line("rto", |round| round.rto_ms),
+            line("exec to first", |round| round.exec_to_first_ms),
+        ];
+        let histogram = |value: fn(&Round) -> f64| {
+            let mut histogram = new_histogram();
+            for round in &self.rounds {
+                histogram.saturating_record((value(round) * 1000.0).round() as u64);
+            }
+            histogram
+        };
+        let latencies = [
+            ("rto", histogram(|round| round.rto_ms)),
+            ("exec to first", histogram(|round| round.exec_to_first_ms)),
+        ];
+        let page = Page {
+            title: "rrq-bench crash-recover",
+            text: &self.text(),
+            facts: self.host.facts(),
+            latencies: &latencies,
+            charts: vec![("Round by round", "ms", "", times)],
+        };
+        page.html()
     }
 
     /// Histograms, percentiles and the verdict, for people.
@@ -200,7 +240,8 @@ pub fn run(options: &Options) -> Result<Outcome, Report> {
     check(options)?;
     let place = Place::prepare(options.data_dir.as_deref())?;
     let probe = DiskProbe::start(&place.path().join("disk-probe"))?;
-    (options.say)(&HostFacts::gather(place.path()).lines());
+    let host = HostFacts::gather(place.path());
+    (options.say)(&host.lines());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -221,7 +262,8 @@ pub fn run(options: &Options) -> Result<Outcome, Report> {
         let report = Report::error(Code::DirectoryUnusable, "the disk probe cannot write");
         return Err(report.location(failure));
     }
-    outcome
+    let outcome = outcome?;
+    Ok(Outcome { host, ..outcome })
 }
 
 fn check(options: &Options) -> Result<(), Report> {
@@ -445,5 +487,6 @@ async fn finish(
         enqueued,
         finished,
         disk_ms,
+        host: HostFacts::default(),
     })
 }

@@ -1,28 +1,31 @@
 //! What a figure was measured on: without it a number says nothing.
 
 use crate::runtime::{preflight, sys};
+use serde::Serialize;
 use std::path::Path;
 use std::process::Command;
 
 /// The machine, the disk and the build.
-#[derive(Clone, Debug)]
-pub(super) struct HostFacts {
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct HostFacts {
     /// Cores that the process may use.
-    pub(super) cores: usize,
+    pub cores: usize,
     /// Model of the processor.
-    pub(super) cpu: String,
+    pub cpu: String,
     /// Release of the kernel.
-    pub(super) kernel: String,
+    pub kernel: String,
     /// File system of the data directory.
-    pub(super) file_system: String,
+    pub file_system: String,
     /// Bytes that may be locked.
-    pub(super) memlock: u64,
+    pub memlock: u64,
+    /// Whether the buffers of a shard on each core may be registered with io_uring.
+    pub registered_buffers: bool,
     /// Version of rrq.
-    pub(super) version: &'static str,
+    pub version: &'static str,
     /// The source around the program, if git knows it.
-    pub(super) commit: Option<String>,
+    pub commit: Option<String>,
     /// The command line.
-    pub(super) command: String,
+    pub command: String,
 }
 
 impl HostFacts {
@@ -35,6 +38,7 @@ impl HostFacts {
             kernel: first_line("/proc/sys/kernel/osrelease"),
             file_system: file_system(data),
             memlock: sys::memlock_limit(),
+            registered_buffers: preflight::buffers_fit(preflight::per_core()),
             version: env!("CARGO_PKG_VERSION"),
             commit: commit(),
             command: command(),
@@ -44,20 +48,51 @@ impl HostFacts {
     /// Two lines for people.
     #[must_use]
     pub(super) fn lines(&self) -> String {
-        let memlock = match self.memlock {
-            u64::MAX => "unlimited".to_owned(),
-            bytes => format!("{} KiB", bytes >> 10),
-        };
         format!(
-            "host     {} x {}, Linux {}, {}, memlock {memlock}\nbuild    rrq {}, commit {}, {}",
+            "host     {} x {}, Linux {}, {}, memlock {}, buffers {}\nbuild    rrq {}, commit {}, {}",
             self.cores,
             self.cpu,
             self.kernel,
             self.file_system,
+            self.memlock_shown(),
+            self.buffers_shown(),
             self.version,
-            self.commit.as_deref().unwrap_or("unknown"),
+            self.commit_shown(),
             self.command,
         )
+    }
+
+    /// Name and value of each.
+    #[must_use]
+    pub(super) fn facts(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("CPU", format!("{} x {}", self.cores, self.cpu)),
+            ("kernel", self.kernel.clone()),
+            ("file system", self.file_system.clone()),
+            ("memlock", self.memlock_shown()),
+            ("io_uring buffers", self.buffers_shown().to_owned()),
+            ("rrq", self.version.to_owned()),
+            ("commit", self.commit_shown().to_owned()),
+            ("command", self.command.clone()),
+        ]
+    }
+
+    fn memlock_shown(&self) -> String {
+        match self.memlock {
+            u64::MAX => "unlimited".to_owned(),
+            bytes => format!("{} KiB", bytes >> 10),
+        }
+    }
+
+    fn buffers_shown(&self) -> &'static str {
+        match self.registered_buffers {
+            true => "registered",
+            false => "not registered",
+        }
+    }
+
+    fn commit_shown(&self) -> &str {
+        self.commit.as_deref().unwrap_or("unknown")
     }
 }
 
@@ -130,5 +165,6 @@ mod tests {
         assert!(facts.kernel.contains('.'), "{}", facts.kernel);
         assert!(facts.file_system.contains(" on "), "{}", facts.file_system);
         assert_eq!(facts.lines().lines().count(), 2);
+        assert!(facts.facts().iter().all(|(_, value)| !value.is_empty()));
     }
 }

@@ -3,11 +3,12 @@
 //! | file | holds |
 //! | --- | --- |
 //! | `crash_recover.rs` | kill -9 under load: how long, and is anything lost |
+//! | `load/` | how much a node does, how fast, at what cost |
 //! | `background.rs` | the load that is on meanwhile: producers, workers, audits |
 //! | `first_job.rs` | the impatient client that times a start |
 //! | `node.rs` | a node as a child process, its port and folder |
 //! | `setting.rs` | the folder of the data, the signal that ends a run early |
-//! | `disk_probe.rs`, `host.rs` | what the figures were taken on |
+//! | `disk_probe.rs`, `host.rs`, `process.rs` | what the figures were taken on |
 //! | `report.rs` | percentiles, bars |
 //! | `args.rs` | the command line |
 //!
@@ -19,11 +20,15 @@ pub mod crash_recover;
 mod disk_probe;
 mod first_job;
 mod host;
+mod html;
+pub mod load;
 mod node;
+mod process;
 mod report;
 mod setting;
 
 pub use args::main_with_args;
+pub use host::HostFacts;
 pub use report::Percentiles;
 
 /// The subcommand by which a bench starts itself as a node.

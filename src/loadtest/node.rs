@@ -171,6 +171,12 @@ impl Node {
         &self.plan
     }
 
+    /// Its process.
+    #[must_use]
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Kills it as `kill -9` does.
     ///
     /// # Errors

@@ -300,7 +300,7 @@ fn memlock(shards: u16) -> Result<String, Report> {
         return Ok("unlimited".to_owned());
     }
     let wanted = MEMLOCK_SHARD_BYTES * u64::from(shards);
-    if limit < wanted {
+    if !super::buffers_fit(shards) {
         let what = format!(
             "{} KiB may be locked; buffers of {shards} shards take {} KiB",
             limit >> 10,

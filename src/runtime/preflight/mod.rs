@@ -122,6 +122,12 @@ fn memlock(limit: u64) -> Result<(), Report> {
         .fix(MORE_MEMLOCK))
 }
 
+/// Whether the buffers of so many shards may be locked in memory; else the kernel copies.
+#[must_use]
+pub fn buffers_fit(shards: u16) -> bool {
+    sys::memlock_limit() >= MEMLOCK_SHARD_BYTES * u64::from(shards)
+}
+
 /// Enough descriptors for the node itself.
 fn open_files(limit: u64, shards: u16) -> Result<(), Report> {
     let needed = FILES_NODE + FILES_SHARD * u64::from(shards);

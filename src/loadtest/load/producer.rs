@@ -1,0 +1,179 @@
+//! A connection that enqueues, with so many requests under way.
+
+use super::books::{Books, Phase};
+use super::link::{Link, refused};
+use crate::base::code::Code;
+use crate::base::ids::{Partition, QueueUid};
+use crate::base::prng::Prng;
+use crate::base::report::Report;
+use crate::wire::message::{Reply, ReplyBody};
+use crate::wire::{NewJob, Op, Outcome, Start};
+use crate::workload::payload;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+/// What producers send.
+#[derive(Clone, Debug)]
+pub(super) struct Shape {
+    /// Requests under way at once.
+    pub(super) window: usize,
+    /// Jobs of a request.
+    pub(super) batch: u64,
+    /// Bytes of a payload.
+    pub(super) payload: usize,
+    /// Classes used, from 0 on; 0 = the default alone.
+    pub(super) priorities: u8,
+    /// Percent of the requests whose jobs are delayed.
+    pub(super) delayed: u8,
+    /// Between two requests of one connection; `None` = as fast as answers come.
+    pub(super) every: Option<Duration>,
+}
+
+/// How long delayed jobs wait.
+const DELAY_MS: u64 = 1_000;
+/// A producer that waits for a time looks again after this.
+const LOOK: Duration = Duration::from_millis(100);
+
+pub(super) struct Producer {
+    link: Link,
+    books: Rc<Books>,
+    shape: Shape,
+    queue: QueueUid,
+    prng: Prng,
+    under_way: VecDeque<Request>,
+    next_seq: u64,
+    /// When the next request is due, with a rate.
+    due: Instant,
+}
+
+struct Request {
+    id: u64,
+    seq: u64,
+    due: Instant,
+    first: u64,
+    jobs: u64,
+}
+
+impl Producer {
+    /// Its first request is due at `begin`.
+    pub(super) fn new(
+        link: Link,
+        books: Rc<Books>,
+        shape: Shape,
+        queue: QueueUid,
+        seed: u64,
+        begin: Instant,
+    ) -> Self {
+        Self {
+            link,
+            books,
+            shape,
+            queue,
+            prng: Prng::new(seed),
+            under_way: VecDeque::new(),
+            next_seq: 1,
+            due: begin,
+        }
+    }
+
+    /// Enqueues until the end is near.
+    ///
+    /// # Errors
+    /// If the node refuses what it must take, or is lost.
+    pub(super) async fn run(mut self) -> Result<(), Report> {
+        loop {
+            let wait = self.send();
+            if self.under_way.is_empty() && self.books.phase() >= Phase::Ending {
+                return Ok(());
+            }
+            let books = self.books.clone();
+            tokio::select! {
+                ready = self.link.ready() => ready?,
+                () = books.room.notified(), if self.under_way.is_empty() => {}
+                () = tokio::time::sleep(wait.unwrap_or(LOOK)), if wait.is_some() => {}
+            }
+            let now = Instant::now();
+            while let Some(reply) = self.link.reply()? {
+                self.note(reply, now)?;
+            }
+        }
+    }
+
+    /// Sends what may go now; how long until more is due, if time decides.
+    fn send(&mut self) -> Option<Duration> {
+        let now = Instant::now();
+        while self.under_way.len() < self.shape.window
+            && self.books.phase() < Phase::Ending
+            && self.books.has_room(self.shape.batch)
+        {
+            let due = match self.shape.every {
+                None => now,
+                Some(_) if self.due > now => return Some(self.due - now),
+                Some(every) => {
+                    let due = self.due;
+                    self.due += every;
+                    due
+                }
+            };
+            self.ask(due);
+        }
+        None
+    }
+
+    fn ask(&mut self, due: Instant) {
+        let jobs = self.shape.batch;
+        let is_delayed = self.prng.below(100) < self.shape.delayed.into();
+        let first = self.books.ask(jobs, due, !is_delayed);
+        let job = |number: u64| NewJob {
+            payload: payload(number, self.shape.payload),
+            priority: (self.shape.priorities > 0)
+                .then(|| (number % u64::from(self.shape.priorities)) as u8),
+            start: match is_delayed {
+                true => Start::After(DELAY_MS),
+                false => Start::Now,
+            },
+            ..NewJob::default()
+        };
+        let op = Op::Enqueue {
+            queue: self.queue,
+            partition: Partition(0),
+            items: (first..first + jobs).map(job).collect(),
+        };
+        let seq = self.next_seq;
+        self.next_seq += 1;
+        let lowest = self.under_way.front().map_or(seq, |request| request.seq);
+        let id = self.link.command(op, seq, lowest, 0);
+        self.under_way.push_back(Request {
+            id,
+            seq,
+            due,
+            first,
+            jobs,
+        });
+    }
+
+    fn note(&mut self, reply: Reply, now: Instant) -> Result<(), Report> {
+        let mut known = self.under_way.iter();
+        let Some(at) = known.position(|request| request.id == reply.id) else {
+            return Err(refused(&reply.body));
+        };
+        let request = self.under_way.remove(at).expect("it was just found");
+        match reply.body {
+            ReplyBody::Outcome(Outcome::Enqueued(jobs)) => {
+                if jobs.iter().any(|job| job.id().is_none()) {
+                    return Err(refused(&ReplyBody::Outcome(Outcome::Enqueued(jobs))));
+                }
+                self.books
+                    .enqueued(request.first, request.jobs, request.due, now);
+            }
+            // Told by name and tried again with the next request.
+            ReplyBody::Error(error) if matches!(error.code, Code::Busy | Code::DiskFull) => {
+                let numbers = request.first..request.first + request.jobs;
+                numbers.for_each(|number| self.books.refused(number));
+            }
+            other => return Err(refused(&other)),
+        }
+        Ok(())
+    }
+}
