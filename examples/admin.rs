@@ -1,7 +1,7 @@
 //! Looks after a queue, without async: its settings, its dead jobs, a second chance for them.
 //!
 //! ```console
-//! $ cargo run --example admin 127.0.0.1:7411
+//! $ cargo run --no-default-features --features client --example admin 127.0.0.1:7411
 //! ```
 
 use rrq::client::blocking::Client;

@@ -1,7 +1,8 @@
-//! Enqueues many jobs: 1024 in a request, several requests under way at once.
+//! Enqueues many jobs, each with a key of its own so that a second run adds none: 1024 in a request,
+//! several requests under way at once.
 //!
 //! ```console
-//! $ cargo run --example batch 127.0.0.1:7411
+//! $ cargo run --no-default-features --features client --example batch 127.0.0.1:7411
 //! ```
 
 use rrq::client::{Client, Enqueued, Error, NewJob};
@@ -15,18 +16,28 @@ async fn main() -> Result<(), Error> {
     let server = std::env::args().nth(1).unwrap_or("127.0.0.1".to_owned());
     let client = Client::connect(server).await?;
     let numbers = client.queue("numbers").await?;
-    let jobs: Vec<NewJob> = (0..JOBS).map(|n| n.to_string().into()).collect();
+    let job = |n: u32| NewJob::from(n.to_string()).key(format!("number {n}"));
+    let jobs: Vec<NewJob> = (0..JOBS).map(job).collect();
     let mut calls = JoinSet::new();
     for batch in jobs.chunks(BATCH) {
         let (numbers, batch) = (numbers.clone(), batch.to_vec());
         calls.spawn(async move { numbers.enqueue_batch(batch).await });
     }
-    let mut new = 0;
+    let (mut new, mut known) = (0, 0);
     while let Some(Ok(answer)) = calls.join_next().await {
-        new += answer?.into_iter().filter_map(Enqueued::id).count();
+        for job in answer? {
+            match job {
+                Enqueued::New(_) => new += 1,
+                Enqueued::Existing(_) => known += 1,
+                Enqueued::Rejected(why) => eprintln!("a job was refused: {why:?}"),
+            }
+        }
     }
     let (_, stats) = numbers.info().await?;
-    println!("{new} enqueued, {} pending", stats.pending);
+    println!(
+        "{new} enqueued, {known} already there, {} pending",
+        stats.pending
+    );
     client.close().await;
     Ok(())
 }

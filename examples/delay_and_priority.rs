@@ -1,7 +1,7 @@
 //! Jobs that wait, and jobs that go first: what a worker gets, in which order.
 //!
 //! ```console
-//! $ cargo run --example delay_and_priority 127.0.0.1:7411
+//! $ cargo run --no-default-features --features client --example delay_and_priority 127.0.0.1:7411
 //! ```
 
 use rrq::client::{Client, Error};

@@ -1,7 +1,7 @@
 //! Enqueues one job, as often as you like: its key makes it one.
 //!
 //! ```console
-//! $ cargo run --example produce 127.0.0.1:7411
+//! $ cargo run --no-default-features --features client --example produce 127.0.0.1:7411
 //! ```
 
 use rrq::client::{Client, Error};

@@ -1,7 +1,7 @@
 //! Waits for what a worker makes of a job: its queue retains the last thousand results.
 //!
 //! ```console
-//! $ cargo run --example results 127.0.0.1:7411
+//! $ cargo run --no-default-features --features client --example results 127.0.0.1:7411
 //! ```
 
 use rrq::client::worker::Job;

@@ -1,7 +1,7 @@
 //! Works on a queue until Ctrl-C or, with `--until-empty`, until nothing is left.
 //!
 //! ```console
-//! $ cargo run --example work 127.0.0.1:7411
+//! $ cargo run --no-default-features --features client --example work 127.0.0.1:7411
 //! ```
 
 use rrq::client::worker::Job;

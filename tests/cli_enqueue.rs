@@ -73,12 +73,28 @@ fn a_large_file_keeps_its_order_and_its_queues() {
 #[test]
 fn an_argument_or_standard_input_is_a_job() {
     let node = node("cli-one");
-    let said = rrqctl(&node, &["enqueue", "-q", "a", "--key", "k", "hello"]).ok();
-    assert!(said.ends_with("\n1 enqueued, 0 already there\n"), "{said}");
-    let again = rrqctl(&node, &["enqueue", "-q", "a", "--key", "k", "hello"]).ok();
+    let hello = ["enqueue", "-q", "a", "--key", "k", "hello"];
+    let first = rrqctl(&node, &hello);
+    assert_eq!(first.err, "1 enqueued, 0 already there\n");
+    let said = first.ok();
     assert_eq!(
-        again,
-        format!("{}\n0 enqueued, 1 already there\n", id(&said))
+        said,
+        format!("{}\n", id(&said)),
+        "the id alone: $(rrqctl enqueue ...)"
+    );
+    let again = rrqctl(&node, &hello);
+    assert_eq!(
+        (&*again.out, &*again.err),
+        (&*said, "0 enqueued, 1 already there\n")
+    );
+    // A key that is used up adds no job, and that is said.
+    let late = ["enqueue", "-q", "a", "--key", "over", "x"];
+    let over = rrqctl(&node, &late).ok();
+    rrqctl(&node, &["job", "cancel", over.trim()]).ok();
+    let again = rrqctl(&node, &late);
+    assert_eq!(
+        again.err,
+        "0 enqueued, 1 already there; it is over and does not run again\n"
     );
     rrqctl(&node, &["enqueue", "-q", "a", "--key", "k", "other"]).failed(1, "RRQ-4108");
 

@@ -177,6 +177,12 @@ fn the_end_of_a_job_is_waited_for() {
     let finished = json(&node, &["job", "list", "-q", "kept", "--state", "finished"]);
     assert_eq!(ids(&finished), std::slice::from_ref(&id));
     snapshot("json/job-list-finished.txt", &shape(&finished));
+    let got = rrqctl(&node, &["job", "get", &id]).ok();
+    assert!(got.contains("  state     completed\n"), "{got}");
+    assert_eq!(json(&node, &["job", "get", &id])["end"], "completed");
+    // No queue ever had such a number.
+    let nobody = "003f003f00ffff000000000000000000";
+    rrqctl(&node, &["job", "get", nobody]).failed(1, "RRQ-4111");
 
     // Where nothing is retained, all that is known is that it is over.
     let id = enqueue(&node, "plain", "one");

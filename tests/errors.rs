@@ -253,7 +253,7 @@ fn what_is_advised_exists() {
     let bench = env!("CARGO_BIN_EXE_rrq-bench");
     let mut known = flags(node, &[&[], &["check"]]);
     known.extend(pinned_flags());
-    known.extend(flags(bench, &[&[], &["crash-recover"]]));
+    known.extend(flags(bench, &[&[], &["crash-recover"], &["load"]]));
     // Of other programs, which the texts name beside them.
     let others = ["--ulimit", "--security-opt"];
     for (place, text) in remedies() {

@@ -79,7 +79,7 @@ fn batch() {
     let server = Server::start().expect("it starts");
     assert_eq!(
         run("batch", &[server.address()]),
-        "10000 enqueued, 10000 pending\n"
+        "10000 enqueued, 0 already there, 10000 pending\n"
     );
 }
 

@@ -6,7 +6,7 @@ mod node_support;
 use bytes::BytesMut;
 use node_support::client::Client;
 use node_support::error_kit::compare;
-use node_support::{Node, folder};
+use node_support::{Node, folder, http};
 use rrq::base::code::Code;
 use rrq::base::ids::{JobId, Partition};
 use rrq::wire::client::encode_request;
@@ -190,6 +190,20 @@ fn a_stop_is_told_to_who_waits() {
         }
         other => panic!("no job is there: {other:?}"),
     }
+}
+
+#[test]
+fn what_is_applied_again_after_a_kill_is_not_counted_again() {
+    let data = folder("counted-once");
+    let mut acked = Vec::new();
+    loaded(&data, "-KILL", &mut acked);
+    let node = Node::start(&data, &[]);
+    assert_eq!(account(&node, &acked), (acked.len(), 0));
+    let (_, page) = http(node.admin(), "/metrics");
+    let counted = |line: &&str| line.starts_with("rrq_jobs_enqueued_total{");
+    let counts: Vec<&str> = page.lines().filter(counted).collect();
+    assert!(!counts.is_empty() && !acked.is_empty(), "{page}");
+    assert!(counts.iter().all(|line| line.ends_with(" 0")), "{counts:?}");
 }
 
 #[test]

@@ -39,6 +39,18 @@ fn steps(text: &str, skipped: usize) -> Vec<Step> {
     steps
 }
 
+#[test]
+fn the_programs_shown_are_the_examples() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |path: &str| std::fs::read_to_string(root.join(path)).expect(path);
+    let readme = read("README.md");
+    let shown = readme.split("```rust\n").nth(1).expect("a program");
+    let shown = shown.split("```").next().expect("its end");
+    let example = read("examples/first.rs");
+    let (_, program) = example.split_once("\n\n").expect("a head");
+    assert_eq!(shown, program);
+}
+
 /// Whether a line is the one expected, `[..]` being any text.
 fn matches(line: &str, expected: &str) -> bool {
     let mut parts = expected.split("[..]");

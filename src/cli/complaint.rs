@@ -4,6 +4,10 @@ use crate::base::code::Code;
 use crate::base::report::Report;
 use crate::client::Error;
 
+/// What to give instead of an id that names no job.
+pub(super) const NO_SUCH_JOB: &str =
+    "rrqctl job get takes an id as enqueue prints it, or -q NAME --key KEY";
+
 /// The report of an error of a call to `server`.
 pub(super) fn of(error: &Error, server: &str) -> Report {
     let code = error.code();
@@ -67,7 +71,7 @@ fn fix(code: Code) -> Option<&'static str> {
         Code::QuotaExceeded | Code::IdempotencyWindowFull => {
             "try again when jobs are done; rrqctl status shows the queue"
         }
-        Code::NotFound => "rrqctl job get takes an id as enqueue prints it, or -q NAME --key KEY",
+        Code::NotFound => NO_SUCH_JOB,
         _ => return None,
     })
 }

@@ -44,7 +44,10 @@ const DELETE_EXAMPLES: &str = "\
 Examples:
   rrqctl dead delete 00070000070000010000000000000000
   rrqctl dead delete -q emails --older-than 30d --dry-run
-  rrqctl dead delete -q emails --older-than 30d --yes";
+  rrqctl dead delete -q emails --older-than 30d --yes
+
+Their keys are remembered on: an enqueue with one adds no job until the queue's
+window for keys has passed.";
 
 /// Jobs looked at in one step when they are counted.
 const PAGE: u32 = 1024;

@@ -3,7 +3,7 @@
 use crate::base::code::Code;
 use crate::base::report::Report;
 use crate::cli::jobs_file::{self, FileJob};
-use crate::cli::terminal::{count, say, say_json};
+use crate::cli::terminal::{count, say, say_json, warn};
 use crate::cli::{Common, Output, arguments};
 use crate::client::{Client, Enqueued, Error, NewJob, Queue, Start};
 use serde_json::json;
@@ -21,6 +21,10 @@ Examples:
   rrqctl enqueue -q emails --key order-42 --delay 5min 'remind order 42'
   gzip -c report.txt | rrqctl enqueue -q reports -
   rrqctl enqueue --file jobs.json
+  ID=$(rrqctl enqueue -q emails hello)
+
+A key is remembered for the queue's window, a day unless it was set, also when
+its job is over, cancelled or purged: until then an enqueue with it adds none.
 
 A jobs file is a JSON array; `id` is the idempotency key, `timeout_ms` how long
 the job may run (may be left out, as may `queue`):
@@ -130,13 +134,24 @@ async fn enqueue_one(args: &EnqueueArgs, common: &Common) -> Result<(), Report> 
         Enqueued::Existing(id) => (id, false),
         Enqueued::Rejected(rejection) => return Err(complain(Error::rejected(rejection))),
     };
+    let is_over = async { matches!(client.job(id).await, Err(e) if e.code() == Code::Finished) };
+    let is_over = !new && is_over.await;
     client.close().await;
     let tally = Tally {
         new: u64::from(new),
         existing: u64::from(!new),
     };
     match common.output {
-        Output::Table => say(&format!("{id}\n{tally}")),
+        Output::Table => {
+            say(&id.to_string())?;
+            let over = if is_over {
+                "; it is over and does not run again"
+            } else {
+                ""
+            };
+            warn(&format!("{tally}{over}"));
+            Ok(())
+        }
         Output::Json => {
             let (new, existing) = (tally.new, tally.existing);
             say_json(&json!({"id": id.to_string(), "enqueued": new, "already_there": existing}))

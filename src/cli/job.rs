@@ -2,6 +2,7 @@
 
 use crate::base::code::Code;
 use crate::base::report::Report;
+use crate::cli::complaint::NO_SUCH_JOB;
 use crate::cli::filter::FilterArgs;
 use crate::cli::job_view::{
     as_json, as_rows, as_text, end_word, finished_json, finished_rows, insert,
@@ -40,7 +41,8 @@ const CANCEL_EXAMPLES: &str = "\
 Example:
   rrqctl job cancel 00070000070000010000000000000000
 
-A worker that has the job in hand loses its lease.";
+A worker that has the job in hand loses its lease: it notices when it next
+extends it. The job's key is remembered on for the queue's window.";
 
 const WAIT_EXAMPLES: &str = "\
 Examples:
@@ -216,32 +218,44 @@ async fn get(args: &GetArgs, common: &Common) -> Result<(), Report> {
         }
         _ => return Err(Report::error(Code::BadArgument, "neither an id nor a key")),
     };
+    // How it ended, if its queue remembers.
+    let ended = match (&found, id) {
+        (Err(error), Some(id)) if error.code() == Code::Finished => {
+            Some((id, client.wait(id, Duration::ZERO).await))
+        }
+        _ => None,
+    };
     client.close().await;
-    match found {
-        Ok(job) => match common.output {
+    match (found, ended) {
+        (Ok(job), _) => match common.output {
             Output::Table => print(&as_text(&job)),
             Output::Json => say_json(&as_json(&job)),
         },
-        Err(error) if error.code() == Code::Finished => finished(id, &asked, common.output),
-        Err(error) if error.code() == Code::NotFound => Err(not_found(&error, &asked, common)),
-        Err(error) => Err(common.complaint(&error)),
+        (Err(_), Some((id, Ok(ended)))) => match common.output {
+            Output::Table => print(&ended_text(id, &ended)),
+            Output::Json => say_json(&ended_json(id, &ended)),
+        },
+        (Err(error), _) => match error.code() {
+            Code::Finished => finished(&asked, common.output),
+            Code::NotFound | Code::QueueChanged => Err(not_found(&error, &asked, common)),
+            _ => Err(common.complaint(&error)),
+        },
     }
 }
 
 fn not_found(error: &Error, asked: &str, common: &Common) -> Report {
+    // That its queue is gone, or never was, is not what was asked.
     let mut report = common.complaint(error);
+    report.code = Code::NotFound;
     report.what = format!("there is no job {asked}");
-    report
+    report.fix(NO_SUCH_JOB)
 }
 
-/// Done, cancelled, or removed when dead: all that is left is that the id was given out.
-fn finished(id: Option<JobId>, asked: &str, output: Output) -> Result<(), Report> {
+/// Done, cancelled, or removed when dead: all that is left is that its key was used.
+fn finished(asked: &str, output: Output) -> Result<(), Report> {
     match output {
         Output::Table => print(&format!("job {asked}\n  state     finished\n")),
-        Output::Json => say_json(&json!({
-            "id": id.map(|id| id.to_string()),
-            "state": "finished",
-        })),
+        Output::Json => say_json(&json!({"id": null, "state": "finished"})),
     }
 }
 

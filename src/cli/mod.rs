@@ -60,6 +60,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// rrq's command line: enqueue jobs, run them, look after the server.
 #[derive(Debug, Parser)]
@@ -70,6 +71,9 @@ struct Cli {
     #[command(flatten)]
     flags: Flags,
 }
+
+/// A server that does not answer is waited for in silence no longer than this.
+const SILENCE_MAX: Duration = Duration::from_secs(1);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -249,7 +253,20 @@ impl Common {
             agent: concat!("rrqctl/", env!("CARGO_PKG_VERSION")).to_owned(),
             ..Options::default()
         };
-        let connected = Client::connect_with(&self.server, options).await;
+        let patience = options.connect_deadline;
+        let connect = Client::connect_with(&self.server, options);
+        let mut connect = std::pin::pin!(connect);
+        let connected = match tokio::time::timeout(SILENCE_MAX, &mut connect).await {
+            Ok(connected) => connected,
+            Err(_) => {
+                let seconds = patience.as_secs();
+                terminal::warn(&format!(
+                    "no answer from {} yet; waiting up to {seconds} s",
+                    self.server
+                ));
+                connect.await
+            }
+        };
         connected.map_err(|error| self.complaint(&error))
     }
 
@@ -276,17 +293,25 @@ fn explain(error: &clap::Error) -> ExitCode {
     let tip = text
         .lines()
         .find_map(|line| line.trim().strip_prefix("tip: "));
-    let usage = text.lines().find_map(|line| line.strip_prefix("Usage: "));
-    let verb: Vec<&str> = usage
-        .unwrap_or("rrqctl")
-        .split(' ')
-        .take_while(|word| word.starts_with(|c: char| c.is_ascii_lowercase()))
-        .collect();
-    let help = format!("{} --help shows what there is", verb.join(" "));
+    let help = format!("{} --help shows what there is", named_verb().join(" "));
     let report =
         Report::error(Code::BadArgument, what.join("\n")).fix(tip.map_or(help, str::to_owned));
     terminal::warn(&report.to_string());
     ExitCode::from(report.exit_code())
+}
+
+/// The program and the verbs that the command line names, as far as there are such.
+fn named_verb() -> Vec<String> {
+    let mut verb = vec!["rrqctl".to_owned()];
+    let mut known = Cli::command();
+    for word in std::env::args().skip(1) {
+        let Some(below) = known.find_subcommand(&word).cloned() else {
+            break;
+        };
+        verb.push(word);
+        known = below;
+    }
+    verb
 }
 
 /// A bug is told as one, without a backtrace.

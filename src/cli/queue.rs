@@ -65,7 +65,9 @@ Examples:
   rrqctl queue purge emails                    asks, then removes what waits
   rrqctl queue purge emails --dead --yes       removes the dead jobs, unasked
 
-Without --pending, --delayed or --dead: all three. Jobs in flight stay.";
+Without --pending, --delayed or --dead: all three. Jobs in flight stay. The keys
+of what was removed are remembered on: an enqueue with one adds no job until the
+queue's window for keys has passed.";
 
 const DELETE_EXAMPLES: &str = "\
 Example:

@@ -52,7 +52,9 @@ impl Error {
             Rejection::QuotaExceeded => "the queue is at its bound of jobs or bytes",
             Rejection::IdempotencyWindowFull => "the queue remembers as many keys as it may",
             Rejection::IdempotencyConflict => "the key belongs to a job with another payload",
-            Rejection::LeaseLost => "the lease is lost: the job was granted anew or went back",
+            Rejection::LeaseLost => {
+                "the lease is lost: the job was granted anew, went back or was cancelled"
+            }
             Rejection::Finished => "the job is finished",
             Rejection::NotFound => "no such job was ever made",
             Rejection::WrongState => "the job is not in a state that allows this",

@@ -90,7 +90,7 @@ use crate::client::session::{CoreOptions, Route};
 use crate::client::tcp::{Awaited, Driver};
 use crate::wire::bounds::is_queue_name;
 use crate::wire::message::{Reply, ReplyBody, RequestBody};
-use crate::wire::{Op, Outcome};
+use crate::wire::{Op, Outcome, Rejection};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -330,7 +330,8 @@ impl Client {
         hello.ok_or_else(|| Error::new(Code::Unreachable, "no server was reached yet"))
     }
 
-    /// A live job.
+    /// A live job. How a finished one ended says [`Client::wait`] with a time of zero, where its queue
+    /// remembers it.
     ///
     /// # Errors
     /// [`Code::Finished`] or [`Code::NotFound`], or what a call can end with.
@@ -342,6 +343,8 @@ impl Client {
     async fn job_reply(&self, route: Route, body: RequestBody) -> Result<JobView, Error> {
         match self.call(route, body).await?.body {
             ReplyBody::Job(job) => Ok(*job),
+            // Its queue remembers how: see `wait`.
+            ReplyBody::Finished(_) => Err(Error::rejected(Rejection::Finished)),
             other => Err(strange(&other)),
         }
     }

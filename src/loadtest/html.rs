@@ -106,7 +106,7 @@ fn curve(name: &str, histogram: &Histogram<u64>) -> Series {
         let nines = f64::from(step) / 20.0;
         let quantile = 1.0 - 10_f64.powf(-nines);
         let rest = (1.0 - quantile) * histogram.len() as f64;
-        if rest < 1.0 {
+        if rest < 0.999 {
             break;
         }
         points.push((nines, histogram.value_at_quantile(quantile) as f64 / 1000.0));

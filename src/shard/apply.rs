@@ -52,6 +52,10 @@ impl ShardEngine {
                 );
                 let outcome = group.queue.apply(at, &command);
                 group.raft.applied();
+                // What an earlier process proposed was counted by that one.
+                if group.raft.leads_for_sure() && entry.term == group.raft.term() {
+                    self.count(&command.op, &outcome);
+                }
                 self.after_apply(slot, entry.index, &command.op, outcome);
             }
             EntryKind::Noop | EntryKind::Checkpoint => {
@@ -85,7 +89,6 @@ impl ShardEngine {
 
     /// Answers who waited for the entry, and takes note of what its outcome means to the leader.
     fn after_apply(&mut self, slot: usize, index: LogIndex, op: &Op, outcome: Outcome) {
-        self.count(op, &outcome);
         let waiters = &mut self.groups[slot].waiters;
         let waits = waiters.front().is_some_and(|(at, _)| *at == index);
         let waiter = waits.then(|| waiters.pop_front().expect("the front was just seen").1);

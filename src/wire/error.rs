@@ -14,6 +14,9 @@ pub enum FrameError {
         /// The bound in force.
         max: usize,
     },
+    /// The other side speaks HTTP.
+    #[error("HTTP is spoken there: an admin port has the web pages, a client port the jobs")]
+    Http,
     /// The checksum does not fit.
     #[error("the checksum of a frame does not fit: sent {sent:08x}, computed {computed:08x}")]
     BadChecksum {

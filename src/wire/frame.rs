@@ -123,6 +123,9 @@ impl FrameDecoder {
         let [l0, l1, l2, l3, c0, c1, c2, c3, kind, flags, r0, r1] = *header;
         let len = u32::from_le_bytes([l0, l1, l2, l3]);
         let body_bytes = usize::try_from(len).unwrap_or(usize::MAX);
+        if [b"HTTP", b"GET ", b"POST", b"HEAD"].contains(&&[l0, l1, l2, l3]) {
+            return Err(FrameError::Http);
+        }
         if body_bytes > self.body_bytes_max {
             return Err(FrameError::TooLarge {
                 len,
@@ -189,10 +192,9 @@ mod tests {
 
     #[test]
     fn a_web_browser_is_told_off() {
-        assert!(matches!(
-            decode(b"GET / HTTP/1.1\r\n"),
-            Err(FrameError::TooLarge { .. })
-        ));
+        for line in ["GET / HTTP/1.1\r\n", "HTTP/1.1 400 Bad Request\r\n"] {
+            assert_eq!(decode(line.as_bytes()), Err(FrameError::Http));
+        }
     }
 
     #[test]

@@ -44,7 +44,8 @@ const NOT_OURS: &[&str] = &[
     "RRQ_QUEUE",
     "RRQ_ATTEMPT",
 ];
-const ADVICE: &str = "configs/single.toml shows every key with its bounds";
+const ADVICE: &str =
+    "`rrqctl config show` lists every key; configs/single.toml of the source has their bounds";
 
 /// The settings of a node.
 #[derive(Clone, Debug)]

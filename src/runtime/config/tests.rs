@@ -86,7 +86,7 @@ fn a_typo_is_shown_with_its_place_and_the_nearest_key() {
         fault.report().to_string(),
         "error[RRQ-2002]: unknown key `log.levle`: did you mean `log.level`?\n  \
          where: node.toml:2:1\n         2 | levle = \"info\"\n           | ^^^^^\n  \
-         fix:   configs/single.toml shows every key with its bounds"
+         fix:   `rrqctl config show` lists every key; configs/single.toml of the source has their bounds"
     );
     let entries: Vec<String> = faults("[lisen]\nclient = \"x\"\n[log]\nlevel = \"loud\"\n")
         .iter()
@@ -192,7 +192,7 @@ fn an_unknown_variable_is_a_warning_and_those_of_others_are_not() {
             "warning[RRQ-2002]: environment variable RRQ_LOG__LEVLE is no key and has no effect\n  \
              fix:   did you mean RRQ_LOG__LEVEL?",
             "warning[RRQ-2002]: environment variable RRQ_SOMETHING_ELSE_ALTOGETHER is no key and \
-             has no effect\n  fix:   configs/single.toml shows every key with its bounds",
+             has no effect\n  fix:   `rrqctl config show` lists every key; configs/single.toml of the source has their bounds",
         ]
     );
 }
