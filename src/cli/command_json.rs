@@ -2,12 +2,11 @@
 //! shown only where they are asked for.
 
 use crate::base::ids::Token;
-use crate::cli::job_view::insert_bytes;
-use crate::cli::queue_settings::settings_json;
 use crate::queue::command::{
     AckItem, Command, JobFilter, NackItem, NewJob, Op, PartitionChange, PurgeStates, QueueSettings,
     SessionCall, Start, SweepAction, Window,
 };
+use crate::runtime::json;
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use std::fmt::Display;
@@ -62,7 +61,7 @@ fn op_json(op: &Op, payloads: bool) -> (&'static str, Value) {
             "create_queue",
             json!({
                 "name": name,
-                "settings": settings_json(settings),
+                "settings": json::settings(settings),
                 "must_be_new": must_be_new,
                 "groups": groups,
             }),
@@ -141,7 +140,7 @@ fn op_json(op: &Op, payloads: bool) -> (&'static str, Value) {
                     "lease_gen": item.token.lease_gen,
                     "delay_ms": item.delay_ms,
                 });
-                insert_bytes(&mut value, "reason", &item.reason);
+                json::insert_bytes(&mut value, "reason", &item.reason);
                 value
             };
             ("nack", list(items, item))
@@ -154,7 +153,7 @@ fn op_json(op: &Op, payloads: bool) -> (&'static str, Value) {
         Op::Bury { items } => {
             let item = |(token, reason): &(Token, Bytes)| {
                 let mut value = json!({"job": text(&token.job), "lease_gen": token.lease_gen});
-                insert_bytes(&mut value, "reason", reason);
+                json::insert_bytes(&mut value, "reason", reason);
                 value
             };
             ("bury", list(items, item))
@@ -201,7 +200,7 @@ fn alter_json(queue: String, expected_version: u32, settings: &QueueSettings) ->
     json!({
         "queue": queue,
         "expected_version": expected_version,
-        "settings": settings_json(settings),
+        "settings": json::settings(settings),
     })
 }
 
@@ -212,7 +211,7 @@ fn filter_json(filter: &JobFilter) -> Value {
         "enqueued_before_ms": filter.enqueued_before_ms,
         "attempts_min": filter.attempts_min,
     });
-    insert_bytes(&mut value, "reason_contains", &filter.reason_contains);
+    json::insert_bytes(&mut value, "reason_contains", &filter.reason_contains);
     value
 }
 
@@ -223,7 +222,7 @@ fn change_json(change: &PartitionChange) -> Value {
             "version": config.version,
             "paused": config.paused,
             "draining": config.draining,
-            "settings": settings_json(&config.settings),
+            "settings": json::settings(&config.settings),
         })
     });
     json!({
@@ -269,10 +268,10 @@ fn job_json(job: &NewJob, payloads: bool) -> Value {
     }
     let mut value = Value::Object(fields);
     if let Some(key) = &job.key {
-        insert_bytes(&mut value, "key", key);
+        json::insert_bytes(&mut value, "key", key);
     }
     if payloads {
-        insert_bytes(&mut value, "payload", &job.payload);
+        json::insert_bytes(&mut value, "payload", &job.payload);
     }
     value
 }

@@ -4,11 +4,12 @@ use crate::base::code::Code;
 use crate::base::report::Report;
 use crate::cli::filter::FilterArgs;
 use crate::cli::job::{parse_id, parse_ids, tell};
-use crate::cli::job_view::{as_json, as_text, cell, dead_rows, now_ms};
+use crate::cli::job_view::{as_text, cell, dead_rows, now_ms};
 use crate::cli::listing::{self, Broken, Look, PartArgs};
 use crate::cli::terminal::{Progress, count, harmless, may, print, say, say_json, span, table};
 use crate::cli::{Common, Output};
 use crate::client::{Client, Error, JobId, JobState, JobView, Queue, SweepAction};
+use crate::runtime::json;
 use clap::ValueEnum;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -176,7 +177,8 @@ async fn list(args: &ListArgs, client: &Client, common: &Common) -> Result<(), B
             Output::Json => scan.bodies(),
             Output::Table => scan,
         };
-        let (rows, json) = (dead_rows, as_json);
+        let json = |job: &JobView| json::job(job, true);
+        let rows = dead_rows;
         return listing::list(scan, &args.part, Look { rows, json }, common.output).await;
     }
     let (_, stats) = queue.info().await.map_err(Broken::Call)?;
@@ -283,7 +285,7 @@ async fn show(client: &Client, id: JobId, common: &Common) -> Result<(), Broken>
     }
     let said = match common.output {
         Output::Table => print(&as_text(&job)),
-        Output::Json => say_json(&as_json(&job)),
+        Output::Json => say_json(&json::job(&job, true)),
     };
     said.map_err(Broken::Report)
 }

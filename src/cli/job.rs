@@ -4,13 +4,12 @@ use crate::base::code::Code;
 use crate::base::report::Report;
 use crate::cli::complaint::NO_SUCH_JOB;
 use crate::cli::filter::FilterArgs;
-use crate::cli::job_view::{
-    as_json, as_rows, as_text, end_word, finished_json, finished_rows, insert,
-};
+use crate::cli::job_view::{as_rows, as_text, finished_rows};
 use crate::cli::listing::{self, Broken, Look, PartArgs};
 use crate::cli::terminal::{count, harmless, moment, print, say, say_json};
 use crate::cli::{Common, Output, arguments};
-use crate::client::{Client, Ended, Error, JobEnd, JobId, JobState};
+use crate::client::{Client, Ended, Error, JobEnd, JobId, JobState, JobView};
+use crate::runtime::json;
 use clap::ValueEnum;
 use serde_json::{Value, json};
 use std::ffi::OsString;
@@ -187,7 +186,7 @@ pub(super) fn tell(
                 })
             });
             let mut value = json!({"jobs": jobs.collect::<Vec<_>>()});
-            insert(&mut value, done, json!(number));
+            json::insert(&mut value, done, json!(number));
             say_json(&value)?;
         }
         Output::Table => say(&format!("{} {done}", count(number as u64, "job")))?,
@@ -229,7 +228,7 @@ async fn get(args: &GetArgs, common: &Common) -> Result<(), Report> {
     match (found, ended) {
         (Ok(job), _) => match common.output {
             Output::Table => print(&as_text(&job)),
-            Output::Json => say_json(&as_json(&job)),
+            Output::Json => say_json(&json::job(&job, true)),
         },
         (Err(_), Some((id, Ok(ended)))) => match common.output {
             Output::Table => print(&ended_text(id, &ended)),
@@ -279,7 +278,8 @@ async fn list_of(args: &ListArgs, client: &Client, common: &Common) -> Result<()
     };
     let queue = client.find_queue(&args.queue).await.map_err(Broken::Call)?;
     let scan = queue.scan(state).filter(args.filter.filter()).bodies();
-    let (rows, json) = (as_rows, as_json);
+    let json = |job: &JobView| json::job(job, true);
+    let rows = as_rows;
     listing::list(scan, &args.part, Look { rows, json }, common.output).await
 }
 
@@ -290,7 +290,7 @@ async fn list_finished(args: &ListArgs, client: &Client, common: &Common) -> Res
         return Err(Broken::Report(report.fix("--state finished --limit N")));
     }
     let queue = client.find_queue(&args.queue).await.map_err(Broken::Call)?;
-    let (rows, json) = (finished_rows, finished_json);
+    let (rows, json) = (finished_rows, json::finished);
     let scan = queue.scan_finished();
     listing::list(scan, &args.part, Look { rows, json }, common.output).await
 }
@@ -307,7 +307,7 @@ async fn wait(args: &WaitArgs, common: &Common) -> Result<(), Report> {
         _ => common.complaint(&error),
     })?;
     let bad = match &ended {
-        Ended::Finished(job) if job.end != JobEnd::Completed => Some(end_word(job.end)),
+        Ended::Finished(job) if job.end != JobEnd::Completed => Some(json::end(job.end)),
         Ended::Dead(_) => Some("dead"),
         Ended::Finished(_) | Ended::Unrecorded => None,
     };
@@ -326,8 +326,8 @@ async fn wait(args: &WaitArgs, common: &Common) -> Result<(), Report> {
 
 fn ended_json(id: JobId, ended: &Ended) -> Value {
     match ended {
-        Ended::Finished(job) => finished_json(job),
-        Ended::Dead(job) => as_json(job),
+        Ended::Finished(job) => json::finished(job),
+        Ended::Dead(job) => json::job(job, true),
         Ended::Unrecorded => json!({"id": id.to_string(), "state": "finished"}),
     }
 }
@@ -339,7 +339,7 @@ fn ended_text(id: JobId, ended: &Ended) -> String {
         Ended::Finished(job) => {
             let mut out = format!(
                 "job {id}\n  state     {}\n  attempts  {}\n  enqueued  {}\n  finished  {}\n",
-                end_word(job.end),
+                json::end(job.end),
                 job.attempts,
                 moment(job.enqueued_at.0),
                 moment(job.finished_at.0),

@@ -1,22 +1,17 @@
 //! A live job as people and programs see it.
 
 use crate::cli::terminal::{harmless, moment, span, table};
-use crate::client::{FinishedJob, JobEnd, JobState, JobView};
-use serde_json::{Value, json};
+use crate::client::{FinishedJob, JobState, JobView};
+use crate::runtime::json;
 use std::fmt::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// A reason or a payload in a table is cut at so many characters.
 const CELL_CHARS: usize = 48;
 
-/// The word for a state.
-pub(super) fn state_word(state: JobState) -> &'static str {
-    match state {
-        JobState::Pending => "pending",
-        JobState::Delayed => "delayed",
-        JobState::InFlight => "in flight",
-        JobState::Dead => "dead",
-    }
+/// The word for a state, for people.
+pub(super) fn state_word(state: JobState) -> String {
+    json::state(state).replace('_', " ")
 }
 
 /// A job, for people.
@@ -63,56 +58,6 @@ pub(super) fn as_text(job: &JobView) -> String {
     out
 }
 
-/// Adds a field.
-pub(super) fn insert(object: &mut Value, name: &str, value: Value) {
-    if let Some(object) = object.as_object_mut() {
-        object.insert(name.to_owned(), value);
-    }
-}
-
-/// Adds a field with bytes: as text, or under `<name>_hex`.
-pub(super) fn insert_bytes(object: &mut Value, name: &str, bytes: &[u8]) {
-    if let Some(object) = object.as_object_mut() {
-        object.extend([text_or_hex(name, bytes)]);
-    }
-}
-
-/// Bytes as text if they are, else as hexadecimal digits under another name.
-fn text_or_hex(name: &str, bytes: &[u8]) -> (String, Value) {
-    match std::str::from_utf8(bytes) {
-        Ok(text) => (name.to_owned(), json!(text)),
-        Err(_) => {
-            let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-            (format!("{name}_hex"), json!(hex))
-        }
-    }
-}
-
-/// A job, for programs.
-pub(super) fn as_json(job: &JobView) -> Value {
-    let mut value = json!({
-        "id": job.id.to_string(),
-        "state": state_word(job.state).replace(' ', "_"),
-        "priority": job.priority,
-        "attempts": job.attempts,
-        "max_attempts": job.max_attempts,
-        "enqueued_at_ms": job.enqueued_at.0,
-        "run_at_ms": job.run_at.map(|at| at.0),
-        "expires_at_ms": job.expires_at.map(|at| at.0),
-        "remaining_ms": job.remaining_ms,
-        "run_limit_ms": job.body.run_limit_ms,
-    });
-    let headers = job.body.headers.iter();
-    let headers = headers.map(|(name, bytes)| text_or_hex(name, bytes));
-    if let Some(object) = value.as_object_mut() {
-        object.insert("headers".to_owned(), Value::Object(headers.collect()));
-        object.extend([text_or_hex("payload", &job.body.payload)]);
-        object.extend([text_or_hex("last_failure", &job.last_failure)]);
-        object.extend(job.body.key.iter().map(|key| text_or_hex("key", key)));
-    }
-    value
-}
-
 /// Jobs in rows, with their payloads.
 pub(super) fn as_rows(jobs: &[JobView], heads: bool) -> String {
     rows("payload", jobs, heads, |job| cell(&job.body.payload))
@@ -151,39 +96,13 @@ pub(super) fn finished_rows(jobs: &[FinishedJob], with_head: bool) -> String {
     rows.extend(jobs.iter().map(|job| {
         vec![
             job.id.to_string(),
-            end_word(job.end).to_owned(),
+            json::end(job.end).to_owned(),
             job.attempts.to_string(),
             moment(job.finished_at.0),
             cell(job.result.as_deref().unwrap_or_default()),
         ]
     }));
     table(&rows)
-}
-
-/// A finished job, for programs.
-pub(super) fn finished_json(job: &FinishedJob) -> Value {
-    let mut value = json!({
-        "id": job.id.to_string(),
-        "state": "finished",
-        "end": end_word(job.end),
-        "attempts": job.attempts,
-        "enqueued_at_ms": job.enqueued_at.0,
-        "finished_at_ms": job.finished_at.0,
-    });
-    match &job.result {
-        Some(result) => insert_bytes(&mut value, "result", result),
-        None => insert(&mut value, "result", Value::Null),
-    }
-    value
-}
-
-/// The word for an end.
-pub(super) fn end_word(end: JobEnd) -> &'static str {
-    match end {
-        JobEnd::Completed => "completed",
-        JobEnd::Cancelled => "cancelled",
-        JobEnd::Dropped => "dropped",
-    }
 }
 
 /// The wall clock, in milliseconds since 1970.

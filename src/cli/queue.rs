@@ -2,11 +2,12 @@
 
 use crate::base::code::Code;
 use crate::base::report::Report;
-use crate::cli::queue_settings::{SettingsArgs, settings_json, settings_rows};
+use crate::cli::queue_settings::{SettingsArgs, settings_rows};
 use crate::cli::terminal::{count, may, moment, print, say, say_json, table};
 use crate::cli::{Common, Output};
 use crate::client::{Client, Error, PurgeStates, Queue, QueueInfo, QueueSettings, QueueStats};
-use serde_json::{Value, json};
+use crate::runtime::json;
+use serde_json::json;
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -224,7 +225,7 @@ async fn perform(verb: &QueueVerb, client: &Client, common: &Common) -> Result<(
             let queues = client.queues().await?;
             match output {
                 Output::Json => {
-                    let queues = queues.iter().map(|(info, stats)| as_json(info, stats));
+                    let queues = queues.iter().map(|(info, stats)| json::queue(info, stats));
                     say_json(&json!({"queues": queues.collect::<Vec<_>>()}))?;
                 }
                 Output::Table => print(&as_table(&queues))?,
@@ -234,11 +235,7 @@ async fn perform(verb: &QueueVerb, client: &Client, common: &Common) -> Result<(
             let (info, stats) = find(name).await?.info().await?;
             match output {
                 Output::Json => {
-                    let mut value = as_json(&info, &stats);
-                    if let Some(object) = value.as_object_mut() {
-                        object.insert("settings".to_owned(), settings_json(&info.settings));
-                    }
-                    say_json(&value)?;
+                    say_json(&json::queue(&info, &stats))?;
                 }
                 Output::Table => print(&as_text(&info, &stats))?,
             }
@@ -276,7 +273,7 @@ fn changed(output: Output, info: &QueueInfo, what: &str) -> Result<(), Report> {
             "version": info.version,
             "paused": info.paused,
             "draining": info.draining,
-            "settings": settings_json(&info.settings),
+            "settings": json::settings(&info.settings),
         })),
         Output::Table => say(&format!("queue {} {what}", info.name)),
     }
@@ -409,30 +406,4 @@ fn as_text(info: &QueueInfo, stats: &QueueStats) -> String {
         row(label, text);
     }
     out
-}
-
-/// A queue with its counters.
-pub(super) fn as_json(info: &QueueInfo, stats: &QueueStats) -> Value {
-    json!({
-        "name": info.name,
-        "uid": info.uid.to_string(),
-        "version": info.version,
-        "paused": info.paused,
-        "draining": info.draining,
-        "groups": info.groups.iter().map(|group| group.0).collect::<Vec<_>>(),
-        "pending": stats.pending,
-        "delayed": stats.delayed,
-        "in_flight": stats.in_flight,
-        "dead": stats.dead,
-        "bytes": stats.bytes,
-        "keys": stats.keys,
-        "enqueued_total": stats.enqueued_total,
-        "leased_total": stats.leased_total,
-        "completed_total": stats.completed_total,
-        "nacked_total": stats.nacked_total,
-        "expired_total": stats.expired_total,
-        "dead_total": stats.dead_total,
-        "cancelled_total": stats.cancelled_total,
-        "oldest_pending_ms": stats.oldest_pending.map(|at| at.0),
-    })
 }

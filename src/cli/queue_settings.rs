@@ -3,8 +3,8 @@
 use crate::cli::arguments;
 use crate::cli::terminal::{bytes, span};
 use crate::client::{BackoffKind, DeadPolicy, QueueSettings};
+use crate::runtime::json;
 use clap::ValueEnum;
-use serde_json::{Value, json};
 use std::time::Duration;
 
 /// Flags for settings; those that are not given stay as they are.
@@ -113,21 +113,6 @@ impl SettingsArgs {
     }
 }
 
-fn curve(kind: BackoffKind) -> &'static str {
-    match kind {
-        BackoffKind::Fixed => "fixed",
-        BackoffKind::Linear => "linear",
-        BackoffKind::Exponential => "exponential",
-    }
-}
-
-fn policy(dead: DeadPolicy) -> &'static str {
-    match dead {
-        DeadPolicy::Keep => "keep",
-        DeadPolicy::Drop => "drop",
-    }
-}
-
 /// Names and values, for people.
 pub(super) fn settings_rows(settings: &QueueSettings) -> Vec<(&'static str, String)> {
     let ms = |ms: u64| span(Duration::from_millis(ms));
@@ -155,7 +140,7 @@ pub(super) fn settings_rows(settings: &QueueSettings) -> Vec<(&'static str, Stri
             "backoff",
             format!(
                 "{}: {growth}, less up to {} %",
-                curve(backoff.kind),
+                json::curve(backoff.kind),
                 backoff.jitter_percent,
             ),
         ),
@@ -170,29 +155,7 @@ pub(super) fn settings_rows(settings: &QueueSettings) -> Vec<(&'static str, Stri
             bound(settings.bytes_max, bytes(settings.bytes_max)),
         ),
         ("finished kept", settings.retain.to_string()),
-        ("dead jobs", policy(settings.dead).to_owned()),
+        ("dead jobs", json::policy(settings.dead).to_owned()),
         ("partitions", settings.partitions.to_string()),
     ]
-}
-
-/// Every setting under the name that the protocol has for it.
-pub(super) fn settings_json(settings: &QueueSettings) -> Value {
-    json!({
-        "lease_ms": settings.lease_ms,
-        "max_attempts": settings.max_attempts,
-        "backoff": {
-            "curve": curve(settings.backoff.kind),
-            "base_ms": settings.backoff.base_ms,
-            "factor_milli": settings.backoff.factor_milli,
-            "cap_ms": settings.backoff.cap_ms,
-            "jitter_percent": settings.backoff.jitter_percent,
-        },
-        "idempotency_window_ms": settings.idempotency_window_ms,
-        "idempotency_keys_max": settings.idempotency_keys_max,
-        "jobs_max": settings.jobs_max,
-        "bytes_max": settings.bytes_max,
-        "retain": settings.retain,
-        "dead": policy(settings.dead),
-        "partitions": settings.partitions,
-    })
 }

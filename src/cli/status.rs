@@ -5,6 +5,7 @@ use crate::base::report::Report;
 use crate::cli::terminal::{bytes, count, print, say_json, span, table};
 use crate::cli::{Common, Output, queue};
 use crate::client::{Error, GroupId, QueueInfo, QueueStats, ServerHello, ShardStatus};
+use crate::runtime::json;
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::time::Duration;
@@ -126,41 +127,15 @@ fn as_text(
 }
 
 fn as_json(hello: &ServerHello, shards: &[(NodeId, ShardStatus)], queues: &Queues) -> Value {
-    let shard = |shard: &ShardStatus| {
-        let groups = shard.groups.iter().map(|group| {
-            json!({
-                "group": group.group.0,
-                "leader": group.leader,
-                "term": group.term.0,
-                "commit": group.commit.0,
-                "applied": group.applied.0,
-                "base": group.base.0,
-                "sessions": group.sessions,
-                "machine_version": group.machine_version,
-                "halted": (!group.halted.is_empty()).then_some(&group.halted),
-            })
-        });
-        json!({
-            "shard": shard.shard,
-            "uptime_ms": shard.uptime_ms,
-            "connections": shard.connections,
-            "log_bytes_since_checkpoint": shard.log_bytes_since_checkpoint,
-            "durable_lsn": shard.durable_lsn,
-            "disk_full": shard.disk_full,
-            "groups": groups.collect::<Vec<_>>(),
-        })
-    };
     let nodes = hello.nodes.iter().map(|node| {
         let own = shards.iter().filter(|(of, _)| *of == node.node);
         json!({
             "node": node.node.0,
             "addresses": node.addresses,
-            "shards": own.map(|(_, status)| shard(status)).collect::<Vec<_>>(),
+            "shards": own.map(|(_, status)| json::shard(status)).collect::<Vec<_>>(),
         })
     });
-    let queues = queues
-        .iter()
-        .map(|(info, stats)| queue::as_json(info, stats));
+    let queues = queues.iter().map(|(info, stats)| json::queue(info, stats));
     json!({
         "cluster": hex(&hello.cluster.0),
         "version": hello.version,

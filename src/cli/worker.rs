@@ -4,6 +4,7 @@ use crate::base::report::Report;
 use crate::cli::terminal::{harmless, print, say_json, span, table};
 use crate::cli::{Common, Output};
 use crate::client::{GroupId, WorkerSession};
+use crate::runtime::json;
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -40,27 +41,15 @@ pub(super) async fn run(args: &WorkerArgs, common: &Common) -> Result<(), Report
     let workers = workers.map_err(|error| common.complaint(&error))?;
     match common.output {
         Output::Json => {
-            let workers: Vec<Value> = workers.iter().map(as_json).collect();
+            let workers: Vec<Value> = workers
+                .iter()
+                .map(|(group, worker)| json::worker(*group, worker))
+                .collect();
             say_json(&json!({"workers": workers}))
         }
         Output::Table if workers.is_empty() => print("nobody works\n"),
         Output::Table => print(&as_table(&workers)),
     }
-}
-
-fn as_json((group, worker): &(GroupId, WorkerSession)) -> Value {
-    let info = worker.worker.as_ref();
-    json!({
-        "group": group.0,
-        "session": worker.session.0,
-        "leases": worker.leases,
-        "waiting": worker.waiting,
-        "silent_ms": worker.silent_ms,
-        "ended": worker.ended,
-        "name": info.map(|info| &info.name),
-        "tags": info.map_or(&[][..], |info| &info.tags),
-        "capacity": info.map(|info| info.capacity),
-    })
 }
 
 fn as_table(workers: &[(GroupId, WorkerSession)]) -> String {

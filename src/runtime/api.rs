@@ -7,10 +7,11 @@ use crate::base::code::Code;
 use crate::base::ids::{ClusterId, GroupId, JobId, NodeId, Partition, ShardId};
 use crate::runtime::admin::exposition;
 use crate::runtime::desk::{ANSWER_WITHIN, Desk, refusal};
+use crate::runtime::json;
 use crate::runtime::metrics::NodeMetrics;
 use crate::shard::placement::home_group;
-use crate::wire::message::{ErrorReply, ReplyBody, RequestBody, ShardStatus, WorkerSession};
-use crate::wire::{JobState, JobView, Outcome, QueueInfo, QueueStats};
+use crate::wire::message::{ErrorReply, ReplyBody, RequestBody, ShardStatus};
+use crate::wire::{JobState, Outcome, QueueInfo, QueueStats};
 use axum::Router;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
@@ -87,7 +88,7 @@ async fn status(State(api): State<Api>) -> Answer {
     let shards: Vec<Value> = shards
         .iter()
         .map(|shard| {
-            let mut shown = show_shard(shard);
+            let mut shown = json::shard(shard);
             // The shard counts who asks here, too; what it publishes is clients alone.
             let published = api.metrics.shards.get(usize::from(shard.shard));
             shown["connections"] = published.map(|of| of.connections.load(Relaxed)).into();
@@ -109,7 +110,7 @@ async fn queues(State(api): State<Api>) -> Answer {
     queues.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
     let queues: Vec<Value> = queues
         .iter()
-        .map(|(info, stats)| show_queue(info, stats))
+        .map(|(info, stats)| json::queue(info, stats))
         .collect();
     Ok(Json(json!({ "queues": queues })))
 }
@@ -122,7 +123,7 @@ async fn job(State(api): State<Api>, Path(id): Path<String>) -> Answer {
         return Err(refusal(Code::NotFound, "no such job was ever made here").into());
     }
     match api.one(job.group(), RequestBody::GetJob { job }).await? {
-        ReplyBody::Job(job) => Ok(Json(json!({ "job": show_job(&job, true) }))),
+        ReplyBody::Job(job) => Ok(Json(json!({ "job": json::job(&job, true) }))),
         other => Err(unexpected(other)),
     }
 }
@@ -159,7 +160,7 @@ async fn dead(State(api): State<Api>, Query(query): Query<DeadQuery>) -> Answer 
         };
         match api.one(*group, ask).await? {
             ReplyBody::Jobs(found) => {
-                jobs.extend(found.iter().map(|job| show_job(job, false)));
+                jobs.extend(found.iter().map(|job| json::job(job, false)));
             }
             other => return Err(unexpected(other)),
         }
@@ -176,7 +177,7 @@ async fn workers(State(api): State<Api>) -> Answer {
     {
         match body {
             ReplyBody::Workers(found) => {
-                all.extend(found.iter().map(|worker| show_worker(group, worker)));
+                all.extend(found.iter().map(|worker| json::worker(group, worker)));
             }
             // A group whose job machine is older than this question.
             ReplyBody::Outcome(Outcome::Rejected(_)) => {}
@@ -278,113 +279,6 @@ fn serving(shards: &[ShardStatus]) -> Vec<GroupId> {
     let groups = shards.iter().flat_map(|shard| &shard.groups);
     let serving = groups.filter(|group| group.halted.is_empty() && group.leader);
     serving.map(|group| group.group).collect()
-}
-
-fn show_shard(shard: &ShardStatus) -> Value {
-    let groups = shard.groups.iter().map(|group| {
-        json!({
-            "group": group.group.0,
-            "leader": group.leader,
-            "term": group.term.0,
-            "commit": group.commit.0,
-            "applied": group.applied.0,
-            "base": group.base.0,
-            "sessions": group.sessions,
-            "machine_version": group.machine_version,
-            "halted": (!group.halted.is_empty()).then_some(&group.halted),
-        })
-    });
-    json!({
-        "shard": shard.shard,
-        "uptime_ms": shard.uptime_ms,
-        "log_bytes_since_checkpoint": shard.log_bytes_since_checkpoint,
-        "durable_lsn": shard.durable_lsn,
-        "disk_full": shard.disk_full,
-        "groups": groups.collect::<Vec<_>>(),
-    })
-}
-
-fn show_queue(info: &QueueInfo, stats: &QueueStats) -> Value {
-    let settings = &info.settings;
-    json!({
-        "name": info.name,
-        "uid": info.uid.to_string(),
-        "version": info.version,
-        "paused": info.paused,
-        "draining": info.draining,
-        "groups": info.groups.iter().map(|group| group.0).collect::<Vec<_>>(),
-        "settings": {
-            "lease_ms": settings.lease_ms,
-            "max_attempts": settings.max_attempts,
-            "idempotency_window_ms": settings.idempotency_window_ms,
-            "idempotency_keys_max": settings.idempotency_keys_max,
-            "jobs_max": settings.jobs_max,
-            "bytes_max": settings.bytes_max,
-            "retain": settings.retain,
-        },
-        "pending": stats.pending,
-        "delayed": stats.delayed,
-        "in_flight": stats.in_flight,
-        "dead": stats.dead,
-        "retained": stats.retained,
-        "bytes": stats.bytes,
-        "keys": stats.keys,
-        "enqueued_total": stats.enqueued_total,
-        "leased_total": stats.leased_total,
-        "completed_total": stats.completed_total,
-        "nacked_total": stats.nacked_total,
-        "expired_total": stats.expired_total,
-        "dead_total": stats.dead_total,
-        "cancelled_total": stats.cancelled_total,
-        "oldest_pending_ms": stats.oldest_pending.map(|at| at.0),
-    })
-}
-
-fn show_job(job: &JobView, with_body: bool) -> Value {
-    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).ok();
-    let state = match job.state {
-        JobState::Pending => "pending",
-        JobState::Delayed => "delayed",
-        JobState::InFlight => "in_flight",
-        JobState::Dead => "dead",
-    };
-    let mut shown = json!({
-        "id": job.id.to_string(),
-        "state": state,
-        "priority": job.priority,
-        "attempts": job.attempts,
-        "max_attempts": job.max_attempts,
-        "run_at_ms": job.run_at.map(|at| at.0),
-        "remaining_ms": job.remaining_ms,
-        "enqueued_at_ms": job.enqueued_at.0,
-        "expires_at_ms": job.expires_at.map(|at| at.0),
-        "last_failure": String::from_utf8_lossy(&job.last_failure),
-        "key": job.body.key.as_deref().and_then(text),
-        "payload_bytes": job.body.payload.len(),
-    });
-    if with_body {
-        // What is no text is not shown: only its length.
-        shown["payload"] = json!(text(&job.body.payload));
-        let headers = job.body.headers.iter();
-        let headers = headers.map(|(name, value)| json!({"name": name, "value": text(value)}));
-        shown["headers"] = headers.collect();
-    }
-    shown
-}
-
-fn show_worker(group: GroupId, session: &WorkerSession) -> Value {
-    let worker = session.worker.as_ref();
-    json!({
-        "group": group.0,
-        "session": session.session.0,
-        "leases": session.leases,
-        "waiting": session.waiting,
-        "silent_ms": session.silent_ms,
-        "ended": session.ended,
-        "name": worker.map(|worker| &worker.name),
-        "tags": worker.map(|worker| &worker.tags),
-        "capacity": worker.map(|worker| worker.capacity),
-    })
 }
 
 /// A number of a queue, and how it is read.

@@ -22,6 +22,7 @@ pub mod connection;
 pub mod data_dir;
 pub mod desk;
 pub mod guest;
+pub mod json;
 pub mod listener;
 pub mod logs;
 pub mod mesh;
