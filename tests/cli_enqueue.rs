@@ -75,7 +75,10 @@ fn an_argument_or_standard_input_is_a_job() {
     let node = node("cli-one");
     let hello = ["enqueue", "-q", "a", "--key", "k", "hello"];
     let first = rrqctl(&node, &hello);
-    assert_eq!(first.err, "1 enqueued, 0 already there\n");
+    assert_eq!(
+        first.err,
+        "there was no queue a: it is made\n1 enqueued, 0 already there\n"
+    );
     let said = first.ok();
     assert_eq!(
         said,

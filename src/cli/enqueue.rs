@@ -4,7 +4,7 @@ use crate::base::code::Code;
 use crate::base::report::Report;
 use crate::cli::jobs_file::{self, FileJob};
 use crate::cli::terminal::{count, say, say_json, warn};
-use crate::cli::{Common, Output, arguments};
+use crate::cli::{Common, DEFAULT_QUEUE, Output, arguments, queue_or_new};
 use crate::client::{Client, Enqueued, Error, NewJob, Queue, Start};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -36,9 +36,6 @@ const BATCH_JOBS: usize = 256;
 const BATCH_BYTES: usize = 512 << 10;
 /// Batches under way at once.
 const BATCHES_UNDER_WAY: usize = 32;
-/// The queue of jobs that name none.
-const DEFAULT_QUEUE: &str = "default";
-
 #[derive(clap::Args, Debug)]
 pub(super) struct EnqueueArgs {
     /// The queue [default: what a job of a file names, else `default`].
@@ -128,7 +125,7 @@ async fn enqueue_one(args: &EnqueueArgs, common: &Common) -> Result<(), Report> 
     };
     let complain = |error: Error| common.complaint(&error);
     let name = args.queue.as_deref().unwrap_or(DEFAULT_QUEUE);
-    let queue = client.queue(name).await.map_err(complain)?;
+    let queue = queue_or_new(&client, name).await.map_err(complain)?;
     let (id, new) = match queue.enqueue(job).await.map_err(complain)? {
         Enqueued::New(id) => (id, true),
         Enqueued::Existing(id) => (id, false),
@@ -306,7 +303,7 @@ impl Sender {
     ) {
         let name = queue.or(job.queue.as_deref()).unwrap_or(DEFAULT_QUEUE);
         if !self.queues.contains_key(name) {
-            match self.client.queue(name).await {
+            match queue_or_new(&self.client, name).await {
                 Ok(queue) => {
                     self.queues
                         .insert(name.to_owned(), (queue, Batch::default()));

@@ -54,7 +54,7 @@ mod worker;
 
 use crate::base::code::Code;
 use crate::base::report::Report;
-use crate::client::{Client, Options};
+use crate::client::{Client, Options, Queue};
 use crate::runtime::config::command as node_command;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
@@ -71,6 +71,9 @@ struct Cli {
     #[command(flatten)]
     flags: Flags,
 }
+
+/// The queue of jobs that name none.
+const DEFAULT_QUEUE: &str = "default";
 
 /// A server that does not answer is waited for in silence no longer than this.
 const SILENCE_MAX: Duration = Duration::from_secs(1);
@@ -272,6 +275,20 @@ impl Common {
 
     fn complaint(&self, error: &crate::client::Error) -> Report {
         complaint::of(error, &self.server)
+    }
+}
+
+/// A queue by its name; that one was made of it is said, since it may be a typing error.
+async fn queue_or_new(client: &Client, name: &str) -> Result<Queue, crate::client::Error> {
+    match client.find_queue(name).await {
+        Err(error) if error.code() == Code::NoSuchQueue => {
+            let made = client.queue(name).await?;
+            if name != DEFAULT_QUEUE {
+                terminal::warn(&format!("there was no queue {name}: it is made"));
+            }
+            Ok(made)
+        }
+        found => found,
     }
 }
 

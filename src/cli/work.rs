@@ -6,9 +6,9 @@
 
 use crate::base::code::Code;
 use crate::base::report::Report;
-use crate::cli::Common;
 use crate::cli::run::{Command, End};
 use crate::cli::terminal::warn;
+use crate::cli::{Common, queue_or_new};
 use crate::client::worker::{Job, Verdict, Worker};
 use std::ffi::OsString;
 use std::io;
@@ -71,6 +71,14 @@ pub(super) async fn run(args: &WorkArgs, common: &Common) -> Result<(), Report> 
     let mut signals = Signals::new()?;
     tell_warnings();
     let client = common.connect().await?;
+    let queue = async { queue_or_new(&client, &args.queue).await?.info().await };
+    let (queue, _) = queue.await.map_err(|error| common.complaint(&error))?;
+    if queue.paused {
+        let name = &args.queue;
+        warn(&format!(
+            "queue {name} is paused: it hands out nothing until `rrqctl queue resume {name}`"
+        ));
+    }
     let mut worker = Worker::new(&client, &args.queue)
         .name(args.name.clone().unwrap_or_else(own_name))
         .concurrency(args.concurrency)
