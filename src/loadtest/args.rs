@@ -5,9 +5,11 @@ use crate::base::report::Report;
 use crate::loadtest::NODE_SUBCOMMAND;
 use crate::loadtest::crash_recover;
 use crate::loadtest::load;
+use crate::loadtest::node::Signal;
 use crate::runtime::node;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
+use serde::Serialize;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Write};
@@ -44,22 +46,34 @@ Exit status: 0 if all is accounted for, 1 if a job is lost or came back after it
 
 Examples:
   rrq-bench crash-recover
-  rrq-bench crash-recover --jobs 100000 --rounds 30
+  rrq-bench crash-recover --jobs 100000 --rounds 30 --cold
+  rrq-bench crash-recover --jobs 1000,10000,100000,1000000 --html curve.html
   rrq-bench crash-recover --rounds 100 --json result.json
   rrq-bench crash-recover --data-dir /mnt/disk/new-folder --shards 1")]
 struct CrashRecover {
     /// Nodes
     #[arg(long, value_name = "N", default_value_t = 1)]
     nodes: u32,
-    /// Jobs that wait in the queues while the load is on
-    #[arg(long, value_name = "N", default_value_t = 10_000)]
-    jobs: u64,
+    /// Jobs that wait in the queues while the load is on; several numbers give a curve
+    #[arg(
+        long,
+        value_name = "N,...",
+        default_value = "10000",
+        value_delimiter = ','
+    )]
+    jobs: Vec<u64>,
     /// Bytes of each job's payload
     #[arg(long, value_name = "BYTES", default_value_t = 256)]
     payload: usize,
     /// How often to kill
     #[arg(long, value_name = "N", default_value_t = 10)]
     rounds: u32,
+    /// What ends the node
+    #[arg(long, value_name = "SIGNAL", value_enum, default_value_t = Signal::Kill)]
+    signal: Signal,
+    /// Start each time with nothing of the data and the program in memory, as after a reboot
+    #[arg(long)]
+    cold: bool,
     /// Write the figures to a file, too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -217,25 +231,39 @@ impl CrashRecover {
     fn run(self) -> Result<bool, Report> {
         let json = self.json.as_deref().map(create).transpose()?;
         let html = self.html.as_deref().map(create).transpose()?;
-        let options = crash_recover::Options {
-            nodes: self.nodes,
-            jobs: self.jobs,
-            payload: self.payload,
-            rounds: self.rounds,
-            data_dir: self.data_dir,
-            shards: self.shards,
-            port: self.port,
-            node: self.node,
-            obey_signals: true,
-            say,
-        };
-        let outcome = crash_recover::run(&options)?;
-        say(outcome.text().trim_end_matches('\n'));
-        write(json, || {
-            serde_json::to_string_pretty(&outcome).expect("plain fields have JSON")
-        })?;
-        write(html, || outcome.html())?;
-        Ok(outcome.is_sound())
+        if self.jobs.len() > 1 && self.data_dir.is_some() {
+            let what = "--data-dir holds the data of one number of --jobs";
+            return Err(Report::error(Code::BadArgument, what).fix("one number, or no --data-dir"));
+        }
+        let mut outcomes = Vec::new();
+        for jobs in &self.jobs {
+            let options = crash_recover::Options {
+                nodes: self.nodes,
+                jobs: *jobs,
+                payload: self.payload,
+                rounds: self.rounds,
+                signal: self.signal,
+                cold: self.cold,
+                data_dir: self.data_dir.clone(),
+                shards: self.shards,
+                port: self.port,
+                node: self.node.clone(),
+                obey_signals: true,
+                say,
+            };
+            let outcome = crash_recover::run(&options)?;
+            say(outcome.text().trim_end_matches('\n'));
+            outcomes.push(outcome);
+        }
+        if let [outcome] = &outcomes[..] {
+            write(json, || pretty(outcome))?;
+            write(html, || crash_recover::html(&outcomes))?;
+            return Ok(outcome.is_sound());
+        }
+        say(&crash_recover::curve(&outcomes));
+        write(json, || pretty(&serde_json::json!({ "curve": outcomes })))?;
+        write(html, || crash_recover::html(&outcomes))?;
+        Ok(outcomes.iter().all(crash_recover::Outcome::is_sound))
     }
 }
 
@@ -267,9 +295,7 @@ impl Load {
         };
         let outcome = load::run(&options)?;
         say(outcome.text().trim_end_matches('\n'));
-        write(json, || {
-            serde_json::to_string_pretty(&outcome).expect("plain fields have JSON")
-        })?;
+        write(json, || pretty(&outcome))?;
         write(html, || outcome.html())?;
         Ok(outcome.is_sound())
     }
@@ -302,6 +328,10 @@ fn write(file: Option<(File, PathBuf)>, text: impl FnOnce() -> String) -> Result
         return Ok(());
     };
     writeln!(file, "{}", text()).map_err(|error| unwritable(&path, &error))
+}
+
+fn pretty(outcome: &impl Serialize) -> String {
+    serde_json::to_string_pretty(outcome).expect("plain fields have JSON")
 }
 
 fn unwritable(path: &Path, error: &io::Error) -> Report {

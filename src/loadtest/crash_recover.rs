@@ -15,18 +15,19 @@ use crate::base::code::Code;
 use crate::base::prng::Prng;
 use crate::base::report::Report;
 use crate::loadtest::background::Load;
+use crate::loadtest::cold;
 use crate::loadtest::disk_probe::{DiskProbe, new_histogram};
 use crate::loadtest::first_job::{self, Marks, Source};
 use crate::loadtest::host::HostFacts;
 use crate::loadtest::html::{Page, Series};
-use crate::loadtest::node::{Node, NodeCommand, NodePlan, free_ports};
+use crate::loadtest::node::{Node, NodeCommand, NodePlan, Signal, free_ports};
 use crate::loadtest::report::{Marked, Percentiles, bars, millis};
 use crate::loadtest::setting::{Place, no_runtime, signalled, stopped};
 use crate::runtime::preflight;
 use crate::workload::{Ledger, Misses};
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -47,6 +48,10 @@ pub struct Options {
     pub payload: usize,
     /// How often to kill.
     pub rounds: u32,
+    /// What ends the node.
+    pub signal: Signal,
+    /// Whether it starts with none of its data and program in memory.
+    pub cold: bool,
     /// Where the data goes; `None` = a folder that is removed afterwards.
     pub data_dir: Option<PathBuf>,
     /// Shards of the node; `None` = one for each core.
@@ -68,6 +73,8 @@ impl Default for Options {
             jobs: 10_000,
             payload: 256,
             rounds: 10,
+            signal: Signal::Kill,
+            cold: false,
             data_dir: None,
             shards: None,
             port: 0,
@@ -139,43 +146,6 @@ impl Outcome {
         self.misses.is_none() && self.enqueued == self.finished
     }
 
-    /// All of it as one HTML file.
-    #[must_use]
-    pub fn html(&self) -> String {
-        let line = |name: &str, value: fn(&Round) -> f64| {
-            let rounds = self.rounds.iter().enumerate();
-            let points = rounds.map(|(number, round)| (number as f64 + 1.0, value(round)));
-            let points = points.collect();
-            Series {
-                name: name.to_owned(),
-                points,
-            }
-        };
-        let times = vec![
-            line("rto", |round| round.rto_ms),
-            line("exec to first", |round| round.exec_to_first_ms),
-        ];
-        let histogram = |value: fn(&Round) -> f64| {
-            let mut histogram = new_histogram();
-            for round in &self.rounds {
-                histogram.saturating_record((value(round) * 1000.0).round() as u64);
-            }
-            histogram
-        };
-        let latencies = [
-            ("rto", histogram(|round| round.rto_ms)),
-            ("exec to first", histogram(|round| round.exec_to_first_ms)),
-        ];
-        let page = Page {
-            title: "rrq-bench crash-recover",
-            text: &self.text(),
-            facts: self.host.facts(),
-            latencies: &latencies,
-            charts: vec![("Round by round", "ms", "", times)],
-        };
-        page.html()
-    }
-
     /// Histograms, percentiles and the verdict, for people.
     #[must_use]
     pub fn text(&self) -> String {
@@ -230,6 +200,71 @@ impl Outcome {
         }
         line
     }
+}
+
+/// What runs with several numbers of jobs have shown: whether more of them take longer.
+#[must_use]
+pub fn curve(outcomes: &[Outcome]) -> String {
+    let mut text = String::from("\n      jobs   rto p50      p99   exec to first p50      p99\n");
+    for outcome in outcomes {
+        let (rto, exec) = (&outcome.rto_ms, &outcome.exec_to_first_ms);
+        text += &format!(
+            "{:10} {:6.1} ms {:5.1} ms {:16.1} ms {:5.1} ms\n",
+            outcome.jobs, rto.p50, rto.p99, exec.p50, exec.p99
+        );
+    }
+    text.truncate(text.trim_end().len());
+    text
+}
+
+/// Runs with one or several numbers of jobs as one HTML file.
+#[must_use]
+pub fn html(outcomes: &[Outcome]) -> String {
+    let histogram = |outcome: &Outcome, value: fn(&Round) -> f64| {
+        let mut histogram = new_histogram();
+        for round in &outcome.rounds {
+            histogram.saturating_record((value(round) * 1000.0).round() as u64);
+        }
+        histogram
+    };
+    let mut latencies = Vec::new();
+    let mut rounds = Vec::new();
+    for outcome in outcomes {
+        let times: [(&str, fn(&Round) -> f64); 2] = [
+            ("rto", |round| round.rto_ms),
+            ("exec to first", |round| round.exec_to_first_ms),
+        ];
+        for (what, value) in times {
+            let name = format!("{what}, {} jobs", outcome.jobs);
+            latencies.push((name.clone(), histogram(outcome, value)));
+            let points = outcome.rounds.iter().enumerate();
+            let points = points.map(|(number, round)| (number as f64 + 1.0, value(round)));
+            let points = points.collect();
+            rounds.push(Series { name, points });
+        }
+    }
+    let mut charts = vec![("Round by round", "ms", "", rounds)];
+    if outcomes.len() > 1 {
+        let line = |name: &str, value: fn(&Outcome) -> f64| Series {
+            name: name.to_owned(),
+            points: outcomes.iter().map(|o| (o.jobs as f64, value(o))).collect(),
+        };
+        let by_jobs = vec![
+            line("rto p50", |outcome| outcome.rto_ms.p50),
+            line("exec to first p50", |outcome| outcome.exec_to_first_ms.p50),
+        ];
+        charts.push(("By jobs in the queues", "ms", "jobs", by_jobs));
+    }
+    let texts: String = outcomes.iter().map(Outcome::text).collect();
+    let facts = outcomes.first().map(|outcome| outcome.host.facts());
+    let page = Page {
+        title: "rrq-bench crash-recover",
+        text: &texts,
+        facts: facts.unwrap_or_default(),
+        latencies: &latencies,
+        charts,
+    };
+    page.html()
 }
 
 /// Runs it.
@@ -295,11 +330,16 @@ async fn measure(
     stop: &Arc<AtomicBool>,
 ) -> Result<Outcome, Report> {
     let shards = options.shards.unwrap_or_else(preflight::per_core);
+    let mut command = match &options.node {
+        Some(program) => NodeCommand::of(program.clone()),
+        None => NodeCommand::itself()?,
+    };
+    if options.cold {
+        // A copy, which nobody else runs: it would stay in memory.
+        command.program = copied(&command.program, place.path())?;
+    }
     let plan = NodePlan {
-        command: match &options.node {
-            Some(program) => NodeCommand::of(program.clone()),
-            None => NodeCommand::itself()?,
-        },
+        command,
         data_dir: place.path().join("data"),
         port: match options.port {
             0 => free_ports(shards)?,
@@ -323,7 +363,8 @@ async fn measure(
     let mut prng = Prng::new(u64::from(std::process::id()));
     let mut rounds = Vec::new();
     for number in 0..options.rounds {
-        let (survivor, round) = one_round(node, &load, number, &mut prng, probe, stop).await?;
+        let (survivor, round) =
+            one_round(options, node, &load, number, &mut prng, probe, stop).await?;
         node = survivor;
         load.audit().await?;
         load.top_up(options.jobs);
@@ -338,8 +379,18 @@ async fn measure(
     Ok(outcome)
 }
 
+fn copied(program: &Path, folder: &Path) -> Result<PathBuf, Report> {
+    let copy = folder.join("node");
+    let copied = std::fs::copy(program, &copy).map_err(|error| {
+        let what = format!("cannot copy {} to {}", program.display(), copy.display());
+        Report::error(Code::DirectoryUnusable, what).location(error.to_string())
+    });
+    copied.map(|_| copy)
+}
+
 /// One kill under load; afterwards the load is off.
 async fn one_round(
+    options: &Options,
     node: Node,
     load: &Load,
     number: u32,
@@ -353,8 +404,10 @@ async fn one_round(
         .await?;
     tokio::time::sleep(Duration::from_millis(prng.below(KILL_WITHIN_MS))).await;
     let (ledger, stop, watch) = (load.ledger(), stop.clone(), load.watch_first_ack());
-    let killed =
-        tokio::task::spawn_blocking(move || kill_and_restart(node, &source, &ledger, &stop, watch));
+    let (signal, cold) = (options.signal, options.cold);
+    let killed = tokio::task::spawn_blocking(move || {
+        kill_and_restart(node, (signal, cold), &source, &ledger, &stop, watch)
+    });
     let (node, crash) = killed.await.expect("a round does not panic")?;
     load.make_room();
     let library = load.first_ack().await?;
@@ -372,17 +425,23 @@ struct Crash {
 
 fn kill_and_restart(
     mut node: Node,
+    (signal, cold): (Signal, bool),
     source: &Source,
     ledger: &Mutex<Ledger>,
     stop: &AtomicBool,
     watch_first_ack: impl Fn(Instant),
 ) -> Result<(Node, Crash), Report> {
     let killed = Instant::now();
-    node.kill()?;
+    node.signal(signal)?;
     watch_first_ack(Instant::now());
     node.reap()?;
     let reaped = Instant::now();
     let plan = node.plan().clone();
+    let begun = Instant::now();
+    if cold {
+        cold::forget(&[&plan.data_dir, &plan.command.program])?;
+    }
+    let forgotten = begun.elapsed();
     let exec = Instant::now();
     let mut node = Node::spawn(plan)?;
     let marks = first_job::take_one(source, ledger, || match stop.load(Relaxed) {
@@ -390,8 +449,9 @@ fn kill_and_restart(
         false => node.check(),
     })?;
     let crash = Crash {
-        killed,
-        reaped,
+        // The time that it took to forget is not the node's.
+        killed: killed + forgotten,
+        reaped: reaped + forgotten,
         exec,
         marks,
     };

@@ -34,7 +34,7 @@ pub(super) struct Page<'a> {
     /// Name and value.
     pub(super) facts: Vec<(&'static str, String)>,
     /// Microseconds; those that are empty are left out.
-    pub(super) latencies: &'a [(&'static str, Histogram<u64>)],
+    pub(super) latencies: &'a [(String, Histogram<u64>)],
     /// Title, unit of the upright axis, unit of the other, lines.
     pub(super) charts: Vec<(&'static str, &'static str, &'static str, Vec<Series>)>,
 }
@@ -87,7 +87,7 @@ impl Page<'_> {
             .begin_log_with(&mut bytes, &mut serializer)
             .expect("memory takes all");
         for (name, histogram) in self.latencies {
-            let tag = name.replace(' ', "-");
+            let tag = name.replace([' ', ','], "-");
             let tag = hdrhistogram::serialization::interval_log::Tag::new(&tag);
             let start = Duration::ZERO;
             writer
@@ -236,7 +236,7 @@ mod tests {
             title: "load <x>",
             text: "a & b",
             facts: vec![("kernel", "6.1".to_owned())],
-            latencies: &[("enqueue", histogram)],
+            latencies: &[("enqueue".to_owned(), histogram)],
             charts: vec![(
                 "Jobs",
                 "/s",

@@ -5,6 +5,7 @@
 //! | `crash_recover.rs` | kill -9 under load: how long, and is anything lost |
 //! | `load/` | how much a node does, how fast, at what cost |
 //! | `background.rs` | the load that is on meanwhile: producers, workers, audits |
+//! | `cold.rs` | a start with nothing in memory |
 //! | `first_job.rs` | the impatient client that times a start |
 //! | `node.rs` | a node as a child process, its port and folder |
 //! | `setting.rs` | the folder of the data, the signal that ends a run early |
@@ -16,6 +17,7 @@
 
 mod args;
 mod background;
+mod cold;
 pub mod crash_recover;
 mod disk_probe;
 mod first_job;

@@ -5,6 +5,7 @@
 
 use crate::base::code::Code;
 use crate::base::report::Report;
+use crate::runtime::sys;
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
@@ -79,6 +80,16 @@ impl NodePlan {
     pub(super) fn address(&self) -> SocketAddr {
         SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))
     }
+}
+
+/// What ends a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Signal {
+    /// At once, as a crash does.
+    #[default]
+    Kill,
+    /// In order: what is under way is finished first.
+    Term,
 }
 
 /// A node under way.
@@ -177,13 +188,19 @@ impl Node {
         self.child.id()
     }
 
-    /// Kills it as `kill -9` does.
+    /// Sends it a signal.
     ///
     /// # Errors
     /// If it has ended before: what it said.
-    pub(super) fn kill(&mut self) -> Result<(), Report> {
+    pub(super) fn signal(&mut self, signal: Signal) -> Result<(), Report> {
         self.check()?;
-        self.child.kill().map_err(|_| self.failure())
+        match signal {
+            Signal::Kill => self.child.kill().map_err(|_| self.failure()),
+            Signal::Term => {
+                sys::terminate(self.child.id());
+                Ok(())
+            }
+        }
     }
 
     /// Waits until the kernel has reaped it: all that it held is free.

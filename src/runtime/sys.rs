@@ -260,6 +260,17 @@ pub fn exit_now(status: u8) -> ! {
     unsafe { libc::_exit(libc::c_int::from(status)) }
 }
 
+/// Asks a process of ours to end in order.
+pub fn terminate(process: u32) {
+    // 0 would mean our own group.
+    if let Ok(process) = libc::pid_t::try_from(process)
+        && process > 0
+    {
+        // SAFETY: takes no pointer. A process that is gone already is an error that changes nothing.
+        unsafe { libc::kill(process, libc::SIGTERM) };
+    }
+}
+
 /// Kills a process group: the command that a worker runs, with all that it has started.
 pub fn kill_group(leader: u32) {
     // 0 and 1 would mean our own group and every process.
@@ -268,5 +279,70 @@ pub fn kill_group(leader: u32) {
     {
         // SAFETY: takes no pointer. A group that is gone already is an error that changes nothing.
         unsafe { libc::kill(-leader, libc::SIGKILL) };
+    }
+}
+
+/// Asks the kernel to forget what it keeps of a file in memory. Pages that somebody has mapped, or
+/// that are not written yet, stay.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn drop_cached(file: &File) -> io::Result<()> {
+    // SAFETY: takes no pointer, and the descriptor is open.
+    let error = unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+    match error {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
+}
+
+/// How many pages of a file the kernel keeps in memory.
+///
+/// # Errors
+/// If it cannot be mapped.
+pub fn cached_pages(file: &File) -> io::Result<usize> {
+    let bytes = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
+    if bytes == 0 {
+        return Ok(0);
+    }
+    // SAFETY: a new mapping at a place of the kernel's choice; nothing reads through it.
+    let map = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            bytes,
+            libc::PROT_NONE,
+            libc::MAP_SHARED,
+            file.as_raw_fd(),
+            0,
+        )
+    };
+    if map == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let mut states = vec![0_u8; bytes.div_ceil(4096)];
+    // SAFETY: the mapping is whole, and there is a byte for each of its pages.
+    let asked = unsafe { libc::mincore(map, bytes, states.as_mut_ptr()) };
+    let failed = (asked != 0).then(io::Error::last_os_error);
+    // SAFETY: the mapping was made above and nothing points into it.
+    unsafe { libc::munmap(map, bytes) };
+    match failed {
+        Some(error) => Err(error),
+        None => Ok(states.iter().filter(|state| **state & 1 == 1).count()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn a_file_is_forgotten_when_it_is_on_disk() {
+        let mut file = tempfile::tempfile_in(env!("CARGO_MANIFEST_DIR")).expect("a file");
+        file.write_all(&[7; 64 << 10]).expect("written");
+        assert_eq!(cached_pages(&file).expect("mapped"), 16);
+        file.sync_all().expect("synced");
+        drop_cached(&file).expect("asked");
+        assert_eq!(cached_pages(&file).expect("mapped"), 0);
     }
 }

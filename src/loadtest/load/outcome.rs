@@ -161,7 +161,7 @@ pub struct Outcome {
     pub host: HostFacts,
     /// What its latencies were: enqueue, delivery, life.
     #[serde(skip)]
-    pub histograms: [(&'static str, Histogram<u64>); 3],
+    pub histograms: [(String, Histogram<u64>); 3],
 }
 
 impl Outcome {
@@ -208,9 +208,9 @@ impl Outcome {
             seconds,
             host: HostFacts::default(),
             histograms: [
-                ("enqueue", latencies.enqueue),
-                ("delivery", latencies.delivery),
-                ("whole life", latencies.life),
+                ("enqueue".to_owned(), latencies.enqueue),
+                ("delivery".to_owned(), latencies.delivery),
+                ("whole life".to_owned(), latencies.life),
             ],
         }
     }

@@ -1,0 +1,148 @@
+//! `rrq-bench` as people run it: its figures, its files, its books, its refusals.
+#![cfg(all(feature = "bench", feature = "server", target_os = "linux"))]
+
+use serde_json::Value;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+fn file(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name)
+}
+
+fn load(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rrq-bench"));
+    command.arg("load").args(args).args(["--shards", "1"]);
+    command.args(["--producers", "4", "--warm-up", "100ms"]);
+    command.output().expect("it runs")
+}
+
+/// The figures of a run that must be sound.
+fn figures(name: &str, args: &[&str]) -> Value {
+    let json = file(name);
+    let path = json.to_str().expect("text").to_owned();
+    let output = load(&[args, &["--json", &path]].concat());
+    let said = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}{errors}");
+    assert!(said.contains("VERDICT   ok  0 lost"), "{said}");
+    let text = std::fs::read_to_string(&json).expect("the figures");
+    serde_json::from_str(&text).expect("JSON")
+}
+
+fn number(figures: &Value, name: &str) -> f64 {
+    let found = name.split('.').fold(figures, |value, part| &value[part]);
+    found
+        .as_f64()
+        .unwrap_or_else(|| panic!("{name}: {figures}"))
+}
+
+#[test]
+fn enqueues_are_counted_and_timed() {
+    let html = file("load-enqueue.html");
+    let page = html.to_str().expect("text");
+    let duration = ["--duration", "700ms", "--html", page];
+    let found = figures("load-enqueue.json", &duration);
+    assert!(number(&found, "enqueued_per_s") > 0.0);
+    assert!(number(&found, "completed_per_s") == 0.0);
+    for name in [
+        "enqueue_us.p50",
+        "enqueue_us.p99",
+        "enqueue_us.p999",
+        "server_cpu_us_per_job",
+        "client_cpu_us_per_job",
+        "bytes_written_per_job",
+    ] {
+        assert!(number(&found, name) > 0.0, "{name}: {found}");
+    }
+    // A job's bytes go through the log at least once.
+    assert!(number(&found, "log_bytes_per_job") > 256.0, "{found}");
+    let page = std::fs::read_to_string(html).expect("a page");
+    assert!(page.contains("<svg") && page.contains("rrq-bench load"));
+}
+
+#[test]
+fn whole_lives_with_all_that_can_befall_a_job_are_accounted_for() {
+    let args = [
+        "--consumers",
+        "4",
+        "--queues",
+        "2",
+        "--batch",
+        "3",
+        "--priorities",
+        "3",
+        "--delayed",
+        "5",
+        "--nack-rate",
+        "10",
+        "--duration",
+        "700ms",
+    ];
+    let found = figures("load-life.json", &args);
+    assert!(number(&found, "completed_per_s") > 0.0);
+    assert!(number(&found, "end_to_end_us.p50") >= number(&found, "delivery_us.p50"));
+}
+
+#[test]
+fn a_rate_is_not_exceeded() {
+    let args = ["--rate", "400", "--duration", "1s", "--consumers", "8"];
+    let found = figures("load-rate.json", &args);
+    let rate = number(&found, "enqueued_per_s");
+    assert!(rate > 0.0 && rate <= 440.0, "{found}");
+}
+
+#[test]
+fn what_cannot_be_measured_is_refused() {
+    for (args, words) in [
+        (&["--window", "0"][..], "--window must be 1 to"),
+        (&["--consumers", "3"], "each takes one"),
+        (&["127.0.0.1:7411"], "of the bench's own"),
+        (&["--duration", "5"], "a whole number with ms, s or min"),
+    ] {
+        let output = load(args);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains(words), "{said}");
+        assert!(said.starts_with("error[RRQ-2001]"), "{said}");
+    }
+}
+
+#[test]
+fn a_cold_curve_of_recoveries() {
+    let (json, html) = (file("curve.json"), file("curve.html"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rrq-bench"));
+    command.args(["crash-recover", "--jobs", "50,400", "--rounds", "2"]);
+    command
+        .args(["--shards", "1", "--cold", "--json"])
+        .arg(&json);
+    let output = command.arg("--html").arg(&html).output();
+    let output = output.expect("it runs");
+    let said = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}{errors}");
+    assert_eq!(said.matches("VERDICT  ok").count(), 2, "{said}");
+    assert!(said.contains("exec to first p50"), "{said}");
+    let text = std::fs::read_to_string(&json).expect("the figures");
+    let found: Value = serde_json::from_str(&text).expect("JSON");
+    for (at, jobs) in [(0, 50), (1, 400)] {
+        let of = &found["curve"][at];
+        assert_eq!(of["jobs"], jobs, "{of}");
+        assert_eq!(of["lost"], 0, "{of}");
+        assert_eq!(of["rounds"].as_array().map(Vec::len), Some(2), "{of}");
+        assert!(number(of, "rto_ms.p50") > 0.0 && number(of, "exec_to_first_ms.p50") > 0.0);
+    }
+    let page = std::fs::read_to_string(html).expect("a page");
+    assert!(page.contains("By jobs in the queues"), "{page}");
+}
+
+#[test]
+fn an_orderly_stop_is_measured_too() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rrq-bench"));
+    command.args(["crash-recover", "--jobs", "50", "--rounds", "1"]);
+    command.args(["--shards", "1", "--signal", "term"]);
+    let output = command.output().expect("it runs");
+    let said = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}{errors}");
+    assert!(said.contains("VERDICT  ok"), "{said}");
+}
