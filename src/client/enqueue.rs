@@ -66,60 +66,60 @@ impl Queue {
 
 /// What can be said of a job, whether it is enqueued alone or in a batch.
 macro_rules! describe {
-    ($of:ident) => {
+    ($of:ident $(, #[$mark:meta])?) => {
         impl $of {
             /// The idempotency key, 1 to 256 bytes: another job with it within the queue's window
             /// (a day, unless set otherwise) is the first one, if the payload is the same.
-            #[must_use]
+            $(#[$mark])?
             pub fn key(mut self, key: impl Into<Bytes>) -> Self {
                 self.described().key = Some(key.into());
                 self
             }
 
             /// It may run this long after its enqueue, not before.
-            #[must_use]
+            $(#[$mark])?
             pub fn delay(mut self, delay: Duration) -> Self {
                 self.described().start = Start::After(millis(delay));
                 self
             }
 
             /// It may run at this wall time, a [`SystemTime`] or [`WallTime`], not before.
-            #[must_use]
+            $(#[$mark])?
             pub fn run_at(mut self, at: impl Into<WallTime>) -> Self {
                 self.described().start = Start::At(at.into().0);
                 self
             }
 
             /// 0 to 7; 0 is served first, 4 is the default.
-            #[must_use]
+            $(#[$mark])?
             pub fn priority(mut self, priority: u8) -> Self {
                 self.described().priority = Some(priority);
                 self
             }
 
             /// A small name and value for the worker; at most 32, of 4 KiB together.
-            #[must_use]
+            $(#[$mark])?
             pub fn header(mut self, name: impl Into<String>, value: impl Into<Bytes>) -> Self {
                 self.described().headers.push((name.into(), value.into()));
                 self
             }
 
             /// It dies if it has not started to run this long after its enqueue.
-            #[must_use]
+            $(#[$mark])?
             pub fn ttl(mut self, ttl: Duration) -> Self {
                 self.described().ttl_ms = millis(ttl);
                 self
             }
 
             /// How long a worker may hold it without a word; the queue says 30 s unless set otherwise.
-            #[must_use]
+            $(#[$mark])?
             pub fn lease(mut self, lease: Duration) -> Self {
                 self.described().lease_ms = millis_u32(lease);
                 self
             }
 
             /// How often it is handed out before it is dead; the queue says 20 unless set otherwise.
-            #[must_use]
+            $(#[$mark])?
             pub fn max_attempts(mut self, attempts: u16) -> Self {
                 self.described().max_attempts = attempts;
                 self
@@ -127,14 +127,14 @@ macro_rules! describe {
 
             /// How long a worker may run it: a [`Worker`](super::Worker) ends it after that, and it counts
             /// as failed.
-            #[must_use]
+            $(#[$mark])?
             pub fn run_limit(mut self, limit: Duration) -> Self {
                 self.described().run_limit_ms = millis_u32(limit);
                 self
             }
 
             /// How long it waits after a failure, instead of what the queue says.
-            #[must_use]
+            $(#[$mark])?
             pub fn backoff(mut self, backoff: Backoff) -> Self {
                 self.described().backoff = Some(backoff);
                 self
@@ -144,7 +144,7 @@ macro_rules! describe {
 }
 
 describe!(Enqueue);
-describe!(NewJob);
+describe!(NewJob, #[must_use]);
 
 impl Enqueue {
     fn described(&mut self) -> &mut NewJob {

@@ -19,7 +19,7 @@ use crate::loadtest::cold;
 use crate::loadtest::disk_probe::{DiskProbe, new_histogram};
 use crate::loadtest::first_job::{self, Marks, Source};
 use crate::loadtest::host::HostFacts;
-use crate::loadtest::html::{Page, Series};
+use crate::loadtest::html::{Chart, Page, Series};
 use crate::loadtest::node::{Node, NodeCommand, NodePlan, Signal, free_ports};
 use crate::loadtest::report::{Marked, Percentiles, bars, millis};
 use crate::loadtest::setting::{Place, no_runtime, signalled, stopped};
@@ -217,6 +217,13 @@ pub fn curve(outcomes: &[Outcome]) -> String {
     text
 }
 
+/// A time of a round, and how it is read.
+type OfRound = (&'static str, fn(&Round) -> f64);
+const TIMES: [OfRound; 2] = [
+    ("rto", |round| round.rto_ms),
+    ("exec to first", |round| round.exec_to_first_ms),
+];
+
 /// Runs with one or several numbers of jobs as one HTML file.
 #[must_use]
 pub fn html(outcomes: &[Outcome]) -> String {
@@ -230,11 +237,7 @@ pub fn html(outcomes: &[Outcome]) -> String {
     let mut latencies = Vec::new();
     let mut rounds = Vec::new();
     for outcome in outcomes {
-        let times: [(&str, fn(&Round) -> f64); 2] = [
-            ("rto", |round| round.rto_ms),
-            ("exec to first", |round| round.exec_to_first_ms),
-        ];
-        for (what, value) in times {
+        for (what, value) in TIMES {
             let name = format!("{what}, {} jobs", outcome.jobs);
             latencies.push((name.clone(), histogram(outcome, value)));
             let points = outcome.rounds.iter().enumerate();
@@ -243,7 +246,12 @@ pub fn html(outcomes: &[Outcome]) -> String {
             rounds.push(Series { name, points });
         }
     }
-    let mut charts = vec![("Round by round", "ms", "", rounds)];
+    let mut charts = vec![Chart {
+        title: "Round by round",
+        unit: "ms",
+        across: "",
+        lines: rounds,
+    }];
     if outcomes.len() > 1 {
         let line = |name: &str, value: fn(&Outcome) -> f64| Series {
             name: name.to_owned(),
@@ -253,7 +261,12 @@ pub fn html(outcomes: &[Outcome]) -> String {
             line("rto p50", |outcome| outcome.rto_ms.p50),
             line("exec to first p50", |outcome| outcome.exec_to_first_ms.p50),
         ];
-        charts.push(("By jobs in the queues", "ms", "jobs", by_jobs));
+        charts.push(Chart {
+            title: "By jobs in the queues",
+            unit: "ms",
+            across: "jobs",
+            lines: by_jobs,
+        });
     }
     let texts: String = outcomes.iter().map(Outcome::text).collect();
     let facts = outcomes.first().map(|outcome| outcome.host.facts());

@@ -24,6 +24,19 @@ pub(super) struct Series {
     pub(super) points: Vec<(f64, f64)>,
 }
 
+/// Lines over one axis.
+#[derive(Clone, Debug)]
+pub(super) struct Chart {
+    /// Its title.
+    pub(super) title: &'static str,
+    /// Of the upright axis.
+    pub(super) unit: &'static str,
+    /// Of the other.
+    pub(super) across: &'static str,
+    /// The lines.
+    pub(super) lines: Vec<Series>,
+}
+
 /// What a page shows.
 #[derive(Debug)]
 pub(super) struct Page<'a> {
@@ -35,8 +48,8 @@ pub(super) struct Page<'a> {
     pub(super) facts: Vec<(&'static str, String)>,
     /// Microseconds; those that are empty are left out.
     pub(super) latencies: &'a [(String, Histogram<u64>)],
-    /// Title, unit of the upright axis, unit of the other, lines.
-    pub(super) charts: Vec<(&'static str, &'static str, &'static str, Vec<Series>)>,
+    /// Further charts.
+    pub(super) charts: Vec<Chart>,
 }
 
 impl Page<'_> {
@@ -56,9 +69,9 @@ impl Page<'_> {
             out += "<h2>Latency by percentile</h2>";
             out += &chart("ms", "percentile", &curves, Scale::Percentile);
         }
-        for (title, unit, across, lines) in &self.charts {
-            let _ = write!(out, "<h2>{}</h2>", escaped(title));
-            out += &chart(unit, across, lines, Scale::Linear);
+        for of in &self.charts {
+            let _ = write!(out, "<h2>{}</h2>", escaped(of.title));
+            out += &chart(of.unit, of.across, &of.lines, Scale::Linear);
         }
         out += "<h2>Measured on</h2><table>";
         for (name, value) in &self.facts {
@@ -71,7 +84,7 @@ impl Page<'_> {
         }
         out += "</table><h2>Raw histograms</h2>";
         out += "<p>HdrHistogram log, values in microseconds; any HdrHistogram tool reads it.</p>";
-        let _ = write!(out, "<pre>{}</pre></body></html>\n", escaped(&self.log()));
+        let _ = writeln!(out, "<pre>{}</pre></body></html>", escaped(&self.log()));
         out
     }
 
@@ -81,7 +94,7 @@ impl Page<'_> {
         let mut serializer = V2Serializer::new();
         let mut builder = IntervalLogWriterBuilder::new();
         builder
-            .with_start_time(UNIX_EPOCH.into())
+            .with_start_time(UNIX_EPOCH)
             .with_max_value_divisor(1000.0);
         let mut writer = builder
             .begin_log_with(&mut bytes, &mut serializer)
@@ -237,15 +250,15 @@ mod tests {
             text: "a & b",
             facts: vec![("kernel", "6.1".to_owned())],
             latencies: &[("enqueue".to_owned(), histogram)],
-            charts: vec![(
-                "Jobs",
-                "/s",
-                "s",
-                vec![Series {
+            charts: vec![Chart {
+                title: "Jobs",
+                unit: "/s",
+                across: "s",
+                lines: vec![Series {
                     name: "enqueued".to_owned(),
                     points: vec![(1.0, 10.0), (2.0, 20.0)],
                 }],
-            )],
+            }],
         };
         page.html()
     }

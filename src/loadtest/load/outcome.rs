@@ -3,7 +3,7 @@
 use super::books::{Books, Counts, micros};
 use super::{Mark, Options};
 use crate::loadtest::host::HostFacts;
-use crate::loadtest::html::{Page, Series};
+use crate::loadtest::html::{Chart, Page, Series};
 use crate::loadtest::process::Usage;
 use hdrhistogram::Histogram;
 use serde::Serialize;
@@ -243,8 +243,18 @@ impl Outcome {
             facts: self.host.facts(),
             latencies: &self.histograms,
             charts: vec![
-                ("Jobs a second", "/s", "s", rates),
-                ("Latency of an enqueue", "ms", "s", latency),
+                Chart {
+                    title: "Jobs a second",
+                    unit: "/s",
+                    across: "s",
+                    lines: rates,
+                },
+                Chart {
+                    title: "Latency of an enqueue",
+                    unit: "ms",
+                    across: "s",
+                    lines: latency,
+                },
             ],
         };
         page.html()
