@@ -226,6 +226,15 @@ fn of_environment(code: Code) -> Entry {
             "`chmod o-w` on the directory.",
             "A warning of `rrq-node check`, and of each start.",
         ),
+        Code::OutOfMemory => new(
+            "the process gets no more memory",
+            "A limit of memory (RLIMIT_AS, a machine without overcommit) is below what the node takes \
+             within its own limits. It ends at once, so that a restart can go on.",
+            "A smaller limits.jobs_memory_max or limits.in_flight_max, or more memory; then start \
+             again. Both are \"auto\" by default, which fits them to the memory there is.",
+            "Nothing acknowledged is lost. A control group or a machine that is out of memory kills \
+             the node instead, without a word of its own: look at the kernel's log.",
+        ),
         Code::DiskSlow => new(
             "durable writes are slow",
             "Half of the measured writes of 4 KiB took longer than 10 ms, or one in a hundred \
@@ -316,9 +325,10 @@ fn of_requests(code: Code) -> Entry {
         ),
         Code::Busy => new(
             "too much is under way",
-            "A bound on requests, connections or log that waits for a checkpoint is reached.",
+            "A bound on requests, on what is on the way, or on connections is reached.",
             "Send it again after a pause that grows; the client library does so by itself. If \
-             connections are short, raise limits.connections_max.",
+             connections are short, raise limits.connections_max (and the limit of open files); if a \
+             read's answer found no room, limits.in_flight_max.",
             "Nothing of the request has happened.",
         ),
         Code::DiskFull => new(
@@ -328,6 +338,14 @@ fn of_requests(code: Code) -> Entry {
             "Make room on the disk of the data directory; nothing needs to be restarted.",
             "Jobs are handed out and acknowledged all the while. Enqueues resume by themselves at \
              144 MiB free.",
+        ),
+        Code::MemoryFull => new(
+            "jobs take all the memory that they may: new jobs must wait",
+            "The bodies of all live jobs, and 512 bytes for each job, reach limits.jobs_memory_max.",
+            "Let workers finish jobs, or purge what nobody needs; nothing needs to be restarted. On a \
+             machine with more memory, a larger limits.jobs_memory_max.",
+            "Jobs are handed out and acknowledged all the while. Enqueues resume by themselves at \
+             15/16 of the bound.",
         ),
         Code::Stopping => new(
             "the node is stopping",

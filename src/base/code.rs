@@ -65,6 +65,8 @@ codes! {
     DirectoryExposed = 1016,
     /// The disk takes long to make a write durable.
     DiskSlow = 1017,
+    /// The process gets no more memory.
+    OutOfMemory = 1018,
 
     /// A flag or an argument is wrong.
     BadArgument = 2001,
@@ -112,6 +114,8 @@ codes! {
     ConnectionTimeout = 4013,
     /// No such queue.
     NoSuchQueue = 4014,
+    /// Live jobs take all the memory that they may: enqueues wait until some are done.
+    MemoryFull = 4015,
 
     /// The queue is not here any more.
     QueueChanged = 4101,

@@ -57,6 +57,9 @@ pub const SCAN_STEP_JOBS: usize = 4096;
 
 /// Priority classes; 0 is served first.
 pub const PRIORITIES: usize = 8;
+/// What a live job takes in memory beside its body: its record, its places in the orders, and what
+/// holds its body together.
+pub const JOB_HELD_BYTES: usize = 512;
 /// Jobs of one leaf page.
 pub const LEAF_JOBS: u64 = 64;
 /// Places of one page of finished jobs.
@@ -84,6 +87,13 @@ pub const POLLS_WAITING_MAX: usize = 65_536;
 pub const GROUP_UNCOMMITTED_BYTES_MAX: usize = 64 << 20;
 /// Requests and replies under way, a connection; reading stops beyond it.
 pub const CONNECTION_BYTES_MAX: usize = 4 << 20;
+/// What a connection may hold of these however much the others hold.
+pub const CONNECTION_BYTES_ASSURED: usize = 16 << 10;
+/// Frames half here, requests and replies under way, over all connections of a node, unless
+/// configured otherwise; shards share it evenly.
+pub const IN_FLIGHT_BYTES_DEFAULT_MAX: usize = 256 << 20;
+/// A shard's share of that is at least so much.
+pub const IN_FLIGHT_BYTES_SHARD_MIN: usize = 16 << 20;
 /// A group's wall offset is corrected when it is off by more than this.
 pub const WALL_DRIFT_MS_MAX: u64 = 100;
 /// While something is due, a leader that wrote nothing for this long stamps the time.
@@ -110,5 +120,10 @@ const _: () = assert!(QUEUES_MAX * (QUEUE_NAME_BYTES_MAX + 256) < FRAME_BYTES_MA
 // A segment holds its head, its footer and the largest batch.
 const _: () = assert!(ENTRY_BYTES_MAX + BATCH_BYTES_MAX < SEGMENT_BYTES);
 const _: () = assert!(BATCH_BYTES_GATHER <= BATCH_BYTES_MAX);
+// The largest frame and the largest reply go through even the smallest shard.
+const _: () = assert!(FRAME_BYTES_MAX + REPLY_JOBS_BYTES_MAX <= IN_FLIGHT_BYTES_SHARD_MIN);
+const _: () = assert!(CONNECTION_BYTES_MAX < IN_FLIGHT_BYTES_SHARD_MIN);
+// Whoever has not said hello yet is never held back.
+const _: () = assert!(FRAME_BYTES_HELLO_MAX < CONNECTION_BYTES_ASSURED);
 const _: () = assert!(WORKER_CLOSED_MS <= WORKER_TIMEOUT_MS);
 const _: () = assert!(WORKER_TIMEOUT_MS < SESSION_IDLE_MS);

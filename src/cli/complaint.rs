@@ -48,7 +48,9 @@ fn why(code: Code) -> Option<&'static str> {
         }
         Code::LeaseLost => "its time ended before, or the job was cancelled",
         Code::Draining => "the queue is being emptied",
-        Code::DiskFull => "jobs can be run and finished; new ones wait until there is room",
+        Code::DiskFull | Code::MemoryFull => {
+            "jobs can be run and finished; new ones wait until there is room"
+        }
         _ => return None,
     })
 }
@@ -56,6 +58,7 @@ fn why(code: Code) -> Option<&'static str> {
 fn fix(code: Code) -> Option<&'static str> {
     Some(match code {
         Code::DiskFull => "make room on the disk of the server, then try again",
+        Code::MemoryFull => "try again when jobs are done; rrqctl status shows the queues",
         Code::Busy | Code::Timeout | Code::Stopping | Code::NotLeader => "try again later",
         Code::Unknown => "try again; with --key, no second job can come of it",
         Code::NoSuchQueue => "rrqctl queue list shows the queues",

@@ -100,6 +100,7 @@ impl Error {
                 | Code::NotLeader
                 | Code::Busy
                 | Code::DiskFull
+                | Code::MemoryFull
                 | Code::Stopping
                 | Code::Unknown
                 | Code::Timeout

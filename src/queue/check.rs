@@ -11,7 +11,7 @@ use crate::queue::job_queue::JobQueue;
 use crate::queue::keys::bucket_of;
 use crate::queue::leaf::slot_of;
 use crate::queue::outcome::read_outcome;
-use crate::queue::partition::{Orders, PartitionState, due_order, has_ttl};
+use crate::queue::partition::{Orders, PartitionState, due_order, has_ttl, held_bytes};
 use crate::queue::record::Record;
 use crate::queue::sessions::{WINDOWS, window_len};
 use crate::queue::settings::admit;
@@ -31,6 +31,7 @@ macro_rules! hold {
 struct Derived {
     deadlines: Deadlines,
     held: BTreeMap<SessionId, BTreeSet<JobId>>,
+    held_bytes: u64,
 }
 
 /// Proves every invariant of a machine.
@@ -54,6 +55,12 @@ pub fn check(machine: &JobQueue) -> Result<(), String> {
         "deadlines are {:?}, records say {:?}",
         machine.links.deadlines,
         derived.deadlines
+    );
+    hold!(
+        derived.held_bytes == machine.links.held_bytes,
+        "jobs are said to hold {} bytes, they hold {}",
+        machine.links.held_bytes,
+        derived.held_bytes
     );
     check_sessions(machine, &mut derived.held)
 }
@@ -209,6 +216,7 @@ fn check_partition(
             );
             let id = JobId::new(machine.group, queue, number, seq);
             derive(id, record, &mut orders, &mut stats, derived);
+            derived.held_bytes += held_bytes(leaf.body(slot));
         }
     }
     for (bucket, keys) in partition.keys.from(0) {

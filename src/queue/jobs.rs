@@ -34,7 +34,8 @@ const REASON_WORKER: &str = "worker lost";
 const REASON_TTL: &str = "expired";
 const REASON_GRANTS: &str = "grants exhausted";
 
-/// From this length on a value shares the memory of its entry instead of being copied.
+/// From this length on the payload of a command's only job shares the memory of its entry instead of
+/// being copied.
 const SHARED_BYTES_MIN: usize = 64 << 10;
 
 type Done = Result<(), Rejection>;
@@ -137,7 +138,8 @@ impl JobQueue {
             let position = u16::try_from(position).expect("items are bounded by ITEMS_MAX");
             let max_attempts = partition.head.config.settings.max_attempts;
             let record = new_record(item, wall, max_attempts, index, position);
-            partition.insert(id, record, Arc::new(new_body(item)), links);
+            let body = new_body(item, items.len() == 1);
+            partition.insert(id, record, Arc::new(body), links);
             Enqueued::New(id)
         });
         Outcome::Enqueued(outcomes.collect())
@@ -505,24 +507,21 @@ fn new_record(
     }
 }
 
-fn new_body(item: &NewJob) -> Body {
+/// What a command brings is a slice of its entry: one job that stays would keep the whole in memory,
+/// and all that came with it. So everything is copied but what is almost all of its entry.
+fn new_body(item: &NewJob, alone: bool) -> Body {
+    let detached = |bytes: &Bytes| Bytes::copy_from_slice(bytes);
     let header = |(name, value): &(String, Bytes)| (name.clone(), detached(value));
     Body {
-        payload: detached(&item.payload),
+        payload: if alone && item.payload.len() >= SHARED_BYTES_MIN {
+            item.payload.clone()
+        } else {
+            detached(&item.payload)
+        },
         headers: item.headers.iter().map(header).collect(),
         key: item.key.as_ref().map(detached),
         run_limit_ms: item.run_limit_ms,
         backoff: item.backoff,
-    }
-}
-
-/// What a command brings is a slice of its entry, or of all that was read with it; one job that
-/// stays would keep the whole in memory. So all but large values are copied.
-fn detached(bytes: &Bytes) -> Bytes {
-    if bytes.len() < SHARED_BYTES_MIN {
-        Bytes::copy_from_slice(bytes)
-    } else {
-        bytes.clone()
     }
 }
 

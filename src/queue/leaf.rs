@@ -200,7 +200,7 @@ impl Leaves {
     }
 
     /// Takes a live job out; its leaf goes with its last job.
-    pub(super) fn remove(&mut self, seq: u64) -> Record {
+    pub(super) fn remove(&mut self, seq: u64) -> (Record, Arc<Body>) {
         let (number, slot) = (leaf_of(seq), slot_of(seq));
         let leaf = self.leaf_mut(number).expect("a live job has its leaf");
         assert!(
@@ -209,7 +209,7 @@ impl Leaves {
         );
         leaf.live &= !(1 << slot);
         let record = std::mem::take(&mut leaf.records[slot]);
-        leaf.bodies[slot] = None;
+        let body = leaf.bodies[slot].take().expect("a live job has a body");
         if let Some(location) = leaf.locations.get_mut(slot) {
             *location = None;
         }
@@ -233,7 +233,7 @@ impl Leaves {
                 self.spare_block = self.blocks.remove(&key);
             }
         }
-        record
+        (record, body)
     }
 
     /// Sets the last failure of a job whose leaf exists; empty takes it away.

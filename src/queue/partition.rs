@@ -18,8 +18,9 @@
 //! bounded number an entry. Until then the partition stands in the group's surplus.
 
 use crate::base::ids::{JobId, Partition, QueueUid, SessionId};
-use crate::base::limits::{PRIORITIES, REASON_BYTES_MAX};
+use crate::base::limits::{JOB_HELD_BYTES, PRIORITIES, REASON_BYTES_MAX};
 use crate::base::units::WallTime;
+use crate::queue::body::encoded_len;
 use crate::queue::command::{DeadPolicy, PartitionConfig};
 use crate::queue::deadlines::Deadlines;
 use crate::queue::history::{Finished, History};
@@ -43,6 +44,8 @@ pub(super) struct Links {
     pub(super) sessions: Sessions,
     /// Partitions that may keep more finished jobs than they may; none that does is missing.
     pub(super) surplus: BTreeSet<(QueueUid, Partition)>,
+    /// Memory that live jobs take.
+    pub(super) held_bytes: u64,
 }
 
 /// What the page of a partition holds.
@@ -56,6 +59,11 @@ pub(super) struct Head {
     pub(super) last_place: u64,
     /// The counters; `oldest_pending` stays empty here, reads fill it in.
     pub(super) stats: QueueStats,
+}
+
+/// Memory that a live job takes, about.
+pub(super) fn held_bytes(body: &Body) -> u64 {
+    (JOB_HELD_BYTES + encoded_len(body)) as u64
 }
 
 /// The orders of a partition's jobs.
@@ -144,6 +152,7 @@ impl PartitionState {
 
     /// Adds a live job: to the leaves, to its orders and to the counters of its state.
     pub(super) fn insert(&mut self, id: JobId, record: Record, body: Arc<Body>, on: &mut Links) {
+        on.held_bytes += held_bytes(&body);
         self.leaves.insert(id.seq(), record, body);
         self.head.stats.bytes += u64::from(record.payload_len);
         self.link(id, &record, on);
@@ -152,7 +161,8 @@ impl PartitionState {
 
     /// Takes a live job out of the state.
     pub(super) fn remove(&mut self, id: JobId, on: &mut Links) {
-        let record = self.leaves.remove(id.seq());
+        let (record, body) = self.leaves.remove(id.seq());
+        on.held_bytes -= held_bytes(&body);
         self.head.stats.bytes -= u64::from(record.payload_len);
         self.unlink(id, &record, on);
     }

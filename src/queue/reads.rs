@@ -124,6 +124,12 @@ impl JobQueue {
             .sum()
     }
 
+    /// Memory that the live jobs take, in bytes: bodies, and [`JOB_HELD_BYTES`] a job.
+    #[must_use]
+    pub fn held_bytes(&self) -> u64 {
+        self.links.held_bytes
+    }
+
     /// How many jobs a lease could grant now; 0 if the queue is paused.
     ///
     /// # Errors

@@ -5,28 +5,37 @@
 //! shard, not to the connection.
 //!
 //! Back-pressure: requests not answered and replies not sent are charged to the connection. Beyond
-//! [`CONNECTION_BYTES_MAX`] nothing more is read, so the client's own socket fills up.
+//! [`CONNECTION_BYTES_MAX`] no more requests are taken and nothing is read, so the client's own socket
+//! fills up. All connections of a shard together have a bound too ([`Budget`]). A read whose answer
+//! may be large is charged with the largest, so that it is alone on its connection; if the shard has
+//! no room for it, it is refused. An answered lease is not: what leases hand out is held anyway.
 //!
 //! | what happens | what the client sees |
 //! | --- | --- |
 //! | no hello within 5 s | error 4013, then the end |
+//! | in the middle of a frame, no byte for 10 s; or, slower than 256 KiB/s, still no end | the same |
 //! | a frame that is none | error 4006 or 4007, then the end: nobody knows where the next starts |
 //! | a request that makes no sense | an error reply; the connection goes on |
-//! | replies are not read for 10 s | the end |
+//! | replies are not read for 10 s | a reset, which also frees what the kernel holds for it |
 //!
 //! Before the end the socket is drained for a second: closing it with bytes unread would send a
 //! reset, which can overtake the error that explains it.
 
 use crate::base::code::Code;
-use crate::base::limits::{CONNECTION_BYTES_MAX, FRAME_BYTES_MAX};
+use crate::base::ids::ConnId;
+use crate::base::limits::{
+    CONNECTION_BYTES_MAX, FRAME_BYTES_MAX, REPLY_JOB_BYTES, REPLY_JOBS_BYTES_MAX,
+};
 use crate::base::lookup::Lookup;
+use crate::runtime::budget::{Budget, Wish};
 use crate::runtime::mesh::error_reply;
+use crate::runtime::sys;
 use crate::shard::input::{Input, Origin};
 use crate::wire::client::{
     PROTOCOL_VERSION, decode_client_hello, decode_request, encode_reply, encode_server_hello,
 };
 use crate::wire::frame::{Frame, FrameDecoder, FrameKind};
-use crate::wire::message::{Reply, ServerHello};
+use crate::wire::message::{Reply, RequestBody, ServerHello};
 use bytes::{Buf, BytesMut};
 use futures_lite::{AsyncRead, AsyncWrite};
 use glommio::net::TcpStream;
@@ -35,32 +44,62 @@ use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::net::Shutdown;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 /// From accept to the end of the hello.
 const HELLO_WITHIN: Duration = Duration::from_secs(5);
+/// In the middle of a frame, the next byte comes within this; the whole comes within this, and
+const FRAME_WITHIN: Duration = Duration::from_secs(10);
+/// a second more for each so many bytes of it.
+const FRAME_BYTES_SECOND: usize = 256 << 10;
 /// A client that does not read for so long is cut off.
 const WRITE_WITHIN: Duration = Duration::from_secs(10);
 /// How long the last words may take to arrive.
 const LAST_WORDS_WITHIN: Duration = Duration::from_secs(1);
 /// What a request is charged beside its bytes.
 const REQUEST_BYTES: usize = 256;
+/// What the answer to a question for the shard's state is charged.
+const STATUS_BYTES: usize = 16 << 10;
 /// Size of the shard's read buffer.
 pub const READ_BYTES: usize = 256 << 10;
 /// A reply buffer larger than this is given back once it is sent.
 const KEPT_BYTES: usize = 64 << 10;
 
 /// What the driver and the connection's task share.
-#[derive(Default)]
 pub struct Connection {
+    conn: ConnId,
+    budget: Rc<Budget>,
     out: RefCell<BytesMut>,
     waker: RefCell<Option<Waker>>,
     under_way: RefCell<Lookup<u64, UnderWay>>,
     charged: Cell<usize>,
+    /// Bytes that the task holds: frames half here, replies half sent.
+    with_task: Cell<usize>,
+    /// What the budget knows of all this.
+    told: Cell<usize>,
+    /// Whether it stands in a line of the budget: between two frames, in a frame.
+    in_line: [Cell<bool>; 2],
 }
 
 impl Connection {
+    /// A connection that holds nothing.
+    #[must_use]
+    pub fn new(conn: ConnId, budget: Rc<Budget>) -> Self {
+        Self {
+            conn,
+            budget,
+            out: RefCell::default(),
+            waker: RefCell::default(),
+            under_way: RefCell::default(),
+            charged: Cell::default(),
+            with_task: Cell::default(),
+            told: Cell::default(),
+            in_line: Default::default(),
+        }
+    }
+
     /// Sends a reply with the next write; the request that it answers.
     pub fn reply(&self, reply: &Reply) -> Option<UnderWay> {
         let answered = self.under_way.borrow_mut().remove(&reply.id);
@@ -68,15 +107,26 @@ impl Connection {
             self.charged.set(self.charged.get() - request.bytes);
         }
         encode_reply(reply, &mut self.out.borrow_mut());
-        if let Some(waker) = self.waker.borrow_mut().take() {
-            waker.wake();
-        }
+        self.tell();
+        self.wake();
         answered
+    }
+
+    /// It is the first of a line of the budget, and leaves it.
+    pub fn go_on(&self, in_a_frame: bool) {
+        self.in_line[usize::from(in_a_frame)].set(false);
+        self.wake();
     }
 
     /// Whether every reply was handed to the kernel.
     pub fn is_flushed(&self) -> bool {
         self.out.borrow().is_empty()
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
     }
 
     /// Charges a request; false if one of this id is under way.
@@ -88,6 +138,24 @@ impl Connection {
         self.charged.set(self.charged.get() + request.bytes);
         under_way.insert(id, request);
         true
+    }
+
+    /// All that it holds.
+    fn held(&self) -> usize {
+        self.charged.get() + self.out.borrow().len() + self.with_task.get()
+    }
+
+    /// Tells the budget what it holds now.
+    fn tell(&self) {
+        let held = self.held();
+        self.budget.change(self.told.replace(held), held);
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.budget.change(self.told.get(), 0);
+        self.budget.pass_on(self.conn, false);
     }
 }
 
@@ -115,7 +183,7 @@ pub trait Shard {
 pub async fn serve(
     mut stream: TcpStream,
     origin: Origin,
-    connection: &Connection,
+    connection: &Rc<Connection>,
     shard: &impl Shard,
 ) {
     let mut session = Session {
@@ -127,11 +195,20 @@ pub async fn serve(
         writing: BytesMut::new(),
         read_at: Instant::now(),
         timer: Some(Timer::new(HELLO_WITHIN)),
+        frame_begun: None,
+        frame_timer: None,
     };
     poll_fn(|context| session.poll(&mut stream, context)).await;
-    if session.phase == Phase::LastWords && stream.shutdown(Shutdown::Write).await.is_ok() {
-        let mut timer = Timer::new(LAST_WORDS_WITHIN);
-        poll_fn(|context| drain(&mut stream, shard, &mut timer, context)).await;
+    if session.phase == Phase::LastWords {
+        hear_out(&mut stream, shard, LAST_WORDS_WITHIN).await;
+    }
+}
+
+/// After the last words: reads and forgets until the client closes, or so long.
+pub async fn hear_out(stream: &mut TcpStream, shard: &impl Shard, within: Duration) {
+    if stream.shutdown(Shutdown::Write).await.is_ok() {
+        let mut timer = Timer::new(within);
+        poll_fn(|context| drain(stream, shard, &mut timer, context)).await;
     }
 }
 
@@ -147,7 +224,7 @@ enum Phase {
 
 struct Session<'a, S> {
     origin: Origin,
-    connection: &'a Connection,
+    connection: &'a Rc<Connection>,
     shard: &'a S,
     decoder: FrameDecoder,
     phase: Phase,
@@ -156,11 +233,23 @@ struct Session<'a, S> {
     read_at: Instant,
     /// The deadline of the hello, then of a write that does not move.
     timer: Option<Timer>,
+    /// Since when the rest of a frame is waited for; not while nothing is read.
+    frame_begun: Option<Instant>,
+    /// Looks after it, now and then.
+    frame_timer: Option<Timer>,
 }
 
 impl<S: Shard> Session<'_, S> {
     /// Ready when the connection is over.
     fn poll(&mut self, stream: &mut TcpStream, context: &mut Context<'_>) -> Poll<()> {
+        let over = self.turn(stream, context);
+        self.tell();
+        let in_a_frame = self.decoder.missing() > 0 && self.may_take();
+        self.connection.budget.pass_on(self.origin.conn, in_a_frame);
+        over
+    }
+
+    fn turn(&mut self, stream: &mut TcpStream, context: &mut Context<'_>) -> Poll<()> {
         let written_out = match self.write(stream, context) {
             Ok(written_out) => written_out,
             Err(Gone) => return Poll::Ready(()),
@@ -172,32 +261,103 @@ impl<S: Shard> Session<'_, S> {
         if self.timer.as_mut().is_some_and(expired) {
             self.timer = None;
             if self.phase != Phase::Hello {
+                sys::reset_on_close(stream);
                 return Poll::Ready(());
             }
             self.last_words(Code::ConnectionTimeout, "no hello within 5 s".to_owned());
-            return self.poll(stream, context);
+            return self.turn(stream, context);
         }
-        if self.phase != Phase::LastWords && self.may_read() {
-            // The second read only arms the socket, unless the first one filled the buffer.
-            let read = self.read(stream, context).and_then(|first| match first {
-                Poll::Ready(()) if self.may_read() => self.read(stream, context),
-                other => Ok(other),
-            });
-            match read {
-                Ok(read) if read.is_ready() || !self.connection.is_flushed() => {
-                    context.waker().wake_by_ref();
-                }
-                Ok(_) => {}
-                Err(Gone) => return Poll::Ready(()),
+        // What was held back may go on now.
+        self.take_frames();
+        // The second read only arms the socket, unless the first one filled the buffer.
+        let read = self.read(stream, context).and_then(|first| match first {
+            Poll::Ready(()) => self.read(stream, context),
+            Poll::Pending => Ok(first),
+        });
+        match read {
+            Ok(read) if read.is_ready() || !self.connection.is_flushed() => {
+                context.waker().wake_by_ref();
             }
+            Ok(_) => {}
+            Err(Gone) => return Poll::Ready(()),
+        }
+        if self.frame_is_late(context) {
+            return self.turn(stream, context);
         }
         *self.connection.waker.borrow_mut() = Some(context.waker().clone());
         Poll::Pending
     }
 
-    fn may_read(&self) -> bool {
+    /// Whether its own bound lets it take more requests.
+    fn may_take(&self) -> bool {
         let waiting = self.connection.out.borrow().len() + self.writing.len();
-        self.connection.charged.get() + waiting < CONNECTION_BYTES_MAX
+        self.phase != Phase::LastWords
+            && self.connection.charged.get() + waiting < CONNECTION_BYTES_MAX
+    }
+
+    /// How much it may read now. If only the others' bytes are in its way, it stands in line.
+    fn room(&self) -> usize {
+        if !self.may_take() {
+            return 0;
+        }
+        self.tell();
+        let (connection, missing) = (self.connection, self.decoder.missing());
+        let room = connection.budget.grant(Wish {
+            conn: self.origin.conn,
+            held: connection.held(),
+            missing,
+            most: READ_BYTES,
+        });
+        let in_a_frame = missing > 0;
+        if room == 0 && !connection.in_line[usize::from(in_a_frame)].replace(true) {
+            connection.budget.wait(connection, in_a_frame);
+        }
+        room
+    }
+
+    fn tell(&self) {
+        let with_task = self.decoder.buffered() + self.writing.len();
+        self.connection.with_task.set(with_task);
+        self.connection.tell();
+    }
+
+    /// Whether the client has taken too long over a frame; then that is said.
+    fn frame_is_late(&mut self, context: &mut Context<'_>) -> bool {
+        let missing = self.decoder.missing();
+        // Before the hello another timer runs; held back, the client is not to blame.
+        let Some(begun) = self.frame_begun.filter(|_| missing > 0) else {
+            return false;
+        };
+        if self.phase != Phase::Open {
+            return false;
+        }
+        let whole = self.decoder.buffered() + missing;
+        let within = FRAME_WITHIN + Duration::from_secs((whole / FRAME_BYTES_SECOND) as u64);
+        let due = (begun + within).min(begun.max(self.read_at) + FRAME_WITHIN);
+        loop {
+            let now = Instant::now();
+            // Kept over many frames: setting a timer costs about as much as a turn.
+            let timer = self
+                .frame_timer
+                .get_or_insert_with(|| Timer::new(due.saturating_duration_since(now)));
+            if Pin::new(timer).poll(context).is_pending() {
+                return false;
+            }
+            self.frame_timer = None;
+            if now >= due {
+                let seconds = FRAME_WITHIN.as_secs();
+                let text = if now >= begun.max(self.read_at) + FRAME_WITHIN {
+                    format!(
+                        "no byte came for {seconds} s in the middle of a frame of {whole} bytes"
+                    )
+                } else {
+                    let rate = FRAME_BYTES_SECOND >> 10;
+                    format!("a frame of {whole} bytes comes too slowly: below {rate} KiB/s")
+                };
+                self.last_words(Code::ConnectionTimeout, text);
+                return true;
+            }
+        }
     }
 
     /// Whether everything is written.
@@ -236,22 +396,41 @@ impl<S: Shard> Session<'_, S> {
         stream: &mut TcpStream,
         context: &mut Context<'_>,
     ) -> Result<Poll<()>, Gone> {
+        let room = self.room();
+        if room == 0 {
+            self.frame_begun = None;
+            return Ok(Poll::Pending);
+        }
         let mut buffer = self.shard.read_buffer().borrow_mut();
-        match Pin::new(stream).poll_read(context, &mut buffer) {
-            Poll::Pending => return Ok(Poll::Pending),
-            Poll::Ready(Ok(read)) if read > 0 => self.decoder.push(&buffer[..read]),
+        let read = Pin::new(stream).poll_read(context, &mut buffer[..room]);
+        match read {
+            Poll::Pending => {}
+            Poll::Ready(Ok(read)) if read > 0 => {
+                self.decoder.push(&buffer[..read]);
+                drop(buffer);
+                self.read_at = Instant::now();
+                self.take_frames();
+            }
             Poll::Ready(_) => return Err(Gone),
         }
-        drop(buffer);
-        self.read_at = Instant::now();
-        while self.phase != Phase::LastWords {
+        if self.decoder.missing() > 0 {
+            self.frame_begun.get_or_insert_with(Instant::now);
+        }
+        Ok(read.map(|_| ()))
+    }
+
+    /// Takes the frames that are whole, as far as its bound allows.
+    fn take_frames(&mut self) {
+        while self.may_take() {
             match self.decoder.next() {
-                Ok(Some(frame)) => self.take(&frame),
+                Ok(Some(frame)) => {
+                    self.frame_begun = None;
+                    self.take(&frame);
+                }
                 Ok(None) => break,
                 Err(error) => self.last_words(error.code(), error.to_string()),
             }
         }
-        Ok(Poll::Ready(()))
     }
 
     fn take(&mut self, frame: &Frame) {
@@ -298,8 +477,19 @@ impl<S: Shard> Session<'_, S> {
                 None => return self.last_words(error.error.code(), error.to_string()),
             },
         };
+        let answer_bytes = answer_bytes(&request.body, self.shard.hello());
+        if answer_bytes > STATUS_BYTES && !self.connection.budget.has_room(answer_bytes) {
+            let text = format!(
+                "the answer may take {answer_bytes} bytes, and {} of {} are in use on this shard \
+                 (limits.in_flight_max)",
+                self.connection.budget.used(),
+                self.connection.budget.max()
+            );
+            let reply = error_reply(request.id, Code::Busy, text);
+            return encode_reply(&reply, &mut self.connection.out.borrow_mut());
+        }
         let under_way = UnderWay {
-            bytes: frame.body.len() + REQUEST_BYTES,
+            bytes: frame.body.len() + REQUEST_BYTES + answer_bytes,
             method: request.body.name(),
             read_at: self.read_at,
         };
@@ -310,6 +500,7 @@ impl<S: Shard> Session<'_, S> {
             );
             return self.last_words(Code::BadRequest, text);
         }
+        self.connection.tell();
         self.shard.push(Input::ClientRequest {
             from: self.origin,
             request,
@@ -324,6 +515,28 @@ impl<S: Shard> Session<'_, S> {
         );
         self.phase = Phase::LastWords;
         self.timer = Some(Timer::new(LAST_WORDS_WITHIN));
+    }
+}
+
+/// What the answer to a read may take; nothing for what changes or waits.
+fn answer_bytes(body: &RequestBody, hello: &ServerHello) -> usize {
+    match body {
+        RequestBody::Peek { .. }
+        | RequestBody::ScanJobs { .. }
+        | RequestBody::ScanFinished { .. }
+        | RequestBody::ListQueues { .. }
+        | RequestBody::ListWorkers { .. } => REPLY_JOBS_BYTES_MAX,
+        RequestBody::GetJob { .. } | RequestBody::GetJobByKey { .. } => {
+            hello.payload_bytes_max as usize + REPLY_JOB_BYTES
+        }
+        RequestBody::Status => STATUS_BYTES,
+        RequestBody::Command { .. }
+        | RequestBody::GetQueue { .. }
+        | RequestBody::GetPartition { .. }
+        | RequestBody::WaitJob { .. }
+        | RequestBody::Watch { .. }
+        | RequestBody::Heartbeat { .. }
+        | RequestBody::Bye => 0,
     }
 }
 

@@ -157,6 +157,13 @@ impl DataDir {
             .join(format!("wal-{:04}", self.superblock.wal_set))
     }
 
+    /// Whether no file can be opened, since too many are.
+    #[must_use]
+    pub fn lacks_descriptors(&self) -> bool {
+        let error = File::open(&self.path).err();
+        sys::lacks_descriptors(error.and_then(|error| error.raw_os_error()))
+    }
+
     /// Writes both copies anew, after every shard has served: formation is over, and should one
     /// copy rot, the other knows the start number too. Not in the way of the first job.
     ///

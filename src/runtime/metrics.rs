@@ -25,6 +25,8 @@ pub struct ShardMetrics {
     values: Vec<AtomicU64>,
     /// Clients of this shard.
     pub connections: AtomicU64,
+    /// Memory that its live jobs take.
+    jobs_held_bytes: AtomicU64,
     /// Whether it serves.
     pub serving: AtomicBool,
     /// From submitting a batch of the log to its completion: one write that is also its sync.
@@ -54,6 +56,7 @@ impl ShardMetrics {
         Ok(Self {
             values: (0..Counters::LEN).map(|_| AtomicU64::new(0)).collect(),
             connections: AtomicU64::new(0),
+            jobs_held_bytes: AtomicU64::new(0),
             serving: AtomicBool::new(false),
             wal_fsync: histogram(
                 "rrq_wal_fsync_seconds",
@@ -105,6 +108,8 @@ impl ShardMetrics {
 
     /// Publishes what the engine counted.
     pub fn publish(&self, counters: &Counters) {
+        self.jobs_held_bytes
+            .store(counters.jobs_held_bytes, Relaxed);
         let mut values = self.values.iter();
         counters.each(|_, _, _, value| {
             if let Some(slot) = values.next() {
@@ -155,6 +160,15 @@ impl NodeMetrics {
             Some((_, longest)) => *longest = longest.max(seconds),
             None => phases.push((phase, seconds)),
         }
+    }
+
+    /// Memory that the live jobs of all shards take.
+    #[must_use]
+    pub fn jobs_held_bytes(&self) -> u64 {
+        let shards = self.shards.iter();
+        shards
+            .map(|shard| shard.jobs_held_bytes.load(Relaxed))
+            .sum()
     }
 
     /// Why the node does not serve, or `None` if it does.

@@ -17,6 +17,7 @@
 
 pub mod admin;
 pub mod api;
+pub mod budget;
 pub mod config;
 pub mod connection;
 pub mod data_dir;

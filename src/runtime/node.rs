@@ -25,7 +25,7 @@ use crate::runtime::poker::{self, Mailbox, Pulse};
 use crate::runtime::shard_task::{self, Event, Parts};
 use crate::runtime::snapshot_files::{self, SnapshotFiles};
 use crate::runtime::space::{self, Space};
-use crate::runtime::{admin, logs, preflight, recover, segments, supervisor, sys};
+use crate::runtime::{admin, logs, preflight, process, recover, segments, supervisor, sys};
 use crate::shard::config::ShardConfig;
 use crate::snapshot::layout::Owner;
 use crate::wal::writer::LogIdentity;
@@ -241,6 +241,7 @@ impl Node {
         snapshots: Sender<snapshot_files::Order>,
     ) -> Parts {
         let (config, superblock) = (&self.config, &self.dir.superblock);
+        let memory = process::memory_limit();
         let addresses = self
             .addresses
             .clients
@@ -277,10 +278,13 @@ impl Node {
                 }],
             },
             listener,
-            admission: Admission {
-                clients: self.metrics.clients.clone(),
-                max: config.connections_max,
-            },
+            admission: Admission::new(
+                self.metrics.clients.clone(),
+                config.connections_max,
+                preflight::files_for_clients(superblock.shards),
+            ),
+            jobs_memory_max: config.jobs_memory(memory),
+            in_flight_bytes_max: config.in_flight_bytes_shard(superblock.shards, memory),
             mesh: Mesh {
                 me: ShardId(shard),
                 boxes: self.boxes.clone(),
@@ -387,8 +391,14 @@ impl Node {
                     return Ok(());
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    settle_at = None;
-                    self.dir.settle()?;
+                    // Without descriptors it waits: jobs are served by one good copy.
+                    settle_at = self
+                        .dir
+                        .lacks_descriptors()
+                        .then(|| Instant::now() + SETTLE_AFTER);
+                    if settle_at.is_none() {
+                        self.dir.settle()?;
+                    }
                 }
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }

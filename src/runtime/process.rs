@@ -4,7 +4,7 @@
 use crate::runtime::sys;
 use std::fs;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Whether a process runs and is not about to end. One whose threads still unwind after a
 /// `kill -9` counts as dead: what it holds goes away by itself.
@@ -137,6 +137,51 @@ pub fn own_numbers() -> OwnNumbers {
     }
 }
 
+/// Memory that this process may have, in bytes: the smallest of what the machine has, what its
+/// control groups allow and RLIMIT_AS; `u64::MAX` if nothing says.
+#[must_use]
+pub fn memory_limit() -> u64 {
+    let machine = fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| machine_memory(&text));
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let groups = limit_files(&groups)
+        .filter_map(|path| fs::read_to_string(path).ok())
+        // "max" is no number.
+        .filter_map(|text| text.trim().parse().ok());
+    let known = machine.into_iter().chain(groups);
+    known.fold(sys::address_space_limit(), u64::min)
+}
+
+fn machine_memory(meminfo: &str) -> Option<u64> {
+    let total = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kib: u64 = total.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+/// Where the memory limits of a process's control groups stand, those above included, of both
+/// versions. In a container the group's own path may not be there, but its root is the container's.
+fn limit_files(cgroup: &str) -> impl Iterator<Item = PathBuf> {
+    cgroup.lines().flat_map(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let controllers = fields.next().unwrap_or_default();
+        let group = fields.next().unwrap_or_default().trim_start_matches('/');
+        let (root, file) = match controllers {
+            "" => ("/sys/fs/cgroup", "memory.max"),
+            _ => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+        };
+        let counts = controllers.is_empty() || controllers.split(',').any(|name| name == "memory");
+        let group = Path::new(group).to_owned();
+        let above: Vec<PathBuf> = group.ancestors().map(Path::to_owned).collect();
+        above
+            .into_iter()
+            .filter(move |_| counts)
+            .map(move |group| Path::new(root).join(group).join(file))
+    })
+}
+
 /// A field of a stat file, counted from 1 as proc(5) does; only those behind the name.
 fn field(stat: &str, number: usize) -> Option<u64> {
     let (_, rest) = stat.rsplit_once(')')?;
@@ -163,6 +208,27 @@ mod tests {
         let age = now.as_secs_f64() - own.start_seconds;
         assert!((-2.0..86_400.0).contains(&age), "{age} s old");
         assert_eq!(field("1 (a ) b) S 2 3", 4), Some(2));
+    }
+
+    #[test]
+    fn the_memory_limit_is_looked_for_in_both_kinds_of_control_groups() {
+        assert_eq!(
+            machine_memory("MemFree: 1 kB\nMemTotal:   24683520 kB\n"),
+            Some(24_683_520 << 10)
+        );
+        let files = limit_files("9:cpu,cpuacct:/a\n4:memory:/a/b\n0::/user.slice\n");
+        let files: Vec<String> = files.map(|path| path.display().to_string()).collect();
+        assert_eq!(
+            files,
+            [
+                "/sys/fs/cgroup/memory/a/b/memory.limit_in_bytes",
+                "/sys/fs/cgroup/memory/a/memory.limit_in_bytes",
+                "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+                "/sys/fs/cgroup/user.slice/memory.max",
+                "/sys/fs/cgroup/memory.max",
+            ]
+        );
+        assert!(memory_limit() >= 64 << 20);
     }
 
     #[test]

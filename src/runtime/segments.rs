@@ -14,6 +14,8 @@
 //! **The dead process's writes** can reach a file after its successor has read it. Each write
 //! descriptor holds an exclusive lock of its file, which lives as long as a write is under way; so
 //! a start takes the lock of every file, spares included, before it reads or chooses it.
+//!
+//! Without room or descriptors a segment is waited for: nothing was written, so nothing is in doubt.
 
 use crate::base::code::Code;
 use crate::base::limits::SEGMENT_BYTES;
@@ -63,6 +65,7 @@ pub fn find(folder: &Path, data_dir: &Path, count: Arc<AtomicUsize>) -> Result<F
         spares: Vec::new(),
         next_spare: 0,
         may_make_ahead: false,
+        lacks_descriptors: false,
         count,
     };
     for name in names {
@@ -155,13 +158,15 @@ pub struct Pool {
     spares: Vec<PathBuf>,
     next_spare: u64,
     may_make_ahead: bool,
+    /// That descriptors are missing was said, and they are missing still.
+    lacks_descriptors: bool,
     /// How many spares there are, for who judges the room on the disk.
     count: Arc<AtomicUsize>,
 }
 
 impl Pool {
-    /// Obeys until the other end is gone. `ready` is told of each segment made. No room is waited
-    /// for: checkpoints, which drop segments, make some.
+    /// Obeys until the other end is gone. `ready` is told of each segment made. Room is waited for:
+    /// checkpoints, which drop segments, make some; and so are descriptors.
     ///
     /// # Errors
     /// Any other fault of the disk.
@@ -193,6 +198,7 @@ impl Pool {
                         Err(error) if error.kind() == io::ErrorKind::StorageFull => {
                             self.may_make_ahead = false;
                         }
+                        Err(error) if self.passes(&error) => std::thread::sleep(RETRY_EVERY),
                         Err(error) => return Err(self.failed("make a spare segment", &error)),
                     }
                     continue;
@@ -208,11 +214,21 @@ impl Pool {
                         }
                         break;
                     }
+                    Err(error) if self.passes(&error) => break,
                     Err(error) => return Err(self.failed("make a segment", &error)),
                 }
                 wanted.pop_front();
             }
         }
+    }
+
+    /// Whether only descriptors are missing; said once, however long it lasts.
+    fn passes(&mut self, error: &io::Error) -> bool {
+        let passes = sys::lacks_descriptors(error.raw_os_error());
+        if passes && !std::mem::replace(&mut self.lacks_descriptors, true) {
+            tracing::warn!(%error, "no segment can be made; it is tried again");
+        }
+        passes
     }
 
     fn failed(&self, what: &str, error: &io::Error) -> Report {
@@ -255,6 +271,7 @@ impl Pool {
             // Half a spare is of no use; a start deletes it too.
             let _ = fs::remove_file(&temporary);
         })?;
+        self.lacks_descriptors = false;
         Ok(path)
     }
 

@@ -11,6 +11,7 @@
 use crate::base::ids::{ConnId, ShardId};
 use crate::base::report::Report;
 use crate::base::units::{Monotonic, Now, WallTime};
+use crate::runtime::budget::Budget;
 use crate::runtime::connection::{Connection, READ_BYTES, Shard};
 use crate::runtime::desk::{self, Desk};
 use crate::runtime::listener::{self, Admission};
@@ -71,6 +72,10 @@ pub struct Parts {
     pub listener: TcpListener,
     /// Who may come in.
     pub admission: Admission,
+    /// What live jobs of all shards may take of memory, in bytes.
+    pub jobs_memory_max: u64,
+    /// What the connections may hold together, in bytes.
+    pub in_flight_bytes_max: usize,
     /// To and from the other threads.
     pub mesh: Mesh,
     /// The executor's pulse.
@@ -99,6 +104,7 @@ pub struct Hub {
     next_conn: Cell<u64>,
     stopping: Cell<bool>,
     read_buffer: RefCell<Box<[u8]>>,
+    budget: Rc<Budget>,
     metrics: Arc<NodeMetrics>,
     rpc: RefCell<RpcTimes>,
     /// When the replies of this turn were ready.
@@ -118,15 +124,17 @@ impl Hub {
     }
 
     /// A new client.
-    pub fn add(&self, connection: Rc<Connection>) -> ConnId {
+    pub fn add(&self) -> (ConnId, Rc<Connection>) {
         let number = self.next_conn.get();
         self.next_conn.set(number + 1);
+        let conn = ConnId(number);
+        let connection = Rc::new(Connection::new(conn, self.budget.clone()));
         let mut connections = self.connections.borrow_mut();
-        connections.insert(number, connection);
+        connections.insert(number, connection.clone());
         self.numbers()
             .connections
             .store(connections.len() as u64, Relaxed);
-        ConnId(number)
+        (conn, connection)
     }
 
     /// A client is gone.
@@ -216,6 +224,7 @@ pub async fn run(parts: Parts) {
         next_conn: Cell::new(1),
         stopping: Cell::new(false),
         read_buffer: RefCell::new(vec![0; READ_BYTES].into()),
+        budget: Rc::new(Budget::new(parts.in_flight_bytes_max)),
         metrics: parts.metrics,
         rpc: RefCell::new(RpcTimes::new(rpc)),
         turn: Cell::new(Instant::now()),
@@ -254,6 +263,10 @@ pub async fn run(parts: Parts) {
         letters,
         effects: Vec::new(),
         timer: None,
+        memory: MemoryLevel {
+            max: parts.jobs_memory_max,
+            full: false,
+        },
         stopped: false,
         begun,
     };
@@ -306,9 +319,30 @@ struct Driver {
     letters: VecDeque<Letter>,
     effects: Vec<Effect>,
     timer: Option<(Monotonic, Timer)>,
+    memory: MemoryLevel,
     stopped: bool,
     /// When the log was read.
     begun: Instant,
+}
+
+/// Whether the live jobs of all shards take what they may. It ends a little below the bound, so that
+/// it does not come and go with each job.
+struct MemoryLevel {
+    max: u64,
+    full: bool,
+}
+
+impl MemoryLevel {
+    /// Looks at what is held; what changed by it.
+    fn changed(&mut self, held: u64) -> Option<bool> {
+        let bound = if self.full {
+            self.max - self.max / 16
+        } else {
+            self.max
+        };
+        let full = held >= bound;
+        (std::mem::replace(&mut self.full, full) != full).then_some(full)
+    }
 }
 
 impl Driver {
@@ -317,6 +351,10 @@ impl Driver {
         while !self.stopped {
             let now = now();
             self.pulse.beat();
+            let held = self.hub.metrics.jobs_held_bytes();
+            if let Some(full) = self.memory.changed(held) {
+                self.engine.handle(now, Input::Memory { full });
+            }
             self.mesh.mine().take(&mut self.letters);
             while let Some(letter) = self.letters.pop_front() {
                 self.open(letter, now);
@@ -552,5 +590,23 @@ fn now() -> Now {
     Now {
         mono: Monotonic(sys::boot_time_ns()),
         wall: WallTime(wall),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_full_at_the_bound_and_has_room_again_a_little_below() {
+        let mut level = MemoryLevel {
+            max: 160,
+            full: false,
+        };
+        assert_eq!(level.changed(159), None);
+        assert_eq!(level.changed(160), Some(true));
+        assert_eq!(level.changed(150), None);
+        assert_eq!(level.changed(149), Some(false));
+        assert_eq!(level.changed(159), None);
     }
 }

@@ -4,9 +4,11 @@
 
 #![allow(unsafe_code)]
 
+use crate::base::code::Code;
+use std::alloc::{GlobalAlloc, Layout, System};
 use std::ffi::CString;
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
 use std::os::unix::ffi::OsStrExt;
@@ -88,6 +90,19 @@ pub fn open_files_limit() -> u64 {
     }
 }
 
+/// The soft limit of mapped memory in bytes, `u64::MAX` for none.
+pub fn address_space_limit() -> u64 {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is a valid place for the result.
+    match unsafe { libc::getrlimit(libc::RLIMIT_AS, &mut limit) } {
+        0 => limit.rlim_cur,
+        _ => u64::MAX,
+    }
+}
+
 /// Units of processor time in /proc, a second.
 pub fn clock_ticks() -> u64 {
     // SAFETY: takes no pointer.
@@ -98,6 +113,13 @@ pub fn clock_ticks() -> u64 {
 pub fn page_bytes() -> u64 {
     // SAFETY: takes no pointer.
     u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
+}
+
+/// Whether a call failed only because too many files are open, in this process or on this machine:
+/// nothing has happened, and it may go well when others have closed some.
+#[must_use]
+pub fn lacks_descriptors(error: Option<i32>) -> bool {
+    matches!(error, Some(libc::EMFILE | libc::ENFILE))
 }
 
 /// Raises the soft limit of open files to the hard one: sockets and segments need more than the
@@ -253,6 +275,25 @@ pub fn keep_alive(socket: &impl AsRawFd) {
     set(libc::IPPROTO_TCP, libc::TCP_KEEPCNT, 6);
 }
 
+/// Lets the close of a connection throw away what its peer has not taken: without, the kernel would
+/// keep it, megabytes, until the peer takes it or is gone.
+pub fn reset_on_close(socket: &impl AsRawFd) {
+    let linger = libc::linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
+    // SAFETY: the option's value is a `linger`, and lives across the call.
+    unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_LINGER,
+            (&raw const linger).cast(),
+            size_of_val(&linger) as libc::socklen_t,
+        )
+    };
+}
+
 /// Ends the process now, without unwinding, destructors or exit handlers: from a panic hook or
 /// beside executors that do not answer, anything more could hang.
 pub fn exit_now(status: u8) -> ! {
@@ -269,6 +310,63 @@ pub fn terminate(process: u32) {
         // SAFETY: takes no pointer. A process that is gone already is an error that changes nothing.
         unsafe { libc::kill(process, libc::SIGTERM) };
     }
+}
+
+/// The system's allocator, which ends the process by name when there is no more memory. The standard
+/// library would abort it with a line of its own.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Allocator;
+
+// SAFETY: all is the system's; what does not return breaks no promise.
+unsafe impl GlobalAlloc for Allocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller keeps the promises of `GlobalAlloc::alloc`.
+        given(unsafe { System.alloc(layout) }, layout.size())
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        // SAFETY: the caller keeps the promises of `GlobalAlloc::dealloc`.
+        unsafe { System.dealloc(at, layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller keeps the promises of `GlobalAlloc::alloc_zeroed`.
+        given(unsafe { System.alloc_zeroed(layout) }, layout.size())
+    }
+
+    unsafe fn realloc(&self, at: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
+        // SAFETY: the caller keeps the promises of `GlobalAlloc::realloc`.
+        given(unsafe { System.realloc(at, layout, bytes) }, bytes)
+    }
+}
+
+fn given(at: *mut u8, bytes: usize) -> *mut u8 {
+    if at.is_null() {
+        out_of_memory(bytes);
+    }
+    at
+}
+
+/// Says so without taking memory, and ends the process.
+#[cold]
+fn out_of_memory(bytes: usize) -> ! {
+    const STANDARD_ERROR: libc::c_int = 2;
+    const ENVIRONMENT: u8 = 3;
+    let mut text = [0_u8; 512];
+    let mut rest = &mut text[..];
+    // What does not fit is cut off.
+    let _ = write!(
+        rest,
+        "error[{}]: no more memory: {bytes} bytes were refused\n  where: RLIMIT_AS, or the machine's \
+         memory\n  why:   the process ends, so that a restart can go on: nothing acknowledged is \
+         lost\n  fix:   a smaller limits.jobs_memory_max or limits.in_flight_max, or more memory\n",
+        Code::OutOfMemory
+    );
+    let left = rest.len();
+    let said = &text[..text.len() - left];
+    // SAFETY: `said` lives across the call.
+    unsafe { libc::write(STANDARD_ERROR, said.as_ptr().cast(), said.len()) };
+    exit_now(ENVIRONMENT)
 }
 
 /// Kills a process group: the command that a worker runs, with all that it has started.

@@ -7,6 +7,7 @@
 //!   write allocates nothing and needs no second flush.
 //! - Several writes are under way at once and may end in any order; which prefix is durable is for
 //!   the engine to say.
+//! - Without descriptors a segment is not opened but waited for; its batches wait with it.
 //! - After a failed or short write nobody knows what the disk holds. It is not tried again: the
 //!   process ends by name and recovery decides.
 //!
@@ -24,7 +25,10 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Duration;
 
+/// Without descriptors, opening is tried again after this.
+const DESCRIPTORS_RETRY: Duration = Duration::from_millis(20);
 /// Batches go to the current segment, or the next; older ones are closed.
 const OPEN_SEGMENTS: usize = 3;
 
@@ -53,14 +57,22 @@ impl WalWriter {
             return Ok(file.clone());
         }
         let path = self.folder.join(format!("{number:016x}.seg"));
-        let opened = OpenOptions::new()
-            // Without it glommio's first look at a file goes wrong.
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_DSYNC)
-            .dma_open(&path)
-            .await;
-        let file = Rc::new(opened.map_err(|error| failed(&path, "open", &error.to_string()))?);
+        let file = loop {
+            let opened = OpenOptions::new()
+                // Without it glommio's first look at a file goes wrong.
+                .read(true)
+                .write(true)
+                .custom_flags(libc::O_DSYNC)
+                .dma_open(&path)
+                .await;
+            match opened {
+                Ok(file) => break Rc::new(file),
+                Err(error) if sys::lacks_descriptors(error.raw_os_error()) => {
+                    glommio::timer::sleep(DESCRIPTORS_RETRY).await;
+                }
+                Err(error) => return Err(failed(&path, "open", &error.to_string())),
+            }
+        };
         // A segment used again may still be closing under its old name; or another batch was first.
         while !sys::try_lock(&*file).map_err(|error| failed(&path, "lock", &error.to_string()))? {
             if let Some(file) = self.open.borrow().get(&number) {

@@ -28,6 +28,10 @@ impl ShardEngine {
             }
             self.counters.entries_applied_total += 1;
         }
+        let group = &mut self.groups[slot];
+        let held_bytes = group.queue.held_bytes();
+        let before = std::mem::replace(&mut group.held_bytes, held_bytes);
+        self.counters.jobs_held_bytes = self.counters.jobs_held_bytes - before + held_bytes;
         // While it loads, an older base may turn out to be the one to start from.
         if self.groups[slot].phase == Phase::Serving {
             let applied = self.groups[slot].raft.log().applied();

@@ -44,6 +44,8 @@ counters! {
     requests_forwarded_total: total,
     /// Enqueues refused because the disk is full.
     disk_full_refusals_total: total,
+    /// Enqueues refused because live jobs take all the memory that they may.
+    memory_full_refusals_total: total,
     /// Long polls that wait.
     polls_waiting: gauge,
     /// Times that a group of this node got a new leader.
@@ -78,6 +80,10 @@ counters! {
     log_tails_cut_total: total,
     /// Whether enqueues are refused because the disk is full.
     disk_full: gauge,
+    /// Memory that live jobs take, in bytes: their bodies, and 512 for each.
+    jobs_held_bytes: gauge,
+    /// Whether enqueues are refused because live jobs take all the memory that they may.
+    memory_full: gauge,
 }
 
 #[cfg(test)]
@@ -88,7 +94,7 @@ mod tests {
     fn every_counter_is_visited_once_with_its_value() {
         let counters = Counters {
             jobs_enqueued_total: 3,
-            disk_full: 1,
+            memory_full: 1,
             ..Counters::default()
         };
         let mut seen = Vec::new();

@@ -86,6 +86,7 @@ pub struct ShardEngine {
     pub(super) run_times_ms: Vec<u64>,
     pub(super) disk_full: bool,
     pub(super) disk_exhausted: bool,
+    pub(super) memory_full: bool,
     pub(super) next_poll: u64,
     pub(super) asked: Asked,
     /// Slots with work for the next drain.
@@ -180,6 +181,7 @@ impl ShardEngine {
             run_times_ms: Vec::new(),
             disk_full: false,
             disk_exhausted: false,
+            memory_full: false,
             next_poll: 1,
             asked: Asked::default(),
             written: VecDeque::new(),
@@ -213,6 +215,10 @@ impl ShardEngine {
             Input::ManifestWritten => self.on_manifest_written(),
             Input::DiskSpace { full, exhausted } => {
                 (self.disk_full, self.disk_exhausted) = (full || exhausted, exhausted);
+            }
+            Input::Memory { full } => {
+                self.memory_full = full;
+                self.counters.memory_full = u64::from(full);
             }
             Input::StopRequested => self.on_stop_requested(),
             Input::TimePassed => {}

@@ -91,6 +91,8 @@ pub(super) struct Group {
     pub(super) last_proposed: Monotonic,
     /// When its wall time was last held against the clock of this machine.
     pub(super) wall_checked: Monotonic,
+    /// The memory of its jobs, as far as the shard has counted it.
+    pub(super) held_bytes: u64,
     /// Its place among the timers of the shard.
     pub(super) timer: Option<Monotonic>,
     /// It has work for the next drain.

@@ -94,6 +94,11 @@ pub enum Input {
         /// Whether even leases and nacks must wait: only acks, which shrink the state, go on.
         exhausted: bool,
     },
+    /// Live jobs take all the memory that they may, or no longer.
+    Memory {
+        /// Whether enqueues must wait.
+        full: bool,
+    },
     /// The process shall stop: finish what is proposed, cut a checkpoint, then say
     /// [`Effect::Stopped`](super::effect::Effect::Stopped).
     StopRequested,

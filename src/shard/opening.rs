@@ -232,6 +232,7 @@ pub(super) fn open_group(
         advancing: false,
         advance_not_before: now.mono,
         setting_offset: false,
+        held_bytes: 0,
         last_proposed: now.mono,
         wall_checked: now.mono,
         timer: None,

@@ -267,6 +267,12 @@ impl ShardEngine {
                 return Err(Refusal::new(Code::PayloadTooLarge, message));
             }
         }
+        if self.memory_full && matches!(op, Op::Enqueue { .. }) {
+            self.counters.memory_full_refusals_total += 1;
+            let message = "jobs take all the memory that they may (limits.jobs_memory_max); enqueues \
+                           go on by themselves when some are done";
+            return Err(Refusal::new(Code::MemoryFull, message));
+        }
         let grows = matches!(op, Op::Enqueue { .. } | Op::CreateQueue { .. });
         let keeps = matches!(
             op,

@@ -11,7 +11,8 @@
 //!
 //! [`FrameDecoder`] takes bytes as they come and yields whole frames. The length is compared with
 //! the bound in force as soon as the header is there, and memory grows only with bytes that really
-//! arrived. Any [`FrameError`] ends the connection.
+//! arrived. It is given back when nothing is left in it that waits for more. Any [`FrameError`] ends
+//! the connection.
 
 use crate::base::checksum::crc32c;
 use crate::base::limits::FRAME_BYTES_HELLO_MAX;
@@ -20,6 +21,9 @@ use bytes::{Buf, Bytes, BytesMut};
 
 /// Length of the header.
 pub const FRAME_HEADER_BYTES: usize = 12;
+/// A buffer that held more than this is given back once it is empty: it would live as long as the
+/// connection.
+const KEPT_BYTES: usize = 64 << 10;
 
 /// What a body is. 16 and up are for peers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +80,8 @@ pub fn encode_frame(kind: FrameKind, out: &mut BytesMut, write: impl FnOnce(&mut
 #[derive(Debug)]
 pub struct FrameDecoder {
     buffer: BytesMut,
+    /// The most that it held since it was last given back.
+    held_most: usize,
     body_bytes_max: usize,
 }
 
@@ -84,6 +90,7 @@ impl Default for FrameDecoder {
     fn default() -> Self {
         Self {
             buffer: BytesMut::new(),
+            held_most: 0,
             body_bytes_max: FRAME_BYTES_HELLO_MAX,
         }
     }
@@ -111,13 +118,32 @@ impl FrameDecoder {
         self.buffer.len()
     }
 
+    /// Bytes until the frame that has begun is whole, as far as known; 0 if none has begun.
+    #[must_use]
+    pub fn missing(&self) -> usize {
+        let here = self.buffer.len();
+        match self.buffer.first_chunk::<4>() {
+            _ if here == 0 => 0,
+            Some(len) if here >= FRAME_HEADER_BYTES => {
+                let len = usize::try_from(u32::from_le_bytes(*len)).unwrap_or(usize::MAX);
+                len.saturating_add(FRAME_HEADER_BYTES).saturating_sub(here)
+            }
+            _ => FRAME_HEADER_BYTES - here,
+        }
+    }
+
     /// The next whole frame, or `None` if more bytes are needed.
     ///
     /// # Errors
     /// [`FrameError`]; the decoder is then of no more use.
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Result<Option<Frame>, FrameError> {
+        self.held_most = self.held_most.max(self.buffer.len());
         let Some(header) = self.buffer.first_chunk::<FRAME_HEADER_BYTES>() else {
+            if self.buffer.is_empty() && self.held_most > KEPT_BYTES {
+                self.buffer = BytesMut::new();
+                self.held_most = 0;
+            }
             return Ok(None);
         };
         let [l0, l1, l2, l3, c0, c1, c2, c3, kind, flags, r0, r1] = *header;
@@ -188,6 +214,37 @@ mod tests {
                 max: FRAME_BYTES_HELLO_MAX
             }
         );
+    }
+
+    #[test]
+    fn what_is_missing_is_known_as_soon_as_the_header_is_there() {
+        let bytes = frame(FrameKind::Request, &[0; 100]);
+        let mut decoder = FrameDecoder::default();
+        assert_eq!(decoder.missing(), 0);
+        for at in 0..bytes.len() {
+            decoder.push(&bytes[at..=at]);
+            let here = at + 1;
+            let whole = if here < FRAME_HEADER_BYTES {
+                FRAME_HEADER_BYTES
+            } else {
+                FRAME_HEADER_BYTES + 100
+            };
+            assert_eq!(decoder.missing(), whole - here);
+        }
+        assert!(decoder.next().expect("sound").is_some());
+        assert_eq!(decoder.missing(), 0);
+    }
+
+    #[test]
+    fn the_memory_of_a_large_frame_is_given_back() {
+        let mut decoder = FrameDecoder::default();
+        decoder.set_body_bytes_max(FRAME_BYTES_MAX);
+        decoder.push(&frame(FrameKind::Request, &vec![0; 1 << 20]));
+        let taken = all(&mut decoder);
+        assert_eq!((taken.len(), decoder.held_most), (1, 0));
+        // Nobody but the frame itself holds its memory.
+        let body = taken.into_iter().next().expect("one").body;
+        assert!(body.try_into_mut().is_ok());
     }
 
     #[test]

@@ -25,6 +25,7 @@ static VARIES: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
         // Ports that the kernel chose.
         (r":(?:3[2-9]|[45]\d|6[0-5])\d{3}\b", ":[PORT]"),
         (r"\b(pid|kill) \d+", "$1 [PID]"),
+        (r"\b\d+ bytes were refused", "[N] bytes were refused"),
         // Programs of tests have their build in their name, and folders of theirs the process.
         (r"\bnode_start-[0-9a-f]+", "node_start"),
         (r"/rrq-(check|test)-\d+", "/rrq-$1"),

@@ -17,7 +17,11 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) fn connect(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).expect("the node listens");
+        Self::of(TcpStream::connect(address).expect("the node listens"))
+    }
+
+    /// The client of a stream from which whole frames were read.
+    pub(crate) fn of(stream: TcpStream) -> Self {
         stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
         let mut decoder = FrameDecoder::default();
         decoder.set_body_bytes_max(rrq::base::limits::FRAME_BYTES_MAX);

@@ -6,6 +6,7 @@
 pub(crate) mod client;
 #[path = "../error_kit/mod.rs"]
 pub(crate) mod error_kit;
+pub(crate) mod load;
 pub(crate) mod seccomp;
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -138,6 +139,11 @@ impl Node {
         self.err.iter().collect::<Vec<_>>().join("\n")
     }
 
+    /// What it has said on standard error since this was last asked.
+    pub(crate) fn heard(&mut self) -> Vec<String> {
+        self.err.try_iter().collect()
+    }
+
     fn stop_and_read(&mut self) -> String {
         let _ = self.child.kill();
         self.errors()
@@ -146,8 +152,13 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
+        let ended = matches!(self.child.try_wait(), Ok(Some(_)));
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if ended && std::thread::panicking() {
+            let said: Vec<String> = self.err.try_iter().collect();
+            println!("the node had ended, and said {said:?}");
+        }
     }
 }
 

@@ -52,7 +52,7 @@ impl ClientCore {
     pub(super) fn refused(&mut self, now: Monotonic, id: CallId, reply: &ErrorReply) {
         let passing = matches!(
             reply.code,
-            Code::NotLeader | Code::Busy | Code::DiskFull | Code::Stopping
+            Code::NotLeader | Code::Busy | Code::DiskFull | Code::MemoryFull | Code::Stopping
         );
         let error = Error::from_reply(reply);
         let pending = self.requests.get_mut(&id).expect("checked by `received`");

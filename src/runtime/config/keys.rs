@@ -8,7 +8,7 @@ use super::value::{
 };
 use super::{NodeConfig, Shards};
 use crate::base::ids::NodeId;
-use crate::base::limits::PAYLOAD_BYTES_HARD_MAX;
+use crate::base::limits::{IN_FLIGHT_BYTES_SHARD_MIN, PAYLOAD_BYTES_HARD_MAX};
 use crate::wal::record::MACHINE_VERSION_MAX;
 use crate::wire::{BackoffKind, DeadPolicy};
 
@@ -65,6 +65,8 @@ pub const KEYS: &[Key] = &[
     with_flag("shards.pin", "--no-pin"),
     with_flag("limits.payload_max", "--payload-max"),
     key("limits.connections_max"),
+    key("limits.in_flight_max"),
+    key("limits.jobs_memory_max"),
     key("queue_defaults.auto_create"),
     key("queue_defaults.lease"),
     key("queue_defaults.max_attempts"),
@@ -113,6 +115,17 @@ pub(super) fn set(config: &mut NodeConfig, key: &str, text: &str) -> Result<(), 
             config.payload_bytes_max = size(text, 1..=PAYLOAD_BYTES_HARD_MAX as u64)? as usize;
         }
         "limits.connections_max" => config.connections_max = number(text, 1..=1_000_000)?,
+        "limits.in_flight_max" if text == "auto" => config.in_flight_bytes_max = None,
+        "limits.in_flight_max" => {
+            let bytes = size(text, IN_FLIGHT_BYTES_SHARD_MIN as u64..=1 << 40);
+            let bytes = bytes.map_err(|_| rule("16MiB to 1024GiB, or auto"))?;
+            config.in_flight_bytes_max = Some(bytes as usize);
+        }
+        "limits.jobs_memory_max" if text == "auto" => config.jobs_memory_max = None,
+        "limits.jobs_memory_max" => {
+            let bytes = size(text, 16 << 20..=1 << 50);
+            config.jobs_memory_max = Some(bytes.map_err(|_| rule("16MiB to 1048576GiB, or auto"))?);
+        }
         "queue_defaults.auto_create" => config.auto_create = flag(text)?,
         "queue_defaults.lease" => queue.lease_ms = duration(text, 1..=DAYS_49_MS)? as u32,
         "queue_defaults.max_attempts" => queue.max_attempts = number(text, 1..=65_535)?,
@@ -201,6 +214,12 @@ pub(super) fn show(config: &NodeConfig, key: &str) -> String {
         "shards.pin" => config.pin.to_string(),
         "limits.payload_max" => show_size(config.payload_bytes_max as u64),
         "limits.connections_max" => config.connections_max.to_string(),
+        "limits.in_flight_max" => config
+            .in_flight_bytes_max
+            .map_or_else(|| "auto".to_owned(), |bytes| show_size(bytes as u64)),
+        "limits.jobs_memory_max" => config
+            .jobs_memory_max
+            .map_or_else(|| "auto".to_owned(), show_size),
         "queue_defaults.auto_create" => config.auto_create.to_string(),
         "queue_defaults.lease" => show_duration(u64::from(queue.lease_ms)),
         "queue_defaults.max_attempts" => queue.max_attempts.to_string(),

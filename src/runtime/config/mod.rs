@@ -21,7 +21,9 @@ pub use keys::{KEYS, Key};
 
 use crate::base::code::Code;
 use crate::base::ids::NodeId;
-use crate::base::limits::PAYLOAD_BYTES_DEFAULT_MAX;
+use crate::base::limits::{
+    IN_FLIGHT_BYTES_DEFAULT_MAX, IN_FLIGHT_BYTES_SHARD_MIN, PAYLOAD_BYTES_DEFAULT_MAX,
+};
 use crate::base::report::Report;
 use crate::wal::record::MACHINE_VERSION_MAX;
 use crate::wire::QueueSettings;
@@ -72,6 +74,11 @@ pub struct NodeConfig {
     pub payload_bytes_max: usize,
     /// Connections of clients at once, over all shards.
     pub connections_max: usize,
+    /// Bytes that the connections may hold together: frames half here, requests and replies under
+    /// way; `None`: as the memory allows.
+    pub in_flight_bytes_max: Option<usize>,
+    /// Memory that live jobs may take, in bytes; `None`: half of what the process may have.
+    pub jobs_memory_max: Option<u64>,
     /// Whether a queue is made at its first use.
     pub auto_create: bool,
     /// What such a queue gets.
@@ -112,6 +119,8 @@ impl Default for NodeConfig {
             pin: true,
             payload_bytes_max: PAYLOAD_BYTES_DEFAULT_MAX,
             connections_max: 10_000,
+            in_flight_bytes_max: None,
+            jobs_memory_max: None,
             auto_create: true,
             queue_defaults: QueueSettings::default(),
             log_level: tracing::Level::INFO,
@@ -119,6 +128,25 @@ impl Default for NodeConfig {
             checkpoint_log_bytes: 32 << 20,
             machine_version_max: MACHINE_VERSION_MAX,
         }
+    }
+}
+
+impl NodeConfig {
+    /// What the connections of one of `shards` shards may hold together, in bytes. Unless it is set,
+    /// a sixteenth of the memory that the process may have, at most [`IN_FLIGHT_BYTES_DEFAULT_MAX`]:
+    /// a byte on the way takes up to four of memory.
+    #[must_use]
+    pub fn in_flight_bytes_shard(&self, shards: u16, memory: u64) -> usize {
+        let auto = usize::try_from(memory / 16).unwrap_or(usize::MAX);
+        let auto = auto.min(IN_FLIGHT_BYTES_DEFAULT_MAX);
+        let all = self.in_flight_bytes_max.unwrap_or(auto);
+        (all / usize::from(shards.max(1))).max(IN_FLIGHT_BYTES_SHARD_MIN)
+    }
+
+    /// What live jobs may take, in bytes: half of the memory unless it is set.
+    #[must_use]
+    pub fn jobs_memory(&self, memory: u64) -> u64 {
+        self.jobs_memory_max.unwrap_or(memory / 2)
     }
 }
 

@@ -9,6 +9,8 @@ use crate::base::code::Code;
 use crate::base::report::Report;
 use crate::runtime::config::{CheckFormat, Loaded, NodeConfig};
 use crate::runtime::data_dir::{HOLDER_GRACE, HOLDER_PATIENCE, HOLDER_RETRY};
+use crate::runtime::guest::GUESTS_MAX;
+use crate::runtime::listener::REFUSED_MAX;
 use crate::runtime::{process, sys};
 use std::fs::OpenOptions;
 use std::io;
@@ -27,9 +29,10 @@ const MEMLOCK_MIN_BYTES: u64 = 512 << 10;
 const MEMLOCK_SHARD_BYTES: u64 = 3 * IO_MEMORY_BYTES as u64;
 /// The oldest kernel that has all operations that we use.
 const KERNEL_MIN: (u32, u32) = (5, 8);
-/// Descriptors without a client: rings, segments, files of checkpoints, listeners.
-const FILES_SHARD: u64 = 48;
-const FILES_NODE: u64 = 64;
+/// Descriptors without a client: rings, segments, files of checkpoints, listeners, clients refused.
+const FILES_SHARD: u64 = 32 + REFUSED_MAX as u64;
+/// Standard streams, locks, and the guests of the admin port.
+const FILES_NODE: u64 = 64 + GUESTS_MAX as u64;
 
 const MORE_MEMLOCK: &str =
     "ulimit -l unlimited   (systemd: LimitMEMLOCK=infinity; Docker: --ulimit memlock=-1)";
@@ -120,6 +123,12 @@ fn memlock(limit: u64) -> Result<(), Report> {
         ))
         .why("io_uring keeps its rings in locked memory")
         .fix(MORE_MEMLOCK))
+}
+
+/// Descriptors that are left for clients.
+#[must_use]
+pub fn files_for_clients(shards: u16) -> u64 {
+    sys::open_files_limit().saturating_sub(FILES_NODE + FILES_SHARD * u64::from(shards))
 }
 
 /// Whether the buffers of so many shards may be locked in memory; else the kernel copies.
