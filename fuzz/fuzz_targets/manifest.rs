@@ -4,4 +4,6 @@
 #[path = "../../tests/fuzz_kit/mod.rs"]
 mod fuzz_kit;
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| fuzz_kit::run("manifest", input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| {
+    fuzz_kit::run("manifest", input);
+});

@@ -1,6 +1,6 @@
 //! A batch of the log by itself, and whole segments through recovery.
 
-use super::wal_kit::{BLOCK, Disk, GroupModel, LIFE, Log, hard, identity, model_of};
+use super::wal_kit::{BLOCK, Disk, GroupModel, LIFE, Log, hard, model_of};
 use super::{Input, assert_is_told};
 use bytes::Bytes;
 use rrq::base::entry::{Entry, EntryKind};
@@ -9,7 +9,7 @@ use rrq::base::units::{GroupTime, Lsn};
 use rrq::wal::batch::{BATCH_HEADER_BYTES, BEACON, BatchHeader, FOOTER, SEG_HEAD};
 use rrq::wal::codec::{RECORD_HEADER_BYTES, RecordError, Records, record_bytes};
 use rrq::wal::record::Record;
-use rrq::wal::recovery::{GroupLogStatus, Recovered};
+use rrq::wal::recovery::{GroupLog, GroupLogStatus, Recovered};
 use rrq::wal::segment::SegmentHead;
 use std::collections::BTreeMap;
 
@@ -17,27 +17,31 @@ use std::collections::BTreeMap;
 pub(super) const SEGMENT: usize = 16 * BLOCK;
 
 /// One batch, as it is and sealed anew.
-pub(super) fn block(input: &[u8]) {
-    batch(&Bytes::copy_from_slice(input));
-    batch(&Bytes::from(sealed_batch(input, None)));
+pub(super) fn block(input: &[u8]) -> bool {
+    batch(&Bytes::copy_from_slice(input)) | batch(&Bytes::from(sealed_batch(input, None)))
 }
 
-fn batch(bytes: &Bytes) {
+/// Whether there is a batch with a record.
+fn batch(bytes: &Bytes) -> bool {
     if let Err(error) = BatchHeader::decode(bytes) {
         assert_is_told(&error);
         assert_eq!(BatchHeader::read(bytes, 0), Err(error));
-        return;
+        return false;
     }
     let (header, payload) = match BatchHeader::read(bytes, 0) {
         Ok(read) => read,
-        Err(error) => return assert_is_told(&error),
+        Err(error) => {
+            assert_is_told(&error);
+            return false;
+        }
     };
+    let records = records(&payload);
     assert!(header.encoded_len() <= bytes.len(), "it lies in its bytes");
     assert!(header.encoded_len().is_multiple_of(BLOCK));
     assert_eq!(payload.len(), header.payload_len as usize);
     assert_eq!(BatchHeader::traces(bytes, header.lsn, header.epoch), 3);
     if let Some(head) = SegmentHead::read(bytes) {
-        assert_eq!(records(&payload).first(), Some(&Record::SegmentHead(head)));
+        assert_eq!(records.first(), Some(&Record::SegmentHead(head)));
     }
     let mut again = vec![0; BATCH_HEADER_BYTES];
     again.extend_from_slice(&payload);
@@ -50,6 +54,7 @@ fn batch(bytes: &Bytes) {
         ..header
     };
     assert_eq!(unsealed(decoded), unsealed(header));
+    !records.is_empty()
 }
 
 /// The records up to the first that is none. Each is held against its own encoding.
@@ -232,18 +237,23 @@ fn files(input: &mut Input<'_>) -> BTreeMap<u64, Vec<u8>> {
 }
 
 /// Whole segments.
-pub(super) fn segment(input: &[u8]) {
+pub(super) fn segment(input: &[u8]) -> bool {
     let mut input = Input(input);
     let proof = Lsn(u64::from(input.u8()) * BLOCK as u64);
     let mut disk = Disk::new(SEGMENT);
     disk.files = files(&mut input);
     let recovered = match disk.recover_with(proof) {
         Ok(recovered) => recovered,
-        Err(error) => return assert_is_told(&error),
+        Err(error) => {
+            assert_is_told(&error);
+            return false;
+        }
     };
     assert_in_range(&recovered, &disk);
     prefix_is_kept(&disk);
     goes_on(disk, &recovered);
+    let is_intact = |log: &GroupLog| log.status == GroupLogStatus::Intact;
+    recovered.groups.values().any(is_intact)
 }
 
 /// Damage says where, and no group with a gap is called intact.

@@ -8,7 +8,7 @@ const SEGMENT: usize = 8 * BLOCK;
 const STEPS_MAX: usize = 200;
 
 /// The history of a log as bytes, then what is written behind its durable end.
-pub(super) fn damage(input: &[u8]) {
+pub(super) fn damage(input: &[u8]) -> bool {
     let mut input = Input(input);
     let mut log = Log::fresh(SEGMENT);
     history(&mut log, &mut input);
@@ -43,6 +43,7 @@ pub(super) fn damage(input: &[u8]) {
             recovered.damage
         );
     }
+    acked.values().any(|group| !group.entries.is_empty())
 }
 
 #[derive(Clone, Copy, Default)]

@@ -11,7 +11,8 @@
 //! announced; an error says where; and what lies before the first bad byte of a log is found.
 //!
 //! Checksums keep blind mutation out of a decoder, so each body works on the input twice: as it is,
-//! and with its checksums made to fit. [`seeds`] are valid encodings, the corpus to begin with.
+//! and with its checksums made to fit. [`seeds`] are valid encodings, the corpus to begin with. A body
+//! returns whether anything in the input was accepted, so that a test can tell that seeds are.
 
 #![allow(dead_code, reason = "a fuzz target runs one body and needs no seeds")]
 
@@ -30,7 +31,7 @@ mod wire;
 pub(crate) struct Target {
     /// The name of the fuzz target and of its corpus.
     pub(crate) name: &'static str,
-    body: fn(&[u8]),
+    body: fn(&[u8]) -> bool,
     /// Bytes of memory that a byte of input may take, beside [`MEMORY_BYTES`].
     memory_factor: usize,
 }
@@ -38,7 +39,7 @@ pub(crate) struct Target {
 /// Memory that a body may take for any input: segments in full length, messages of errors.
 const MEMORY_BYTES: usize = 2 << 20;
 
-const fn target(name: &'static str, body: fn(&[u8]), memory_factor: usize) -> Target {
+const fn target(name: &'static str, body: fn(&[u8]) -> bool, memory_factor: usize) -> Target {
     Target {
         name,
         body,
@@ -62,20 +63,22 @@ pub(crate) const TARGETS: &[Target] = &[
     target("jobs_file", text::jobs_file, 200),
 ];
 
-/// Runs the body of the target called `name`.
+/// Runs the body of the target called `name`; whether anything in the input was accepted.
 ///
 /// # Panics
 /// If a promise is broken, or if there is no such target.
-pub(crate) fn run(name: &str, input: &[u8]) {
+pub(crate) fn run(name: &str, input: &[u8]) -> bool {
     let target = TARGETS.iter().find(|target| target.name == name);
     let target = target.unwrap_or_else(|| panic!("there is no target {name}"));
-    let taken = memory::peak_of(|| (target.body)(input));
+    let mut accepted = false;
+    let taken = memory::peak_of(|| accepted = (target.body)(input));
     let allowed = MEMORY_BYTES + input.len() * target.memory_factor;
     assert!(
         taken <= allowed,
         "{name}: {taken} bytes of memory for {} bytes of input, {allowed} are allowed",
         input.len()
     );
+    accepted
 }
 
 /// An error is for people: it says something, and not without end.

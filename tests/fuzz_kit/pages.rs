@@ -20,11 +20,11 @@ type Bodies = BTreeMap<JobId, Bytes>;
 ///
 /// The input is a list of parts: a kind (0 = a body), a name, a length (u16) and bytes. A page is
 /// named by queue (u64), partition and number (u64), a body by its job id (16).
-pub(super) fn pages(input: &[u8]) {
+pub(super) fn pages(input: &[u8]) -> bool {
     let (pages, bodies) = parts(input);
     each_body(&bodies);
     let Some(machine) = loaded(&pages, &bodies) else {
-        return;
+        return false;
     };
     check(&machine).expect("what is loaded obeys all rules");
     let again = pages_of(&machine);
@@ -34,6 +34,7 @@ pub(super) fn pages(input: &[u8]) {
     let same = loaded(&again, &bodies).expect("its own pages");
     assert_eq!(same.state_hash(), hash);
     lives_on(same);
+    true
 }
 
 fn loaded(pages: &Pages, bodies: &Bodies) -> Option<JobQueue> {

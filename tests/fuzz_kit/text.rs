@@ -20,22 +20,24 @@ thread_local! {
 }
 
 /// A configuration file.
-pub(super) fn config(input: &[u8]) {
+pub(super) fn config(input: &[u8]) -> bool {
     FILE.with(|file| match loaded(file.path(), input) {
         Ok(first) => {
-            let again = loaded(file.path(), first_as_toml(&first).as_bytes());
+            let again = loaded(file.path(), as_toml(&first).as_bytes());
             let again = again.unwrap_or_else(|error| panic!("what is shown is refused: {error}"));
             for (one, other) in first.settings.iter().zip(&again.settings) {
                 assert_eq!((one.key, &one.value), (other.key, &other.value));
             }
+            true
         }
         Err(report) => {
             assert_report(&report, input.len());
             let place = format!("{} {}", report.what, report.location.unwrap_or_default());
             let path = file.path().display().to_string();
             assert!(place.contains(&path), "{place}: where?");
+            false
         }
-    });
+    })
 }
 
 fn loaded(path: &Path, text: &[u8]) -> Result<Loaded, Report> {
@@ -43,7 +45,7 @@ fn loaded(path: &Path, text: &[u8]) -> Result<Loaded, Report> {
     read(Some(path), std::iter::empty())
 }
 
-fn first_as_toml(loaded: &Loaded) -> String {
+fn as_toml(loaded: &Loaded) -> String {
     let settings = loaded.settings.iter();
     settings
         .map(|setting| format!("{} = {}\n", setting.key.name, setting.toml()))
@@ -51,13 +53,14 @@ fn first_as_toml(loaded: &Loaded) -> String {
 }
 
 /// A jobs file.
-pub(super) fn jobs_file(input: &[u8]) {
+pub(super) fn jobs_file(input: &[u8]) -> bool {
     match parse("jobs.json", input) {
         Ok(jobs) => {
             let text = as_json(&jobs);
             let again = parse("jobs.json", text.as_bytes());
             let again = again.unwrap_or_else(|error| panic!("{text}: {error}"));
             assert_eq!(without_lines(again), without_lines(jobs));
+            true
         }
         Err(report) => {
             assert_report(&report, input.len());
@@ -69,6 +72,7 @@ pub(super) fn jobs_file(input: &[u8]) {
                 line.is_some_and(|line| (1..=lines).contains(&line)),
                 "{location} in a file of {lines} lines"
             );
+            false
         }
     }
 }

@@ -15,12 +15,12 @@ use rrq::wire::message::RequestBody;
 use rrq::wire::{FrameError, WireError};
 
 /// A stream, as the server sees it and as the client does.
-pub(super) fn client_frame(input: &[u8]) {
-    stream(input);
-    stream(&with_checksums(input));
+pub(super) fn client_frame(input: &[u8]) -> bool {
+    stream(input) | stream(&with_checksums(input))
 }
 
-fn stream(bytes: &[u8]) {
+/// Whether each frame of a stream holds a message, and there are some.
+fn stream(bytes: &[u8]) -> bool {
     let (frames, error) = frames(bytes, bytes.len().max(1));
     let (chunked, chunked_error) = self::frames(bytes, bytes.len() % 61 + 1);
     assert_eq!(frames, chunked, "chunks change what is read");
@@ -35,14 +35,13 @@ fn stream(bytes: &[u8]) {
         });
     }
     assert!(bytes.starts_with(&again), "frames are not what was sent");
-    for frame in &frames {
-        match frame.kind {
-            FrameKind::ClientHello => client_hello(&frame.body),
-            FrameKind::ServerHello => server_hello(&frame.body),
-            FrameKind::Request => request(&frame.body),
-            FrameKind::Reply => reply(&frame.body),
-        }
-    }
+    let sound = frames.iter().filter(|frame| match frame.kind {
+        FrameKind::ClientHello => client_hello(&frame.body),
+        FrameKind::ServerHello => server_hello(&frame.body),
+        FrameKind::Request => request(&frame.body),
+        FrameKind::Reply => reply(&frame.body),
+    });
+    sound.count() == frames.len() && !frames.is_empty()
 }
 
 /// The frames of a stream that arrives in chunks, and what ended it.
@@ -86,7 +85,7 @@ fn with_checksums(input: &[u8]) -> BytesMut {
 }
 
 /// The body of a message; the first byte says of which.
-pub(super) fn client_message(input: &[u8]) {
+pub(super) fn client_message(input: &[u8]) -> bool {
     let mut input = Input(input);
     let kind = input.u8();
     let body = Bytes::copy_from_slice(input.0);
@@ -110,7 +109,7 @@ fn body_of(encode: impl FnOnce(&mut BytesMut)) -> Bytes {
     frame.body
 }
 
-fn request(body: &Bytes) {
+fn request(body: &Bytes) -> bool {
     match decode_request(body) {
         Ok(request) => {
             assert_ne!(request.id, 0, "an answer could not be told apart");
@@ -119,51 +118,56 @@ fn request(body: &Bytes) {
             }
             let again = body_of(|out| encode_request(&request, out));
             assert_eq!(decode_request(&again), Ok(request));
+            true
         }
         Err(refused) => {
             assert_ne!(refused.id, Some(0));
-            wire_error(&refused.error);
+            wire_error(&refused.error)
         }
     }
 }
 
-fn reply(body: &Bytes) {
+fn reply(body: &Bytes) -> bool {
     match decode_reply(body) {
         Ok(reply) => {
             let again = body_of(|out| encode_reply(&reply, out));
             assert_eq!(decode_reply(&again), Ok(reply));
+            true
         }
         Err(error) => wire_error(&error),
     }
 }
 
-fn client_hello(body: &Bytes) {
+fn client_hello(body: &Bytes) -> bool {
     match decode_client_hello(body) {
         Ok(hello) => {
             let again = body_of(|out| encode_client_hello(&hello, out));
             assert_eq!(decode_client_hello(&again), Ok(hello));
+            true
         }
         Err(error) => wire_error(&error),
     }
 }
 
-fn server_hello(body: &Bytes) {
+fn server_hello(body: &Bytes) -> bool {
     match decode_server_hello(body) {
         Ok(hello) => {
             let again = body_of(|out| encode_server_hello(&hello, out));
             assert_eq!(decode_server_hello(&again), Ok(hello));
+            true
         }
         Err(error) => wire_error(&error),
     }
 }
 
-fn wire_error(error: &WireError) {
+fn wire_error(error: &WireError) -> bool {
     assert_is_told(error);
     assert!(error.code().number() > 0);
+    false
 }
 
 /// The payload of a log entry; the first byte says of which machine version.
-pub(super) fn command(input: &[u8]) {
+pub(super) fn command(input: &[u8]) -> bool {
     let mut input = Input(input);
     let version = u16::from(input.u8() % 4);
     let payload = Bytes::copy_from_slice(input.0);
@@ -176,6 +180,7 @@ pub(super) fn command(input: &[u8]) {
             // A newer version knows all that an older one knew.
             let newest = decode_command(&payload, MACHINE_VERSION);
             assert_eq!(newest, Ok(command));
+            true
         }
         Err(error) => wire_error(&error),
     }
