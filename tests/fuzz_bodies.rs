@@ -8,9 +8,17 @@
 
 mod fuzz_kit;
 
+use bytes::{Bytes, BytesMut};
+use fuzz_kit::memory::peak_of;
 use fuzz_kit::seeds::seeds;
 use fuzz_kit::{TARGETS, run};
+use rrq::base::ids::{GroupId, Partition, QueueUid};
+use rrq::base::limits::{FRAME_BYTES_MAX, HEADERS_MAX, ITEMS_MAX};
 use rrq::base::prng::Prng;
+use rrq::wire::client::{decode_request, encode_request};
+use rrq::wire::frame::FRAME_HEADER_BYTES;
+use rrq::wire::message::{Request, RequestBody};
+use rrq::wire::{Backoff, Command, NewJob, Op, Start};
 use std::collections::BTreeSet;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -148,6 +156,76 @@ fn mutated(prng: &mut Prng, seeds: &[Vec<u8>]) -> Vec<u8> {
         }
     }
     input
+}
+
+/// A message with `content` in its field `tag`, in front of which `before` stands.
+fn nested(before: &[u8], tag: u8, content: &[u8]) -> Vec<u8> {
+    let mut out = before.to_vec();
+    out.push(tag << 3 | 2);
+    let mut len = content.len();
+    while len >= 0x80 {
+        out.push(len as u8 | 0x80);
+        len >>= 7;
+    }
+    out.push(len as u8);
+    out.extend_from_slice(content);
+    out
+}
+
+/// The largest frame, full of empty items: two bytes each, of which values would take gigabytes.
+#[test]
+fn a_giant_request_takes_little_more_memory_than_its_bytes() {
+    let count = FRAME_BYTES_MAX / 2 - 32;
+    let in_command = |op: &[u8]| nested(&[8, 1], 2, &nested(&[], 2, &nested(&[], 2, op)));
+    let jobs = in_command(&[0x1a, 0].repeat(count));
+    let headers = in_command(&nested(&[], 3, &[0x5a, 0].repeat(count)));
+    let sessions = nested(&[8, 1], 8, &[0x0a, 0].repeat(count));
+    for (what, body) in [("jobs", jobs), ("headers", headers), ("sessions", sessions)] {
+        let body = Bytes::from(body);
+        let mut answer = None;
+        let taken = peak_of(|| answer = Some(decode_request(&body)));
+        let refused = answer.expect("it was asked").expect_err("too many");
+        assert_eq!(refused.id, Some(1), "{what}: it can be answered");
+        assert!(
+            taken < body.len() + (8 << 20),
+            "{what}: {taken} bytes of memory, {refused}"
+        );
+    }
+}
+
+/// The most that a client may send in one request is not too many fields.
+#[test]
+fn a_request_at_every_bound_is_taken() {
+    let item = NewJob {
+        payload: Bytes::from(vec![0xff; 2000]),
+        priority: Some(7),
+        start: Start::After(1),
+        ttl_ms: 1,
+        lease_ms: 1,
+        max_attempts: 1,
+        run_limit_ms: 1,
+        backoff: Some(Backoff::default()),
+        key: Some(Bytes::from_static(b"key")),
+        headers: vec![("h".to_owned(), Bytes::from_static(b"v")); HEADERS_MAX],
+    };
+    let op = Op::Enqueue {
+        queue: QueueUid::default(),
+        partition: Partition(0),
+        items: vec![item; ITEMS_MAX],
+    };
+    let request = Request {
+        id: 1,
+        body: RequestBody::Command {
+            group: GroupId(0),
+            command: Command { session: None, op },
+            wait_ms: 0,
+        },
+    };
+    let mut frame = BytesMut::new();
+    encode_request(&request, &mut frame);
+    let body = frame.freeze().slice(FRAME_HEADER_BYTES..);
+    assert!(body.len() < FRAME_BYTES_MAX, "{} bytes", body.len());
+    assert_eq!(decode_request(&body), Ok(request));
 }
 
 #[test]

@@ -52,7 +52,7 @@ unsafe impl GlobalAlloc for Counting {
 }
 
 /// The most that this thread held at once while `run` ran, beyond what it held before.
-pub(super) fn peak_of(run: impl FnOnce()) -> usize {
+pub(crate) fn peak_of(run: impl FnOnce()) -> usize {
     let before = HELD.get();
     PEAK.set(before);
     run();

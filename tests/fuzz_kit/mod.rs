@@ -19,7 +19,7 @@
 mod checkpoint;
 mod log;
 mod log_damage;
-mod memory;
+pub(crate) mod memory;
 mod pages;
 pub(crate) mod seeds;
 mod text;
