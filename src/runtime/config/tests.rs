@@ -205,3 +205,24 @@ fn a_check_is_made_of_a_bad_configuration_too() {
     };
     assert_eq!(report.code, Code::BadArgument);
 }
+
+#[test]
+fn a_folder_whose_name_looks_like_a_number_is_shown_as_a_text() {
+    for name in ["007", ".5", "5.", "1e5", "true"] {
+        let text = format!("[node]\ndata_dir = \"{name}\"\n");
+        let loaded = parse(&text).unwrap_or_else(|_| panic!("{name} is a folder"));
+        let shown = loaded.settings.iter().map(|setting| {
+            let (section, key) = setting.key.name.rsplit_once('.').unwrap_or_default();
+            let key = if key.is_empty() {
+                setting.key.name
+            } else {
+                key
+            };
+            let dot = if section.is_empty() { "" } else { "." };
+            format!("{section}{dot}{key} = {}\n", setting.toml())
+        });
+        let again = parse(&shown.collect::<String>());
+        let again = again.unwrap_or_else(|faults| panic!("{name}: {}", faults[0].entry()));
+        assert_eq!(again.config.data_dir, Path::new(name));
+    }
+}
