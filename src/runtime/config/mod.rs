@@ -44,6 +44,8 @@ const NOT_OURS: &[&str] = &[
     "RRQ_QUEUE",
     "RRQ_ATTEMPT",
 ];
+/// Errors that a report lists; of more it gives the number.
+const FAULTS_SHOWN: usize = 20;
 const ADVICE: &str = "configs/single.toml shows every key with its bounds";
 
 /// The settings of a node.
@@ -416,7 +418,11 @@ impl Reading {
             0 => {}
             1 => return Err(self.faults.swap_remove(0).report()),
             n => {
-                let list: Vec<String> = self.faults.iter().map(Fault::entry).collect();
+                let shown = self.faults.iter().take(FAULTS_SHOWN);
+                let mut list: Vec<String> = shown.map(Fault::entry).collect();
+                if let Some(more) = n.checked_sub(FAULTS_SHOWN).filter(|more| *more > 0) {
+                    list.push(format!("and {more} more"));
+                }
                 let flags = self
                     .faults
                     .iter()

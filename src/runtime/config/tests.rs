@@ -226,3 +226,25 @@ fn a_folder_whose_name_looks_like_a_number_is_shown_as_a_text() {
         assert_eq!(again.config.data_dir, Path::new(name));
     }
 }
+
+#[test]
+fn many_errors_in_a_long_line_make_a_short_report() {
+    let keys: Vec<String> = (0..2000).map(|n| format!("key{n} = 1")).collect();
+    let text = format!("node = {{ {} }}", keys.join(", "));
+    let mut reading = Reading::new(None, std::iter::empty());
+    file::read_text(&mut reading, Path::new("node.toml"), &text);
+    let report = reading.finish().expect_err("no key is known").to_string();
+    assert!(report.len() < 10_000, "{} bytes", report.len());
+    assert!(
+        report.contains("2000 errors in the configuration"),
+        "{report}"
+    );
+    assert!(report.contains("and 1980 more"), "{report}");
+    let excerpt = "1 | node = { key0 = 1, key1 = 1,";
+    assert!(report.contains(excerpt), "{report}");
+    let marked = report.lines().find(|line| line.contains("^^^^"));
+    let line = report.lines().find(|line| line.contains("1 | ..."));
+    let (marked, line) = (marked.expect("a mark"), line.expect("a cut line"));
+    assert!(line.ends_with("..."), "{line}");
+    assert!(marked.len() < 200 && line.len() < 200);
+}
