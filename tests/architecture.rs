@@ -152,7 +152,7 @@ fn nothing_is_left_unfinished() {
 #[test]
 fn every_file_tells_its_story() {
     let mut files = sources();
-    for folder in ["tests", "benches", "tools"] {
+    for folder in ["tests", "benches", "tools", "fuzz"] {
         for (path, text) in files_under(folder) {
             if path.ends_with(".rs") {
                 files.push(Source::new(&format!("../{folder}/{path}"), &text));

@@ -11,7 +11,7 @@ use rrq::base::ids::GroupId;
 use rrq::base::prng::Prng;
 use rrq::base::units::Lsn;
 use rrq::wal::batch::{BEACON, FOOTER, SEG_HEAD};
-use rrq::wal::record::Record;
+use rrq::wal::record::{BaseRecord, Record};
 use rrq::wal::recovery::{GroupLogStatus, Recovered, Recovery};
 use rrq::wal::writer::LogIdentity;
 use std::collections::BTreeMap;
@@ -750,6 +750,25 @@ fn logs_of_others_are_refused() {
     assert_eq!(shard, "segment 1 belongs to shard 3, not to 4");
     let set = recover(|id| id.wal_set = 2);
     assert_eq!(set, "segment 1 belongs to WAL set 1, not to 2");
+}
+
+#[test]
+fn a_base_that_voids_what_comes_after_it_is_refused() {
+    for (start, is_refused) in [(0, false), (2 * BLOCK as u64, true)] {
+        let mut log = Log::fresh(SEGMENT);
+        log.append(Record::Base(BaseRecord {
+            log_start_lsn: Lsn(start),
+            ..wal_kit::base(1, 0, 0)
+        }));
+        log.sync();
+        log.entry(1, 1, 1, 10);
+        log.sync();
+        let found = log.disk.recover_with(Lsn(0));
+        let said = found.err().map(|error| error.to_string());
+        let wanted = "segment 1, batch at byte 4096: the log start of the record at byte 0 of the \
+                      batch makes no sense";
+        assert_eq!(said.as_deref(), is_refused.then_some(wanted));
+    }
 }
 
 #[test]

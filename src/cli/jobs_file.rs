@@ -15,24 +15,24 @@ use serde_json::Deserializer;
 
 /// A job as the file has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct FileJob {
-    /// Where it begins.
-    pub(super) line: usize,
-    /// The idempotency key.
-    pub(super) id: String,
+pub struct FileJob {
+    /// The line in which it begins, from 1.
+    pub line: usize,
+    /// The idempotency key, 1 to 256 bytes.
+    pub id: String,
     /// The compact JSON.
-    pub(super) payload: String,
-    /// The run limit; 0 = none.
-    pub(super) timeout_ms: u32,
+    pub payload: String,
+    /// The run limit in milliseconds; 0 = none.
+    pub timeout_ms: u32,
     /// Its queue, if it names one.
-    pub(super) queue: Option<String>,
+    pub queue: Option<String>,
 }
 
 /// Reads the text of a jobs file called `name`.
 ///
 /// # Errors
 /// The first thing that is wrong, with its line.
-pub(super) fn parse(name: &str, bytes: &[u8]) -> Result<Vec<FileJob>, Report> {
+pub fn parse(name: &str, bytes: &[u8]) -> Result<Vec<FileJob>, Report> {
     let line_of = |at: usize| 1 + bytes[..at].iter().filter(|byte| **byte == b'\n').count();
     let text = std::str::from_utf8(bytes).map_err(|error| {
         let what = format!("{name} is not UTF-8 text");

@@ -33,7 +33,7 @@ mod explain;
 mod filter;
 mod job;
 mod job_view;
-mod jobs_file;
+pub mod jobs_file;
 mod listing;
 mod log;
 mod log_walk;

@@ -349,6 +349,11 @@ impl Records {
         Self { payload, at: 0 }
     }
 
+    /// Where the next record starts, counted from the start of the batch's records.
+    pub(super) fn position(&self) -> usize {
+        self.at
+    }
+
     fn take(&mut self) -> Result<Record, RecordError> {
         let offset = self.at;
         let rest = &self.payload[offset..];

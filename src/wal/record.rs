@@ -72,7 +72,7 @@ pub struct BaseRecord {
     pub root: Option<RootLocation>,
     /// Records of the group before this position are void. A base cut from the group's own log
     /// keeps that of the base before it (0 at first); one received from a peer has the end of the
-    /// log at that moment.
+    /// log at that moment. So it is never beyond the batch that holds the base.
     pub log_start_lsn: Lsn,
     /// The version of the job machine in force there.
     pub machine_version: u16,

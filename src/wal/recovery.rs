@@ -475,9 +475,22 @@ impl Reader {
             });
         }
         let mut count = 0;
-        for record in Records::new(records) {
+        let mut records = Records::new(records);
+        loop {
+            let at = records.position();
+            let Some(record) = records.next() else {
+                break;
+            };
             count += 1;
             match record {
+                // It would void what comes after it, at the next start.
+                Ok(Record::Base(base)) if base.log_start_lsn > header.lsn => {
+                    let error = RecordError::Malformed {
+                        offset: at,
+                        what: "log start",
+                    };
+                    return Err(RecoveryError::record(segment.number, offset as u64, error));
+                }
                 Ok(record) => self.record(segment.number, header, record)?,
                 Err(error @ RecordError::BrokenSeal { .. }) => {
                     self.replay.broken_seal(segment.number);

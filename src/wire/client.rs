@@ -27,6 +27,7 @@ use crate::wire::message::{
 use bytes::{Bytes, BytesMut};
 use pb::request::Body as PbRequest;
 use prost::Message;
+use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 
 /// The protocol version that this build speaks; there is one so far.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -275,6 +276,10 @@ pub fn decode_request(body: &Bytes) -> Result<Request, RequestError> {
 }
 
 fn request_from_bytes(body: Bytes) -> Result<Request, WireError> {
+    if body.len() > COUNTED_FROM_BYTES {
+        let mut left = FIELDS_MAX;
+        count_fields(&body, LEVELS_COUNTED, &mut left)?;
+    }
     let message = pb::Request::decode(body).map_err(malformed("a request"))?;
     if message.id == 0 {
         return Err(WireError::Missing("the id of a request, from 1,"));
@@ -397,12 +402,51 @@ fn scan_from_pb(request: pb::ScanJobs) -> Result<JobScan, WireError> {
     })
 }
 
+/// The most fields of a request, those of its items among them: 1024 jobs with all that a job has and
+/// 32 headers each are a third less.
+const FIELDS_MAX: usize = 64 << 10;
+
+/// A value takes up to a hundred times the two bytes of an empty item, so that of a larger body the
+/// fields are counted before there are values. Of a smaller one all values fit into a few MiB.
+const COUNTED_FROM_BYTES: usize = 64 << 10;
+
+/// Request, command of a group, command, operation, item: nothing below an item is many.
+const LEVELS_COUNTED: u32 = 5;
+
+/// Refuses more fields than are `left`. Texts are walked as if they were messages where they stand
+/// so high; they are short there. What is no message ends the count: its decoder says what it is.
+fn count_fields(mut bytes: &[u8], levels: u32, left: &mut usize) -> Result<(), WireError> {
+    while levels > 0 && !bytes.is_empty() {
+        *left = left.checked_sub(1).ok_or(WireError::BadLength {
+            field: "a request, in fields,",
+            got: FIELDS_MAX + 1,
+            min: 1,
+            max: FIELDS_MAX,
+        })?;
+        let Ok((tag, wire_type)) = decode_key(&mut bytes) else {
+            return Ok(());
+        };
+        if wire_type == WireType::LengthDelimited {
+            let len = decode_varint(&mut bytes).map(usize::try_from);
+            let Ok(Ok(len)) = len else {
+                return Ok(());
+            };
+            let Some((inner, rest)) = bytes.split_at_checked(len) else {
+                return Ok(());
+            };
+            count_fields(inner, levels - 1, left)?;
+            bytes = rest;
+        } else if skip_field(wire_type, tag, &mut bytes, DecodeContext::default()).is_err() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
 /// The id of a request whose rest may be garbage: field 1, if it comes first.
 fn read_id(body: &[u8]) -> Option<u64> {
     let mut rest = body.strip_prefix(&[0x08])?;
-    prost::encoding::decode_varint(&mut rest)
-        .ok()
-        .filter(|id| *id != 0)
+    decode_varint(&mut rest).ok().filter(|id| *id != 0)
 }
 
 /// Every bound of a client's command. Reasons, which are for people, are cut instead of refused.
@@ -506,4 +550,48 @@ fn state_from_pb(raw: i32) -> Result<JobState, WireError> {
             field: "state",
             got: raw.into(),
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Field 2 of a message, a message itself.
+    fn nested(content: &[u8]) -> Vec<u8> {
+        let mut out = vec![2 << 3 | 2];
+        prost::encoding::encode_varint(content.len() as u64, &mut out);
+        out.extend_from_slice(content);
+        out
+    }
+
+    #[test]
+    fn more_fields_than_any_request_has_are_refused_before_there_are_values() {
+        let body = |jobs: usize| {
+            let enqueue = [0x1a, 0].repeat(jobs);
+            let request = nested(&nested(&nested(&enqueue)));
+            Bytes::from([vec![8, 1], request].concat())
+        };
+        let refused = decode_request(&body(FIELDS_MAX)).expect_err("too many");
+        assert_eq!(refused.id, Some(1), "it can be answered");
+        assert_eq!(
+            refused.to_string(),
+            "a request, in fields, has length 65537, allowed are 1 to 65536"
+        );
+        // Four of the fields are the id and what the jobs stand in.
+        let refused = decode_request(&body(FIELDS_MAX - 4)).expect_err("too many jobs");
+        assert_eq!(
+            refused.to_string(),
+            "items has length 65532, allowed are 1 to 1024"
+        );
+    }
+
+    #[test]
+    fn a_count_ends_where_there_is_no_message() {
+        let mut left = 10;
+        for bytes in [&[0x1a, 200][..], &[0xff; 20], &[0x1b, 0x1a], &[7, 0]] {
+            let before = left;
+            assert_eq!(count_fields(bytes, 5, &mut left), Ok(()));
+            assert_eq!(left, before - 1, "{bytes:?}");
+        }
+    }
 }

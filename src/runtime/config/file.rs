@@ -9,6 +9,15 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+/// Characters of a line that are shown before a fault, and from it on.
+const SHOWN_CHARS: usize = 80;
+
+/// The first of the characters, and dots if there are more.
+fn around(mut chars: impl Iterator<Item = char>) -> (String, &'static str) {
+    let shown = chars.by_ref().take(SHOWN_CHARS).collect();
+    (shown, chars.next().map_or("", |_| "..."))
+}
+
 /// A parsed file with what is needed to point into it.
 struct Source<'a> {
     path: &'a Path,
@@ -28,19 +37,21 @@ impl Source<'_> {
             .map_or(self.text.len(), |at| start + at);
         let number = self.line(start);
         let column = self.text[line_start..start].chars().count();
+        let (before, skipped) = around(self.text[line_start..start].chars().rev());
+        let before: String = before.chars().rev().collect();
+        let (behind, cut) = around(self.text[start..line_end].chars());
         let end = span.end.clamp(start, line_end);
-        let width = self.text[start..end].chars().count().max(1);
+        let width = self.text[start..end].chars().count();
+        let width = width.clamp(1, SHOWN_CHARS);
         let digits = number.to_string().len();
+        let margin = skipped.len() + before.chars().count();
         Fault {
             code: Code::BadConfig,
             what,
             location: format!("{}:{number}:{}", self.path.display(), column + 1),
             excerpt: format!(
-                "{number} | {}\n{:digits$} | {:column$}{:^<width$}",
-                &self.text[line_start..line_end],
-                "",
-                "",
-                ""
+                "{number} | {skipped}{before}{behind}{cut}\n{:digits$} | {:margin$}{:^<width$}",
+                "", "", ""
             ),
         }
     }

@@ -257,9 +257,13 @@ pub(super) fn show(config: &NodeConfig, key: &str) -> String {
     }
 }
 
-/// Whether a value is written without quotes in TOML.
+/// Whether a value is written without quotes in TOML, which has no `007`, `.5` or `5.`.
 pub(super) fn is_bare(text: &str) -> bool {
-    text.parse::<bool>().is_ok() || text.parse::<f64>().is_ok_and(f64::is_finite)
+    let is_digits = |part: &str| !part.is_empty() && part.bytes().all(|c| c.is_ascii_digit());
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
+    let is_number =
+        is_digits(whole) && is_digits(fraction) && (whole == "0" || !whole.starts_with('0'));
+    text.parse::<bool>().is_ok() || is_number
 }
 
 #[cfg(test)]
@@ -293,5 +297,8 @@ mod tests {
     fn words_are_quoted_and_numbers_are_not() {
         assert!(is_bare("true") && is_bare("2.0") && is_bare("7"));
         assert!(!is_bare("30s") && !is_bare("inf") && !is_bare("127.0.0.1:1"));
+        for path in ["007", ".5", "5.", "1e5", "-1", "1.2.3", "", "."] {
+            assert!(!is_bare(path), "{path} as the name of a folder");
+        }
     }
 }

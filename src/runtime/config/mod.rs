@@ -48,6 +48,8 @@ const NOT_OURS: &[&str] = &[
 ];
 const ADVICE: &str =
     "`rrqctl config show` lists every key; configs/single.toml of the source has their bounds";
+/// Errors that a report lists; of more it gives the number.
+const FAULTS_SHOWN: usize = 20;
 
 /// The settings of a node.
 #[derive(Clone, Debug)]
@@ -445,7 +447,11 @@ impl Reading {
             0 => {}
             1 => return Err(self.faults.swap_remove(0).report()),
             n => {
-                let list: Vec<String> = self.faults.iter().map(Fault::entry).collect();
+                let shown = self.faults.iter().take(FAULTS_SHOWN);
+                let mut list: Vec<String> = shown.map(Fault::entry).collect();
+                if let Some(more) = n.checked_sub(FAULTS_SHOWN).filter(|more| *more > 0) {
+                    list.push(format!("and {more} more"));
+                }
                 let flags = self
                     .faults
                     .iter()

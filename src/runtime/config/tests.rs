@@ -205,3 +205,46 @@ fn a_check_is_made_of_a_bad_configuration_too() {
     };
     assert_eq!(report.code, Code::BadArgument);
 }
+
+#[test]
+fn a_folder_whose_name_looks_like_a_number_is_shown_as_a_text() {
+    for name in ["007", ".5", "5.", "1e5", "true"] {
+        let text = format!("[node]\ndata_dir = \"{name}\"\n");
+        let loaded = parse(&text).unwrap_or_else(|_| panic!("{name} is a folder"));
+        let shown = loaded.settings.iter().map(|setting| {
+            let (section, key) = setting.key.name.rsplit_once('.').unwrap_or_default();
+            let key = if key.is_empty() {
+                setting.key.name
+            } else {
+                key
+            };
+            let dot = if section.is_empty() { "" } else { "." };
+            format!("{section}{dot}{key} = {}\n", setting.toml())
+        });
+        let again = parse(&shown.collect::<String>());
+        let again = again.unwrap_or_else(|faults| panic!("{name}: {}", faults[0].entry()));
+        assert_eq!(again.config.data_dir, Path::new(name));
+    }
+}
+
+#[test]
+fn many_errors_in_a_long_line_make_a_short_report() {
+    let keys: Vec<String> = (0..2000).map(|n| format!("key{n} = 1")).collect();
+    let text = format!("node = {{ {} }}", keys.join(", "));
+    let mut reading = Reading::new(None, std::iter::empty());
+    file::read_text(&mut reading, Path::new("node.toml"), &text);
+    let report = reading.finish().expect_err("no key is known").to_string();
+    assert!(report.len() < 10_000, "{} bytes", report.len());
+    assert!(
+        report.contains("2000 errors in the configuration"),
+        "{report}"
+    );
+    assert!(report.contains("and 1980 more"), "{report}");
+    let excerpt = "1 | node = { key0 = 1, key1 = 1,";
+    assert!(report.contains(excerpt), "{report}");
+    let marked = report.lines().find(|line| line.contains("^^^^"));
+    let line = report.lines().find(|line| line.contains("1 | ..."));
+    let (marked, line) = (marked.expect("a mark"), line.expect("a cut line"));
+    assert!(line.ends_with("..."), "{line}");
+    assert!(marked.len() < 200 && line.len() < 200);
+}

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Runs the fuzz targets one after the other and says how far each came.
+#
+#   tools/fuzz.sh [SECONDS [TARGET...]]     60 seconds for each target, or for these alone
+#
+# Needs a nightly toolchain and cargo-fuzz (cargo install cargo-fuzz --locked). What a run finds of
+# interest is kept in fuzz/target/fuzz/corpus/ (or under CARGO_TARGET_DIR) and the next run starts
+# from it and from fuzz/corpus/. Stops at the first failure with the input's path: fix the cause, add a
+# named test beside the code, and put the input into fuzz/corpus/, which tests/fuzz_bodies.rs reads.
+set -euo pipefail
+cd "$(dirname "$0")/../fuzz"
+
+readonly seconds=${1:-60}
+shift || true
+readonly target_dir=${CARGO_TARGET_DIR:-$PWD/target}/fuzz
+if ! cargo +nightly fuzz --version >/dev/null 2>&1; then
+    echo "error: this needs cargo-fuzz and a nightly toolchain" >&2
+    exit 2
+fi
+# There is no `unsafe` in what is fuzzed, so that a sanitizer would only cost speed.
+readonly build=(--fuzz-dir . --sanitizer none --target-dir "$target_dir")
+cargo +nightly fuzz build "${build[@]}"
+
+if (($# == 0)); then
+    mapfile -t targets < <(cargo +nightly fuzz list --fuzz-dir .)
+    set -- "${targets[@]}"
+fi
+printf '%-16s %14s %10s %8s %8s\n' target executions per_second edges inputs
+for target in "$@"; do
+    corpus=$target_dir/corpus/$target
+    log=$target_dir/$target.log
+    mkdir -p "$corpus" "artifacts/$target"
+    if ! cargo +nightly fuzz run "${build[@]}" "$target" "$corpus" "corpus/$target" -- \
+        -max_total_time="$seconds" -max_len=8192 -timeout=10 -rss_limit_mb=1024 \
+        -print_final_stats=1 >"$log" 2>&1; then
+        tail -n 30 "$log" >&2
+        echo "error: $target fails; the input is in fuzz/artifacts/$target/" >&2
+        exit 1
+    fi
+    executions=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
+    read -r edges inputs < <(sed -n \
+        's/^#[0-9]*\tDONE *cov: \([0-9]*\) .* corp: \([0-9]*\)\/.*/\1 \2/p' "$log")
+    printf '%-16s %14s %10s %8s %8s\n' \
+        "$target" "$executions" "$((executions / (seconds > 0 ? seconds : 1)))" "$edges" "$inputs"
+done
