@@ -124,7 +124,7 @@ impl JobQueue {
             .sum()
     }
 
-    /// Memory that the live jobs take, in bytes: bodies, and [`JOB_HELD_BYTES`] a job.
+    /// Memory that the live jobs take, in bytes: bodies, and `JOB_HELD_BYTES` a job.
     #[must_use]
     pub fn held_bytes(&self) -> u64 {
         self.links.held_bytes
