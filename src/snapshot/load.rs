@@ -7,13 +7,12 @@
 //! The first thing that is wrong ends the load: the caller then tries the older base of the group.
 
 use crate::base::ids::JobId;
+use crate::snapshot::header::HeaderError;
 use crate::snapshot::layout::{
     BODY_HEAD_BYTES, BodyEntry, BodyPlace, FileHeader, FileKind, GroupMeta, HEADER_BYTES, Owner,
     PageEntry, PageName, PayloadUse, Root, RootRef,
 };
-use crate::snapshot::view::{
-    BodyError, HeaderError, PageError, RootError, verify_body, verify_page,
-};
+use crate::snapshot::view::{BodyError, PageError, RootError, verify_body, verify_page};
 use bytes::Bytes;
 use std::fmt;
 

@@ -43,8 +43,9 @@ use crate::base::checksum::{Hash128, crc32c};
 use crate::base::ids::{ClusterId, DiskId, GroupId, ShardId};
 use crate::base::units::Lsn;
 use crate::snapshot::fields::{Fields, Malformed, u16_at, u32_at};
+use crate::snapshot::header::format_is_known;
 use crate::snapshot::layout::{GROUP_BYTES, GroupMeta, Owner, RootRef};
-use crate::snapshot::view::{format_is_known, group_block};
+use crate::snapshot::view::group_block;
 
 /// The format that this binary writes, and the newest that it reads.
 pub const FORMAT: u16 = 1;

@@ -36,13 +36,15 @@
 //! | --- | --- |
 //! | [`layout`] | the byte layout of run files, payload files and roots, and their nouns |
 //! | [`builder`] | jobs and pages to bytes, in slices |
-//! | [`view`] | bytes to headers, roots, pages, bodies; every way in which they can be wrong |
+//! | [`header`] | the first block of each file |
+//! | [`view`] | bytes to roots, pages, bodies; every way in which they can be wrong |
 //! | [`load`] | a whole group from its root, by few large reads |
 //! | [`manifest`] | the second anchor of a shard's bases |
 //! | [`superblock`] | whose disk this is, and which log is in force |
 
 pub mod builder;
 mod fields;
+pub mod header;
 pub mod layout;
 pub mod load;
 pub mod manifest;

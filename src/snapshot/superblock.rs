@@ -42,8 +42,8 @@
 
 use crate::base::ids::{ClusterId, DiskId, NodeId};
 use crate::snapshot::fields::{Fields, Malformed, u16_at};
+use crate::snapshot::header::{block_checksums, format_is_known};
 use crate::snapshot::layout::{HEADER_BYTES, HEADER_CRC_AT, seal_block};
-use crate::snapshot::view::{block_checksums, format_is_known};
 
 /// The format that this binary writes, and the newest that it reads.
 pub const FORMAT: u16 = 1;
