@@ -148,6 +148,7 @@ fn figures_have_the_fields_that_programs_read() {
         "rto_ms",
         "exec_to_first_ms",
         "lost",
+        "host",
     ];
     assert_eq!(keys(&json), sorted(&top));
     let round = [
