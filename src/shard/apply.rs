@@ -47,8 +47,18 @@ impl ShardEngine {
         };
         match entry.kind {
             EntryKind::Data => {
-                let command = decode_command(&entry.payload, entry.machine_version)
-                    .map_err(|error| format!("entry {} cannot be applied: {error}", entry.index))?;
+                let decode = || {
+                    decode_command(&entry.payload, entry.machine_version).map_err(|error| {
+                        format!("entry {} cannot be applied: {error}", entry.index)
+                    })
+                };
+                let command = match group.take_proposed(entry.index, entry.term) {
+                    Some(command) => {
+                        debug_assert_eq!(decode().as_ref(), Ok(&command));
+                        command
+                    }
+                    None => decode()?,
+                };
                 let needed = group.queue.pages_needed(&command);
                 assert!(
                     needed == PagesNeeded::None,

@@ -314,14 +314,14 @@ impl ShardEngine {
 
     // Proposals.
 
-    /// Proposes an entry; the waiter is told when it is applied.
+    /// Proposes an entry, whose index it returns; the waiter is told when it is applied.
     pub(super) fn propose(
         &mut self,
         slot: usize,
         kind: EntryKind,
         payload: Bytes,
         waiter: Option<Waiter>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<LogIndex, Refusal> {
         let group = &mut self.groups[slot];
         let time = group.clock.at(self.now.mono);
         let index = group
@@ -342,17 +342,17 @@ impl ShardEngine {
         group.waiters.extend(waiter.map(|waiter| (index, waiter)));
         self.counters.entries_proposed_total += 1;
         self.mark(slot);
-        Ok(())
+        Ok(index)
     }
 
     /// Proposes an entry without a payload.
     pub(super) fn propose_kind(&mut self, slot: usize, kind: EntryKind) -> Result<(), Refusal> {
-        self.propose(slot, kind, Bytes::new(), None)
+        self.propose(slot, kind, Bytes::new(), None).map(drop)
     }
 
     /// Proposes what the leader itself wants; if the group is too busy, a timer tries again.
     pub(super) fn propose_own(&mut self, slot: usize, op: Op, waiter: Option<Waiter>) -> bool {
-        self.propose_command(slot, &Command { session: None, op }, waiter)
+        self.propose_command(slot, Command { session: None, op }, waiter)
             .is_ok()
     }
 

@@ -8,9 +8,10 @@ use super::liveness::Liveness;
 use super::loading::BaseFiles;
 use super::polls::{Place, Poll, Polls};
 use super::waits::Waits;
-use crate::base::ids::{GroupId, Incarnation, LogIndex};
+use crate::base::ids::{GroupId, Incarnation, LogIndex, Term};
 use crate::base::units::Monotonic;
 use crate::queue::JobQueue;
+use crate::queue::command::Command;
 use crate::raft::node::RaftNode;
 use crate::snapshot::layout::{GroupMeta, Voter};
 use crate::wal::record::BaseRecord;
@@ -74,6 +75,9 @@ pub(super) struct Group {
     pub(super) commit_written: LogIndex,
     /// The batch that carries it.
     pub(super) hard_state_ticket: Option<Ticket>,
+    /// Commands proposed here that are not applied yet, by index and term, which name one entry:
+    /// the leader need not decode what it has just encoded.
+    pub(super) proposed: VecDeque<(LogIndex, Term, Command)>,
     /// Who waits, in the order of the log.
     pub(super) waiters: VecDeque<(LogIndex, Waiter)>,
     pub(super) polls: Polls,
@@ -126,6 +130,17 @@ impl Group {
     /// Whether this member leads, and what it applied is the latest.
     pub(super) fn serves(&self) -> bool {
         self.phase == Phase::Serving && self.raft.leads_for_sure()
+    }
+
+    /// The command of an entry, if it was proposed here and kept.
+    pub(super) fn take_proposed(&mut self, index: LogIndex, term: Term) -> Option<Command> {
+        while self.proposed.front().is_some_and(|(at, ..)| *at <= index) {
+            let (at, of, command) = self.proposed.pop_front().expect("the front was just seen");
+            if (at, of) == (index, term) {
+                return Some(command);
+            }
+        }
+        None
     }
 
     /// Whether it stopped.

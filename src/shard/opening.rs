@@ -223,6 +223,7 @@ pub(super) fn open_group(
         base_files: Vec::new(),
         commit_written: hard.commit,
         hard_state_ticket: None,
+        proposed: VecDeque::new(),
         waiters: VecDeque::new(),
         polls: Polls::default(),
         waits: Waits::default(),

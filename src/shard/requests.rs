@@ -26,6 +26,9 @@ use crate::wire::message::{
 };
 use std::time::Duration;
 
+/// A proposed command of fewer bytes is kept until it is applied.
+const PROPOSED_BYTES_KEPT: usize = 64 << 10;
+
 /// What everybody is told whom a stop sends away.
 pub(super) const STOPPING: &str = "the node is stopping and takes nothing new";
 
@@ -194,7 +197,7 @@ impl ShardEngine {
         }
         self.admit(&op)?;
         let waiter = Waiter::Queue { to: from, request };
-        self.propose_command(slot, &Command { session: None, op }, Some(waiter))
+        self.propose_command(slot, Command { session: None, op }, Some(waiter))
     }
 
     /// The number of groups over which the partitions of a new queue are placed, as the command
@@ -253,7 +256,7 @@ impl ShardEngine {
         if let Op::Lease { .. } = command.op {
             return self.on_lease(from, slot, request, command, wait_ms);
         }
-        self.propose_command(slot, &command, Some(Waiter::Client { to: from, request }))
+        self.propose_command(slot, command, Some(Waiter::Client { to: from, request }))
     }
 
     /// Whether the disk and the bounds of this node allow the command.
@@ -369,7 +372,7 @@ impl ShardEngine {
     pub(super) fn propose_poll(&mut self, slot: usize, poll: Poll) -> Result<(), Refusal> {
         let command = poll.command.clone();
         let (place, max) = (poll.place, poll.max);
-        self.propose_command(slot, &command, Some(Waiter::Lease { poll, place }))?;
+        self.propose_command(slot, command, Some(Waiter::Lease { poll, place }))?;
         self.groups[slot].polls.claim(place, max);
         Ok(())
     }
@@ -378,11 +381,20 @@ impl ShardEngine {
     pub(super) fn propose_command(
         &mut self,
         slot: usize,
-        command: &Command,
+        command: Command,
         waiter: Option<Waiter>,
     ) -> Result<(), Refusal> {
         self.correct_wall(slot);
-        self.propose(slot, EntryKind::Data, encode_command(command), waiter)
+        let payload = encode_command(&command);
+        // A larger one shares the memory of its entry, once it is decoded from there.
+        let is_kept = payload.len() < PROPOSED_BYTES_KEPT;
+        let index = self.propose(slot, EntryKind::Data, payload, waiter)?;
+        if is_kept {
+            let group = &mut self.groups[slot];
+            let term = group.raft.term();
+            group.proposed.push_back((index, term, command));
+        }
+        Ok(())
     }
 
     /// A session was heard on a connection, by a request of it; false if it is not known here.
@@ -446,7 +458,7 @@ impl ShardEngine {
             };
             // If the group is too busy to take it, the silence of the session ends its leases.
             if self.groups[slot].serves() {
-                let _ = self.propose_command(slot, &command, None);
+                let _ = self.propose_command(slot, command, None);
             }
         }
         let conn = self.conns.get(&from).expect("it was just there");
