@@ -5,7 +5,8 @@
 #![allow(unsafe_code)]
 
 use crate::base::code::Code;
-use std::alloc::{GlobalAlloc, Layout, System};
+use mimalloc::MiMalloc;
+use std::alloc::{GlobalAlloc, Layout};
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Write};
@@ -312,31 +313,31 @@ pub fn terminate(process: u32) {
     }
 }
 
-/// The system's allocator, which ends the process by name when there is no more memory. The standard
-/// library would abort it with a line of its own.
+/// mimalloc, since the system's took a quarter of a node's time under load. It ends the process by
+/// name when there is no more memory; the standard library would abort it with a line of its own.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Allocator;
 
-// SAFETY: all is the system's; what does not return breaks no promise.
+// SAFETY: all is mimalloc's; what does not return breaks no promise.
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller keeps the promises of `GlobalAlloc::alloc`.
-        given(unsafe { System.alloc(layout) }, layout.size())
+        given(unsafe { MiMalloc.alloc(layout) }, layout.size())
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
         // SAFETY: the caller keeps the promises of `GlobalAlloc::dealloc`.
-        unsafe { System.dealloc(at, layout) }
+        unsafe { MiMalloc.dealloc(at, layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller keeps the promises of `GlobalAlloc::alloc_zeroed`.
-        given(unsafe { System.alloc_zeroed(layout) }, layout.size())
+        given(unsafe { MiMalloc.alloc_zeroed(layout) }, layout.size())
     }
 
     unsafe fn realloc(&self, at: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
         // SAFETY: the caller keeps the promises of `GlobalAlloc::realloc`.
-        given(unsafe { System.realloc(at, layout, bytes) }, bytes)
+        given(unsafe { MiMalloc.realloc(at, layout, bytes) }, bytes)
     }
 }
 
