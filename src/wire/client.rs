@@ -3,7 +3,7 @@
 //! Encoders append a whole frame to a buffer. [`decode_request`] lets through only what is inside
 //! every bound and fit for a client; a leader's own commands are refused by name.
 
-mod reply;
+pub(super) mod reply;
 
 pub use reply::{decode_reply, encode_reply};
 
@@ -21,6 +21,7 @@ use crate::wire::command::{
 use crate::wire::error::{WireError, malformed};
 use crate::wire::frame::{FrameKind, encode_frame};
 use crate::wire::generated as pb;
+use crate::wire::hot;
 use crate::wire::message::{
     ClientHello, NodeAddresses, Request, RequestBody, ServerHello, WorkerInfo,
 };
@@ -33,11 +34,13 @@ use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_f
 pub const PROTOCOL_VERSION: u32 = 1;
 
 fn encode_message(kind: FrameKind, message: &impl Message, out: &mut BytesMut) {
-    encode_frame(kind, out, |out| {
-        message
-            .encode(out)
-            .expect("a buffer that grows takes every message");
-    });
+    encode_frame(kind, out, |out| put_message(message, out));
+}
+
+fn put_message(message: &impl Message, out: &mut BytesMut) {
+    message
+        .encode(out)
+        .expect("a buffer that grows takes every message");
 }
 
 /// Appends a client hello.
@@ -141,6 +144,22 @@ pub fn decode_server_hello(body: &Bytes) -> Result<ServerHello, WireError> {
 
 /// Appends a request.
 pub fn encode_request(request: &Request, out: &mut BytesMut) {
+    encode_frame(FrameKind::Request, out, |out| {
+        let is_written = match &request.body {
+            RequestBody::Command {
+                group,
+                command,
+                wait_ms,
+            } => hot::put_request(request.id, *group, command, *wait_ms, out),
+            _ => false,
+        };
+        if !is_written {
+            put_message(&request_to_pb(request), out);
+        }
+    });
+}
+
+fn request_to_pb(request: &Request) -> pb::Request {
     let body = match &request.body {
         RequestBody::Command {
             group,
@@ -233,11 +252,10 @@ pub fn encode_request(request: &Request, out: &mut BytesMut) {
         RequestBody::Status => PbRequest::Status(pb::Empty {}),
         RequestBody::Bye => PbRequest::Bye(pb::Empty {}),
     };
-    let message = pb::Request {
+    pb::Request {
         id: request.id,
         body: Some(body),
-    };
-    encode_message(FrameKind::Request, &message, out);
+    }
 }
 
 fn scan_to_pb(group: GroupId, scan: &JobScan) -> pb::ScanJobs {
@@ -263,24 +281,33 @@ pub struct RequestError {
     pub error: WireError,
 }
 
-/// The request of a frame's body. The body is copied once, so that payloads, keys and values, which
-/// are slices of the copy, do not hold a large read buffer.
+/// The request of a frame's body. Payloads, keys and values share memory with it, as long as they
+/// live: who keeps one for long copies it.
 ///
 /// # Errors
 /// [`RequestError`] if it cannot be understood, is out of bounds, or is not for clients.
 pub fn decode_request(body: &Bytes) -> Result<Request, RequestError> {
-    request_from_bytes(Bytes::copy_from_slice(body)).map_err(|error| RequestError {
+    request_from_bytes(body).map_err(|error| RequestError {
         id: read_id(body),
         error,
     })
 }
 
-fn request_from_bytes(body: Bytes) -> Result<Request, WireError> {
+fn request_from_bytes(body: &Bytes) -> Result<Request, WireError> {
+    if let Some(mut request) = hot::read_request(body) {
+        if let RequestBody::Command {
+            command, wait_ms, ..
+        } = &mut request.body
+        {
+            check_command(command, *wait_ms)?;
+        }
+        return Ok(request);
+    }
     if body.len() > COUNTED_FROM_BYTES {
         let mut left = FIELDS_MAX;
-        count_fields(&body, LEVELS_COUNTED, &mut left)?;
+        count_fields(body, LEVELS_COUNTED, &mut left)?;
     }
-    let message = pb::Request::decode(body).map_err(malformed("a request"))?;
+    let message = pb::Request::decode(body.clone()).map_err(malformed("a request"))?;
     if message.id == 0 {
         return Err(WireError::Missing("the id of a request, from 1,"));
     }

@@ -15,6 +15,7 @@ use crate::queue::command::{
 };
 use crate::wire::error::{WireError, malformed};
 use crate::wire::generated as pb;
+use crate::wire::hot;
 use bytes::Bytes;
 use pb::command::Op as PbOp;
 use pb::new_job::Start as PbStart;
@@ -23,7 +24,8 @@ use prost::Message;
 /// The payload of a log entry that asks `command`.
 #[must_use]
 pub fn encode_command(command: &Command) -> Bytes {
-    Bytes::from(command_to_pb(command).encode_to_vec())
+    hot::write_command(command)
+        .unwrap_or_else(|| Bytes::from(command_to_pb(command).encode_to_vec()))
 }
 
 /// The command that a log entry asks.
@@ -33,6 +35,9 @@ pub fn encode_command(command: &Command) -> Bytes {
 pub fn decode_command(payload: &Bytes, machine_version: u16) -> Result<Command, WireError> {
     if !(1..=MACHINE_VERSION).contains(&machine_version) {
         return Err(WireError::MachineVersion(machine_version));
+    }
+    if let Some(command) = hot::read_command(payload) {
+        return Ok(command);
     }
     let message = pb::Command::decode(payload.clone()).map_err(malformed("a command"))?;
     let unknown = payload.len().abs_diff(message.encoded_len());

@@ -7,6 +7,8 @@
 //! queue::Command -> command::encode_command -> payload of a log entry (and back)
 //! ```
 //!
+//! The messages of a job's life take a short way, [`hot`]; all others go through generated structs.
+//!
 //! Rules: a decoder never panics, whatever the bytes, never allocates by a length that it has not
 //! seen arrive, and names the fault in a [`WireError`] or [`FrameError`]. What leaves
 //! [`decode_request`](client::decode_request) is inside every bound of [`limits`](
@@ -23,6 +25,7 @@ pub mod frame;
 #[rustfmt::skip]
 #[allow(missing_docs, unreachable_pub, clippy::all)]
 mod generated;
+mod hot;
 pub mod message;
 
 pub use crate::queue::command::{

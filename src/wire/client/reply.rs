@@ -1,7 +1,7 @@
 //! Replies <-> frames.
 
 use super::{
-    check_len, cursor_from_pb, cursor_to_pb, encode_message, sessions_from_pb, sessions_to_pb,
+    check_len, cursor_from_pb, cursor_to_pb, put_message, sessions_from_pb, sessions_to_pb,
     state_from_pb, worker_from_pb, worker_to_pb,
 };
 use crate::base::code::Code;
@@ -15,8 +15,9 @@ use crate::wire::command::{
     token_to_pb, try_each, u8_from_pb, u16_from_pb,
 };
 use crate::wire::error::{WireError, malformed};
-use crate::wire::frame::FrameKind;
+use crate::wire::frame::{FrameKind, encode_frame};
 use crate::wire::generated as pb;
+use crate::wire::hot;
 use crate::wire::message::{
     CommitStamp, ErrorReply, GroupStatus, LeasedJob, Reply, ReplyBody, ShardStatus, WorkerSession,
 };
@@ -27,6 +28,14 @@ use prost::Message;
 
 /// Appends a reply.
 pub fn encode_reply(reply: &Reply, out: &mut BytesMut) {
+    encode_frame(FrameKind::Reply, out, |out| {
+        if !hot::put_reply(reply, out) {
+            put_message(&reply_to_pb(reply), out);
+        }
+    });
+}
+
+pub(in crate::wire) fn reply_to_pb(reply: &Reply) -> pb::Reply {
     let body = match &reply.body {
         ReplyBody::Outcome(outcome) => PbReply::Outcome(outcome_to_pb(outcome)),
         ReplyBody::Leased(jobs) => PbReply::Leased(pb::Leased {
@@ -79,7 +88,7 @@ pub fn encode_reply(reply: &Reply, out: &mut BytesMut) {
             maybe_applied: error.maybe_applied,
         }),
     };
-    let message = pb::Reply {
+    pb::Reply {
         id: reply.id,
         stamp: reply.stamp.map(|stamp| pb::CommitStamp {
             group: stamp.group.0.into(),
@@ -87,8 +96,7 @@ pub fn encode_reply(reply: &Reply, out: &mut BytesMut) {
             index: stamp.index.0,
         }),
         body: Some(body),
-    };
-    encode_message(FrameKind::Reply, &message, out);
+    }
 }
 
 fn outcome_to_pb(outcome: &Outcome) -> pb::Outcome {
@@ -265,15 +273,21 @@ fn status_to_pb(status: &ShardStatus) -> pb::ShardStatus {
     }
 }
 
-/// The reply of a frame's body; copied once, as in
-/// [`decode_request`](super::decode_request). A code that this build does
-/// not know becomes [`Code::Unknown`] with the number in the message.
+/// The reply of a frame's body; if it holds payloads it is copied once, so that they, which are slices
+/// of the copy, do not hold a large read buffer. A code that this build does not know becomes
+/// [`Code::Unknown`] with the number in the message.
 ///
 /// # Errors
 /// [`WireError`] if it cannot be understood.
 pub fn decode_reply(body: &Bytes) -> Result<Reply, WireError> {
-    let copy = Bytes::copy_from_slice(body);
-    let message = pb::Reply::decode(copy).map_err(malformed("a reply"))?;
+    match hot::read_reply(body) {
+        Some(reply) => Ok(reply),
+        None => reply_from_pb(Bytes::copy_from_slice(body)),
+    }
+}
+
+pub(in crate::wire) fn reply_from_pb(body: Bytes) -> Result<Reply, WireError> {
+    let message = pb::Reply::decode(body).map_err(malformed("a reply"))?;
     let stamp = message.stamp.map(stamp_from_pb).transpose()?;
     let body = message.body.ok_or(WireError::UnknownOperation("a reply"))?;
     Ok(Reply {
