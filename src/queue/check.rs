@@ -403,9 +403,9 @@ fn check_sessions(
             "session {id} is ended and holds {owned:?}"
         );
         for (window, state) in WINDOWS.into_iter().zip(&page.windows) {
-            for (seq, outcome) in &state.outcomes {
+            for (seq, outcome) in state.outcomes.iter() {
                 let low = state.lowest;
-                let inside = *seq >= low && seq - low < window_len(window) && *seq <= state.last;
+                let inside = seq >= low && seq - low < window_len(window) && seq <= state.last;
                 hold!(
                     inside,
                     "session {id} keeps number {seq} outside its window at {low}"

@@ -50,6 +50,7 @@ mod leaf;
 mod load;
 mod outbox;
 mod outcome;
+mod outcomes;
 mod page;
 mod partition;
 mod queues;

@@ -56,6 +56,7 @@ use crate::queue::job_queue::MACHINE_VERSION;
 use crate::queue::keys::{KeyRecord, bucket_of};
 use crate::queue::leaf::Leaf;
 use crate::queue::outcome::read_outcome;
+use crate::queue::outcomes::Outcomes;
 use crate::queue::partition::Head;
 use crate::queue::queues::QueueRecord;
 use crate::queue::record::{RECORD_BYTES, Record};
@@ -65,7 +66,6 @@ use crate::queue::view::{JobEnd, PageKey, PageKind, QueueStats};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
 
 /// The layout of all pages but those that follow the machine version and those that it brought.
 const LAYOUT: u16 = 1;
@@ -486,7 +486,7 @@ pub(super) fn put_session(session: &Session) -> Bytes {
         out.extend_from_slice(&window.last.to_le_bytes());
         out.extend_from_slice(&len_u32(window.outcomes.len()).to_le_bytes());
         out.extend_from_slice(&[0; 4]);
-        for (seq, outcome) in &window.outcomes {
+        for (seq, outcome) in window.outcomes.iter() {
             out.extend_from_slice(&seq.to_le_bytes());
             out.extend_from_slice(&len_u32(outcome.len()).to_le_bytes());
             out.extend_from_slice(outcome);
@@ -528,7 +528,7 @@ fn read_window(from: &mut Reader<'_>, window_len: u64, version: u16) -> Read<Win
     if lowest == 0 {
         return Err("a window begins at 0");
     }
-    let mut outcomes: BTreeMap<u64, Arc<[u8]>> = BTreeMap::new();
+    let mut outcomes = Outcomes::default();
     let mut before = None;
     for _ in 0..count {
         let seq = from.u64()?;
@@ -539,7 +539,7 @@ fn read_window(from: &mut Reader<'_>, window_len: u64, version: u16) -> Read<Win
         }
         let outcome = from.take(len)?;
         read_outcome(outcome, version)?;
-        outcomes.insert(seq, Arc::from(outcome));
+        outcomes.insert(seq, outcome);
     }
     Ok(WindowState {
         lowest,

@@ -21,6 +21,7 @@ use crate::base::limits::{
 use crate::queue::command::{Outcome, Rejection, SessionCall, Window};
 use crate::queue::job_queue::MACHINE_VERSION;
 use crate::queue::outcome::{put_outcome, read_outcome};
+use crate::queue::outcomes::Outcomes;
 use crate::queue::view::SessionView;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -44,7 +45,7 @@ pub(super) struct WindowState {
     /// The highest number let through.
     pub(super) last: u64,
     /// Outcomes kept, encoded, by number; all in `lowest .. lowest + window`.
-    pub(super) outcomes: BTreeMap<u64, Arc<[u8]>>,
+    pub(super) outcomes: Outcomes,
 }
 
 impl Default for WindowState {
@@ -52,7 +53,7 @@ impl Default for WindowState {
         Self {
             lowest: 1,
             last: 0,
-            outcomes: BTreeMap::new(),
+            outcomes: Outcomes::default(),
         }
     }
 }
@@ -78,11 +79,8 @@ impl Session {
 
     /// Bytes of all outcomes kept.
     pub(super) fn bytes(&self) -> u64 {
-        let outcomes = self
-            .windows
-            .iter()
-            .flat_map(|window| window.outcomes.values());
-        outcomes.map(|outcome| outcome.len() as u64).sum()
+        let windows = self.windows.iter();
+        windows.map(|window| window.outcomes.bytes()).sum()
     }
 }
 
@@ -231,9 +229,8 @@ impl Sessions {
     /// Whether the outcome of this number is kept, so that it would be repeated.
     pub(super) fn has_outcome(&self, call: &SessionCall) -> bool {
         self.slots.get(&call.id).is_some_and(|slot| {
-            slot.page.windows[call.window as usize]
-                .outcomes
-                .contains_key(&call.seq)
+            let window = &slot.page.windows[call.window as usize];
+            window.outcomes.get(call.seq).is_some()
         })
     }
 
@@ -252,10 +249,8 @@ impl Sessions {
         }
         let window = &mut Arc::make_mut(&mut slot.page).windows[call.window as usize];
         window.lowest = lowest;
-        while let Some(oldest) = window.outcomes.first_entry().filter(|e| *e.key() < lowest) {
-            self.bytes -= oldest.remove().len() as u64;
-        }
-        if let Some(bytes) = window.outcomes.get(&call.seq) {
+        self.bytes -= window.outcomes.forget_below(lowest);
+        if let Some(bytes) = window.outcomes.get(call.seq) {
             let outcome = read_outcome(bytes, MACHINE_VERSION)
                 .expect("what was kept was encoded or checked here");
             return Admission::Repeat(outcome);
@@ -279,20 +274,11 @@ impl Sessions {
         }
         self.scratch.clear();
         put_outcome(&mut self.scratch, outcome);
-        let bytes: Arc<[u8]> = Arc::from(self.scratch.as_slice());
-        self.bytes += bytes.len() as u64;
-        let page = self
-            .page_mut(call.id)
-            .expect("a session that was let through is there");
-        let before = page.windows[call.window as usize]
-            .outcomes
-            .insert(call.seq, bytes);
-        assert!(
-            before.is_none(),
-            "number {} of session {} had an outcome",
-            call.seq,
-            call.id
-        );
+        self.bytes += self.scratch.len() as u64;
+        let slot = self.slots.get_mut(&call.id);
+        let slot = slot.expect("a session that was let through is there");
+        let window = &mut Arc::make_mut(&mut slot.page).windows[call.window as usize];
+        window.outcomes.insert(call.seq, &self.scratch);
     }
 }
 
