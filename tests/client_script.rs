@@ -464,10 +464,10 @@ async fn a_sweep_goes_through_all_partitions_at_its_rate() {
 async fn counters_are_those_of_all_partitions() {
     let address = serve(3, move |request| match request {
         RequestBody::GetPartition { partition, .. } => {
-            Answer::Now(ReplyBody::Partition(QueueStats {
+            Answer::Now(ReplyBody::Partition(Box::new(QueueStats {
                 pending: 10 + u64::from(partition.0),
                 ..QueueStats::default()
-            }))
+            })))
         }
         _ => Answer::Usual,
     })

@@ -57,7 +57,7 @@ impl Filled {
             panic!("not a queue: {made:?}")
         };
         let uid = queue.uid;
-        filled.queue = queue;
+        filled.queue = *queue;
         filled.dead = filled.enqueue("die");
         let leased = filled.ask(Op::Lease {
             queue: uid,

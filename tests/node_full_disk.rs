@@ -74,7 +74,10 @@ impl Worker {
             wait_ms: 0,
         };
         match client.ask(body) {
-            ReplyBody::Outcome(Outcome::Queue(queue)) => Self { client, queue },
+            ReplyBody::Outcome(Outcome::Queue(queue)) => Self {
+                client,
+                queue: *queue,
+            },
             other => panic!("not a queue: {other:?}"),
         }
     }

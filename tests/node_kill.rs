@@ -35,7 +35,7 @@ fn queue(client: &mut Client, groups: u32) -> QueueInfo {
         command: Command { session: None, op },
         wait_ms: 0,
     }) {
-        ReplyBody::Outcome(Outcome::Queue(info)) => info,
+        ReplyBody::Outcome(Outcome::Queue(info)) => *info,
         other => panic!("not a queue: {other:?}"),
     }
 }

@@ -43,7 +43,7 @@ fn create(client: &mut Client, groups: u32, name: &str) -> QueueInfo {
             groups: 0,
         };
         match ask_command(client, home_group(name, groups), op) {
-            ReplyBody::Outcome(Outcome::Queue(info)) => return info,
+            ReplyBody::Outcome(Outcome::Queue(info)) => return *info,
             ReplyBody::Outcome(Outcome::Rejected(Rejection::Unsupported)) => {
                 assert!(begun.elapsed() < DEADLINE, "the group is not raised");
             }

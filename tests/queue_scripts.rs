@@ -494,13 +494,13 @@ impl Runner {
             }
         });
         assert!(config.is_some() || rest[3] == "gone", "{rest:?}");
-        Op::ChangePartitions(PartitionChange {
+        Op::ChangePartitions(Box::new(PartitionChange {
             home: queue.home(),
             home_index: LogIndex(number(index)),
             queue,
             partitions: partitions.collect(),
             config,
-        })
+        }))
     }
 
     fn scan(&self, rest: &[&str]) -> String {

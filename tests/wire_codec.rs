@@ -266,7 +266,7 @@ fn leader_op() -> impl Strategy<Value = Op> {
             option::of((any::<u32>(), any::<bool>(), any::<bool>(), settings())),
         )
             .prop_map(|((home, index, queue), partitions, config)| {
-                Op::ChangePartitions(PartitionChange {
+                Op::ChangePartitions(Box::new(PartitionChange {
                     home,
                     home_index: LogIndex(index),
                     queue,
@@ -277,7 +277,7 @@ fn leader_op() -> impl Strategy<Value = Op> {
                         draining,
                         settings,
                     }),
-                })
+                }))
             }),
     ]
 }
@@ -489,7 +489,7 @@ fn outcome() -> impl Strategy<Value = Outcome> {
             .prop_map(|(session, epoch)| Outcome::SessionOpened { session, epoch }),
         (any::<u32>(), vec(token(), 0..4))
             .prop_map(|(epoch, tokens)| Outcome::Attached { epoch, tokens }),
-        queue_info().prop_map(Outcome::Queue),
+        queue_info().prop_map(|info| Outcome::Queue(Box::new(info))),
         any::<u64>().prop_map(|jobs| Outcome::Purged { jobs }),
         vec(enqueued, 0..5).prop_map(Outcome::Enqueued),
         vec((token(), any::<u16>(), any::<u32>()), 0..5).prop_map(|grants| Outcome::Leased(
@@ -622,7 +622,7 @@ fn reply() -> impl Strategy<Value = Reply> {
         1 => (vec(finished_job(), 0..3), any::<u64>()).prop_map(
             |(jobs, next)| ReplyBody::FinishedPage(FinishedPage { jobs, next })),
         1 => (any::<[u64; 14]>(), option::of(any::<u64>()))
-            .prop_map(|(numbers, oldest)| ReplyBody::Partition(stats(numbers, oldest))),
+            .prop_map(|(numbers, oldest)| ReplyBody::Partition(Box::new(stats(numbers, oldest)))),
         1 => vec(worker_session, 0..3).prop_map(ReplyBody::Workers),
         1 => error.prop_map(ReplyBody::Error),
     ];

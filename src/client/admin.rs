@@ -180,7 +180,7 @@ impl Queue {
         let span = tracing::debug_span!("change", queue = %self.name());
         let call = self.placed(Missing::IsAnError, |info| async move {
             match self.client.command(info.uid.home(), op(info.uid)).await? {
-                Outcome::Queue(info) => Ok(info),
+                Outcome::Queue(info) => Ok(*info),
                 other => Err(strange(&other)),
             }
         });

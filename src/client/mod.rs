@@ -444,7 +444,7 @@ impl Client {
             groups: 0,
         };
         match self.command(self.home_group(name)?, op).await? {
-            Outcome::Queue(info) => Ok(info),
+            Outcome::Queue(info) => Ok(*info),
             other => Err(strange(&other)),
         }
     }

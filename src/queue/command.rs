@@ -212,7 +212,7 @@ pub enum Op {
     /// By the leader of the group of some partitions: does what the home group of their queue asks.
     /// Changes of one home group arrive in the order of its log; one that was applied is answered
     /// as done again. Machine version 2.
-    ChangePartitions(PartitionChange),
+    ChangePartitions(Box<PartitionChange>),
     /// By the leader of a queue's home group: a group has done what the change at `home_index` of
     /// this group's log asked of it. Machine version 2.
     PartitionsChanged {
@@ -520,7 +520,7 @@ pub enum Outcome {
         tokens: Vec<Token>,
     },
     /// A queue as it is now.
-    Queue(QueueInfo),
+    Queue(Box<QueueInfo>),
     /// Jobs were removed.
     Purged {
         /// How many.

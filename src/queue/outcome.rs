@@ -79,7 +79,7 @@ pub(super) fn read_outcome(bytes: &[u8], version: u16) -> Read<Outcome> {
     let outcome = match from.u8()? {
         1 => Outcome::Done,
         2 => Outcome::Rejected(read_rejection(&mut from)?),
-        3 => Outcome::Queue(read_info(&mut from, version)?),
+        3 => Outcome::Queue(Box::new(read_info(&mut from, version)?)),
         4 => Outcome::Purged { jobs: from.u64()? },
         5 => Outcome::Enqueued(read_list(&mut from, read_enqueued)?),
         6 => Outcome::Leased(read_list(&mut from, read_grant)?),
@@ -224,7 +224,7 @@ pub(super) mod tests {
         vec![
             Outcome::Done,
             Outcome::Rejected(Rejection::QueueChanged),
-            Outcome::Queue(QueueInfo {
+            Outcome::Queue(Box::new(QueueInfo {
                 uid,
                 name: "mail".to_owned(),
                 version: 2,
@@ -233,7 +233,7 @@ pub(super) mod tests {
                 groups: vec![GroupId(3)],
                 settings: QueueSettings::default(),
                 created: true,
-            }),
+            })),
             Outcome::Purged { jobs: 12 },
             Outcome::Enqueued(vec![
                 Enqueued::New(job),

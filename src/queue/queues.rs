@@ -87,7 +87,7 @@ impl JobQueue {
             return if new {
                 Outcome::Rejected(Rejection::QueueExists)
             } else {
-                Outcome::Queue(self.queues[uid].info(*uid, false))
+                Outcome::Queue(Box::new(self.queues[uid].info(*uid, false)))
             };
         }
         if let Err(rejection) = admit(settings, self.version) {
@@ -122,7 +122,7 @@ impl JobQueue {
         self.names.insert(name.to_owned(), uid);
         self.drive(index, uid, &record, Some(record.config));
         self.queues.insert(uid, Arc::new(record));
-        Outcome::Queue(info)
+        Outcome::Queue(Box::new(info))
     }
 
     pub(super) fn alter_queue(
@@ -174,7 +174,7 @@ impl JobQueue {
             self.drive(index, uid, &record, Some(config));
             self.queues.insert(uid, record);
         }
-        Outcome::Queue(self.queues[&uid].info(uid, false))
+        Outcome::Queue(Box::new(self.queues[&uid].info(uid, false)))
     }
 
     pub(super) fn delete_queue(&mut self, index: LogIndex, uid: QueueUid) -> Outcome {

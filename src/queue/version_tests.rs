@@ -49,7 +49,7 @@ fn create(machine: &mut JobQueue, index: u64, name: &str, settings: QueueSetting
 
 fn info(outcome: Outcome) -> QueueInfo {
     match outcome {
-        Outcome::Queue(info) => info,
+        Outcome::Queue(info) => *info,
         other => panic!("{other:?} is no queue"),
     }
 }
@@ -145,7 +145,7 @@ fn rich_second() -> JobQueue {
     at(&mut machine, 15, Op::DrainQueue { queue: uid(2) });
     at(&mut machine, 16, Op::DeleteQueue { queue: uid(4) });
     let told = change(8, &[4, 40], Some(3));
-    at(&mut machine, 17, Op::ChangePartitions(told));
+    at(&mut machine, 17, Op::ChangePartitions(Box::new(told)));
     let op = Op::Enqueue {
         queue: foreign(),
         partition: Partition(40),
@@ -311,7 +311,7 @@ fn version_1_refuses_all_that_version_2_brought() {
         Op::DrainQueue { queue: uid(1) },
         sweep,
         told,
-        Op::ChangePartitions(change(1, &[1], None)),
+        Op::ChangePartitions(Box::new(change(1, &[1], None))),
     ] {
         assert_eq!(at(&mut machine, 4, op), refused);
     }
@@ -717,11 +717,15 @@ fn a_change_that_nobody_could_ask_is_refused() {
         change(5, &[2, 64], Some(1)),
     ];
     for change in bad {
-        let outcome = at(&mut machine, 6, Op::ChangePartitions(change.clone()));
+        let outcome = at(
+            &mut machine,
+            6,
+            Op::ChangePartitions(Box::new(change.clone())),
+        );
         assert_eq!(outcome, Outcome::Rejected(Rejection::Invalid), "{change:?}");
     }
     assert_eq!(
-        at(&mut machine, 7, Op::ChangePartitions(good)),
+        at(&mut machine, 7, Op::ChangePartitions(Box::new(good))),
         Outcome::Done
     );
     assert!(machine.ready(foreign(), Partition(2)).is_ok());
@@ -762,7 +766,7 @@ proptest! {
             complete(&mut loaded, 9);
             at(&mut loaded, index + 2, Op::PauseQueue { queue: uid(3) });
             at(&mut loaded, index + 3, Op::CloseSession { session: SessionId(1) });
-            at(&mut loaded, index + 4, Op::ChangePartitions(change(1 << 60, &[40], None)));
+            at(&mut loaded, index + 4, Op::ChangePartitions(Box::new(change(1 << 60, &[40], None))));
             for counter in 1..4 {
                 at(&mut loaded, index + 5 + u64::from(counter), Op::DeleteQueue { queue: uid(counter) });
             }

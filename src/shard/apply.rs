@@ -12,7 +12,7 @@ use super::timers::ADVANCE_BACKOFF;
 use crate::base::code::Code;
 use crate::base::entry::{Entry, EntryKind, version_of};
 use crate::base::ids::{LogIndex, QueueUid};
-use crate::queue::command::{Enqueued, Grant, ItemOutcome, Op, Outcome};
+use crate::queue::command::{Command, Enqueued, Grant, ItemOutcome, Op, Outcome};
 use crate::queue::view::ApplyAt;
 use crate::queue::{MACHINE_VERSION, PagesNeeded};
 use crate::wire::command::decode_command;
@@ -21,9 +21,9 @@ use crate::wire::message::{ErrorReply, LeasedJob, ReplyBody};
 impl ShardEngine {
     pub(super) fn apply_committed(&mut self, slot: usize) {
         while self.groups[slot].phase == Phase::Serving
-            && let Some(entry) = self.groups[slot].raft.next_committed().cloned()
+            && self.groups[slot].raft.next_committed().is_some()
         {
-            if let Err(why) = self.apply(slot, &entry) {
+            if let Err(why) = self.apply_next(slot) {
                 return self.halt(slot, &why);
             }
             self.counters.entries_applied_total += 1;
@@ -39,26 +39,21 @@ impl ShardEngine {
         }
     }
 
-    fn apply(&mut self, slot: usize, entry: &Entry) -> Result<(), String> {
+    fn apply_next(&mut self, slot: usize) -> Result<(), String> {
         let group = &mut self.groups[slot];
-        let at = ApplyAt {
-            index: entry.index,
-            time: entry.time,
-        };
+        let entry = group.raft.next_committed();
+        let entry = entry.expect("there is one to apply");
+        let (index, time, term) = (entry.index, entry.time, entry.term);
         match entry.kind {
             EntryKind::Data => {
-                let decode = || {
-                    decode_command(&entry.payload, entry.machine_version).map_err(|error| {
-                        format!("entry {} cannot be applied: {error}", entry.index)
-                    })
-                };
-                let command = match group.take_proposed(entry.index, entry.term) {
+                let command = match group.proposed.take(index, term) {
                     Some(command) => {
-                        debug_assert_eq!(decode().as_ref(), Ok(&command));
+                        debug_assert_eq!(command_of(entry).as_ref(), Ok(&command));
                         command
                     }
-                    None => decode()?,
+                    None => command_of(entry)?,
                 };
+                let at = ApplyAt { index, time };
                 let needed = group.queue.pages_needed(&command);
                 assert!(
                     needed == PagesNeeded::None,
@@ -67,15 +62,16 @@ impl ShardEngine {
                 let outcome = group.queue.apply(at, &command);
                 group.raft.applied();
                 // What an earlier process proposed was counted by that one.
-                if group.raft.leads_for_sure() && entry.term == group.raft.term() {
+                if group.raft.leads_for_sure() && term == group.raft.term() {
                     self.count(&command.op, &outcome);
                 }
-                self.after_apply(slot, entry.index, &command.op, outcome);
+                self.after_apply(slot, index, &command.op, outcome);
             }
             EntryKind::Noop | EntryKind::Checkpoint => {
-                group.queue.observe_time(entry.time);
+                let is_cut = entry.kind == EntryKind::Checkpoint;
+                group.queue.observe_time(time);
                 group.raft.applied();
-                if entry.kind == EntryKind::Checkpoint {
+                if is_cut {
                     self.on_cut_applied(slot);
                 }
             }
@@ -83,18 +79,17 @@ impl ShardEngine {
                 let version =
                     version_of(&entry.payload).filter(|version| *version <= MACHINE_VERSION);
                 let Some(version) = version else {
-                    let index = entry.index;
                     return Err(format!("entry {index} asks for a newer version of rrq"));
                 };
-                group.queue.observe_time(entry.time);
+                group.queue.observe_time(time);
                 group.queue.raise_version(version);
                 group.raising = false;
                 group.raft.applied();
             }
             EntryKind::Conf | EntryKind::Cut => {
                 return Err(format!(
-                    "entry {} is of a kind ({:?}) that a newer version wrote",
-                    entry.index, entry.kind
+                    "entry {index} is of a kind ({:?}) that a newer version wrote",
+                    entry.kind
                 ));
             }
         }
@@ -140,7 +135,7 @@ impl ShardEngine {
             },
             Some(Waiter::Lease { poll, place }) => {
                 self.groups[slot].polls.unclaim(place, poll.max);
-                self.on_leased(slot, poll, outcome);
+                self.on_leased(slot, *poll, outcome);
             }
         }
         self.wake_job_waits(slot, op);
@@ -257,6 +252,12 @@ impl ShardEngine {
         self.round_without(slot);
         self.counters.groups_halted = self.halted().count() as u64;
     }
+}
+
+/// The command of an entry of kind [`EntryKind::Data`].
+fn command_of(entry: &Entry) -> Result<Command, String> {
+    decode_command(&entry.payload, entry.machine_version)
+        .map_err(|error| format!("entry {} cannot be applied: {error}", entry.index))
 }
 
 /// The queue that a command made or changed, whose partitions may have to follow.

@@ -162,7 +162,7 @@ impl ShardEngine {
             self.asked.open.insert(id, question);
             let command = Command {
                 session: None,
-                op: Op::ChangePartitions(change),
+                op: Op::ChangePartitions(Box::new(change)),
             };
             let body = RequestBody::Command {
                 group: to,

@@ -26,7 +26,7 @@ use crate::wal::record::{HardState as LoggedHardState, Record};
 use crate::wal::recovery::{GroupLog, GroupLogStatus, Recovered};
 use crate::wal::writer::{LogWriter, Ticket};
 use crate::wire::message::WorkerInfo;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
@@ -35,6 +35,8 @@ const _: () = assert!(MACHINE_VERSION == crate::wal::record::MACHINE_VERSION_MAX
 
 /// Idle this long after the last write, the log proves it by a beacon.
 const BEACON_AFTER: Duration = Duration::from_millis(5);
+/// Payloads of entries share pieces of memory of this size.
+const PAYLOADS_BYTES: usize = 64 << 10;
 
 /// What a connection holds on this shard.
 #[derive(Debug, Default)]
@@ -82,6 +84,8 @@ pub struct ShardEngine {
     pub(super) conns: BTreeMap<Origin, Conn>,
     pub(super) checkpoints: Checkpointer,
     pub(super) counters: Counters,
+    /// Payloads of entries are cut off it, so that a few hundred share a piece of memory.
+    pub(super) payloads: BytesMut,
     /// For the next [`Effect::JobsRan`].
     pub(super) run_times_ms: Vec<u64>,
     pub(super) disk_full: bool,
@@ -178,6 +182,7 @@ impl ShardEngine {
             conns: BTreeMap::new(),
             checkpoints,
             counters,
+            payloads: BytesMut::with_capacity(PAYLOADS_BYTES),
             run_times_ms: Vec::new(),
             disk_full: false,
             disk_exhausted: false,

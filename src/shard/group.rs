@@ -48,8 +48,8 @@ pub(super) enum Waiter {
     },
     /// A lease; if it wins nothing it goes on waiting until its deadline.
     Lease {
-        /// The poll that it is.
-        poll: Poll,
+        /// The poll that it is; apart, since most waiters are clients.
+        poll: Box<Poll>,
         /// Where it claimed jobs.
         place: Place,
     },
@@ -57,6 +57,29 @@ pub(super) enum Waiter {
     Advance,
     /// The leader itself: the wall offset is set.
     WallOffset,
+}
+
+/// Commands proposed here that are not applied yet, by index and term, which name one entry: the
+/// leader need not decode what it has just encoded.
+#[derive(Default)]
+pub(super) struct Proposed(VecDeque<(LogIndex, Term, Command)>);
+
+impl Proposed {
+    /// Keeps the command of the entry that was proposed last.
+    pub(super) fn keep(&mut self, index: LogIndex, term: Term, command: Command) {
+        self.0.push_back((index, term, command));
+    }
+
+    /// The command of the entry that is applied next, if it was proposed here and kept.
+    pub(super) fn take(&mut self, index: LogIndex, term: Term) -> Option<Command> {
+        while self.0.front().is_some_and(|(at, ..)| *at <= index) {
+            let (at, of, command) = self.0.pop_front().expect("the front was just seen");
+            if (at, of) == (index, term) {
+                return Some(command);
+            }
+        }
+        None
+    }
 }
 
 /// A group.
@@ -75,9 +98,7 @@ pub(super) struct Group {
     pub(super) commit_written: LogIndex,
     /// The batch that carries it.
     pub(super) hard_state_ticket: Option<Ticket>,
-    /// Commands proposed here that are not applied yet, by index and term, which name one entry:
-    /// the leader need not decode what it has just encoded.
-    pub(super) proposed: VecDeque<(LogIndex, Term, Command)>,
+    pub(super) proposed: Proposed,
     /// Who waits, in the order of the log.
     pub(super) waiters: VecDeque<(LogIndex, Waiter)>,
     pub(super) polls: Polls,
@@ -130,17 +151,6 @@ impl Group {
     /// Whether this member leads, and what it applied is the latest.
     pub(super) fn serves(&self) -> bool {
         self.phase == Phase::Serving && self.raft.leads_for_sure()
-    }
-
-    /// The command of an entry, if it was proposed here and kept.
-    pub(super) fn take_proposed(&mut self, index: LogIndex, term: Term) -> Option<Command> {
-        while self.proposed.front().is_some_and(|(at, ..)| *at <= index) {
-            let (at, of, command) = self.proposed.pop_front().expect("the front was just seen");
-            if (at, of) == (index, term) {
-                return Some(command);
-            }
-        }
-        None
     }
 
     /// Whether it stopped.

@@ -13,7 +13,7 @@ use super::clock::GroupClock;
 use super::config::ShardConfig;
 use super::effect::Effect;
 use super::engine::ShardEngine;
-use super::group::{Group, Phase};
+use super::group::{Group, Phase, Proposed};
 use super::liveness::Liveness;
 use super::loading::{BaseFiles, GroupState};
 use super::polls::Polls;
@@ -223,7 +223,7 @@ pub(super) fn open_group(
         base_files: Vec::new(),
         commit_written: hard.commit,
         hard_state_ticket: None,
-        proposed: VecDeque::new(),
+        proposed: Proposed::default(),
         waiters: VecDeque::new(),
         polls: Polls::default(),
         waits: Waits::default(),

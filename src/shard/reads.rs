@@ -60,7 +60,7 @@ impl ShardEngine {
                 ..
             } => queue
                 .partition_stats(uid, partition)
-                .map(ReplyBody::Partition),
+                .map(|stats| ReplyBody::Partition(Box::new(stats))),
             RequestBody::ListQueues { .. } => Ok(ReplyBody::Queues(queue.queues())),
             RequestBody::ListWorkers { .. } => Ok(ReplyBody::Workers(self.workers(slot))),
             RequestBody::Command { .. }

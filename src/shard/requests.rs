@@ -20,7 +20,7 @@ use crate::base::limits::{
 use crate::queue::command::{
     Command, NewJob, Op, Outcome, QueueSettings, Rejection, SessionCall, Window,
 };
-use crate::wire::command::encode_command;
+use crate::wire::command::append_command;
 use crate::wire::message::{
     CommitStamp, ErrorReply, GroupStatus, Reply, ReplyBody, Request, RequestBody, ShardStatus,
 };
@@ -372,6 +372,7 @@ impl ShardEngine {
     pub(super) fn propose_poll(&mut self, slot: usize, poll: Poll) -> Result<(), Refusal> {
         let command = poll.command.clone();
         let (place, max) = (poll.place, poll.max);
+        let poll = Box::new(poll);
         self.propose_command(slot, command, Some(Waiter::Lease { poll, place }))?;
         self.groups[slot].polls.claim(place, max);
         Ok(())
@@ -385,14 +386,15 @@ impl ShardEngine {
         waiter: Option<Waiter>,
     ) -> Result<(), Refusal> {
         self.correct_wall(slot);
-        let payload = encode_command(&command);
+        append_command(&command, &mut self.payloads);
+        let payload = self.payloads.split().freeze();
         // A larger one shares the memory of its entry, once it is decoded from there.
         let is_kept = payload.len() < PROPOSED_BYTES_KEPT;
         let index = self.propose(slot, EntryKind::Data, payload, waiter)?;
         if is_kept {
             let group = &mut self.groups[slot];
             let term = group.raft.term();
-            group.proposed.push_back((index, term, command));
+            group.proposed.keep(index, term, command);
         }
         Ok(())
     }

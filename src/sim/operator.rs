@@ -156,7 +156,7 @@ impl Operator {
                 }
             }
             (Step::Create, ReplyBody::Outcome(Outcome::Queue(info))) => {
-                self.queue = Some(info.clone());
+                self.queue = Some(QueueInfo::clone(info));
                 Step::Fill(0)
             }
             (Step::Fill(number), ReplyBody::Outcome(Outcome::Enqueued(items))) => {

@@ -16,7 +16,7 @@ use crate::queue::command::{
 use crate::wire::error::{WireError, malformed};
 use crate::wire::generated as pb;
 use crate::wire::hot;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use pb::command::Op as PbOp;
 use pb::new_job::Start as PbStart;
 use prost::Message;
@@ -24,8 +24,19 @@ use prost::Message;
 /// The payload of a log entry that asks `command`.
 #[must_use]
 pub fn encode_command(command: &Command) -> Bytes {
-    hot::write_command(command)
-        .unwrap_or_else(|| Bytes::from(command_to_pb(command).encode_to_vec()))
+    let mut out = BytesMut::new();
+    append_command(command, &mut out);
+    out.freeze()
+}
+
+/// Appends the payload of a log entry that asks `command`: payloads that go out together share
+/// memory.
+pub fn append_command(command: &Command, out: &mut BytesMut) {
+    if !hot::put_command(command, out) {
+        command_to_pb(command)
+            .encode(out)
+            .expect("a buffer that grows takes every message");
+    }
 }
 
 /// The command that a log entry asks.
@@ -476,7 +487,7 @@ fn op_from_pb(op: PbOp) -> Result<Op, WireError> {
             from_seq: op.from_seq,
             limit: op.limit,
         },
-        PbOp::ChangePartitions(op) => Op::ChangePartitions(change_from_pb(op)?),
+        PbOp::ChangePartitions(op) => Op::ChangePartitions(Box::new(change_from_pb(op)?)),
         PbOp::PartitionsChanged(op) => Op::PartitionsChanged {
             group: group_from_pb(op.group)?,
             home_index: LogIndex(op.home_index),

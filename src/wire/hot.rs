@@ -14,7 +14,7 @@ mod reader;
 mod writer;
 
 pub(super) use self::reader::{read_command, read_reply, read_request};
-pub(super) use self::writer::{put_reply, put_request, write_command};
+pub(super) use self::writer::{put_command, put_reply, put_request};
 
 #[cfg(test)]
 mod tests;

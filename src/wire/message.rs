@@ -286,7 +286,7 @@ pub enum ReplyBody {
     /// A page of finished jobs.
     FinishedPage(FinishedPage),
     /// The counters of a partition.
-    Partition(QueueStats),
+    Partition(Box<QueueStats>),
     /// Sessions that work.
     Workers(Vec<WorkerSession>),
     /// Heartbeats are taken; these sessions are not known here.

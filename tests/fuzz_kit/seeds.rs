@@ -248,7 +248,7 @@ fn replies() -> Vec<Reply> {
             job: view(),
             lease_ms: 1000,
         }]),
-        ReplyBody::Partition(QueueStats::default()),
+        ReplyBody::Partition(Box::new(QueueStats::default())),
         ReplyBody::Status(ShardStatus::default()),
         ReplyBody::Error(ErrorReply {
             code: Code::NoSuchQueue,
@@ -377,7 +377,7 @@ fn commands() -> Vec<(&'static str, Vec<u8>)> {
         .into_iter()
         .zip(ops().into_iter().map(encoded))
         .collect();
-    let change = Op::ChangePartitions(PartitionChange {
+    let change = Op::ChangePartitions(Box::new(PartitionChange {
         home: GROUP,
         home_index: LogIndex(4),
         queue: queue(),
@@ -388,7 +388,7 @@ fn commands() -> Vec<(&'static str, Vec<u8>)> {
             draining: false,
             settings: QueueSettings::default(),
         }),
-    });
+    }));
     all.push(("change_partitions", encoded(change)));
     all
 }

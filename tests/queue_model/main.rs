@@ -358,7 +358,10 @@ impl Courier {
         if groups[usize::from(to.0)].model.version >= 2 {
             self.handed.push((to, change.clone()));
         }
-        Some((usize::from(to.0), plain(Op::ChangePartitions(change))))
+        Some((
+            usize::from(to.0),
+            plain(Op::ChangePartitions(Box::new(change))),
+        ))
     }
 }
 

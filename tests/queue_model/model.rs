@@ -262,7 +262,7 @@ impl Model {
             let info = info.clone();
             self.drive(index, uid, &info.groups, Some(&info));
         }
-        Ok(Outcome::Queue(self.homes[&uid].clone()))
+        Ok(Outcome::Queue(Box::new(self.homes[&uid].clone())))
     }
 
     pub(crate) fn each<T>(
@@ -366,7 +366,7 @@ impl Model {
                 if let Some(info) = self.homes.values().find(|info| info.name == *name) {
                     return match must_be_new {
                         true => Err(Rejection::QueueExists),
-                        false => Ok(Outcome::Queue(info.clone())),
+                        false => Ok(Outcome::Queue(Box::new(info.clone()))),
                     };
                 }
                 settings_fit(settings, self.version)?;
@@ -388,10 +388,10 @@ impl Model {
                 };
                 self.homes.insert(uid, info.clone());
                 self.drive(index, uid, &info.groups, Some(&info));
-                Outcome::Queue(QueueInfo {
+                Outcome::Queue(Box::new(QueueInfo {
                     created: true,
                     ..info
-                })
+                }))
             }
             Op::AlterQueue {
                 queue,

@@ -336,7 +336,7 @@ fn reply_body_from_pb(body: PbReply) -> Result<ReplyBody, WireError> {
             jobs: try_each(page.jobs, finished_from_pb)?,
             next: page.next,
         }),
-        PbReply::Partition(stats) => ReplyBody::Partition(stats_from_pb(&stats)),
+        PbReply::Partition(stats) => ReplyBody::Partition(Box::new(stats_from_pb(&stats))),
         PbReply::Workers(workers) => {
             ReplyBody::Workers(try_each(workers.workers, session_from_pb)?)
         }
@@ -375,7 +375,7 @@ fn outcome_from_pb(outcome: pb::Outcome) -> Result<Outcome, WireError> {
             epoch: attached.epoch,
             tokens: try_each(attached.tokens, |token| token_from_pb(&token))?,
         },
-        PbOutcome::Queue(info) => Outcome::Queue(info_from_pb(info)?),
+        PbOutcome::Queue(info) => Outcome::Queue(Box::new(info_from_pb(info)?)),
         PbOutcome::Purged(jobs) => Outcome::Purged { jobs },
         PbOutcome::Enqueued(jobs) => Outcome::Enqueued(try_each(jobs.items, enqueued_from_pb)?),
         PbOutcome::Grants(grants) => Outcome::Leased(try_each(grants.items, |grant| {

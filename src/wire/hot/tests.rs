@@ -1,6 +1,6 @@
 //! Both codecs, against each other.
 
-use super::{put_reply, put_request, read_command, read_reply, read_request, write_command};
+use super::{put_command, put_reply, put_request, read_command, read_reply, read_request};
 use crate::base::ids::{GroupId, JobId, LogIndex, Partition, QueueUid, SessionId, Term, Token};
 use crate::base::units::WallTime;
 use crate::queue::command::{
@@ -18,6 +18,11 @@ use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 use prost::Message;
+
+fn write_command(command: &Command) -> Option<Bytes> {
+    let mut out = BytesMut::new();
+    put_command(command, &mut out).then(|| out.freeze())
+}
 
 /// Numbers of every length, and the defaults often.
 fn number() -> impl Strategy<Value = u64> {

@@ -8,17 +8,17 @@ use crate::queue::command::{
 };
 use crate::queue::view::JobView;
 use crate::wire::message::{CommitStamp, LeasedJob, Reply, ReplyBody};
-use bytes::{BufMut, Bytes};
+use bytes::{BufMut, Bytes, BytesMut};
 use prost::encoding::{encode_varint, encoded_len_varint};
 
-/// The payload of a log entry that asks `command`.
-pub(in crate::wire) fn write_command(command: &Command) -> Option<Bytes> {
+/// Appends the payload of a log entry that asks `command`; whether it did.
+pub(in crate::wire) fn put_command(command: &Command, out: &mut BytesMut) -> bool {
     if !is_hot(&command.op) {
-        return None;
+        return false;
     }
-    let mut out = Vec::with_capacity(command_len(command));
-    put_command(command, &mut out);
-    Some(out.into())
+    out.reserve(command_len(command));
+    put_call_and_op(command, out);
+    true
 }
 
 /// Appends the body of a request; whether it did.
@@ -38,7 +38,7 @@ pub(in crate::wire) fn put_request(
     put_head(2, len, out);
     put_number(1, group.0.into(), out);
     put_head(2, command_len, out);
-    put_command(command, out);
+    put_call_and_op(command, out);
     put_number(3, wait_ms.into(), out);
     true
 }
@@ -59,7 +59,7 @@ fn command_len(command: &Command) -> usize {
     session.map_or(0, |call| field_len(session_call_len(call))) + field_len(op_len(&command.op))
 }
 
-fn put_command(command: &Command, out: &mut impl BufMut) {
+fn put_call_and_op(command: &Command, out: &mut impl BufMut) {
     if let Some(call) = &command.session {
         put_head(1, session_call_len(call), out);
         put_number(1, call.id.0.into(), out);
