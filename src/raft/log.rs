@@ -122,11 +122,10 @@ impl RaftLog {
     }
 
     /// The entries appended since the last call, to be written.
-    pub(super) fn take_unwritten(&mut self) -> Vec<Entry> {
+    pub(super) fn take_unwritten(&mut self, out: &mut Vec<Entry>) {
         let from = usize::try_from(self.taken.0 - self.base.0.0).expect("entries are in memory");
-        let unwritten = self.entries.range(from..).cloned().collect();
+        out.extend(self.entries.range(from..).cloned());
         self.taken = self.last_index();
-        unwritten
     }
 
     /// Whether `Self::take_unwritten` would yield something.

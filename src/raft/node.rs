@@ -152,18 +152,16 @@ impl RaftNode {
         self.log.applied_next();
     }
 
-    /// What must be written now. Hard state and entries belong together, in this order.
-    pub fn take_ready(&mut self) -> Ready {
-        let hard_state = std::mem::take(&mut self.hard_state_dirty).then(|| self.hard_state());
-        let entries = self.log.take_unwritten();
+    /// What must be written now, in place of what `ready` held. Hard state and entries belong
+    /// together, in this order.
+    pub fn take_ready(&mut self, ready: &mut Ready) {
+        ready.hard_state = std::mem::take(&mut self.hard_state_dirty).then(|| self.hard_state());
+        ready.entries.clear();
+        self.log.take_unwritten(&mut ready.entries);
         if bugs::on(Bug::AckBeforeSync)
-            && let Some(entry) = entries.last()
+            && let Some(entry) = ready.entries.last()
         {
             self.synced(entry.index, entry.term);
-        }
-        Ready {
-            hard_state,
-            entries,
         }
     }
 
@@ -304,6 +302,12 @@ mod tests {
         RaftNode::new(config(), HardState::default(), log, GroupTime(0))
     }
 
+    fn taken(node: &mut RaftNode) -> Ready {
+        let mut ready = Ready::default();
+        node.take_ready(&mut ready);
+        ready
+    }
+
     fn data(time: u64) -> Proposal {
         Proposal {
             kind: EntryKind::Data,
@@ -315,7 +319,7 @@ mod tests {
     fn leader() -> RaftNode {
         let mut node = fresh();
         node.tick();
-        node.take_ready();
+        taken(&mut node);
         node.synced(LogIndex(1), Term(1));
         node.applied();
         node
@@ -326,7 +330,7 @@ mod tests {
         let mut node = fresh();
         assert_eq!(node.propose(data(1)), Err(ProposeError::NotLeader));
         node.tick();
-        let ready = node.take_ready();
+        let ready = taken(&mut node);
         let hard = ready.hard_state.expect("the vote must be written");
         assert_eq!((hard.term, hard.vote), (Term(1), Some(ME)));
         assert_eq!(ready.entries.len(), 1);
@@ -335,7 +339,7 @@ mod tests {
         assert!(node.next_committed().is_none());
         node.synced(LogIndex(1), Term(1));
         assert!(node.leads_for_sure());
-        assert!(node.take_ready().is_empty());
+        assert!(taken(&mut node).is_empty());
     }
 
     #[test]
@@ -343,7 +347,7 @@ mod tests {
         let mut node = leader();
         assert_eq!(node.propose(data(5)), Ok(LogIndex(2)));
         assert_eq!(node.propose(data(6)), Ok(LogIndex(3)));
-        assert_eq!(node.take_ready().entries.len(), 2);
+        assert_eq!(taken(&mut node).entries.len(), 2);
         assert!(node.next_committed().is_none());
         node.synced(LogIndex(2), Term(1));
         assert_eq!(
@@ -358,7 +362,7 @@ mod tests {
     fn a_completion_of_another_term_counts_for_nothing() {
         let mut node = leader();
         node.propose(data(5)).expect("leads");
-        node.take_ready();
+        taken(&mut node);
         node.synced(LogIndex(2), Term(9));
         assert!(node.next_committed().is_none());
         node.synced(LogIndex(7), Term(1));
@@ -380,7 +384,7 @@ mod tests {
                 crc: 0,
                 payload: Bytes::new(),
             },
-            old.take_ready().entries.remove(0),
+            taken(&mut old).entries.remove(0),
         ];
         let log = RaftLog::new((LogIndex(0), Term(0)), entries);
         let mut node = RaftNode::new(config(), HardState::default(), log, GroupTime(5));
@@ -388,7 +392,7 @@ mod tests {
         node.tick();
         assert_eq!(node.term(), Term(2));
         assert_eq!(
-            node.take_ready().entries[0].time,
+            taken(&mut node).entries[0].time,
             GroupTime(5),
             "time goes on from its last stamp"
         );
@@ -399,8 +403,7 @@ mod tests {
         let mut node = leader();
         node.propose(data(50)).expect("leads");
         node.propose(data(40)).expect("leads");
-        let times: Vec<_> = node
-            .take_ready()
+        let times: Vec<_> = taken(&mut node)
             .entries
             .iter()
             .map(|entry| entry.time.0)
@@ -417,7 +420,7 @@ mod tests {
         };
         assert_eq!(node.propose(huge), Ok(LogIndex(2)));
         assert_eq!(node.propose(data(1)), Err(ProposeError::Busy));
-        node.take_ready();
+        taken(&mut node);
         node.synced(LogIndex(2), Term(1));
         node.applied();
         assert_eq!(
@@ -458,7 +461,7 @@ mod tests {
     fn compaction_keeps_what_is_not_applied() {
         let mut node = leader();
         node.propose(data(1)).expect("leads");
-        node.take_ready();
+        taken(&mut node);
         node.log_mut().compact(LogIndex(9));
         node.synced(LogIndex(2), Term(1));
         assert_eq!(

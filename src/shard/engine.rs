@@ -19,7 +19,7 @@ use crate::base::units::{Monotonic, Now};
 use crate::queue::MACHINE_VERSION;
 use crate::queue::command::{Command, Op};
 use crate::raft::node::{Proposal, ProposeError};
-use crate::raft::ready::HardState;
+use crate::raft::ready::{HardState, Ready};
 use crate::raft::role::Role;
 use crate::snapshot::layout::Owner;
 use crate::wal::record::{HardState as LoggedHardState, Record};
@@ -86,6 +86,8 @@ pub struct ShardEngine {
     pub(super) counters: Counters,
     /// Payloads of entries are cut off it, so that a few hundred share a piece of memory.
     pub(super) payloads: BytesMut,
+    /// Empty; its memory is used for each group in turn.
+    ready: Ready,
     /// For the next [`Effect::JobsRan`].
     pub(super) run_times_ms: Vec<u64>,
     pub(super) disk_full: bool,
@@ -183,6 +185,7 @@ impl ShardEngine {
             checkpoints,
             counters,
             payloads: BytesMut::with_capacity(PAYLOADS_BYTES),
+            ready: Ready::default(),
             run_times_ms: Vec::new(),
             disk_full: false,
             disk_exhausted: false,
@@ -394,7 +397,8 @@ impl ShardEngine {
             return;
         }
         let (id, incarnation) = (group.id, group.incarnation);
-        let ready = group.raft.take_ready();
+        let mut ready = std::mem::take(&mut self.ready);
+        group.raft.take_ready(&mut ready);
         let logged = |state: HardState| Record::HardState {
             group: id,
             incarnation,
@@ -405,7 +409,7 @@ impl ShardEngine {
             group.commit_written = state.commit;
         }
         let mut last = None;
-        for entry in ready.entries {
+        for entry in ready.entries.drain(..) {
             let (index, term) = (entry.index, entry.term);
             let ticket = self.wal.append(Record::Entry {
                 group: id,
@@ -440,6 +444,7 @@ impl ShardEngine {
             group.commit_written = state.commit;
         }
         self.written.extend(last);
+        self.ready = ready;
     }
 
     /// Hands batches to the disk, and asks for segments before they are needed.

@@ -30,6 +30,7 @@ use crate::base::checksum::crc32c;
 use crate::base::limits::BLOCK_BYTES;
 use crate::base::units::Lsn;
 use bytes::Bytes;
+use std::sync::Arc;
 
 /// Bytes of a batch's header.
 pub const BATCH_HEADER_BYTES: usize = 64;
@@ -241,7 +242,7 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 
 /// A sealed batch, ready to be written. Cheap to clone.
 #[derive(Clone, PartialEq, Eq)]
-pub struct WalBatch(pub(super) Bytes);
+pub struct WalBatch(pub(super) Arc<Vec<u8>>);
 
 impl WalBatch {
     /// Its length, a multiple of the block.

@@ -34,8 +34,8 @@ use crate::wal::codec::{encode_entry, record_bytes};
 use crate::wal::ledger::{EntryMark, Ledger};
 use crate::wal::record::Record;
 use crate::wal::segment::{Echo, RUN_BYTES, RUN_ENTRY_BYTES, SegmentEnd, SegmentHead, epoch};
-use bytes::Bytes;
 use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
 
 pub use crate::wal::ledger::{GroupStart, LogStart, OldSegment};
 
@@ -110,6 +110,8 @@ struct InFlight {
     segment: u64,
     /// All records up to this ticket are in it or before it.
     ticket: Ticket,
+    /// What it wrote, for a later batch: memory that was just used need not be found anew.
+    buffer: Arc<Vec<u8>>,
     done: bool,
 }
 
@@ -138,9 +140,9 @@ pub struct LogWriter {
 
     filling: VecDeque<Filling>,
     pending_bytes: usize,
-    /// Bytes and marks of the last batch of records.
-    last_bytes: usize,
-    last_marks: usize,
+    /// Emptied, for the next batches.
+    spare_buffers: Vec<Vec<u8>>,
+    spare_marks: Vec<Mark>,
     next_ticket: Ticket,
     sealed_ticket: Ticket,
     beacon_due: bool,
@@ -203,8 +205,8 @@ impl LogWriter {
             echoes: start.echoes,
             filling: VecDeque::new(),
             pending_bytes: 0,
-            last_bytes: 0,
-            last_marks: 0,
+            spare_buffers: Vec::new(),
+            spare_marks: Vec::new(),
             next_ticket: Ticket(1),
             sealed_ticket: Ticket(0),
             beacon_due: false,
@@ -266,14 +268,14 @@ impl LogWriter {
             .back()
             .is_none_or(|last| last.buffer.len() + room > self.batch_bytes_max);
         if is_full {
-            // The next batch is likely as large as the last one.
-            let mut buffer = Vec::with_capacity(batch_bytes(room).max(self.last_bytes));
+            let mut buffer = self.spare_buffers.pop().unwrap_or_default();
+            buffer.reserve(batch_bytes(room));
             buffer.resize(BATCH_HEADER_BYTES, 0);
             self.filling.push_back(Filling {
                 ticket: self.next_ticket,
                 buffer,
                 records: 0,
-                marks: Vec::with_capacity(self.last_marks),
+                marks: std::mem::take(&mut self.spare_marks),
                 runs: 0,
             });
             self.next_ticket.0 += 1;
@@ -347,16 +349,14 @@ impl LogWriter {
         self.sealed_ticket = filling.ticket;
         let at = u32::try_from(self.offset).expect("a segment is smaller than 4 GiB");
         let start = self.end_lsn;
-        let marks = std::mem::take(&mut filling.marks);
-        self.last_marks = marks.len();
-        self.last_bytes = batch_bytes(filling.buffer.len() - BATCH_HEADER_BYTES);
         let write = self.seal(filling.buffer, 0, filling.records);
-        for mark in marks {
+        for mark in filling.marks.drain(..) {
             match mark {
                 Mark::Entry(mark) => self.ledger.note_entry(mark, start, at),
                 Mark::Other(record) => self.ledger.note(*record, self.end_lsn),
             }
         }
+        self.spare_marks = filling.marks;
         write
     }
 
@@ -427,13 +427,14 @@ impl LogWriter {
             ..BatchHeader::default()
         };
         self.prev_crc = header.seal(&mut buffer);
+        let buffer = Arc::new(buffer);
         self.claimed_lsn = self.durable_lsn;
         self.beacon_due = false;
         let write = WalWrite {
             segment: self.segment,
             offset: self.offset as u64,
             batch_seq: self.batch_seq,
-            batch: WalBatch(Bytes::from(buffer)),
+            batch: WalBatch(buffer.clone()),
         };
         self.offset += write.batch.encoded_len();
         assert!(
@@ -450,6 +451,7 @@ impl LogWriter {
             flags,
             segment: self.segment,
             ticket: self.sealed_ticket,
+            buffer,
             done: false,
         });
         self.batch_seq += 1;
@@ -485,6 +487,17 @@ impl LogWriter {
             }
             if batch.flags == SEG_HEAD {
                 self.ledger.durable_head(batch.segment);
+            }
+            // A single large entry may have made it larger than a batch.
+            let is_usual = batch.buffer.capacity() <= 2 * self.batch_bytes_max;
+            if is_usual && self.spare_buffers.len() < BATCHES_IN_FLIGHT_MAX {
+                let emptied = |mut buffer: Vec<u8>| {
+                    buffer.clear();
+                    buffer
+                };
+                // The driver may hold it still.
+                self.spare_buffers
+                    .extend(Arc::try_unwrap(batch.buffer).ok().map(emptied));
             }
         }
         self.ledger.durable(self.durable_lsn);
