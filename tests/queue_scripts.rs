@@ -609,7 +609,7 @@ impl Runner {
         let mut loaded = JobQueue::absent(GROUP);
         let mut body = |job| {
             let at = bodies.iter().position(|body| body.job == job)?;
-            let bytes = encode_body(&bodies.remove(at).body);
+            let bytes = encode_body(&bodies.remove(at).body.body());
             Some((
                 bytes,
                 BodyLocation {

@@ -9,66 +9,126 @@
 
 use crate::base::checksum::crc32c;
 use crate::queue::codec::{Read, Reader, len_u16, len_u32};
+use crate::queue::command::{Backoff, NewJob};
 use crate::queue::page::PageError;
 use crate::queue::settings::{put_backoff, read_backoff};
 use crate::queue::view::Body;
 use bytes::Bytes;
+use std::sync::Arc;
 
 const VERSION: u8 = 1;
 const FLAG_KEY: u8 = 1;
 const FLAG_BACKOFF: u8 = 2;
+/// Version, flags, headers, run limit.
+const HEAD_BYTES: usize = 8;
+const CHECKSUM_BYTES: usize = 4;
+
+/// A body as a group keeps it in memory: its bytes but the checksum, in one piece that frozen states
+/// share. Cheap to clone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredBody(Arc<[u8]>);
+
+impl StoredBody {
+    /// The body of a job to be. `scratch` is used on the way.
+    pub(super) fn of_job(job: &NewJob, scratch: &mut Vec<u8>) -> Self {
+        scratch.clear();
+        let parts = Parts {
+            payload: &job.payload,
+            headers: &job.headers,
+            key: job.key.as_ref(),
+            run_limit_ms: job.run_limit_ms,
+            backoff: job.backoff.as_ref(),
+        };
+        parts.put(scratch);
+        Self(Arc::from(scratch.as_slice()))
+    }
+
+    /// The body of these bytes, which [`decode_body`] has read.
+    pub(super) fn of_checked(bytes: &[u8]) -> Self {
+        Self(Arc::from(&bytes[..bytes.len() - CHECKSUM_BYTES]))
+    }
+
+    /// The length of the bytes that [`Self::encode_into`] appends.
+    #[must_use]
+    pub fn encoded_len(&self) -> usize {
+        self.0.len() + CHECKSUM_BYTES
+    }
+
+    /// Appends the body in bytes, as [`encode_body`] makes them.
+    pub fn encode_into(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.0);
+        out.extend_from_slice(&crc32c(&[&self.0]).to_le_bytes());
+    }
+
+    /// The body. Payload, key and values share its memory.
+    #[must_use]
+    pub fn body(&self) -> Body {
+        let bytes = Bytes::from_owner(Arc::clone(&self.0));
+        read(&bytes).expect("what is stored was encoded or read here")
+    }
+
+    /// The backoff of its own.
+    pub(super) fn backoff(&self) -> Option<Backoff> {
+        let has_own = self.0[1] & FLAG_BACKOFF != 0;
+        let read = || read_backoff(&mut Reader::new(&self.0[HEAD_BYTES..]));
+        has_own.then(|| read().expect("what is stored was encoded or read here"))
+    }
+}
+
+/// What stands in a body.
+struct Parts<'a> {
+    payload: &'a Bytes,
+    headers: &'a [(String, Bytes)],
+    key: Option<&'a Bytes>,
+    run_limit_ms: u32,
+    backoff: Option<&'a Backoff>,
+}
+
+impl Parts<'_> {
+    /// Appends all but the checksum.
+    fn put(&self, out: &mut Vec<u8>) {
+        let key = if self.key.is_some() { FLAG_KEY } else { 0 };
+        let backoff = if self.backoff.is_some() {
+            FLAG_BACKOFF
+        } else {
+            0
+        };
+        out.extend_from_slice(&[VERSION, key | backoff]);
+        out.extend_from_slice(&len_u16(self.headers.len()).to_le_bytes());
+        out.extend_from_slice(&self.run_limit_ms.to_le_bytes());
+        if let Some(backoff) = self.backoff {
+            put_backoff(out, backoff);
+        }
+        if let Some(key) = self.key {
+            out.extend_from_slice(&len_u16(key.len()).to_le_bytes());
+            out.extend_from_slice(key);
+        }
+        for (name, value) in self.headers {
+            out.extend_from_slice(&len_u16(name.len()).to_le_bytes());
+            out.extend_from_slice(&len_u32(value.len()).to_le_bytes());
+            out.extend_from_slice(name.as_bytes());
+            out.extend_from_slice(value);
+        }
+        out.extend_from_slice(&len_u32(self.payload.len()).to_le_bytes());
+        out.extend_from_slice(self.payload);
+    }
+}
 
 /// The bytes of a body.
 #[must_use]
 pub fn encode_body(body: &Body) -> Bytes {
-    let mut out = Vec::with_capacity(encoded_len(body));
-    let key = if body.key.is_some() { FLAG_KEY } else { 0 };
-    let backoff = if body.backoff.is_some() {
-        FLAG_BACKOFF
-    } else {
-        0
+    let parts = Parts {
+        payload: &body.payload,
+        headers: &body.headers,
+        key: body.key.as_ref(),
+        run_limit_ms: body.run_limit_ms,
+        backoff: body.backoff.as_ref(),
     };
-    out.extend_from_slice(&[VERSION, key | backoff]);
-    out.extend_from_slice(&len_u16(body.headers.len()).to_le_bytes());
-    out.extend_from_slice(&body.run_limit_ms.to_le_bytes());
-    if let Some(backoff) = &body.backoff {
-        put_backoff(&mut out, backoff);
-    }
-    if let Some(key) = &body.key {
-        out.extend_from_slice(&len_u16(key.len()).to_le_bytes());
-        out.extend_from_slice(key);
-    }
-    for (name, value) in &body.headers {
-        out.extend_from_slice(&len_u16(name.len()).to_le_bytes());
-        out.extend_from_slice(&len_u32(value.len()).to_le_bytes());
-        out.extend_from_slice(name.as_bytes());
-        out.extend_from_slice(value);
-    }
-    out.extend_from_slice(&len_u32(body.payload.len()).to_le_bytes());
-    out.extend_from_slice(&body.payload);
+    let mut out = Vec::new();
+    parts.put(&mut out);
     let crc = crc32c(&[&out]);
     out.extend_from_slice(&crc.to_le_bytes());
-    let len = encoded_len(body);
-    assert!(
-        out.len() == len,
-        "a body took {} bytes, not {len}",
-        out.len()
-    );
     Bytes::from(out)
-}
-
-/// The length of the bytes of a body.
-pub(super) fn encoded_len(body: &Body) -> usize {
-    let headers = body
-        .headers
-        .iter()
-        .map(|(name, value)| 6 + name.len() + value.len());
-    8 + body.backoff.map_or(0, |_| 16)
-        + body.key.as_ref().map_or(0, |key| 2 + key.len())
-        + headers.sum::<usize>()
-        + 4
-        + body.payload.len()
-        + 4
 }
 
 /// Reads the bytes of a body. The payload, key and values are slices of `bytes`, not copies.
@@ -80,12 +140,18 @@ pub fn decode_body(bytes: &Bytes) -> Result<Body, PageError> {
 }
 
 fn decode(bytes: &Bytes) -> Read<Body> {
-    let split = bytes.len().checked_sub(4).ok_or("it is cut short")?;
+    let split = bytes.len().checked_sub(CHECKSUM_BYTES);
+    let split = split.ok_or("it is cut short")?;
     let (sealed, crc) = bytes.split_at(split);
     if crc32c(&[sealed]).to_le_bytes() != crc {
         return Err("its checksum does not fit");
     }
-    let mut from = Reader::new(sealed);
+    read(&bytes.slice(..split))
+}
+
+/// Reads a body without its checksum.
+fn read(bytes: &Bytes) -> Read<Body> {
+    let mut from = Reader::new(bytes);
     if from.u8()? != VERSION {
         return Err("its version is unknown");
     }
@@ -129,7 +195,6 @@ fn decode(bytes: &Bytes) -> Read<Body> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::queue::command::Backoff;
 
     fn full() -> Body {
         Body {
@@ -150,6 +215,30 @@ mod tests {
         assert_eq!(bytes[..12], [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(bytes.len(), 16);
         assert_eq!(decode_body(&bytes), Ok(Body::default()));
+    }
+
+    #[test]
+    fn a_stored_body_is_the_body_and_its_bytes() {
+        for body in [full(), Body::default()] {
+            let job = NewJob {
+                payload: body.payload.clone(),
+                headers: body.headers.clone(),
+                key: body.key.clone(),
+                run_limit_ms: body.run_limit_ms,
+                backoff: body.backoff,
+                ..NewJob::default()
+            };
+            let stored = StoredBody::of_job(&job, &mut vec![1, 2, 3]);
+            let mut bytes = Vec::new();
+            stored.encode_into(&mut bytes);
+            assert_eq!(bytes, encode_body(&body));
+            assert_eq!(stored.encoded_len(), bytes.len());
+            assert_eq!(StoredBody::of_checked(&bytes), stored);
+            assert_eq!(
+                (stored.body(), stored.backoff()),
+                (body.clone(), body.backoff)
+            );
+        }
     }
 
     #[test]

@@ -208,7 +208,7 @@ fn check_partition(
             record
                 .rules()
                 .map_err(|why| format!("sequence {seq}: {why}: {record:?}"))?;
-            let len = leaf.body(slot).payload.len();
+            let len = leaf.body(slot).body().payload.len();
             let told = record.payload_len as usize;
             hold!(
                 len == told,

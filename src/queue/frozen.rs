@@ -8,7 +8,7 @@ use crate::base::bugs::{self, Bug};
 use crate::base::checksum::Hash128;
 use crate::base::ids::{JobId, Partition, QueueUid, SessionId};
 use crate::base::limits::LEAF_JOBS;
-use crate::queue::body::encoded_len;
+use crate::queue::body::StoredBody;
 use crate::queue::group_page::{GroupPage, put_group};
 use crate::queue::history::FinishedPages;
 use crate::queue::job_queue::JobQueue;
@@ -20,7 +20,7 @@ use crate::queue::page::{
 use crate::queue::partition::{Head, PartitionState};
 use crate::queue::queues::QueueRecord;
 use crate::queue::sessions::Session;
-use crate::queue::view::{Body, BodyLocation, PageKey, PageKind};
+use crate::queue::view::{BodyLocation, PageKey, PageKind};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -61,9 +61,7 @@ pub struct FrozenBody {
     /// Where it was on this node's disk at the freeze, if it was.
     pub location: Option<BodyLocation>,
     /// The body.
-    pub body: Arc<Body>,
-    /// Bytes that [`encode_body`](super::encode_body) makes of it.
-    pub encoded_len: usize,
+    pub body: StoredBody,
 }
 
 impl JobQueue {
@@ -187,14 +185,12 @@ impl BodyCursor {
                             self.next = Some((*at_queue, *at_number, seq));
                             return bodies;
                         }
-                        let body = Arc::clone(leaf.body(slot_of(seq)));
-                        let encoded_len = encoded_len(&body);
-                        bytes += encoded_len;
+                        let body = leaf.body(slot_of(seq)).clone();
+                        bytes += body.encoded_len();
                         bodies.push(FrozenBody {
                             job: JobId::new(group, *at_queue, *at_number, seq),
                             location: leaf.location(slot),
                             body,
-                            encoded_len,
                         });
                     }
                 }

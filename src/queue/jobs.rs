@@ -12,6 +12,7 @@ use crate::base::limits::{
 };
 use crate::base::units::{GroupTime, WallTime};
 use crate::queue::backoff::wait_ms;
+use crate::queue::body::StoredBody;
 use crate::queue::command::{
     AckItem, Enqueued, Grant, ItemOutcome, NackItem, NewJob, Outcome, Rejection, Start,
 };
@@ -22,9 +23,8 @@ use crate::queue::leaf::{leaf_of, slot_of};
 use crate::queue::partition::{Links, PartitionState, rest};
 use crate::queue::record::Record;
 use crate::queue::settings::backoff_is_valid;
-use crate::queue::view::{Body, JobEnd, JobState};
+use crate::queue::view::{JobEnd, JobState};
 use bytes::Bytes;
-use std::sync::Arc;
 
 const PRIORITY_DEFAULT: u8 = 4;
 
@@ -33,10 +33,6 @@ const REASON_LEASE: &str = "lease expired";
 const REASON_WORKER: &str = "worker lost";
 const REASON_TTL: &str = "expired";
 const REASON_GRANTS: &str = "grants exhausted";
-
-/// From this length on the payload of a command's only job shares the memory of its entry instead of
-/// being copied.
-const SHARED_BYTES_MIN: usize = 64 << 10;
 
 type Done = Result<(), Rejection>;
 
@@ -138,8 +134,8 @@ impl JobQueue {
             let position = u16::try_from(position).expect("items are bounded by ITEMS_MAX");
             let max_attempts = partition.head.config.settings.max_attempts;
             let record = new_record(item, wall, max_attempts, index, position);
-            let body = new_body(item, items.len() == 1);
-            partition.insert(id, record, Arc::new(body), links);
+            let body = StoredBody::of_job(item, &mut links.scratch);
+            partition.insert(id, record, body, links);
             Enqueued::New(id)
         });
         Outcome::Enqueued(outcomes.collect())
@@ -229,7 +225,7 @@ impl JobQueue {
             .leaves
             .leaf(leaf_of(id.seq()))
             .expect("a live job has its leaf");
-        let own = leaf.body(slot_of(id.seq())).backoff;
+        let own = leaf.body(slot_of(id.seq())).backoff();
         let backoff = own.unwrap_or(partition.head.config.settings.backoff);
         let wait = item
             .delay_ms
@@ -504,24 +500,6 @@ fn new_record(
         lease_gen: 0,
         owner: 0,
         leased_at: 0,
-    }
-}
-
-/// What a command brings is a slice of its entry: one job that stays would keep the whole in memory,
-/// and all that came with it. So everything is copied but what is almost all of its entry.
-fn new_body(item: &NewJob, alone: bool) -> Body {
-    let detached = |bytes: &Bytes| Bytes::copy_from_slice(bytes);
-    let header = |(name, value): &(String, Bytes)| (name.clone(), detached(value));
-    Body {
-        payload: if alone && item.payload.len() >= SHARED_BYTES_MIN {
-            item.payload.clone()
-        } else {
-            detached(&item.payload)
-        },
-        headers: item.headers.iter().map(header).collect(),
-        key: item.key.as_ref().map(detached),
-        run_limit_ms: item.run_limit_ms,
-        backoff: item.backoff,
     }
 }
 

@@ -7,8 +7,9 @@
 //! Locations of bodies are local to a node: never in a page, never in a hash.
 
 use crate::base::limits::LEAF_JOBS;
+use crate::queue::body::StoredBody;
 use crate::queue::record::Record;
-use crate::queue::view::{Body, BodyLocation};
+use crate::queue::view::BodyLocation;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,7 +23,7 @@ pub(super) struct Leaf {
     /// Bit n: slot n is live.
     live: u64,
     records: [Record; SLOTS],
-    bodies: [Option<Arc<Body>>; SLOTS],
+    bodies: [Option<StoredBody>; SLOTS],
     /// Empty until the first body has a location, then one per slot.
     locations: Vec<Option<BodyLocation>>,
     /// Slot to the last failure; never an empty text.
@@ -61,7 +62,7 @@ impl Leaf {
     }
 
     /// The body of a live slot.
-    pub(super) fn body(&self, slot: usize) -> &Arc<Body> {
+    pub(super) fn body(&self, slot: usize) -> &StoredBody {
         self.bodies[slot]
             .as_ref()
             .expect("a live slot has its body")
@@ -174,7 +175,7 @@ impl Leaves {
     }
 
     /// Puts a job in its slot, which must be free.
-    pub(super) fn insert(&mut self, seq: u64, record: Record, body: Arc<Body>) {
+    pub(super) fn insert(&mut self, seq: u64, record: Record, body: StoredBody) {
         let (number, slot) = (leaf_of(seq), slot_of(seq));
         let spare = &mut self.spare_block;
         let fresh = || spare.take().unwrap_or_else(|| Arc::new(Block::new()));
@@ -200,7 +201,7 @@ impl Leaves {
     }
 
     /// Takes a live job out; its leaf goes with its last job.
-    pub(super) fn remove(&mut self, seq: u64) -> (Record, Arc<Body>) {
+    pub(super) fn remove(&mut self, seq: u64) -> (Record, StoredBody) {
         let (number, slot) = (leaf_of(seq), slot_of(seq));
         let leaf = self.leaf_mut(number).expect("a live job has its leaf");
         assert!(
@@ -300,7 +301,13 @@ impl Leaves {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::queue::body::encode_body;
+    use crate::queue::view::Body;
     use crate::queue::view::JobState;
+
+    fn body() -> StoredBody {
+        StoredBody::of_checked(&encode_body(&Body::default()))
+    }
 
     fn pending() -> Record {
         Record {
@@ -314,7 +321,7 @@ mod tests {
     fn a_leaf_goes_with_its_last_job_and_blocks_go_with_their_last_leaf() {
         let mut leaves = Leaves::default();
         for seq in [0, 63, 64, 5000] {
-            leaves.insert(seq, pending(), Arc::default());
+            leaves.insert(seq, pending(), body());
         }
         let numbers = |leaves: &Leaves| leaves.from(0).map(|(n, _)| n).collect::<Vec<_>>();
         assert_eq!(numbers(&leaves), [0, 1, 78]);
@@ -332,10 +339,10 @@ mod tests {
     #[test]
     fn a_copy_does_not_see_later_changes() {
         let mut leaves = Leaves::default();
-        leaves.insert(7, pending(), Arc::default());
+        leaves.insert(7, pending(), body());
         let frozen = leaves.clone();
         leaves.leaf_mut(0).expect("there").record_mut(7).attempts = 9;
-        leaves.insert(8, pending(), Arc::default());
+        leaves.insert(8, pending(), body());
         assert_eq!(frozen.record(7), Some(&pending()));
         assert_eq!(frozen.record(8), None);
     }

@@ -8,7 +8,7 @@
 use crate::base::checksum::crc32c;
 use crate::base::ids::{GroupId, JobId, Partition, QueueUid, SessionId};
 use crate::base::limits::LEAF_JOBS;
-use crate::queue::body::decode_body;
+use crate::queue::body::{StoredBody, decode_body};
 use crate::queue::codec::Read;
 use crate::queue::group_page::read_group;
 use crate::queue::job_queue::JobQueue;
@@ -256,7 +256,8 @@ impl Loading {
         }
         let state = self.machine.partitions.get_mut(&partition);
         let state = state.expect("its place was found before");
-        state.insert(id, record, Arc::new(body), &mut self.machine.links);
+        let body = StoredBody::of_checked(&bytes);
+        state.insert(id, record, body, &mut self.machine.links);
         self.machine.set_body_location(id, location);
         Ok(())
     }

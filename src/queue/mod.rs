@@ -68,7 +68,7 @@ mod tests;
 #[cfg(test)]
 mod version_tests;
 
-pub use body::{decode_body, encode_body};
+pub use body::{StoredBody, decode_body, encode_body};
 pub use frozen::{BodyCursor, FrozenBody, FrozenState};
 pub use job_queue::{JobQueue, MACHINE_VERSION, PagesNeeded};
 pub use page::{PageError, PagePlace};

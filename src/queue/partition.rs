@@ -20,7 +20,7 @@
 use crate::base::ids::{JobId, Partition, QueueUid, SessionId};
 use crate::base::limits::{JOB_HELD_BYTES, PRIORITIES, REASON_BYTES_MAX};
 use crate::base::units::WallTime;
-use crate::queue::body::encoded_len;
+use crate::queue::body::StoredBody;
 use crate::queue::command::{DeadPolicy, PartitionConfig};
 use crate::queue::deadlines::Deadlines;
 use crate::queue::history::{Finished, History};
@@ -30,10 +30,9 @@ use crate::queue::record::Record;
 use crate::queue::seq_set::SeqSet;
 use crate::queue::sessions::Sessions;
 use crate::queue::settings::share;
-use crate::queue::view::{Body, JobEnd, JobState, QueueStats};
+use crate::queue::view::{JobEnd, JobState, QueueStats};
 use bytes::Bytes;
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 /// The orders that span the partitions of a group.
 #[derive(Debug, Default)]
@@ -46,6 +45,8 @@ pub(super) struct Links {
     pub(super) surplus: BTreeSet<(QueueUid, Partition)>,
     /// Memory that live jobs take.
     pub(super) held_bytes: u64,
+    /// Where bodies are put together.
+    pub(super) scratch: Vec<u8>,
 }
 
 /// What the page of a partition holds.
@@ -62,8 +63,8 @@ pub(super) struct Head {
 }
 
 /// Memory that a live job takes, about.
-pub(super) fn held_bytes(body: &Body) -> u64 {
-    (JOB_HELD_BYTES + encoded_len(body)) as u64
+pub(super) fn held_bytes(body: &StoredBody) -> u64 {
+    (JOB_HELD_BYTES + body.encoded_len()) as u64
 }
 
 /// The orders of a partition's jobs.
@@ -151,7 +152,7 @@ impl PartitionState {
     }
 
     /// Adds a live job: to the leaves, to its orders and to the counters of its state.
-    pub(super) fn insert(&mut self, id: JobId, record: Record, body: Arc<Body>, on: &mut Links) {
+    pub(super) fn insert(&mut self, id: JobId, record: Record, body: StoredBody, on: &mut Links) {
         on.held_bytes += held_bytes(&body);
         self.leaves.insert(id.seq(), record, body);
         self.head.stats.bytes += u64::from(record.payload_len);

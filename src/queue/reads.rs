@@ -271,7 +271,7 @@ impl JobQueue {
             owner: owner_of(record),
             last_failure: leaf.reason(slot),
             body: if with_body {
-                leaf.body(slot).as_ref().clone()
+                leaf.body(slot).body()
             } else {
                 Body::default()
             },

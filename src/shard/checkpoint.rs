@@ -36,7 +36,7 @@ use crate::base::ids::{GroupId, JobId, ShardId};
 use crate::base::limits::BASES_KEPT;
 use crate::base::units::{Lsn, Monotonic};
 use crate::queue::view::{BodyLocation, PageKey};
-use crate::queue::{BodyCursor, FrozenState, encode_body};
+use crate::queue::{BodyCursor, FrozenState};
 use crate::snapshot::builder::{PayloadBuilder, RunBuilder};
 use crate::snapshot::layout::{
     BodyEntry, BodyPlace, FileHeader, FileKind, GroupMeta, Owner, PageName, PayloadUse, RootRef,
@@ -109,6 +109,8 @@ struct Writing {
     outstanding: usize,
     pages_bytes: u64,
     written: Vec<Written>,
+    /// The body that is being written.
+    encoded: Vec<u8>,
 }
 
 /// The group being written: bodies first, since the root names their places.
@@ -295,6 +297,7 @@ impl ShardEngine {
                 outstanding: 0,
                 pages_bytes: 0,
                 written: Vec::new(),
+                encoded: Vec::new(),
             }));
         }
     }
@@ -368,13 +371,14 @@ impl ShardEngine {
                     len: at.len,
                 }
             } else {
-                let encoded = encode_body(&body.body);
+                writing.encoded.clear();
+                body.body.encode_into(&mut writing.encoded);
                 let (_, payload) = writing.payload.get_or_insert_with(|| {
                     let header = self.checkpoints.header(FileKind::Payload);
                     writing.files.push(CheckpointFile::Payload(header.file));
                     (header.file, PayloadBuilder::new(&header))
                 });
-                let place = payload.add_body(body.job, &encoded);
+                let place = payload.add_body(body.job, &writing.encoded);
                 let at = BodyLocation {
                     file: place.file,
                     offset: place.offset,

@@ -146,7 +146,7 @@ pub(super) fn pages_input(machine: &JobQueue) -> Vec<u8> {
         out.extend_from_slice(&bytes);
     }
     for body in machine.freeze().bodies().next_bodies(usize::MAX) {
-        let bytes = encode_body(&body.body);
+        let bytes = encode_body(&body.body.body());
         out.push(0);
         out.extend_from_slice(&body.job.to_bytes());
         out.extend_from_slice(&(bytes.len() as u16).to_le_bytes());

@@ -568,7 +568,7 @@ fn roots() -> Vec<(&'static str, Vec<u8>)> {
         root,
     ];
     let body = rich(1).freeze().bodies().next_bodies(1);
-    let body = rrq::queue::encode_body(&body[0].body);
+    let body = rrq::queue::encode_body(&body[0].body.body());
     vec![
         ("root", [&[0], root].concat()),
         ("run_header", [&[1], &run[..64]].concat()),

@@ -181,9 +181,9 @@ fn reload(machine: &JobQueue, group: GroupId, slice: usize) -> JobQueue {
             break;
         }
         for body in bodies {
-            let bytes = encode_body(&body.body);
-            assert_eq!(bytes.len(), body.encoded_len);
-            assert_eq!(decode_body(&bytes).as_ref(), Ok(&*body.body));
+            let bytes = encode_body(&body.body.body());
+            assert_eq!(bytes.len(), body.body.encoded_len());
+            assert_eq!(decode_body(&bytes).as_ref(), Ok(&body.body.body()));
             let at = BodyLocation {
                 file: 1,
                 offset: 0,
@@ -310,7 +310,7 @@ impl Group {
                 offset: 0,
                 len: 0,
             };
-            stored.insert(body.job, (encode_body(&body.body), at));
+            stored.insert(body.job, (encode_body(&body.body.body()), at));
         }
         let pages = frozen.next_pages(usize::MAX);
         still
