@@ -14,12 +14,12 @@ use crate::base::units::{Monotonic, Now, WallTime};
 use crate::runtime::budget::Budget;
 use crate::runtime::connection::{Connection, READ_BYTES, Shard};
 use crate::runtime::desk::{self, Desk};
+use crate::runtime::durations::Durations;
 use crate::runtime::listener::{self, Admission};
 use crate::runtime::mesh::{Letter, Mesh};
 use crate::runtime::metrics::{NodeMetrics, ShardMetrics};
 use crate::runtime::poker::Pulse;
 use crate::runtime::recover::Remains;
-use crate::runtime::rpc_times::RpcTimes;
 use crate::runtime::wal_writer::WalWriter;
 use crate::runtime::{process, segments, snapshot_files, sys};
 use crate::shard::config::ShardConfig;
@@ -106,7 +106,7 @@ pub struct Hub {
     read_buffer: RefCell<Box<[u8]>>,
     budget: Rc<Budget>,
     metrics: Arc<NodeMetrics>,
-    rpc: RefCell<RpcTimes>,
+    durations: RefCell<Durations>,
     /// When the replies of this turn were ready.
     turn: Cell<Instant>,
     desk: Arc<Desk>,
@@ -159,7 +159,8 @@ impl Hub {
             if let Some(answered) = connection.reply(reply) {
                 let took = self.turn.get().saturating_duration_since(answered.read_at);
                 let code = reply.body.refused_by();
-                self.rpc.borrow_mut().observe(answered.method, code, took);
+                let mut durations = self.durations.borrow_mut();
+                durations.answered(answered.method, code, took);
             }
         }
     }
@@ -172,8 +173,8 @@ impl Hub {
         let wall = now().wall.0;
         for leased in jobs.iter().filter(|leased| leased.job.attempts == 1) {
             let waited = wall.saturating_sub(leased.job.enqueued_at.0);
-            let seconds = Duration::from_millis(waited).as_secs_f64();
-            self.numbers().job_wait.observe(seconds);
+            let durations = self.durations.borrow();
+            durations.waited(Duration::from_millis(waited));
         }
     }
 
@@ -212,9 +213,8 @@ impl Shard for Hub {
 
 /// Runs a shard; the first thing on its executor.
 pub async fn run(parts: Parts) {
-    let rpc = parts.metrics.shards[usize::from(parts.mesh.me.0)]
-        .rpc
-        .clone();
+    let numbers = &parts.metrics.shards[usize::from(parts.mesh.me.0)];
+    let durations = Durations::new(&numbers.rpc, &numbers.job_wait, &numbers.job_run);
     let hub = Rc::new(Hub {
         shard: parts.mesh.me,
         hello: parts.hello,
@@ -226,7 +226,7 @@ pub async fn run(parts: Parts) {
         read_buffer: RefCell::new(vec![0; READ_BYTES].into()),
         budget: Rc::new(Budget::new(parts.in_flight_bytes_max)),
         metrics: parts.metrics,
-        rpc: RefCell::new(RpcTimes::new(rpc)),
+        durations: RefCell::new(durations),
         turn: Cell::new(Instant::now()),
         desk: parts.desk,
     });
@@ -372,6 +372,7 @@ impl Driver {
             }
             self.perform();
             self.hub.numbers().publish(self.engine.counters());
+            self.hub.durations.borrow().publish();
             self.open_door();
             self.wait(now.mono).await;
         }
@@ -458,9 +459,9 @@ impl Driver {
             }
             Effect::ForwardClosed { to, from } => self.mesh.closed(to, from),
             Effect::JobsRan { times_ms } => {
+                let durations = self.hub.durations.borrow();
                 for ms in times_ms {
-                    let ran = Duration::from_millis(ms).as_secs_f64();
-                    self.hub.numbers().job_run.observe(ran);
+                    durations.ran(Duration::from_millis(ms));
                 }
             }
             Effect::Stopped => self.stopped = true,
