@@ -150,6 +150,13 @@ impl FrozenState {
         pages
     }
 
+    /// Live jobs, each of which has a body.
+    #[must_use]
+    pub fn live_jobs(&self) -> u64 {
+        let partitions = self.shared.partitions.values();
+        partitions.map(|partition| partition.head.live()).sum()
+    }
+
     /// The bodies of all live jobs, from the first on.
     #[must_use]
     pub fn bodies(&self) -> BodyCursor {

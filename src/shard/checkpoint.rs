@@ -688,12 +688,15 @@ impl ShardEngine {
 impl Current {
     fn new(frozen: Frozen) -> Self {
         let cursor = frozen.state.bodies();
+        // Growing by and by would copy them, and clear twice the memory for it; what is not needed
+        // of it is never touched.
+        let live = usize::try_from(frozen.state.live_jobs()).expect("they are in memory");
         Self {
             frozen,
             cursor,
             bodies_done: false,
-            bodies: Vec::new(),
-            placed: Vec::new(),
+            bodies: Vec::with_capacity(live),
+            placed: Vec::with_capacity(live),
         }
     }
 }

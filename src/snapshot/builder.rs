@@ -22,6 +22,9 @@ use bytes::{Bytes, BytesMut};
 /// A slice of output is at most this long.
 pub const OUTPUT_BYTES_MAX: usize = 1 << 20;
 
+/// Memory that is taken at once for what is to be put.
+const ROOM_BYTES: usize = 256 << 10;
+
 const _: () = assert!(OUTPUT_BYTES_MAX.is_multiple_of(BLOCK_BYTES));
 
 /// Why a file cannot be built.
@@ -65,6 +68,10 @@ impl Output {
     }
 
     fn put(&mut self, bytes: &[u8]) {
+        // What was taken took its memory along; growing from nothing would copy each slice often.
+        if self.buffer.capacity() - self.buffer.len() < bytes.len() {
+            self.buffer.reserve(bytes.len().max(ROOM_BYTES));
+        }
         self.buffer.extend_from_slice(bytes);
     }
 

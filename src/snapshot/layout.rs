@@ -377,6 +377,11 @@ pub struct Root {
     pub bodies: Vec<BodyEntry>,
 }
 
+/// More than a page's entries take in a root, or a body's with a leaf of its own.
+const ROOM_OF_ENTRY: usize = 72;
+/// More than a root takes without them.
+const ROOM_OF_HEAD: usize = 16 << 10;
+
 /// A leaf holds the jobs of 64 neighbouring sequences: the id of its first, and the job's place.
 pub(super) fn leaf_of(job: JobId) -> (JobId, u8) {
     let slot = job.seq() % LEAF_JOBS;
@@ -421,7 +426,9 @@ impl Root {
 
     /// The root's bytes and its hash. Pages and bodies are ascending.
     pub(super) fn encode(&self) -> Result<(Vec<u8>, Hash128), BuildError> {
-        let mut out = Vec::new();
+        // What is not needed of it is never touched.
+        let room = ROOM_OF_HEAD + ROOM_OF_ENTRY * (self.pages.len() + self.bodies.len());
+        let mut out = Vec::with_capacity(room);
         out.extend_from_slice(&ROOT_MAGIC);
         out.extend_from_slice(&[0; ROOT_HEAD_BYTES - 8]);
         self.encode_canonical(&mut out)?;
