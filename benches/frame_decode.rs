@@ -20,9 +20,12 @@ use support::load::{PAYLOAD_BYTES, command, new_jobs, request};
 /// Steps on one state.
 const STEPS: u64 = 1_000;
 
+/// What a message is, how many fit into a read buffer, and one of them.
+type Sample<T> = (&'static str, u64, fn() -> T);
+
 fn main() {
     let mut suite = Suite::from_args("frame_decode");
-    let requests: [(&str, u64, fn() -> Op); 4] = [
+    let requests: [Sample<Op>; 4] = [
         ("request that enqueues 1 job", 64, || enqueue(1)),
         ("request that enqueues 64 jobs", 2, || enqueue(64)),
         ("request that leases", 64, lease),
@@ -34,7 +37,7 @@ fn main() {
             black_box(decode_request(body).expect("it is whole"));
         });
     }
-    let replies: [(&str, u64, fn() -> ReplyBody); 4] = [
+    let replies: [Sample<ReplyBody>; 4] = [
         ("reply of 1 enqueued job", 64, || enqueued(1)),
         ("reply of 64 enqueued jobs", 32, || enqueued(64)),
         ("reply of 8 leased jobs", 16, leased),
