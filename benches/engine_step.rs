@@ -10,8 +10,8 @@ mod support;
 use support::Suite;
 use support::load::{Load, Performance, QUEUES};
 
-/// Jobs that pass through one engine: few enough that no checkpoint is due.
-const JOBS: u64 = 16_384;
+/// Jobs that pass through one engine: few, so that requests that were made beforehand are still near.
+const JOBS: u64 = 2_048;
 /// Jobs of a turn in which 64 requests of one job are taken.
 const SINGLES: u64 = 64;
 /// Jobs of a turn in which each queue gets a request of 64.
