@@ -9,13 +9,18 @@
 //! without an answer (2 s of our own running, so a stopped process is not blamed) the process
 //! aborts: a start that hangs included. A supervisor restarts it; nothing acknowledged is lost.
 //!
+//! The first of these calls is also a measure: from it on the task is runnable, and when the executor
+//! polls it it says so. What lies between, less what the thread waited for a core and less the time in
+//! which the process was stopped, is a stall: a runnable task that was not run though it could be.
+//!
 //! The same task is the doorbell of the shard's [`Mailbox`]: other threads ring it once until it
 //! has answered. A task holds its wakers in 16 bits, so bells must not pile up.
 
 use crate::base::code::Code;
 use crate::base::ids::ShardId;
 use crate::base::report::Report;
-use crate::runtime::process;
+use crate::runtime::process::{self, CoreTimes, CoreTimesFile};
+use crate::runtime::sys;
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -32,6 +37,8 @@ const DEAF_LOOKS: u32 = 400;
 const DEAF_LOOKS_OPENING: u32 = 24_000;
 /// A beat that stood still for so many looks counts as a stall: pokes were not answered at once.
 const STALL_LOOKS: u32 = 10;
+/// An answer within this time is not looked into.
+const PROMPT: Duration = Duration::from_millis(10);
 
 /// What one executor shares with the threads around it.
 #[derive(Debug, Default)]
@@ -45,12 +52,25 @@ pub struct Pulse {
     opening: AtomicBool,
     /// Pokes so far.
     pub pokes: AtomicU64,
-    /// Times that pokes went unanswered for 50 ms.
+    /// Times that pokes went unanswered for 50 ms, for want of a core or not.
     pub stalls: AtomicU64,
-    /// The longest of them, in nanoseconds, less the time in which the thread waited for a core.
+    /// The longest from a poke to its answer, in nanoseconds, less the time in which the thread waited
+    /// for a core or the process was stopped.
     pub longest_stall_ns: AtomicU64,
     /// The executor's thread; 0 until it runs.
     pub thread: AtomicU32,
+    /// When the poke was given that is still to be answered; 0 = none is.
+    asked_ns: AtomicU64,
+    /// The last answer.
+    answer: Mutex<Option<Answer>>,
+}
+
+/// A poke was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Answer {
+    at_ns: u64,
+    /// What the executor's thread had had of cores by then; unknown of a prompt answer.
+    times: Option<CoreTimes>,
 }
 
 impl Pulse {
@@ -83,9 +103,23 @@ impl Pulse {
         }
     }
 
-    /// How long the executor's thread has waited for a core since its start, in nanoseconds.
-    fn run_delay_ns(&self) -> u64 {
-        process::run_delay_ns(self.thread.load(Ordering::Relaxed)).unwrap_or(0)
+    /// Says when the poke that is about to be given is given, and forgets the answer before it.
+    fn ask(&self, now_ns: u64) {
+        *lock(&self.answer) = None;
+        self.asked_ns.store(now_ns, Ordering::SeqCst);
+    }
+
+    /// Says when it was answered. Only a late answer costs more than a look at a word.
+    fn note_answer(&self) {
+        if self.asked_ns.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let asked_ns = self.asked_ns.swap(0, Ordering::SeqCst);
+        let at_ns = sys::boot_time_ns();
+        let late = at_ns.saturating_sub(asked_ns) > PROMPT.as_nanos() as u64;
+        let times = late.then(|| process::core_times(self.thread.load(Ordering::Relaxed)));
+        let times = times.flatten();
+        *lock(&self.answer) = Some(Answer { at_ns, times });
     }
 
     /// The task that answers: to be spawned first on the executor. `awake` is called at each wake.
@@ -94,6 +128,7 @@ impl Pulse {
             lock(&self.waker).get_or_insert_with(|| context.waker().clone());
             self.armed.store(true, Ordering::SeqCst);
             self.beat();
+            self.note_answer();
             awake();
             Poll::<()>::Pending
         })
@@ -158,16 +193,25 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// From so many looks on, it is known what the thread waited for.
-const MEASURE_LOOKS: u32 = 2;
-
-/// How one beat was seen.
+/// How one executor is seen.
 #[derive(Default)]
 struct Watch {
     beat: u64,
     still: u32,
-    /// What the thread had waited for a core when the stillness began to matter.
-    run_delay_ns: u64,
+    asked: Option<Asked>,
+    times: Option<CoreTimesFile>,
+}
+
+/// A poke whose answer is awaited.
+#[derive(Clone, Copy)]
+struct Asked {
+    at_ns: u64,
+    /// Looks since.
+    looks: u32,
+    /// What the executor's thread had had of cores by then.
+    shard: CoreTimes,
+    /// What the thread that pokes had had.
+    poker: CoreTimes,
 }
 
 /// What a look at a beat asks for.
@@ -182,10 +226,8 @@ enum Verdict {
 impl Watch {
     fn look(&mut self, beat: u64) -> Verdict {
         if beat != self.beat {
-            *self = Self {
-                beat,
-                ..Self::default()
-            };
+            self.beat = beat;
+            self.still = 0;
             return Verdict::Runs;
         }
         self.still += 1;
@@ -195,19 +237,53 @@ impl Watch {
             _ => Verdict::Poke,
         }
     }
-}
 
-impl Watch {
-    /// Keeps the longest stall; asks the kernel only of an executor that stands still for long.
-    fn measure(&mut self, pulse: &Pulse) {
-        if self.still == MEASURE_LOOKS {
-            self.run_delay_ns = pulse.run_delay_ns();
-        } else if self.still >= STALL_LOOKS {
-            let still = (LOOK_EVERY * self.still).as_nanos() as u64;
-            let waited = pulse.run_delay_ns().saturating_sub(self.run_delay_ns);
-            let stall = still.saturating_sub(waited);
+    /// Before a poke: notes when the executor was asked, unless it still owes an answer.
+    fn ask(&mut self, pulse: &Pulse, poker: &CoreTimesFile) {
+        let thread = pulse.thread.load(Ordering::Relaxed);
+        // Before the executor runs there is no waker to call.
+        if self.asked.is_some() || thread == 0 {
+            return;
+        }
+        let times = self.times.get_or_insert_with(|| CoreTimesFile::of(thread));
+        let at_ns = sys::boot_time_ns();
+        self.asked = Some(Asked {
+            at_ns,
+            looks: 0,
+            shard: times.read(),
+            poker: poker.read(),
+        });
+        pulse.ask(at_ns);
+    }
+
+    /// At each look: keeps the longest stall once the answer has come.
+    fn hear(&mut self, pulse: &Pulse, poker: &CoreTimesFile) {
+        let Some(asked) = &mut self.asked else {
+            return;
+        };
+        asked.looks += 1;
+        let Some(answer) = lock(&pulse.answer).take() else {
+            return;
+        };
+        if let Some(times) = answer.times {
+            let stall = asked.stall_ns(answer.at_ns, times, sys::boot_time_ns(), poker.read());
             pulse.longest_stall_ns.fetch_max(stall, Ordering::Relaxed);
         }
+        self.asked = None;
+    }
+}
+
+impl Asked {
+    /// How long the answer took that the executor can be blamed for.
+    ///
+    /// The thread that pokes is as much stopped as the executor is when the process or the whole machine
+    /// is: what it slept longer than it wanted, and did not wait for a core.
+    fn stall_ns(&self, answered_ns: u64, shard: CoreTimes, heard_ns: u64, poker: CoreTimes) -> u64 {
+        let waited = shard.waited_ns.saturating_sub(self.shard.waited_ns);
+        let wanted = (LOOK_EVERY * self.looks).as_nanos() as u64;
+        let busy = poker.since(self.poker);
+        let stopped = heard_ns.saturating_sub(self.at_ns + wanted + busy);
+        answered_ns.saturating_sub(self.at_ns + waited + stopped)
     }
 }
 
@@ -220,11 +296,12 @@ pub fn start(pulses: Vec<Arc<Pulse>>) -> std::io::Result<()> {
         .name("rrq-poker".into())
         .spawn(move || {
             let mut watches: Vec<Watch> = pulses.iter().map(|_| Watch::default()).collect();
+            let own_times = CoreTimesFile::of(process::this_thread());
             loop {
                 std::thread::sleep(LOOK_EVERY);
                 for (shard, (pulse, watch)) in pulses.iter().zip(&mut watches).enumerate() {
                     let verdict = watch.look(pulse.beat.load(Ordering::Relaxed));
-                    watch.measure(pulse);
+                    watch.hear(pulse, &own_times);
                     let opening = pulse.opening.load(Ordering::Relaxed);
                     match verdict {
                         Verdict::Runs => continue,
@@ -236,6 +313,7 @@ pub fn start(pulses: Vec<Arc<Pulse>>) -> std::io::Result<()> {
                         Verdict::Deaf => abort(ShardId(shard as u16)),
                     }
                     pulse.pokes.fetch_add(1, Ordering::Relaxed);
+                    watch.ask(pulse, &own_times);
                     pulse.poke();
                 }
             }
@@ -280,6 +358,69 @@ mod tests {
         }
         assert_eq!(watch.look(0), Verdict::Deaf);
         assert_eq!(watch.look(1), Verdict::Runs);
+    }
+
+    const MS: u64 = 1_000_000;
+
+    fn times(ran_ms: u64, waited_ms: u64) -> CoreTimes {
+        CoreTimes {
+            ran_ns: ran_ms * MS,
+            waited_ns: waited_ms * MS,
+        }
+    }
+
+    #[test]
+    fn a_stall_is_what_neither_a_busy_core_nor_a_stopped_process_explains() {
+        let asked = Asked {
+            at_ns: 1000 * MS,
+            looks: 20,
+            shard: times(7, 70),
+            poker: times(1, 10),
+        };
+        // 20 looks on time: nothing but the executor is to blame.
+        let answer = |at_ms: u64, shard, heard_ms: u64, poker| {
+            asked.stall_ns(at_ms * MS, shard, heard_ms * MS, poker) / MS
+        };
+        assert_eq!(answer(1098, times(7, 70), 1100, times(1, 10)), 98);
+        // It waited 60 ms for a core; that it ran is no excuse.
+        assert_eq!(answer(1098, times(17, 130), 1100, times(1, 10)), 38);
+        // 3 s in which the looks did not come, and not for want of a core.
+        assert_eq!(answer(4098, times(7, 70), 4100, times(1, 10)), 98);
+        // The same for want of a core: the executor's thread had one.
+        assert_eq!(answer(4098, times(7, 70), 4100, times(1, 3010)), 3098);
+        // Looked at long after the answer, and stopped only then: never below zero.
+        assert_eq!(answer(1020, times(7, 70), 4100, times(1, 10)), 0);
+    }
+
+    #[test]
+    fn a_late_answer_is_measured_once_and_a_prompt_one_is_not() {
+        let pulse = Pulse::default();
+        pulse
+            .thread
+            .store(process::this_thread(), Ordering::Relaxed);
+        let poker = CoreTimesFile::of(process::this_thread());
+        let mut watch = Watch::default();
+        let longest = || pulse.longest_stall_ns.load(Ordering::Relaxed);
+        watch.ask(&pulse, &poker);
+        pulse.note_answer();
+        watch.hear(&pulse, &poker);
+        assert!(watch.asked.is_none());
+        assert_eq!(longest(), 0);
+        watch.ask(&pulse, &poker);
+        for _ in 0..10 {
+            std::thread::sleep(LOOK_EVERY);
+            watch.hear(&pulse, &poker);
+            watch.ask(&pulse, &poker);
+        }
+        assert_eq!(longest(), 0, "not before the answer");
+        pulse.note_answer();
+        watch.hear(&pulse, &poker);
+        let stall = longest();
+        assert!(stall > 20 * MS, "{stall} ns");
+        // Rings without a poke are no answers.
+        pulse.note_answer();
+        watch.hear(&pulse, &poker);
+        assert_eq!(longest(), stall);
     }
 
     #[test]
