@@ -24,7 +24,7 @@ use crate::runtime::sys;
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
@@ -43,7 +43,9 @@ const PROMPT: Duration = Duration::from_millis(10);
 /// What one executor shares with the threads around it.
 #[derive(Debug, Default)]
 pub struct Pulse {
-    waker: Mutex<Option<Waker>>,
+    /// Not behind a lock: a thread that loses its core in the middle of a wake must not keep the
+    /// executor from answering.
+    waker: OnceLock<Waker>,
     /// Moves on whenever the executor runs.
     beat: AtomicU64,
     /// Whether the next ring must call the waker: set by the task, cleared by the first ring.
@@ -54,24 +56,21 @@ pub struct Pulse {
     pub pokes: AtomicU64,
     /// Times that pokes went unanswered for 50 ms, for want of a core or not.
     pub stalls: AtomicU64,
-    /// The longest from a poke to its answer, in nanoseconds, less the time in which the thread waited
-    /// for a core or the process was stopped.
+    /// The longest from a poke to its answer while the shard served, in nanoseconds, less the time in
+    /// which the thread waited for a core or the process was stopped.
     pub longest_stall_ns: AtomicU64,
     /// The executor's thread; 0 until it runs.
     pub thread: AtomicU32,
     /// When the poke was given that is still to be answered; 0 = none is.
     asked_ns: AtomicU64,
-    /// The last answer.
-    answer: Mutex<Option<Answer>>,
+    /// When the last one was answered.
+    answered_ns: AtomicU64,
+    /// How long the executor's thread had waited for a core by then; [`NOT_ASKED`] of a prompt answer.
+    waited_ns: AtomicU64,
 }
 
-/// A poke was answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Answer {
-    at_ns: u64,
-    /// What the executor's thread had had of cores by then; unknown of a prompt answer.
-    times: Option<CoreTimes>,
-}
+/// The kernel was not asked.
+const NOT_ASKED: u64 = u64::MAX;
 
 impl Pulse {
     /// Says that the executor runs.
@@ -98,34 +97,31 @@ impl Pulse {
     }
 
     fn poke(&self) {
-        if let Some(waker) = &*lock(&self.waker) {
+        if let Some(waker) = self.waker.get() {
             waker.wake_by_ref();
         }
     }
 
-    /// Says when the poke that is about to be given is given, and forgets the answer before it.
-    fn ask(&self, now_ns: u64) {
-        *lock(&self.answer) = None;
-        self.asked_ns.store(now_ns, Ordering::SeqCst);
-    }
-
-    /// Says when it was answered. Only a late answer costs more than a look at a word.
+    /// Says when the poke was given that is answered now. Only a late answer costs more than a look at a
+    /// word.
     fn note_answer(&self) {
-        if self.asked_ns.load(Ordering::Relaxed) == 0 {
+        let asked_ns = self.asked_ns.load(Ordering::Acquire);
+        if asked_ns == 0 {
             return;
         }
-        let asked_ns = self.asked_ns.swap(0, Ordering::SeqCst);
-        let at_ns = sys::boot_time_ns();
-        let late = at_ns.saturating_sub(asked_ns) > PROMPT.as_nanos() as u64;
+        let now_ns = sys::boot_time_ns();
+        let late = now_ns.saturating_sub(asked_ns) > PROMPT.as_nanos() as u64;
         let times = late.then(|| process::core_times(self.thread.load(Ordering::Relaxed)));
-        let times = times.flatten();
-        *lock(&self.answer) = Some(Answer { at_ns, times });
+        let waited_ns = times.flatten().map_or(NOT_ASKED, |times| times.waited_ns);
+        self.answered_ns.store(now_ns, Ordering::Relaxed);
+        self.waited_ns.store(waited_ns, Ordering::Relaxed);
+        self.asked_ns.store(0, Ordering::Release);
     }
 
     /// The task that answers: to be spawned first on the executor. `awake` is called at each wake.
     pub async fn answer(&self, mut awake: impl FnMut()) {
         poll_fn(|context| {
-            lock(&self.waker).get_or_insert_with(|| context.waker().clone());
+            self.waker.get_or_init(|| context.waker().clone());
             self.armed.store(true, Ordering::SeqCst);
             self.beat();
             self.note_answer();
@@ -205,12 +201,13 @@ struct Watch {
 /// A poke whose answer is awaited.
 #[derive(Clone, Copy)]
 struct Asked {
+    /// When the poke was given.
     at_ns: u64,
     /// Looks since.
     looks: u32,
-    /// What the executor's thread had had of cores by then.
-    shard: CoreTimes,
-    /// What the thread that pokes had had.
+    /// How long the executor's thread had waited for a core by then.
+    waited_ns: u64,
+    /// What the thread that pokes had had of cores.
     poker: CoreTimes,
 }
 
@@ -241,8 +238,8 @@ impl Watch {
     /// Before a poke: notes when the executor was asked, unless it still owes an answer.
     fn ask(&mut self, pulse: &Pulse, poker: &CoreTimesFile) {
         let thread = pulse.thread.load(Ordering::Relaxed);
-        // Before the executor runs there is no waker to call.
-        if self.asked.is_some() || thread == 0 {
+        // Before the executor runs there is no waker to call, and what it reads back may take long.
+        if self.asked.is_some() || thread == 0 || pulse.opening.load(Ordering::Relaxed) {
             return;
         }
         let times = self.times.get_or_insert_with(|| CoreTimesFile::of(thread));
@@ -250,10 +247,20 @@ impl Watch {
         self.asked = Some(Asked {
             at_ns,
             looks: 0,
-            shard: times.read(),
+            waited_ns: times.read().waited_ns,
             poker: poker.read(),
         });
-        pulse.ask(at_ns);
+        pulse.asked_ns.store(at_ns, Ordering::Release);
+    }
+
+    /// After a poke: only from here on it is known to be given, whatever kept this thread.
+    fn poked(&mut self, poker: &CoreTimesFile) {
+        if let Some(asked) = &mut self.asked
+            && asked.looks == 0
+        {
+            asked.poker = poker.read();
+            asked.at_ns = sys::boot_time_ns();
+        }
     }
 
     /// At each look: keeps the longest stall once the answer has come.
@@ -262,11 +269,13 @@ impl Watch {
             return;
         };
         asked.looks += 1;
-        let Some(answer) = lock(&pulse.answer).take() else {
+        if pulse.asked_ns.load(Ordering::Acquire) != 0 {
             return;
-        };
-        if let Some(times) = answer.times {
-            let stall = asked.stall_ns(answer.at_ns, times, sys::boot_time_ns(), poker.read());
+        }
+        let waited_ns = pulse.waited_ns.load(Ordering::Relaxed);
+        if waited_ns != NOT_ASKED && !pulse.opening.load(Ordering::Relaxed) {
+            let answered_ns = pulse.answered_ns.load(Ordering::Relaxed);
+            let stall = asked.stall_ns(answered_ns, waited_ns, sys::boot_time_ns(), poker.read());
             pulse.longest_stall_ns.fetch_max(stall, Ordering::Relaxed);
         }
         self.asked = None;
@@ -278,8 +287,8 @@ impl Asked {
     ///
     /// The thread that pokes is as much stopped as the executor is when the process or the whole machine
     /// is: what it slept longer than it wanted, and did not wait for a core.
-    fn stall_ns(&self, answered_ns: u64, shard: CoreTimes, heard_ns: u64, poker: CoreTimes) -> u64 {
-        let waited = shard.waited_ns.saturating_sub(self.shard.waited_ns);
+    fn stall_ns(&self, answered_ns: u64, waited_ns: u64, heard_ns: u64, poker: CoreTimes) -> u64 {
+        let waited = waited_ns.saturating_sub(self.waited_ns);
         let wanted = (LOOK_EVERY * self.looks).as_nanos() as u64;
         let busy = poker.since(self.poker);
         let stopped = heard_ns.saturating_sub(self.at_ns + wanted + busy);
@@ -315,6 +324,7 @@ pub fn start(pulses: Vec<Arc<Pulse>>) -> std::io::Result<()> {
                     pulse.pokes.fetch_add(1, Ordering::Relaxed);
                     watch.ask(pulse, &own_times);
                     pulse.poke();
+                    watch.poked(&own_times);
                 }
             }
         })?;
@@ -374,22 +384,22 @@ mod tests {
         let asked = Asked {
             at_ns: 1000 * MS,
             looks: 20,
-            shard: times(7, 70),
+            waited_ns: 70 * MS,
             poker: times(1, 10),
         };
         // 20 looks on time: nothing but the executor is to blame.
-        let answer = |at_ms: u64, shard, heard_ms: u64, poker| {
-            asked.stall_ns(at_ms * MS, shard, heard_ms * MS, poker) / MS
+        let answer = |at_ms: u64, waited_ms: u64, heard_ms: u64, poker| {
+            asked.stall_ns(at_ms * MS, waited_ms * MS, heard_ms * MS, poker) / MS
         };
-        assert_eq!(answer(1098, times(7, 70), 1100, times(1, 10)), 98);
-        // It waited 60 ms for a core; that it ran is no excuse.
-        assert_eq!(answer(1098, times(17, 130), 1100, times(1, 10)), 38);
+        assert_eq!(answer(1098, 70, 1100, times(1, 10)), 98);
+        // It waited 60 ms for a core.
+        assert_eq!(answer(1098, 130, 1100, times(1, 10)), 38);
         // 3 s in which the looks did not come, and not for want of a core.
-        assert_eq!(answer(4098, times(7, 70), 4100, times(1, 10)), 98);
+        assert_eq!(answer(4098, 70, 4100, times(1, 10)), 98);
         // The same for want of a core: the executor's thread had one.
-        assert_eq!(answer(4098, times(7, 70), 4100, times(1, 3010)), 3098);
+        assert_eq!(answer(4098, 70, 4100, times(1, 3010)), 3098);
         // Looked at long after the answer, and stopped only then: never below zero.
-        assert_eq!(answer(1020, times(7, 70), 4100, times(1, 10)), 0);
+        assert_eq!(answer(1020, 70, 4100, times(1, 10)), 0);
     }
 
     #[test]
@@ -406,11 +416,11 @@ mod tests {
         watch.hear(&pulse, &poker);
         assert!(watch.asked.is_none());
         assert_eq!(longest(), 0);
-        watch.ask(&pulse, &poker);
         for _ in 0..10 {
+            watch.ask(&pulse, &poker);
+            watch.poked(&poker);
             std::thread::sleep(LOOK_EVERY);
             watch.hear(&pulse, &poker);
-            watch.ask(&pulse, &poker);
         }
         assert_eq!(longest(), 0, "not before the answer");
         pulse.note_answer();

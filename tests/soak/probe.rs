@@ -2,6 +2,7 @@
 
 use crate::machine::{CoreTimes, Pauses};
 use crate::node_support::client::Client;
+use hdrhistogram::Histogram;
 use rrq::base::ids::GroupId;
 use rrq::base::prng::Prng;
 use rrq::wire::message::{ReplyBody, RequestBody};
@@ -32,10 +33,9 @@ pub(crate) struct Probe {
 }
 
 /// What it saw.
-#[derive(Default)]
 pub(crate) struct Seen {
     /// How long each request took, in microseconds.
-    pub(crate) took_us: Vec<u32>,
+    pub(crate) took_us: Histogram<u64>,
     /// Of each late one what was left after all that explains it, if it was more than 5 ms.
     pub(crate) lay: Vec<Duration>,
 }
@@ -47,9 +47,14 @@ impl Probe {
         client.stream.set_nodelay(true).expect("a socket of ours");
         let own = CoreTimes::own();
         let mut prng = Prng::new(u64::from(self.address.port()) << 8 | u64::from(self.group));
-        let mut seen = Seen::default();
+        let mut seen = Seen {
+            took_us: Histogram::new(3).expect("three digits"),
+            lay: Vec::new(),
+        };
         while !over.load(Relaxed) {
-            std::thread::sleep(Duration::from_micros(prng.below(2000)));
+            if prng.chance(1, 8) {
+                std::thread::sleep(Duration::from_micros(prng.below(2000)));
+            }
             if !self.on.load(Relaxed) {
                 std::thread::sleep(Duration::from_millis(20));
                 continue;
@@ -68,8 +73,7 @@ impl Probe {
             }
             let ended = Instant::now();
             let took = ended - begun;
-            let us = u32::try_from(took.as_micros()).unwrap_or(u32::MAX);
-            seen.took_us.push(us);
+            seen.took_us += took.as_micros() as u64;
             if took < LATE {
                 continue;
             }
