@@ -141,12 +141,15 @@ pub(crate) fn hogs(count: usize) -> Threads {
     }))
 }
 
+/// Its begin, and its end unless it lasts.
+type Pause = (Instant, Option<Instant>);
+
 /// Times at which something stood still.
 #[derive(Clone, Default)]
-pub(crate) struct Pauses(Arc<Mutex<Vec<(Instant, Option<Instant>)>>>);
+pub(crate) struct Pauses(Arc<Mutex<Vec<Pause>>>);
 
 impl Pauses {
-    fn list(&self) -> MutexGuard<'_, Vec<(Instant, Option<Instant>)>> {
+    fn list(&self) -> MutexGuard<'_, Vec<Pause>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
