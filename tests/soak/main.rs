@@ -219,7 +219,13 @@ fn trouble(node: &Victim, over: &AtomicBool) -> usize {
     let mut prng = Prng::new(7);
     let mut rounds = 0;
     loop {
-        let pauses = [(20, 1, 20, 50), (60, 101, 130, 15), (1, 300, 3000, 1)];
+        // Hogs alone, to begin with.
+        for _ in 0..50 {
+            if !over.load(Relaxed) {
+                std::thread::sleep(ms(100));
+            }
+        }
+        let pauses = [(20, 1, 20, 50), (40, 101, 130, 15), (1, 300, 3000, 1)];
         for (times, least, most, between) in pauses {
             for _ in 0..times {
                 std::thread::sleep(ms(1 + prng.below(between)));
