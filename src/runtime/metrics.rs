@@ -271,7 +271,7 @@ impl NodeMetrics {
     fn register_counters(&self, registry: &Registry) -> Result<(), prometheus::Error> {
         let opts = Opts::new(
             "rrq_shard_reactor_stall_seconds",
-            "The longest that an executor did not run although it had a core.",
+            "The longest that a poked executor did not run, less its waits for a core and stops of the process.",
         );
         let longest = GaugeVec::new(opts, &["shard"])?;
         for (number, shard) in self.shards.iter().enumerate() {
@@ -299,7 +299,7 @@ impl NodeMetrics {
             ),
             (
                 "shard_stalls_total",
-                "Times that an executor did not run for 50 ms.",
+                "Times that an executor did not run for 50 ms, for want of a core or not.",
                 true,
                 |shard| shard.pulse.stalls.load(Relaxed),
             ),

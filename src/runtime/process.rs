@@ -4,6 +4,7 @@
 use crate::runtime::sys;
 use std::fs;
 use std::net::SocketAddr;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// Whether a process runs and is not about to end. One whose threads still unwind after a
@@ -85,11 +86,61 @@ pub fn this_thread() -> u32 {
     name.and_then(|name| name.parse().ok()).unwrap_or(0)
 }
 
-/// How long a thread of this process has waited for a core since its start, in nanoseconds.
+/// What a thread has had of cores since its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CoreTimes {
+    /// Time on a core, in nanoseconds.
+    pub ran_ns: u64,
+    /// Time in which it could have run and had none. The kernel adds a wait when it ends.
+    pub waited_ns: u64,
+}
+
+impl CoreTimes {
+    /// Both together, since an earlier reading.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> u64 {
+        (self.ran_ns + self.waited_ns).saturating_sub(earlier.ran_ns + earlier.waited_ns)
+    }
+}
+
+/// What a thread of this process has had of cores, if the kernel says.
 #[must_use]
-pub fn run_delay_ns(thread: u32) -> Option<u64> {
-    let text = fs::read_to_string(format!("/proc/self/task/{thread}/schedstat")).ok()?;
-    text.split_whitespace().nth(1)?.parse().ok()
+pub fn core_times(thread: u32) -> Option<CoreTimes> {
+    parse_core_times(&fs::read(core_times_path(thread)).ok()?)
+}
+
+fn core_times_path(thread: u32) -> String {
+    format!("/proc/self/task/{thread}/schedstat")
+}
+
+fn parse_core_times(text: &[u8]) -> Option<CoreTimes> {
+    let mut fields = std::str::from_utf8(text).ok()?.split_whitespace();
+    let mut next = || fields.next()?.parse().ok();
+    Some(CoreTimes {
+        ran_ns: next()?,
+        waited_ns: next()?,
+    })
+}
+
+/// The same for who asks often: the file stays open.
+#[derive(Debug)]
+pub struct CoreTimesFile(Option<fs::File>);
+
+impl CoreTimesFile {
+    /// Of a thread of this process.
+    #[must_use]
+    pub fn of(thread: u32) -> Self {
+        Self(fs::File::open(core_times_path(thread)).ok())
+    }
+
+    /// As they are now; zero where the kernel does not say.
+    #[must_use]
+    pub fn read(&self) -> CoreTimes {
+        let mut text = [0; 96];
+        let read = self.0.as_ref().map(|file| file.read_at(&mut text, 0));
+        let length = read.and_then(Result::ok).unwrap_or(0);
+        parse_core_times(&text[..length]).unwrap_or_default()
+    }
 }
 
 /// How often a thread of this process had to wait for the disk to get at its memory.
@@ -198,7 +249,11 @@ mod tests {
     #[test]
     fn knows_its_own_numbers() {
         let thread = this_thread();
-        assert!(thread > 0 && major_faults(thread).is_some() && run_delay_ns(thread).is_some());
+        assert!(thread > 0 && major_faults(thread).is_some());
+        let first = CoreTimesFile::of(thread).read();
+        let second = core_times(thread).expect("the kernel says");
+        assert!(first.ran_ns > 0 && first.ran_ns <= second.ran_ns);
+        assert_eq!(CoreTimesFile::of(u32::MAX).read(), CoreTimes::default());
         let own = own_numbers();
         assert!(own.resident_bytes > 1 << 16 && own.virtual_bytes >= own.resident_bytes);
         assert!(own.open_files >= 3 && own.threads >= 1);
