@@ -23,6 +23,8 @@ cd "$here/../.."
 readonly CONNECTIONS=32 WINDOW=64 PAYLOAD=256 BATCH=64
 readonly ALL_SYSTEMS=rrq,redis,redis-unsynced,rabbitmq,nats,beanstalkd
 readonly ALL_ROWS=enqueue-8,batch-8,enqueue-1,life-8,life-1
+# The folder below --data that is emptied before and after each run.
+readonly OWN=rrq-compare-server
 readonly PORT=17611 EPMD_PORT=17612 DIST_PORT=17613
 
 target=${CARGO_TARGET_DIR:-$PWD/target}
@@ -166,12 +168,22 @@ clean_up() {
     local status=$?
     trap - EXIT
     stop_all
-    rm -rf "${data:?}"/server
+    rm -rf "${data:?}/$OWN"
     exit "$status"
 }
 trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
+
+# Runs a command that `clean_up` can end, which a command in the foreground would hold up.
+attend() {
+    local status=0
+    "$@" &
+    pids+=($!)
+    wait $! || status=$?
+    unset "pids[-1]"
+    return $status
+}
 
 wait_for_port() {
     local tries
@@ -186,7 +198,10 @@ wait_for_port() {
 
 # Starts a rival with an empty folder; `server` is its process.
 start() {
-    local system=$1 path folder own=$data/server
+    local system=$1 path folder own=$data/$OWN
+    if (: <>"/dev/tcp/127.0.0.1/$PORT") 2>/dev/null; then
+        fail "something listens on port $PORT" "end it: this script needs ports $PORT to $DIST_PORT"
+    fi
     path=$(program "$(serves "$system")")
     rm -rf "$own"
     mkdir -p "$own"
@@ -238,25 +253,47 @@ flags() {
         --payload $PAYLOAD --queues $queues
 }
 
-# One run of a cell. A rival's failure is told and leaves the cell empty.
+# A system's failure is told and leaves its cell empty. Exit status 1 of a load is a figure with
+# jobs lost, which the table shows.
+no_figure() {
+    local status=$?
+    tail -n 5 "$out/load.log" >&2
+    if ((status != 1)) || [[ ! -s $1 ]]; then
+        echo "   no figure: see $out/load.log and $out/server.log" >&2
+        rm -f "$1"
+    fi
+}
+
+# The mean of some writes as rrq's log makes them, in microseconds: what the disk gives now.
+disk_us() {
+    local begun=${EPOCHREALTIME/[.,]/}
+    dd if=/dev/zero of="$data/probe" bs=4k count=500 oflag=direct,dsync status=none
+    echo $(((${EPOCHREALTIME/[.,]/} - begun) / 500))
+    rm -f "$data/probe"
+}
+
+# How quiet the machine is: figures of a busy one are low, and not in the same proportion for all.
+state() {
+    echo "a 4 KiB O_DSYNC write takes $(disk_us) us, load average $(cut -d' ' -f1 /proc/loadavg)"
+}
+
+# One run of a cell.
 measure() {
     local system=$1 row=$2 file=$out/$2.$1.$3.json
     local -a load
     read -ra load <<<"$(flags "$row")"
     echo "-- $row, $system, run $3 of $runs" >&2
     if [[ $system == rrq ]]; then
-        rm -rf "$data/server"
-        "$bench" load "${load[@]}" --duration "${duration}s" --data-dir "$data/server" \
-            --json "$file" >"$out/rrq.log" 2>&1 || { tail -n 5 "$out/rrq.log" >&2 && rm -f "$file"; }
+        attend "$bench" load "${load[@]}" --duration "${duration}s" --data-dir "$data/$OWN" \
+            --json "$file" >"$out/load.log" 2>&1 || no_figure "$file"
     else
         start "$system"
-        "$target/release/rrq-compare" load "${system%-unsynced}" --port $PORT --pid "$server" \
-            "${load[@]}" --duration "$duration" >"$file" || {
-            echo "   no figure: $row of $system failed" >&2 && rm -f "$file"
-        }
+        attend "$target/release/rrq-compare" load "${system%-unsynced}" --port $PORT \
+            --pid "$server" "${load[@]}" --duration "$duration" >"$file" 2>"$out/load.log" ||
+            no_figure "$file"
         stop_all
     fi
-    rm -rf "$data/server"
+    rm -rf "${data:?}/$OWN"
 }
 
 cargo build --locked --release --target-dir "$target" --manifest-path "$here/loadgen/Cargo.toml"
@@ -281,8 +318,8 @@ date	$(date -u +%Y-%m-%d)
 cpu	$(nproc) x $(sed -n 's/^model name[^:]*: *//p' /proc/cpuinfo | head -n 1)
 kernel	Linux $(uname -r)
 file system	$file_system
-load	$CONNECTIONS producers (and $CONNECTIONS consumers) x window $WINDOW, $PAYLOAD B, $duration s, median of $runs
-busy	$(cut -d' ' -f1 /proc/loadavg) processes ran on average in the minute before
+terms	$CONNECTIONS producers (and $CONNECTIONS consumers) x window $WINDOW, $PAYLOAD B, $duration s, median of $runs
+before	$(state)
 END
 # Run by run, not cell by cell, so that what else the machine does falls upon all alike.
 for ((run = 1; run <= runs; run++)); do
@@ -294,5 +331,6 @@ for ((run = 1; run <= runs; run++)); do
         done
     done
 done
+printf 'after\t%s\n' "$(state)" >>"$out/host.tsv"
 "$target/release/rrq-compare" table "$out" | tee "$out/table.txt"
 echo "figures: $out/compare.json and one file a run beside it" >&2

@@ -18,7 +18,7 @@ const ROWS: [(&str, &str); 5] = [
     ("life-1", "whole life, 1 queue, one job a request"),
 ];
 
-/// Where a figure stands in the files, and whether it is of whole lives alone.
+/// Where the figures stand in the files.
 const FIGURES: [&str; 11] = [
     "/enqueued_per_s",
     "/completed_per_s",
@@ -43,6 +43,10 @@ pub fn show(folder: &Path) -> Result<()> {
     for (name, value) in &host {
         println!("{name:12} {value}");
     }
+    println!(
+        "a job        latency from sending the enqueue to its confirmation, in whole lives to that of \
+         the\n             ack; CPU of server and load; bytes that the server wrote to disk"
+    );
     let mut rows = Map::new();
     for (row, title) in ROWS {
         let mut cells = Vec::new();
@@ -84,7 +88,7 @@ fn block(row: &str, cells: &[(&str, &str, Cell)]) -> Value {
     let ours = ours.and_then(|(.., cell)| median(cell, rate));
     println!(
         "  {:30} {:>9} {:>17} {:>9} {:>9} {:>9} {:>8} {:>8} {:>9}",
-        "", "jobs/s", "least to most", "p50 ms", "p99 ms", "rrq is", "server", "load", "written"
+        "", "jobs/s", "least to most", "p50 ms", "p99 ms", "rrq is", "srv us", "load us", "B disk"
     );
     let mut json = Map::new();
     for (system, version, cell) in cells {
