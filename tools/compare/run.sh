@@ -325,8 +325,8 @@ END
 for ((run = 1; run <= runs; run++)); do
     for row in ${rows//,/ }; do
         for system in "${present[@]}"; do
-            # Only these have a request of many jobs, or something that comes close to it.
-            [[ $row != batch-* || $system == rrq || $system == redis* ]] || continue
+            # The others have nothing like a request of many jobs.
+            [[ $row != batch-* || $system =~ ^(rrq|redis.*|nats)$ ]] || continue
             measure "$system" "$row" "$run"
         done
     done

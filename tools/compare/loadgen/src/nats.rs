@@ -1,6 +1,10 @@
 //! NATS JetStream, by the crate `async-nats`: a queue is a stream on files that drops what is
 //! acknowledged (work queue), with one durable pull consumer.
 //!
+//! With `--batch` a request is an atomic batch: all messages but the last are published without an
+//! answer, the last commits them. The server keeps at most 50 batches of a stream that are not
+//! committed, so that the window is smaller there.
+//!
 //! An ack is a request whose answer is awaited (what the client calls a double ack), sent over the
 //! connection's one inbox for answers, which costs the server less than the client's own call.
 
@@ -9,16 +13,21 @@ use crate::keep::keep_under_way;
 use crate::options::Options;
 use crate::run::{Seat, refused};
 use anyhow::{Context as _, Result};
+use async_nats::header::{NATS_BATCH_COMMIT, NATS_BATCH_ID, NATS_BATCH_SEQUENCE};
 use async_nats::jetstream::Context;
 use async_nats::jetstream::consumer::{AckPolicy, pull};
 use async_nats::jetstream::context::ContextBuilder;
 use async_nats::jetstream::stream::{Config, RetentionPolicy, StorageType};
+use async_nats::{HeaderMap, Request};
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use serde_json::Value;
 use std::time::Duration;
 
 const CONSUMER: &str = "workers";
+/// Batches of a stream that the server takes before it has seen their end.
+const BATCHES_OF_STREAM_MAX: usize = 50;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// A consumer that gets nothing looks for the end after this.
 const LOOK: Duration = Duration::from_millis(300);
@@ -42,6 +51,7 @@ pub async fn prepare(options: &Options) -> Result<()> {
             name,
             retention: RetentionPolicy::WorkQueue,
             storage: StorageType::File,
+            allow_atomic_publish: options.batch > 1,
             ..Config::default()
         };
         let stream = jetstream.create_stream(config).await?;
@@ -71,15 +81,63 @@ pub async fn left(options: &Options) -> Result<u64> {
 pub async fn produce(seat: Seat) -> Result<Times> {
     let jetstream = connect(&seat.options).await?;
     let subject = async_nats::Subject::from(seat.queue());
+    let (books, options) = (&seat.books, &seat.options);
+    let window = options.window as usize;
     seat.start.wait().await;
-    let times = keep_under_way(&seat, |payload| {
+    if options.batch > 1 {
+        let sharing = options.producers.div_ceil(options.queues) as usize;
+        let window = window.min(BATCHES_OF_STREAM_MAX / sharing).max(1);
+        let client = jetstream.client();
+        let times = keep_under_way(&seat, window, |jobs, sent_us| {
+            let payloads = jobs
+                .clone()
+                .map(|job| books.payload(job, sent_us))
+                .collect();
+            let id = format!("{}-{}", seat.number, jobs.start);
+            publish_batch(client.clone(), subject.clone(), id, payloads)
+        });
+        return times.await;
+    }
+    let times = keep_under_way(&seat, window, |jobs, sent_us| {
         let (jetstream, subject) = (&jetstream, subject.clone());
+        let payload = books.payload(jobs.start, sent_us);
         async move {
             jetstream.publish(subject, payload).await?.await?;
             Ok(())
         }
     });
     times.await
+}
+
+/// All of them or none; confirmed by the answer to the last.
+async fn publish_batch(
+    client: async_nats::Client,
+    subject: async_nats::Subject,
+    id: String,
+    mut payloads: Vec<Bytes>,
+) -> Result<()> {
+    let headers = |sequence: usize| {
+        let mut headers = HeaderMap::new();
+        headers.insert(NATS_BATCH_ID, id.as_str());
+        headers.insert(NATS_BATCH_SEQUENCE, sequence.to_string());
+        headers
+    };
+    let count = payloads.len();
+    let last = payloads.pop().context("a batch has a message")?;
+    for (before, payload) in payloads.into_iter().enumerate() {
+        let headers = headers(before + 1);
+        let published = client.publish_with_headers(subject.clone(), headers, payload);
+        published.await?;
+    }
+    let mut headers = headers(count);
+    headers.insert(NATS_BATCH_COMMIT, "1");
+    let commit = Request::new().headers(headers).payload(last);
+    let answer = client.send_request(subject, commit).await?;
+    let answer: Value = serde_json::from_slice(&answer.payload)?;
+    match answer["count"].as_u64() == Some(count as u64) {
+        true => Ok(()),
+        false => refused("a batch", answer),
+    }
 }
 
 pub async fn consume(seat: Seat) -> Result<Times> {

@@ -15,7 +15,7 @@ Options of load:
   --producers N    Connections that enqueue [default: 32]
   --consumers N    Connections that take and acknowledge; 0 = jobs are only enqueued [default: 0]
   --window N       Requests under way on a producer, jobs in hand on a consumer [default: 64]
-  --batch N        Jobs of a request; above 1 only with redis [default: 1]
+  --batch N        Jobs of a request; above 1 only with redis and nats [default: 1]
   --payload N      Bytes of a job's payload, 16 or more [default: 256]
   --queues N       Queues [default: 8]
   --duration N     Seconds measured [default: 10]
@@ -119,8 +119,8 @@ impl Options {
             "each consumer takes one queue: --consumers must be at least --queues"
         );
         ensure!(
-            self.batch == 1 || self.rival == Rival::Redis,
-            "only redis takes more than one job at once"
+            self.batch == 1 || matches!(self.rival, Rival::Redis | Rival::Nats),
+            "only redis and nats take more than one job at once"
         );
         Ok(())
     }

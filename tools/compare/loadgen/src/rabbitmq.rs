@@ -73,19 +73,22 @@ pub async fn produce(seat: Seat) -> Result<Times> {
         .await?;
     let queue = seat.queue();
     seat.start.wait().await;
-    let times = keep_under_way(&seat, |payload| async {
-        let payload = payload;
-        let sent = channel.basic_publish(
-            "".into(),
-            queue.as_str().into(),
-            BasicPublishOptions::default(),
-            &payload,
-            BasicProperties::default().with_delivery_mode(DELIVERY_MODE),
-        );
-        let confirmation = sent.await?.await?;
-        match confirmation.is_ack() {
-            true => Ok(()),
-            false => refused("a message", confirmation),
+    let times = keep_under_way(&seat, seat.options.window as usize, |jobs, sent_us| {
+        let payload = seat.books.payload(jobs.start, sent_us);
+        let (channel, queue) = (&channel, &queue);
+        async move {
+            let sent = channel.basic_publish(
+                "".into(),
+                queue.as_str().into(),
+                BasicPublishOptions::default(),
+                &payload,
+                BasicProperties::default().with_delivery_mode(DELIVERY_MODE),
+            );
+            let confirmation = sent.await?.await?;
+            match confirmation.is_ack() {
+                true => Ok(()),
+                false => refused("a message", confirmation),
+            }
         }
     });
     let times = times.await?;
