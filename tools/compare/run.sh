@@ -257,9 +257,9 @@ flags() {
 # jobs lost, which the table shows.
 no_figure() {
     local status=$?
-    tail -n 5 "$out/load.log" >&2
+    tail -n 5 "$2" >&2
     if ((status != 1)) || [[ ! -s $1 ]]; then
-        echo "   no figure: see $out/load.log and $out/server.log" >&2
+        echo "   no figure: see $2; $out/server.log is what the last rival said" >&2
         rm -f "$1"
     fi
 }
@@ -279,25 +279,25 @@ state() {
 
 # One run of a cell.
 measure() {
-    local system=$1 row=$2 file=$out/$2.$1.$3.json
+    local system=$1 row=$2 file=$out/$2.$1.$3.json log=$out/$2.$1.$3.log
     local -a load
     read -ra load <<<"$(flags "$row")"
     echo "-- $row, $system, run $3 of $runs" >&2
     if [[ $system == rrq ]]; then
         attend "$bench" load "${load[@]}" --duration "${duration}s" --data-dir "$data/$OWN" \
-            --json "$file" >"$out/load.log" 2>&1 || no_figure "$file"
+            --json "$file" >"$log" 2>&1 || no_figure "$file" "$log"
     else
         start "$system"
         attend "$target/release/rrq-compare" load "${system%-unsynced}" --port $PORT \
-            --pid "$server" "${load[@]}" --duration "$duration" >"$file" 2>"$out/load.log" ||
-            no_figure "$file"
+            --pid "$server" "${load[@]}" --duration "$duration" >"$file" 2>"$log" ||
+            no_figure "$file" "$log"
         stop_all
     fi
     rm -rf "${data:?}/$OWN"
 }
 
 cargo build --locked --release --target-dir "$target" --manifest-path "$here/loadgen/Cargo.toml"
-rm -f "$out"/*.json "$out"/*.tsv
+rm -f "$out"/*.{json,tsv,log}
 present=()
 for system in ${systems//,/ }; do
     name=$(serves "$system")
