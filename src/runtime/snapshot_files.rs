@@ -13,7 +13,7 @@
 use crate::base::ids::GroupId;
 use crate::base::report::Report;
 use crate::runtime::data_dir::{disk_full, names, sync_folder, unusable, write_durably};
-use crate::runtime::space;
+use crate::runtime::{space, sys};
 use crate::shard::effect::CheckpointFile;
 use crate::shard::input::Input;
 use crate::shard::loading::load_group;
@@ -29,8 +29,9 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-/// Written back in portions, so that the sync at the end does not hold up the log.
-const SYNC_EACH_BYTES: u64 = 8 << 20;
+/// Written back in portions, so that the sync at the end does not hold up the log; without a sync of
+/// each, which would make the disk empty its memory.
+const WRITE_BACK_BYTES: u64 = 2 << 20;
 /// A manifest that finds no room is tried again.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
 /// Manifests kept, the newest included.
@@ -84,7 +85,7 @@ pub struct SnapshotFiles {
 struct Open {
     file: File,
     round: u64,
-    unsynced: u64,
+    dirty: u64,
 }
 
 impl SnapshotFiles {
@@ -165,16 +166,18 @@ impl SnapshotFiles {
                 Open {
                     file: made,
                     round,
-                    unsynced: 0,
+                    dirty: 0,
                 },
             );
         }
         let open = self.open.get_mut(&file).expect("it was just made");
         open.file.write_all_at(bytes, offset)?;
-        open.unsynced += bytes.len() as u64;
-        if open.unsynced >= SYNC_EACH_BYTES {
-            open.file.sync_data()?;
-            open.unsynced = 0;
+        open.dirty += bytes.len() as u64;
+        if open.dirty >= WRITE_BACK_BYTES {
+            // Chunks of a file come one after the other.
+            let end = offset + bytes.len() as u64;
+            sys::write_back(&open.file, end - open.dirty, open.dirty)?;
+            open.dirty = 0;
         }
         Ok(())
     }

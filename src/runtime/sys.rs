@@ -393,6 +393,24 @@ pub fn kill_group(leader: u32) {
     }
 }
 
+/// Has a part of a file written back, and waits for it. That is no promise that it is durable: names,
+/// sizes and the disk's own memory are for a sync.
+///
+/// # Errors
+/// If the kernel could not write it.
+pub fn write_back(file: &File, offset: u64, bytes: u64) -> io::Result<()> {
+    const AND_WAIT: libc::c_uint = libc::SYNC_FILE_RANGE_WAIT_BEFORE
+        | libc::SYNC_FILE_RANGE_WRITE
+        | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    let (offset, bytes) = (offset as libc::off64_t, bytes as libc::off64_t);
+    // SAFETY: takes no pointer, and the descriptor is open.
+    let done = unsafe { libc::sync_file_range(file.as_raw_fd(), offset, bytes, AND_WAIT) };
+    match done {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Asks the kernel to forget what it keeps of a file in memory. Pages that somebody has mapped, or
 /// that are not written yet, stay.
 ///
