@@ -11,7 +11,7 @@ use rrq::base::ids::{ConnId, GroupId, Partition, QueueUid, SessionId, ShardId, T
 use rrq::base::limits::FRAME_BYTES_MAX;
 use rrq::shard::input::Origin;
 use rrq::shard::placement::home_group;
-use rrq::wire::client::{decode_request, encode_request};
+use rrq::wire::client::{Received, encode_request, receive_request};
 use rrq::wire::frame::FrameDecoder;
 use rrq::wire::message::{Reply, ReplyBody, Request, RequestBody};
 use rrq::wire::{AckItem, Command, ItemOutcome, NewJob, Op, Outcome, SessionCall, Window};
@@ -26,7 +26,7 @@ pub(crate) const QUEUES: usize = 8;
 const WINDOW: u64 = 64;
 
 /// What is asked in one turn, in order.
-pub(crate) type Turn = Vec<(Origin, Request)>;
+pub(crate) type Turn = Vec<(Origin, Received)>;
 
 /// Jobs to be enqueued.
 pub(crate) fn new_jobs(first: u64, jobs: u64) -> Vec<NewJob> {
@@ -68,10 +68,10 @@ pub(crate) fn unframed(bytes: &[u8]) -> Bytes {
 }
 
 /// The request as it arrives.
-fn as_sent(request: &Request) -> Request {
+fn as_sent(request: &Request) -> Received {
     let mut bytes = BytesMut::new();
     encode_request(request, &mut bytes);
-    decode_request(&unframed(&bytes)).expect("a request is decoded as it was sent")
+    receive_request(&unframed(&bytes)).expect("a request is decoded as it was sent")
 }
 
 /// A connection with a session.
@@ -85,7 +85,7 @@ struct Client {
 }
 
 impl Client {
-    fn ask(&mut self, op: Op) -> (Origin, Request) {
+    fn ask(&mut self, op: Op) -> (Origin, Received) {
         let is_poll = matches!(op, Op::Lease { .. });
         let (window, next) = match is_poll {
             true => (Window::Polls, &mut self.next_poll),
@@ -136,7 +136,7 @@ impl Load {
 
     fn make_queue(&mut self, name: String) -> QueueUid {
         let body = RequestBody::GetQueue { name, create: true };
-        let asked = (origin(0), Request { id: 1, body });
+        let asked = (origin(0), as_sent(&Request { id: 1, body }));
         match &self.take_turn(vec![asked])[..] {
             [
                 Reply {
@@ -154,7 +154,7 @@ impl Load {
             worker_timeout_ms: 0,
         };
         let session = None;
-        let asked = request(1, queue.home(), Command { session, op });
+        let asked = as_sent(&request(1, queue.home(), Command { session, op }));
         let session = match &self.take_turn(vec![(origin, asked)])[..] {
             [
                 Reply {
@@ -289,8 +289,8 @@ impl Performance {
 }
 
 fn take(node: &mut Node, turn: Turn) {
-    for (from, request) in turn {
-        node.ask(from, request);
+    for (from, received) in turn {
+        node.ask(from, received);
     }
     node.turn();
 }

@@ -19,7 +19,8 @@ use rrq::snapshot::manifest::Manifest;
 use rrq::wal::recovery::{Recovered, Recovery};
 use rrq::wal::writer::{LogIdentity, WalWrite};
 use rrq::wire::QueueSettings;
-use rrq::wire::message::{Reply, Request};
+use rrq::wire::client::Received;
+use rrq::wire::message::Reply;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -169,8 +170,13 @@ impl Node {
     }
 
     /// Takes a request.
-    pub(crate) fn ask(&mut self, from: Origin, request: Request) {
-        self.tell(Input::ClientRequest { from, request });
+    pub(crate) fn ask(&mut self, from: Origin, received: Received) {
+        let Received { request, payload } = received;
+        self.tell(Input::ClientRequest {
+            from,
+            request,
+            payload,
+        });
     }
 
     /// Takes the state of a group.

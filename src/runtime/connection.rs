@@ -32,7 +32,8 @@ use crate::runtime::mesh::error_reply;
 use crate::runtime::sys;
 use crate::shard::input::{Input, Origin};
 use crate::wire::client::{
-    PROTOCOL_VERSION, decode_client_hello, decode_request, encode_reply, encode_server_hello,
+    PROTOCOL_VERSION, Received, decode_client_hello, encode_reply, encode_server_hello,
+    receive_request,
 };
 use crate::wire::frame::{Frame, FrameDecoder, FrameKind};
 use crate::wire::message::{Reply, RequestBody, ServerHello};
@@ -467,8 +468,8 @@ impl<S: Shard> Session<'_, S> {
     }
 
     fn take_request(&mut self, frame: &Frame) {
-        let request = match decode_request(&frame.body) {
-            Ok(request) => request,
+        let Received { request, payload } = match receive_request(&frame.body) {
+            Ok(received) => received,
             Err(error) => match error.id {
                 Some(id) => {
                     let reply = error_reply(id, error.error.code(), error.to_string());
@@ -504,6 +505,7 @@ impl<S: Shard> Session<'_, S> {
         self.shard.push(Input::ClientRequest {
             from: self.origin,
             request,
+            payload,
         });
     }
 

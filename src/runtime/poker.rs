@@ -6,8 +6,8 @@
 //! a task's own raw waker frees it for certain; a channel, a socket or a timer of the executor can
 //! be among what was lost. So each executor has a task that waits for nothing but that waker, a
 //! plain thread calls it every 5 ms while the executor's beat stands still, and after 400 calls
-//! without an answer (2 s of our own running, so a stopped process is not blamed) the process
-//! aborts: a start that hangs included. A supervisor restarts it; nothing acknowledged is lost.
+//! without an answer (2 s of our own running, so a stopped process is not blamed, nor an executor
+//! that waited for a core) the process aborts: a start that hangs included. A supervisor restarts it; nothing acknowledged is lost.
 //!
 //! The first of these calls is also a measure: from it on the task is runnable, and when the executor
 //! polls it it says so. What lies between, less what the thread waited for a core and less the time in
@@ -221,11 +221,15 @@ enum Verdict {
 }
 
 impl Watch {
-    fn look(&mut self, beat: u64) -> Verdict {
+    fn look(&mut self, beat: u64, waits_for_core: impl FnOnce() -> bool) -> Verdict {
         if beat != self.beat {
             self.beat = beat;
             self.still = 0;
             return Verdict::Runs;
+        }
+        // Not held against it: on a crowded machine a turn may take long.
+        if self.still >= STALL_LOOKS && waits_for_core() {
+            return Verdict::Poke;
         }
         self.still += 1;
         match self.still {
@@ -305,11 +309,14 @@ pub fn start(pulses: Vec<Arc<Pulse>>) -> std::io::Result<()> {
         .name("rrq-poker".into())
         .spawn(move || {
             let mut watches: Vec<Watch> = pulses.iter().map(|_| Watch::default()).collect();
+            let mut ran_ns = vec![0; pulses.len()];
             let own_times = CoreTimesFile::of(process::this_thread());
             loop {
                 std::thread::sleep(LOOK_EVERY);
                 for (shard, (pulse, watch)) in pulses.iter().zip(&mut watches).enumerate() {
-                    let verdict = watch.look(pulse.beat.load(Ordering::Relaxed));
+                    let thread = pulse.thread.load(Ordering::Relaxed);
+                    let waits = || process::waits_for_core(thread, &mut ran_ns[shard]);
+                    let verdict = watch.look(pulse.beat.load(Ordering::Relaxed), waits);
                     watch.hear(pulse, &own_times);
                     let opening = pulse.opening.load(Ordering::Relaxed);
                     match verdict {
@@ -352,7 +359,7 @@ mod tests {
     #[test]
     fn a_beat_that_moves_is_never_poked() {
         let mut watch = Watch::default();
-        assert!((1..1000).all(|beat| watch.look(beat) == Verdict::Runs));
+        assert!((1..1000).all(|beat| watch.look(beat, || false) == Verdict::Runs));
     }
 
     #[test]
@@ -364,10 +371,21 @@ mod tests {
             } else {
                 Verdict::Poke
             };
-            assert_eq!(watch.look(0), expected, "look {look}");
+            assert_eq!(watch.look(0, || false), expected, "look {look}");
         }
-        assert_eq!(watch.look(0), Verdict::Deaf);
-        assert_eq!(watch.look(1), Verdict::Runs);
+        assert_eq!(watch.look(0, || false), Verdict::Deaf);
+        assert_eq!(watch.look(1, || false), Verdict::Runs);
+    }
+
+    #[test]
+    fn an_executor_that_waits_for_a_core_is_poked_and_not_called_deaf() {
+        let mut watch = Watch::default();
+        let stalls = (0..2 * DEAF_LOOKS).filter(|_| watch.look(0, || true) == Verdict::Stalls);
+        assert_eq!(stalls.count(), 1);
+        for _ in STALL_LOOKS + 1..DEAF_LOOKS {
+            assert_eq!(watch.look(0, || false), Verdict::Poke);
+        }
+        assert_eq!(watch.look(0, || false), Verdict::Deaf);
     }
 
     const MS: u64 = 1_000_000;

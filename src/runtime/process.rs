@@ -6,6 +6,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 /// Whether a process runs and is not about to end. One whose threads still unwind after a
 /// `kill -9` counts as dead: what it holds goes away by itself.
@@ -107,6 +108,22 @@ impl CoreTimes {
 #[must_use]
 pub fn core_times(thread: u32) -> Option<CoreTimes> {
     parse_core_times(&fs::read(core_times_path(thread)).ok()?)
+}
+
+/// Whether a thread of this process could run and has had no core since the last call, which leaves
+/// in `ran_ns` what it had had of them by then.
+#[must_use]
+pub fn waits_for_core(thread: u32, ran_ns: &mut u64) -> bool {
+    let Some(times) = core_times(thread) else {
+        return false;
+    };
+    let had_none = std::mem::replace(ran_ns, times.ran_ns) == times.ran_ns;
+    had_none && is_runnable(thread)
+}
+
+fn is_runnable(thread: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/self/task/{thread}/stat"));
+    stat.is_ok_and(|stat| field::<char>(&stat, 3) == Some('R'))
 }
 
 fn core_times_path(thread: u32) -> String {
@@ -234,7 +251,7 @@ fn limit_files(cgroup: &str) -> impl Iterator<Item = PathBuf> {
 }
 
 /// A field of a stat file, counted from 1 as proc(5) does; only those behind the name.
-fn field(stat: &str, number: usize) -> Option<u64> {
+fn field<T: FromStr>(stat: &str, number: usize) -> Option<T> {
     let (_, rest) = stat.rsplit_once(')')?;
     rest.split_whitespace()
         .nth(number.checked_sub(3)?)?

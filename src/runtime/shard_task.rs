@@ -398,7 +398,11 @@ impl Driver {
                 self.hub.stopping.set(true);
                 Input::StopRequested
             }
-            Letter::Request(from, request) => Input::ClientRequest { from, request },
+            Letter::Request(from, request) => Input::ClientRequest {
+                from,
+                request,
+                payload: None,
+            },
             Letter::Reply(to, reply) if to.is_engine() => Input::Answered { reply },
             Letter::Reply(to, reply) => return self.hub.reply(to.conn, reply),
             Letter::Closed(from) => Input::ClientClosed { from },

@@ -172,7 +172,7 @@ impl ShardEngine {
             let (from, request) = (Origin::engine(self.config.shard), Request { id, body });
             let shard = shard_of(to, self.config.shards);
             if shard == self.config.shard {
-                self.on_request(from, request);
+                self.on_request(from, request, None);
             } else {
                 self.effects.push(Effect::Forward {
                     to: shard,

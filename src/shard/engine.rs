@@ -211,7 +211,11 @@ impl ShardEngine {
     pub fn handle(&mut self, now: Now, input: Input) {
         self.now = now;
         match input {
-            Input::ClientRequest { from, request } => self.on_request(from, request),
+            Input::ClientRequest {
+                from,
+                request,
+                payload,
+            } => self.on_request(from, request, payload),
             Input::ClientClosed { from } => self.on_client_closed(from),
             Input::Answered { reply } => self.on_answered(&reply),
             Input::WalSynced { batch_seq } => self.on_wal_synced(batch_seq),

@@ -3,6 +3,7 @@
 use super::loading::GroupState;
 use crate::base::ids::{ConnId, GroupId, ShardId};
 use crate::wire::message::{Reply, Request};
+use bytes::Bytes;
 
 /// Where a request came from: a connection of a shard of this node. Another shard than the one
 /// that handles it means that the request was forwarded.
@@ -41,6 +42,8 @@ pub enum Input {
         from: Origin,
         /// What.
         request: Request,
+        /// The bytes of its command, if they are fit for an entry of the log as they are.
+        payload: Option<Bytes>,
     },
     /// A client's connection ended, by it or by the network.
     ClientClosed {

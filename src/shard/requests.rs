@@ -20,10 +20,11 @@ use crate::base::limits::{
 use crate::queue::command::{
     Command, NewJob, Op, Outcome, QueueSettings, Rejection, SessionCall, Window,
 };
-use crate::wire::command::append_command;
+use crate::wire::command::{append_command, encode_command};
 use crate::wire::message::{
     CommitStamp, ErrorReply, GroupStatus, Reply, ReplyBody, Request, RequestBody, ShardStatus,
 };
+use bytes::Bytes;
 use std::time::Duration;
 
 /// A proposed command of fewer bytes is kept until it is applied.
@@ -53,7 +54,7 @@ impl Refusal {
 
 impl ShardEngine {
     /// Takes a request.
-    pub(super) fn on_request(&mut self, from: Origin, request: Request) {
+    pub(super) fn on_request(&mut self, from: Origin, request: Request, payload: Option<Bytes>) {
         self.counters.requests_total += 1;
         // Made here alone, and removed when the connection closes: what comes later finds none. An
         // engine asks without a connection.
@@ -73,7 +74,7 @@ impl ShardEngine {
         if shard != self.config.shard {
             return self.forward(from, shard, request);
         }
-        if let Err(refusal) = self.on_group_request(from, group, request) {
+        if let Err(refusal) = self.on_group_request(from, group, request, payload) {
             self.refuse(from, id, &refusal);
         }
     }
@@ -135,6 +136,7 @@ impl ShardEngine {
         from: Origin,
         group: GroupId,
         request: Request,
+        payload: Option<Bytes>,
     ) -> Result<(), Refusal> {
         let slot = self.slot(group);
         if let Phase::Halted(why) = &self.groups[slot].phase {
@@ -147,7 +149,7 @@ impl ShardEngine {
         match request.body {
             RequestBody::Command {
                 command, wait_ms, ..
-            } => self.on_command(from, slot, request.id, command, wait_ms),
+            } => self.on_command(from, slot, request.id, (command, payload), wait_ms),
             RequestBody::GetQueue { name, create } => {
                 self.on_get_queue(from, slot, request.id, &name, create)
             }
@@ -227,7 +229,7 @@ impl ShardEngine {
         from: Origin,
         slot: usize,
         request: u64,
-        mut command: Command,
+        (mut command, payload): (Command, Option<Bytes>),
         wait_ms: u32,
     ) -> Result<(), Refusal> {
         if let Op::CreateQueue {
@@ -256,7 +258,8 @@ impl ShardEngine {
         if let Op::Lease { .. } = command.op {
             return self.on_lease(from, slot, request, command, wait_ms);
         }
-        self.propose_command(slot, command, Some(Waiter::Client { to: from, request }))
+        let waiter = Waiter::Client { to: from, request };
+        self.propose_written(slot, command, payload, Some(waiter))
     }
 
     /// Whether the disk and the bounds of this node allow the command.
@@ -385,8 +388,26 @@ impl ShardEngine {
         command: Command,
         waiter: Option<Waiter>,
     ) -> Result<(), Refusal> {
+        self.propose_written(slot, command, None, waiter)
+    }
+
+    /// The same of a command that may have its bytes already.
+    fn propose_written(
+        &mut self,
+        slot: usize,
+        command: Command,
+        bytes: Option<Bytes>,
+        waiter: Option<Waiter>,
+    ) -> Result<(), Refusal> {
         self.correct_wall(slot);
-        append_command(&command, &mut self.payloads);
+        match bytes {
+            // Copied: an entry may stay longer than what came with it should.
+            Some(bytes) => {
+                debug_assert_eq!(bytes, encode_command(&command));
+                self.payloads.extend_from_slice(&bytes);
+            }
+            None => append_command(&command, &mut self.payloads),
+        }
         let payload = self.payloads.split().freeze();
         // A larger one shares the memory of its entry, once it is decoded from there.
         let is_kept = payload.len() < PROPOSED_BYTES_KEPT;

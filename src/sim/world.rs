@@ -21,7 +21,7 @@ use crate::snapshot::layout::{Owner, RootRef};
 use crate::snapshot::manifest::Manifest;
 use crate::wal::recovery::Recovery;
 use crate::wal::writer::LogIdentity;
-use crate::wire::client::{decode_reply, decode_request, encode_reply, encode_request};
+use crate::wire::client::{Received, decode_reply, encode_reply, encode_request, receive_request};
 use crate::wire::frame::FrameDecoder;
 use crate::wire::message::{Reply, ReplyBody, Request, RequestBody};
 use bytes::{Bytes, BytesMut};
@@ -341,9 +341,13 @@ impl World {
     fn ask(&mut self, from: Origin, id: u64, body: RequestBody) {
         let mut bytes = BytesMut::new();
         encode_request(&Request { id, body }, &mut bytes);
-        let request =
-            decode_request(&unframe(&bytes)).expect("a request is decoded as it was sent");
-        self.tell(Input::ClientRequest { from, request });
+        let received = receive_request(&unframe(&bytes));
+        let Received { request, payload } = received.expect("a request is decoded as it was sent");
+        self.tell(Input::ClientRequest {
+            from,
+            request,
+            payload,
+        });
     }
 
     fn tell(&mut self, input: Input) {

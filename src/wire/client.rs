@@ -281,28 +281,54 @@ pub struct RequestError {
     pub error: WireError,
 }
 
+/// A request as a node takes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Received {
+    /// What is asked.
+    pub request: Request,
+    /// The bytes of its command, if they are those that
+    /// [`encode_command`](crate::wire::command::encode_command) makes of it: a log entry may carry
+    /// them as they are.
+    pub payload: Option<Bytes>,
+}
+
 /// The request of a frame's body. Payloads, keys and values share memory with it, as long as they
 /// live: who keeps one for long copies it.
 ///
 /// # Errors
 /// [`RequestError`] if it cannot be understood, is out of bounds, or is not for clients.
-pub fn decode_request(body: &Bytes) -> Result<Request, RequestError> {
-    request_from_bytes(body).map_err(|error| RequestError {
+pub fn receive_request(body: &Bytes) -> Result<Received, RequestError> {
+    received_from_bytes(body).map_err(|error| RequestError {
         id: read_id(body),
         error,
     })
 }
 
-fn request_from_bytes(body: &Bytes) -> Result<Request, WireError> {
-    if let Some(mut request) = hot::read_request(body) {
+/// The request alone, as [`receive_request`] takes it.
+///
+/// # Errors
+/// As there.
+pub fn decode_request(body: &Bytes) -> Result<Request, RequestError> {
+    receive_request(body).map(|received| received.request)
+}
+
+fn received_from_bytes(body: &Bytes) -> Result<Received, WireError> {
+    if let Some((mut request, encoded)) = hot::read_request(body) {
         if let RequestBody::Command {
             command, wait_ms, ..
         } = &mut request.body
         {
+            // Of these operations nothing is cut to its bounds: they are as they were written.
             check_command(command, *wait_ms)?;
         }
-        return Ok(request);
+        let payload = Some(encoded);
+        return Ok(Received { request, payload });
     }
+    let (request, payload) = (request_from_bytes(body)?, None);
+    Ok(Received { request, payload })
+}
+
+fn request_from_bytes(body: &Bytes) -> Result<Request, WireError> {
     if body.len() > COUNTED_FROM_BYTES {
         let mut left = FIELDS_MAX;
         count_fields(body, LEVELS_COUNTED, &mut left)?;

@@ -11,17 +11,23 @@ use crate::queue::view::{Body, JobState, JobView};
 use crate::wire::message::{CommitStamp, LeasedJob, Reply, ReplyBody, Request, RequestBody};
 use bytes::Bytes;
 
-/// The request of a frame's body, its bounds unchecked. Payloads and keys are slices of it.
-pub(in crate::wire) fn read_request(body: &Bytes) -> Option<Request> {
+/// The request of a frame's body, its bounds unchecked, and the bytes of its command. They, payloads
+/// and keys are slices of the body.
+pub(in crate::wire) fn read_request(body: &Bytes) -> Option<(Request, Bytes)> {
     let mut from = Fields::of(body);
     let id = from.only(0x08)?.nonzero()?;
     let mut call = from.only(0x12)?.message()?;
     from.end()?;
     let (mut group, mut command, mut wait_ms) = (GroupId(0), None, 0);
+    let mut encoded = Bytes::new();
     while let Some(key) = call.key(NEVER)? {
         match key {
             0x08 => group = GroupId(call.small()?),
-            0x12 => command = Some(command_in(call.message()?)?),
+            0x12 => {
+                let message = call.message()?;
+                encoded = body.slice_ref(message.rest);
+                command = Some(command_in(message)?);
+            }
             0x18 => wait_ms = call.small()?,
             _ => return None,
         }
@@ -32,7 +38,7 @@ pub(in crate::wire) fn read_request(body: &Bytes) -> Option<Request> {
         command,
         wait_ms,
     };
-    Some(Request { id, body })
+    Some((Request { id, body }, encoded))
 }
 
 /// The command of a log entry. Payloads and keys are slices of it.

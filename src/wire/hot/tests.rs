@@ -214,8 +214,9 @@ proptest! {
         let body = Some(pb::request::Body::Command(call));
         prop_assert_eq!(&out[..], &pb::Request { id, body }.encode_to_vec()[..]);
         let out = out.freeze();
-        let request = read_request(&out).expect("it is hot");
+        let (request, encoded) = read_request(&out).expect("it is hot");
         prop_assert_eq!(request.id, id);
+        prop_assert_eq!(Some(encoded), write_command(&command));
         // Both ways end in the same bounds.
         if let Ok(checked) = decode_request(&out) {
             prop_assert_eq!(checked, request);
