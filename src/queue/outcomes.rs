@@ -126,6 +126,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
+    use std::collections::btree_map::Entry;
 
     const WINDOW: u64 = 40;
 
@@ -134,16 +135,16 @@ mod tests {
         fn a_ring_keeps_what_a_map_keeps(
             steps in proptest::collection::vec((0..WINDOW, 0_usize..60, any::<bool>()), 0..300)
         ) {
-            let (mut ring, mut map) = (Outcomes::default(), BTreeMap::new());
+            let (mut ring, mut map) = (Outcomes::default(), BTreeMap::<u64, Vec<u8>>::new());
             let mut lowest = 1;
             for (ahead, len, slides) in steps {
                 let number = lowest + ahead;
-                if map.contains_key(&number) {
-                    prop_assert!(ring.get(number).is_some());
-                } else {
-                    let outcome = vec![len as u8; len];
-                    ring.insert(number, &outcome);
-                    map.insert(number, outcome);
+                match map.entry(number) {
+                    Entry::Occupied(kept) => prop_assert_eq!(ring.get(number), Some(&kept.get()[..])),
+                    Entry::Vacant(free) => {
+                        let outcome = free.insert(vec![len as u8; len]);
+                        ring.insert(number, outcome);
+                    }
                 }
                 if slides {
                     lowest = number + 1;

@@ -7,7 +7,7 @@
 //! queue::Command -> command::encode_command -> payload of a log entry (and back)
 //! ```
 //!
-//! The messages of a job's life take a short way, [`hot`]; all others go through generated structs.
+//! The messages of a job's life take a short way (`hot`); all others go through generated structs.
 //!
 //! Rules: a decoder never panics, whatever the bytes, never allocates by a length that it has not
 //! seen arrive, and names the fault in a [`WireError`] or [`FrameError`]. What leaves

@@ -28,8 +28,7 @@ use rrq::wire::message::{
 };
 use rrq::wire::{
     AckItem, Backoff, Body, Command, Enqueued, ItemOutcome, JobFilter, JobScan, JobState, JobView,
-    NackItem, NewJob, Op, Outcome, QueueSettings, QueueStats, SessionCall, Start, SweepAction,
-    Window,
+    NackItem, NewJob, Op, Outcome, QueueSettings, SessionCall, Start, SweepAction, Window,
 };
 
 /// Names and bytes of the valid inputs of a target.
@@ -248,7 +247,7 @@ fn replies() -> Vec<Reply> {
             job: view(),
             lease_ms: 1000,
         }]),
-        ReplyBody::Partition(Box::new(QueueStats::default())),
+        ReplyBody::Partition(Box::default()),
         ReplyBody::Status(ShardStatus::default()),
         ReplyBody::Error(ErrorReply {
             code: Code::NoSuchQueue,
