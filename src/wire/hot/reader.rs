@@ -142,12 +142,8 @@ fn lease(mut from: Fields<'_>) -> Option<Op> {
     })
 }
 
-fn ack(mut from: Fields<'_>) -> Option<Op> {
-    let mut items = Vec::new();
-    while let Some(0x0a) = from.key(0x0a)? {
-        push(&mut items, from.message()?, ack_item)?;
-    }
-    from.end()?;
+fn ack(from: Fields<'_>) -> Option<Op> {
+    let items = list(from, ack_item)?;
     Some(Op::Ack { items })
 }
 
@@ -182,7 +178,7 @@ pub(in crate::wire) fn read_reply(body: &Bytes) -> Option<Reply> {
             0x1a => answer = Some(ReplyBody::Outcome(outcome(from.message()?)?)),
             0x22 => {
                 let copy = Bytes::copy_from_slice(from.bytes()?);
-                answer = Some(ReplyBody::Leased(leased(Fields::of(&copy))?));
+                answer = Some(ReplyBody::Leased(list(Fields::of(&copy), leased_job)?));
             }
             _ => return None,
         }
@@ -216,13 +212,7 @@ fn outcome(mut from: Fields<'_>) -> Option<Outcome> {
     let mut inner = from.message_of(key, &[0x3a, 0x4a])?;
     from.end()?;
     let outcome = match key {
-        0x3a => {
-            let mut jobs = Vec::new();
-            while let Some(0x0a) = inner.key(0x0a)? {
-                push(&mut jobs, inner.message()?, enqueued)?;
-            }
-            Outcome::Enqueued(jobs)
-        }
+        0x3a => return list(inner, enqueued).map(Outcome::Enqueued),
         _ => match inner.key(NEVER)? {
             None => Outcome::Items(Vec::new()),
             Some(0x0a) => {
@@ -262,15 +252,6 @@ fn item_outcome(raw: u64) -> Option<ItemOutcome> {
 
 fn rejection(raw: u64) -> Option<Rejection> {
     Rejection::from_u16(u16::try_from(raw).ok()?)
-}
-
-fn leased(mut from: Fields<'_>) -> Option<Vec<LeasedJob>> {
-    let mut jobs = Vec::new();
-    while let Some(0x0a) = from.key(0x0a)? {
-        push(&mut jobs, from.message()?, leased_job)?;
-    }
-    from.end()?;
-    Some(jobs)
 }
 
 fn leased_job(mut from: Fields<'_>) -> Option<LeasedJob> {
@@ -331,12 +312,20 @@ fn job_view(mut from: Fields<'_>) -> Option<JobView> {
     Some(view)
 }
 
-/// Adds one of a repeated message. The next are likely of its size.
-fn push<T>(
-    items: &mut Vec<T>,
-    item: Fields<'_>,
-    read: impl FnOnce(Fields<'_>) -> Option<T>,
-) -> Option<()> {
+/// The items of a message whose only field, 1, repeats.
+fn list<T>(mut from: Fields<'_>, read: fn(Fields<'_>) -> Option<T>) -> Option<Vec<T>> {
+    let mut items = Vec::new();
+    while let Some(key) = from.key(0x0a)? {
+        if key != 0x0a {
+            return None;
+        }
+        push(&mut items, from.message()?, read)?;
+    }
+    Some(items)
+}
+
+/// Adds one of a repeated message.
+fn push<T>(items: &mut Vec<T>, item: Fields<'_>, read: fn(Fields<'_>) -> Option<T>) -> Option<()> {
     if items.len() == ITEMS_MAX {
         return None;
     }

@@ -18,6 +18,7 @@ use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 use prost::Message;
+use prost::encoding::{decode_varint, encode_varint};
 
 fn write_command(command: &Command) -> Option<Bytes> {
     let mut out = BytesMut::new();
@@ -175,6 +176,23 @@ fn damage(bytes: &[u8], at: prop::sample::Index, to: u8, how: u8) -> Bytes {
     bytes.into()
 }
 
+/// Adds bytes within the first field of the first field and so on, so deep; all lengths fit.
+fn with_junk(bytes: &[u8], depth: u8, junk: &[u8]) -> Vec<u8> {
+    let mut rest = bytes;
+    let key = rest.first().copied().unwrap_or_default();
+    if depth == 0 || key & 7 != 2 {
+        return [bytes, junk].concat();
+    }
+    rest = &rest[1..];
+    let len = decode_varint(&mut rest).expect("it was encoded") as usize;
+    let inner = with_junk(&rest[..len], depth - 1, junk);
+    let mut out = vec![key];
+    encode_varint(inner.len() as u64, &mut out);
+    out.extend_from_slice(&inner);
+    out.extend_from_slice(&rest[len..]);
+    out
+}
+
 /// As the general codec sees it, with nothing left over.
 fn general_command(bytes: &Bytes) -> Option<Command> {
     let message = pb::Command::decode(bytes.clone()).ok()?;
@@ -197,6 +215,32 @@ proptest! {
         if let Some(read) = read_command(&bytes) {
             prop_assert_eq!(general_command(&bytes), Some(read.clone()));
             prop_assert_eq!(write_command(&read), Some(bytes));
+        }
+    }
+
+    #[test]
+    fn a_command_with_something_added_is_read_as_by_the_general_codec_or_not_at_all(
+        op in op(), depth in 0_u8..3, junk in vec(any::<u8>(), 1..4)
+    ) {
+        let bytes = write_command(&Command { session: None, op }).expect("it is hot");
+        let bytes = Bytes::from(with_junk(&bytes, depth, &junk));
+        if let Some(read) = read_command(&bytes) {
+            prop_assert_eq!(general_command(&bytes), Some(read.clone()));
+            prop_assert_eq!(write_command(&read), Some(bytes));
+        }
+    }
+
+    #[test]
+    fn a_reply_with_something_added_is_read_as_by_the_general_codec_or_not_at_all(
+        reply in reply(), depth in 0_u8..4, junk in vec(any::<u8>(), 1..4)
+    ) {
+        let (id, stamp) = (0, None);
+        let mut out = BytesMut::new();
+        let is_written = put_reply(&Reply { id, stamp, ..reply }, &mut out);
+        prop_assert!(is_written);
+        let bytes = Bytes::from(with_junk(&out, depth, &junk));
+        if let Some(read) = read_reply(&bytes) {
+            prop_assert_eq!(reply_from_pb(bytes).ok(), Some(read));
         }
     }
 
@@ -241,6 +285,31 @@ proptest! {
         if let Some(read) = read_reply(&bytes) {
             prop_assert_eq!(reply_from_pb(bytes).ok(), Some(read));
         }
+    }
+}
+
+#[test]
+fn a_key_without_a_value_behind_the_items_is_no_command() {
+    let job = JobId::new(
+        GroupId(1),
+        QueueUid::from_u64(7).expect("40 bits"),
+        Partition(0),
+        3,
+    );
+    let token = Token { job, lease_gen: 5 };
+    let op = Op::Ack {
+        items: vec![AckItem {
+            token,
+            result: None,
+        }],
+    };
+    let bytes = write_command(&Command { session: None, op }).expect("it is hot");
+    for key in [0x10, 0x12, 0x7a] {
+        let bytes = Bytes::from(with_junk(&bytes, 1, &[key]));
+        assert_eq!(
+            (read_command(&bytes), general_command(&bytes)),
+            (None, None)
+        );
     }
 }
 
