@@ -6,8 +6,8 @@ use rrq::base::limits::{FRAME_BYTES_HELLO_MAX, FRAME_BYTES_MAX};
 use rrq::queue::MACHINE_VERSION;
 use rrq::wire::bounds::check_op;
 use rrq::wire::client::{
-    decode_client_hello, decode_reply, decode_request, decode_server_hello, encode_client_hello,
-    encode_reply, encode_request, encode_server_hello,
+    Received, decode_client_hello, decode_reply, decode_request, decode_server_hello,
+    encode_client_hello, encode_reply, encode_request, encode_server_hello, receive_request,
 };
 use rrq::wire::command::{decode_command, encode_command};
 use rrq::wire::frame::{FRAME_HEADER_BYTES, Frame, FrameDecoder, FrameKind, encode_frame};
@@ -110,11 +110,14 @@ fn body_of(encode: impl FnOnce(&mut BytesMut)) -> Bytes {
 }
 
 fn request(body: &Bytes) -> bool {
-    match decode_request(body) {
-        Ok(request) => {
+    match receive_request(body) {
+        Ok(Received { request, payload }) => {
             assert_ne!(request.id, 0, "an answer could not be told apart");
             if let RequestBody::Command { command, .. } = &request.body {
                 check_op(&command.op).expect("what is let through is inside every bound");
+                if let Some(payload) = payload {
+                    assert_eq!(payload, encode_command(command), "the log would keep it");
+                }
             }
             let again = body_of(|out| encode_request(&request, out));
             assert_eq!(decode_request(&again), Ok(request));
