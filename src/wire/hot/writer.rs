@@ -6,7 +6,7 @@ use crate::base::ids::{GroupId, JobId};
 use crate::queue::command::{
     AckItem, Command, Enqueued, ItemOutcome, NewJob, Op, Outcome, SessionCall, Start,
 };
-use crate::queue::view::JobView;
+use crate::queue::view::{Body, JobView};
 use crate::wire::message::{CommitStamp, LeasedJob, Reply, ReplyBody};
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::encoding::{encode_varint, encoded_len_varint};
@@ -45,13 +45,27 @@ pub(in crate::wire) fn put_request(
 
 fn is_hot(op: &Op) -> bool {
     match op {
-        Op::Enqueue { items, .. } => {
-            let plain = |job: &NewJob| job.headers.is_empty() && job.backoff.is_none();
-            items.iter().all(plain)
-        }
+        Op::Enqueue { items, .. } => items.iter().all(is_plain_job),
         Op::Lease { .. } | Op::Ack { .. } => true,
         _ => false,
     }
+}
+
+/// Every field is named here and in [`is_plain`], so that a new one is not forgotten.
+fn is_plain_job(job: &NewJob) -> bool {
+    let NewJob {
+        payload: _,
+        priority: _,
+        start: _,
+        ttl_ms: _,
+        lease_ms: _,
+        max_attempts: _,
+        run_limit_ms: _,
+        key: _,
+        backoff,
+        headers,
+    } = job;
+    backoff.is_none() && headers.is_empty()
 }
 
 fn command_len(command: &Command) -> usize {
@@ -99,10 +113,11 @@ fn put_call_and_op(command: &Command, out: &mut impl BufMut) {
         Op::Ack { items } => {
             put_head(4, len, out);
             for item in items {
+                let AckItem { token, result } = item;
                 put_head(1, ack_item_len(item), out);
-                put_job_id(1, item.token.job, out);
-                put_number(2, item.token.lease_gen.into(), out);
-                put_optional_bytes(3, item.result.as_ref(), out);
+                put_job_id(1, token.job, out);
+                put_number(2, token.lease_gen.into(), out);
+                put_optional_bytes(3, result.as_ref(), out);
             }
         }
         _ => unreachable!("asked of no other operation"),
@@ -268,8 +283,29 @@ fn item_number(item: &ItemOutcome) -> u64 {
 }
 
 fn is_plain(leased: &LeasedJob) -> bool {
-    let body = &leased.job.body;
-    body.headers.is_empty() && body.backoff.is_none() && body.run_limit_ms == 0
+    let JobView {
+        id: _,
+        state: _,
+        priority: _,
+        attempts: _,
+        max_attempts: _,
+        run_at: _,
+        remaining_ms: _,
+        enqueued_at: _,
+        expires_at: _,
+        token: _,
+        owner: _,
+        last_failure: _,
+        body,
+    } = &leased.job;
+    let Body {
+        payload: _,
+        key: _,
+        headers,
+        run_limit_ms,
+        backoff,
+    } = body;
+    headers.is_empty() && *run_limit_ms == 0 && backoff.is_none()
 }
 
 fn leased_job_len(leased: &LeasedJob) -> usize {
