@@ -106,11 +106,11 @@ fn write(groups: &BTreeMap<u16, Content>) -> (Disk, Vec<RootRef>) {
             job: *job,
             place: payload.add_body(*job, body),
         });
-        let mut bodies: Vec<BodyEntry> = bodies.collect();
+        let bodies: Vec<BodyEntry> = bodies.collect();
         for (name, page) in pages {
             run.add_page(GroupId(group), *name, page).expect("small");
         }
-        let root = run.finish_group(&meta(group, 100), &mut bodies);
+        let root = run.finish_group(&meta(group, 100), bodies);
         roots.push(root.expect("small"));
     }
     payload.finish();
@@ -266,7 +266,7 @@ fn a_file_swapped_missing_or_of_an_older_round_is_named() {
         .add_page(GroupId(0), name(1, 0), b"older")
         .expect("small");
     let older = run_builder
-        .finish_group(&meta(0, 99), &mut Vec::new())
+        .finish_group(&meta(0, 99), Vec::new())
         .expect("small");
     run_builder.finish();
     let mut disk = whole.clone();

@@ -150,7 +150,7 @@ fn add_group(
             })
             .collect(),
     };
-    run.finish_group(&meta, &mut bodies).expect(fits)
+    run.finish_group(&meta, bodies).expect(fits)
 }
 
 fn page_name(key: PageKey) -> PageName {

@@ -32,7 +32,7 @@ use super::group::Phase as GroupPhase;
 use super::loading::BaseFiles;
 use crate::base::bugs::{self, Bug};
 use crate::base::entry::EntryKind;
-use crate::base::ids::{GroupId, ShardId};
+use crate::base::ids::{GroupId, JobId, ShardId};
 use crate::base::limits::BASES_KEPT;
 use crate::base::units::{Lsn, Monotonic};
 use crate::queue::view::{BodyLocation, PageKey};
@@ -51,8 +51,8 @@ use std::time::Duration;
 
 /// Bytes encoded in one step.
 const SLICE_BYTES: usize = 128 << 10;
-/// Bodies looked at in one step, to tell the state where those lie that the round wrote.
-const SLICE_BODIES: usize = 4096;
+/// Bodies placed in one step.
+const SLICE_BODIES: usize = 1024;
 /// Bytes on the way to the disk; the next slice waits beyond it.
 const OUTSTANDING_BYTES_MAX: usize = 4 << 20;
 /// A payload file is closed at this size, so that dead ones go piece by piece.
@@ -74,10 +74,8 @@ struct Written {
     slot: usize,
     base: BaseRecord,
     files: BaseFiles,
-    /// All its bodies.
-    bodies: Vec<BodyEntry>,
-    /// Files that this round began have higher numbers than all before.
-    run_file: u64,
+    /// Bodies that this round wrote.
+    placed: Vec<(JobId, BodyLocation)>,
 }
 
 enum Phase {
@@ -121,6 +119,7 @@ struct Current {
     cursor: BodyCursor,
     bodies_done: bool,
     bodies: Vec<BodyEntry>,
+    placed: Vec<(JobId, BodyLocation)>,
 }
 
 /// The checkpoints of a shard.
@@ -379,7 +378,14 @@ impl ShardEngine {
                     writing.files.push(CheckpointFile::Payload(header.file));
                     (header.file, PayloadBuilder::new(&header))
                 });
-                payload.add_body(body.job, &writing.encoded)
+                let place = payload.add_body(body.job, &writing.encoded);
+                let at = BodyLocation {
+                    file: place.file,
+                    offset: place.offset,
+                    len: place.len,
+                };
+                current.placed.push((body.job, at));
+                place
             };
             current.bodies.push(BodyEntry {
                 job: body.job,
@@ -421,15 +427,14 @@ impl ShardEngine {
         let meta = &current.frozen.meta;
         let root = writing
             .run
-            .finish_group(meta, &mut current.bodies)
+            .finish_group(meta, current.bodies)
             .unwrap_or_else(|error| panic!("the root of group {group} cannot be written: {error}"));
         let before = &self.groups[current.frozen.slot].bases[0];
         writing.written.push(Written {
             slot: current.frozen.slot,
             base: base_record(meta, &root, before.log_start_lsn),
             files: BaseFiles::new(&root, vec![writing.run_file], &payloads),
-            bodies: current.bodies,
-            run_file: writing.run_file,
+            placed: current.placed,
         });
     }
 
@@ -522,25 +527,14 @@ impl ShardEngine {
     fn step_placing(&mut self, written: Vec<Written>, mut group: usize, mut body: usize) {
         let mut left = SLICE_BODIES;
         while left > 0 && group < written.len() {
-            let Written {
-                slot,
-                bodies,
-                run_file,
-                ..
-            } = &written[group];
-            let slice = &bodies[body..];
-            let slice = &slice[..left.min(slice.len())];
-            for entry in slice.iter().filter(|entry| entry.place.file >= *run_file) {
-                let at = BodyLocation {
-                    file: entry.place.file,
-                    offset: entry.place.offset,
-                    len: entry.place.len,
-                };
-                self.groups[*slot].queue.set_body_location(entry.job, at);
+            let Written { slot, placed, .. } = &written[group];
+            for (job, at) in placed.iter().skip(body).take(left) {
+                self.groups[*slot].queue.set_body_location(*job, *at);
             }
-            left -= slice.len().max(1);
-            body += slice.len();
-            if body == bodies.len() {
+            let count = left.min(placed.len() - body);
+            left -= count.max(1);
+            body += count;
+            if body == placed.len() {
                 (group, body) = (group + 1, 0);
             }
         }
@@ -702,6 +696,7 @@ impl Current {
             cursor,
             bodies_done: false,
             bodies: Vec::with_capacity(live),
+            placed: Vec::with_capacity(live),
         }
     }
 }

@@ -181,7 +181,7 @@ impl RunBuilder {
     pub fn finish_group(
         &mut self,
         meta: &GroupMeta,
-        bodies: &mut Vec<BodyEntry>,
+        mut bodies: Vec<BodyEntry>,
     ) -> Result<RootRef, BuildError> {
         self.open(meta.group);
         self.open = None;
@@ -194,24 +194,22 @@ impl RunBuilder {
         for pair in bodies.windows(2) {
             assert!(pair[0].job < pair[1].job, "job {} twice", pair[0].job);
         }
-        for body in bodies.iter() {
+        for body in &bodies {
             assert_eq!(body.job.group(), meta.group, "job {} strayed", body.job);
         }
-        self.output.align(ALIGN_BYTES);
-        let offset = self.output.end();
         let root = Root {
             meta: meta.clone(),
             pages,
-            bodies: std::mem::take(bodies),
+            bodies,
         };
-        let encoded = root.encode(&mut self.output.buffer);
-        *bodies = root.bodies;
-        let (len, hash) = encoded?;
-        let file = self.file;
+        let (bytes, hash) = root.encode()?;
+        self.output.align(ALIGN_BYTES);
+        let offset = self.output.end();
+        self.output.put(&bytes);
         Ok(RootRef {
-            file,
+            file: self.file,
             offset,
-            len,
+            len: bytes.len() as u32,
             hash,
         })
     }
@@ -342,9 +340,7 @@ mod tests {
                     drain(|| builder.take_output(), &mut file);
                 }
             }
-            let root = builder
-                .finish_group(&meta(), &mut Vec::new())
-                .expect("small");
+            let root = builder.finish_group(&meta(), Vec::new()).expect("small");
             let end = builder.finish();
             drain(|| builder.take_output(), &mut file);
             assert_eq!(file.len() as u64, end);
@@ -373,7 +369,7 @@ mod tests {
                 place,
             });
             builder
-                .finish_group(&meta(), &mut bodies.to_vec())
+                .finish_group(&meta(), bodies.to_vec())
                 .expect("small")
         };
         assert_eq!(build([1, 2, 3]).hash, build([3, 1, 2]).hash);
@@ -388,7 +384,7 @@ mod tests {
                 .add_page(GroupId(5), name(4, 1), b"page")
                 .expect("small");
         }
-        let _ = builder.finish_group(&meta(), &mut Vec::new());
+        let _ = builder.finish_group(&meta(), Vec::new());
     }
 
     #[test]

@@ -111,7 +111,6 @@ use crate::base::ids::{
 use crate::base::limits::{BLOCK_BYTES, ENTRY_BYTES_MAX, LEAF_JOBS, PAYLOAD_BYTES_HARD_MAX};
 use crate::base::units::GroupTime;
 use crate::snapshot::builder::BuildError;
-use bytes::{BufMut, BytesMut};
 
 /// The format that this binary writes, and the newest that it reads.
 pub const FORMAT: u16 = 1;
@@ -329,7 +328,7 @@ impl GroupMeta {
     ///
     /// # Panics
     /// If a node votes twice, or more than 65,535 vote.
-    pub(super) fn encode_into(&self, out: &mut impl BufMut) {
+    pub(super) fn encode_into(&self, out: &mut Vec<u8>) {
         let mut voters = self.voters.clone();
         voters.sort_unstable();
         assert!(
@@ -337,19 +336,19 @@ impl GroupMeta {
             "a node votes twice: {voters:?}"
         );
         let count = u16::try_from(voters.len()).expect("voters are few");
-        out.put_slice(&self.group.0.to_le_bytes());
-        out.put_slice(&self.machine_version.to_le_bytes());
-        out.put_slice(&self.incarnation.0.to_le_bytes());
-        out.put_slice(&self.index.0.to_le_bytes());
-        out.put_slice(&self.term.0.to_le_bytes());
-        out.put_slice(&self.time.0.to_le_bytes());
-        out.put_slice(&self.wall_offset_ms.to_le_bytes());
-        out.put_slice(&count.to_le_bytes());
-        out.put_slice(&[0; 6]);
+        out.extend_from_slice(&self.group.0.to_le_bytes());
+        out.extend_from_slice(&self.machine_version.to_le_bytes());
+        out.extend_from_slice(&self.incarnation.0.to_le_bytes());
+        out.extend_from_slice(&self.index.0.to_le_bytes());
+        out.extend_from_slice(&self.term.0.to_le_bytes());
+        out.extend_from_slice(&self.time.0.to_le_bytes());
+        out.extend_from_slice(&self.wall_offset_ms.to_le_bytes());
+        out.extend_from_slice(&count.to_le_bytes());
+        out.extend_from_slice(&[0; 6]);
         for voter in &voters {
-            out.put_slice(&voter.node.0.to_le_bytes());
-            out.put_slice(&[0; 4]);
-            out.put_slice(&voter.disk.0);
+            out.extend_from_slice(&voter.node.0.to_le_bytes());
+            out.extend_from_slice(&[0; 4]);
+            out.extend_from_slice(&voter.disk.0);
         }
     }
 }
@@ -425,29 +424,27 @@ impl Root {
         files
     }
 
-    /// Appends the root; its length and its hash. Pages and bodies are ascending. What is appended
-    /// when it fails is no root.
-    pub(super) fn encode(&self, out: &mut BytesMut) -> Result<(u32, Hash128), BuildError> {
-        let start = out.len();
+    /// The root's bytes and its hash. Pages and bodies are ascending.
+    pub(super) fn encode(&self) -> Result<(Vec<u8>, Hash128), BuildError> {
         // What is not needed of it is never touched.
-        out.reserve(ROOM_OF_HEAD + ROOM_OF_ENTRY * (self.pages.len() + self.bodies.len()));
+        let room = ROOM_OF_HEAD + ROOM_OF_ENTRY * (self.pages.len() + self.bodies.len());
+        let mut out = Vec::with_capacity(room);
         out.extend_from_slice(&ROOT_MAGIC);
         out.extend_from_slice(&[0; ROOT_HEAD_BYTES - 8]);
-        self.encode_canonical(out)?;
-        let hash = Hash128::of(&out[start + ROOT_HEAD_BYTES..]);
-        let canonical = out.len() - start - ROOT_HEAD_BYTES;
-        self.encode_local(out)?;
-        let root = &mut out[start..];
+        self.encode_canonical(&mut out)?;
+        let hash = Hash128::of(&out[ROOT_HEAD_BYTES..]);
+        let canonical = out.len() - ROOT_HEAD_BYTES;
+        self.encode_local(&mut out)?;
         let too_large = || BuildError::RootTooLarge {
             group: self.meta.group,
-            bytes: root.len() as u64,
+            bytes: out.len() as u64,
         };
-        let len = u32::try_from(root.len()).map_err(|_| too_large())?;
-        root[8..12].copy_from_slice(&len.to_le_bytes());
-        root[12..16].copy_from_slice(&(canonical as u32).to_le_bytes());
-        let crc = crc32c(&[&root[..16], &root[20..]]);
-        root[16..20].copy_from_slice(&crc.to_le_bytes());
-        Ok((len, hash))
+        let len = u32::try_from(out.len()).map_err(|_| too_large())?;
+        out[8..12].copy_from_slice(&len.to_le_bytes());
+        out[12..16].copy_from_slice(&(canonical as u32).to_le_bytes());
+        let crc = crc32c(&[&out[..16], &out[20..]]);
+        out[16..20].copy_from_slice(&crc.to_le_bytes());
+        Ok((out, hash))
     }
 
     fn count(&self, len: usize) -> Result<u32, BuildError> {
@@ -457,7 +454,7 @@ impl Root {
         })
     }
 
-    fn encode_canonical(&self, out: &mut BytesMut) -> Result<(), BuildError> {
+    fn encode_canonical(&self, out: &mut Vec<u8>) -> Result<(), BuildError> {
         out.extend_from_slice(&FORMAT.to_le_bytes());
         out.extend_from_slice(&[0; 2]);
         out.extend_from_slice(&self.count(self.pages.len())?.to_le_bytes());
@@ -473,7 +470,7 @@ impl Root {
         Ok(())
     }
 
-    fn encode_local(&self, out: &mut BytesMut) -> Result<(), BuildError> {
+    fn encode_local(&self, out: &mut Vec<u8>) -> Result<(), BuildError> {
         for page in &self.pages {
             out.extend_from_slice(&page.file.to_le_bytes());
             out.extend_from_slice(&page.offset.to_le_bytes());
@@ -498,12 +495,11 @@ impl Root {
             out.extend_from_slice(&[0; 4]);
             for body in leaf {
                 let file = files.partition_point(|used| used.file < body.place.file);
-                let mut entry = [0; 24];
-                entry[0] = leaf_of(body.job).1;
-                entry[4..8].copy_from_slice(&(file as u32).to_le_bytes());
-                entry[8..16].copy_from_slice(&body.place.offset.to_le_bytes());
-                entry[16..20].copy_from_slice(&body.place.len.to_le_bytes());
-                out.extend_from_slice(&entry);
+                out.extend_from_slice(&[leaf_of(body.job).1, 0, 0, 0]);
+                out.extend_from_slice(&(file as u32).to_le_bytes());
+                out.extend_from_slice(&body.place.offset.to_le_bytes());
+                out.extend_from_slice(&body.place.len.to_le_bytes());
+                out.extend_from_slice(&[0; 4]);
             }
         }
         Ok(())
@@ -544,8 +540,7 @@ mod tests {
 
     #[test]
     fn a_root_is_these_bytes() {
-        let mut root = BytesMut::new();
-        let (_, hash) = samples::root().encode(&mut root).expect("small");
+        let (root, hash) = samples::root().encode().expect("small");
         assert_eq!(
             hex(&root[..ROOT_HEAD_BYTES]),
             "7272712d726f6f74c0010000c80000000454eab100000000"

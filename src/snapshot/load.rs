@@ -409,7 +409,7 @@ mod tests {
         let mut disk = Disk::default();
         let mut payload = PayloadBuilder::new(&samples::header(FileKind::Payload, 8));
         // Backwards, so that the order by place is not that by job.
-        let mut bodies: Vec<BodyEntry> = (0..jobs)
+        let bodies: Vec<BodyEntry> = (0..jobs)
             .rev()
             .map(|seq| BodyEntry {
                 job: job(seq),
@@ -429,7 +429,7 @@ mod tests {
             run.add_page(GroupId(5), name, &vec![number as u8; 4096])
                 .expect("small");
         }
-        let root = run.finish_group(&meta(), &mut bodies).expect("small");
+        let root = run.finish_group(&meta(), bodies).expect("small");
         run.finish();
         disk.keep(7, || run.take_output());
         (disk, root)
@@ -483,9 +483,7 @@ mod tests {
             job: body.job,
             place: body.place,
         });
-        let second = run
-            .finish_group(&meta(), &mut bodies.collect())
-            .expect("small");
+        let second = run.finish_group(&meta(), bodies.collect()).expect("small");
         run.finish();
         disk.keep(9, || run.take_output());
         assert_eq!(second.hash, first.hash, "the same state");

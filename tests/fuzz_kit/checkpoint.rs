@@ -99,7 +99,7 @@ fn encode_root(root: &Root) -> (Vec<u8>, RootRef) {
     for page in &root.pages {
         run.keep_page(root.meta.group, *page);
     }
-    let place = run.finish_group(&root.meta, &mut root.bodies.clone());
+    let place = run.finish_group(&root.meta, root.bodies.clone());
     let place = place.expect("a root that was decoded is small");
     run.finish();
     let file = output(|| run.take_output());

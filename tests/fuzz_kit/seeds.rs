@@ -549,7 +549,7 @@ fn roots() -> Vec<(&'static str, Vec<u8>)> {
         run.add_page(GROUP, name, &[number as u8; 40])
             .expect("small");
     }
-    let place = run.finish_group(&meta(GROUP.0, 100), &mut bodies.to_vec());
+    let place = run.finish_group(&meta(GROUP.0, 100), bodies.to_vec());
     let place = place.expect("small");
     run.finish();
     let (_, run) = run.take_output().expect("one slice");
