@@ -7,7 +7,8 @@
 //! be among what was lost. So each executor has a task that waits for nothing but that waker, a
 //! plain thread calls it every 5 ms while the executor's beat stands still, and after 400 calls
 //! without an answer (2 s of our own running, so a stopped process is not blamed, nor an executor
-//! that waited for a core) the process aborts: a start that hangs included. A supervisor restarts it; nothing acknowledged is lost.
+//! that waited for a core) the process aborts: a start that hangs included. A supervisor restarts it;
+//! nothing acknowledged is lost.
 //!
 //! The first of these calls is also a measure: from it on the task is runnable, and when the executor
 //! polls it it says so. What lies between, less what the thread waited for a core and less the time in

@@ -208,28 +208,28 @@ fn commit_stamp(mut from: Fields<'_>) -> Option<CommitStamp> {
 }
 
 fn outcome(mut from: Fields<'_>) -> Option<Outcome> {
-    let key = from.key(NEVER)??;
-    let mut inner = from.message_of(key, &[0x3a, 0x4a])?;
-    from.end()?;
-    let outcome = match key {
-        0x3a => return list(inner, enqueued).map(Outcome::Enqueued),
-        _ => match inner.key(NEVER)? {
-            None => Outcome::Items(Vec::new()),
-            Some(0x0a) => {
-                let mut packed = inner.message()?;
-                // No item is shorter than a byte.
-                let mut items = Vec::with_capacity(packed.rest.len().min(ITEMS_MAX));
-                while !packed.rest.is_empty() {
-                    items.push(item_outcome(packed.number()?)?);
-                }
-                // The empty list is not written.
-                (!items.is_empty()).then_some(Outcome::Items(items))?
-            }
-            Some(_) => return None,
-        },
+    let outcome = match from.key(NEVER)?? {
+        0x3a => Outcome::Enqueued(list(from.message()?, enqueued)?),
+        0x4a => Outcome::Items(item_outcomes(from.message()?)?),
+        _ => return None,
     };
-    inner.end()?;
+    from.end()?;
     Some(outcome)
+}
+
+fn item_outcomes(mut from: Fields<'_>) -> Option<Vec<ItemOutcome>> {
+    if from.rest.is_empty() {
+        return Some(Vec::new());
+    }
+    let mut packed = from.only(0x0a)?.message()?;
+    from.end()?;
+    // No item is shorter than a byte.
+    let mut items = Vec::with_capacity(packed.rest.len().min(ITEMS_MAX));
+    while !packed.rest.is_empty() {
+        items.push(item_outcome(packed.number()?)?);
+    }
+    // The empty list is not written.
+    (!items.is_empty()).then_some(items)
 }
 
 fn enqueued(mut from: Fields<'_>) -> Option<Enqueued> {
@@ -435,10 +435,5 @@ impl<'a> Fields<'a> {
             rest,
             last: 0,
         })
-    }
-
-    /// The message of a field that is one of `keys`.
-    fn message_of(&mut self, key: u8, keys: &[u8]) -> Option<Fields<'a>> {
-        keys.contains(&key).then(|| self.message())?
     }
 }
