@@ -8,25 +8,25 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-/// Whether a process runs and is not about to end. One whose threads still unwind after a
-/// `kill -9` counts as dead: what it holds goes away by itself.
+/// Whether a process runs and is not about to end. One that a `kill -9` has reached counts as dead:
+/// what it holds goes away by itself, however long a write in the kernel keeps a thread of it.
 #[must_use]
 pub fn is_alive(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stays(&stat))
+}
+
+/// The same, from the text of its stat file.
+fn stays(stat: &str) -> bool {
+    // Flags of the kernel's sched.h: the first thread has begun to exit, was ended by a signal.
     const EXITING: u64 = 0x4;
-    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
+    const SIGNALED: u64 = 0x400;
+    // A thread within an uninterruptible call has not seen its signal yet.
+    const SIGKILL_PENDING: u64 = 1 << 8;
+    let Some(state) = field::<char>(stat, 3) else {
         return false;
     };
-    // The name may hold blanks and brackets; what follows the last bracket is numbers.
-    let Some((_, rest)) = stat.rsplit_once(')') else {
-        return false;
-    };
-    let fields: Vec<&str> = rest.split_whitespace().collect();
-    let state = fields.first().copied().unwrap_or_default();
-    let flags = fields
-        .get(6)
-        .and_then(|flags| flags.parse::<u64>().ok())
-        .unwrap_or(0);
-    !matches!(state, "Z" | "X" | "x") && flags & EXITING == 0
+    let has = |number, bits| field::<u64>(stat, number).is_some_and(|value| value & bits != 0);
+    !matches!(state, 'Z' | 'X' | 'x') && !has(9, EXITING | SIGNALED) && !has(31, SIGKILL_PENDING)
 }
 
 /// "pid 4312 rrq-node".
@@ -307,6 +307,25 @@ mod tests {
             ]
         );
         assert!(memory_limit() >= 64 << 20);
+    }
+
+    #[test]
+    fn a_process_that_was_killed_within_a_write_is_dead() {
+        let stat = |state, flags: u64, pending: u64| {
+            format!(
+                "17 (a ) b) {state} 1 17 17 0 -1 {flags} 8 0 0 0 0 0 0 0 20 0 9 0 5 4096 64 \
+                 18446744073709551615 1 1 0 0 0 {pending} 0 4096 0 0 0 0 17 1 0 0 0 0 0"
+            )
+        };
+        const USUAL: u64 = 0x40_0100;
+        assert!(stays(&stat('S', USUAL, 0)));
+        // A SIGTERM on its way: it may be handled.
+        assert!(stays(&stat('D', USUAL, 1 << 14)));
+        assert!(!stays(&stat('D', USUAL, 1 << 8)));
+        assert!(!stays(&stat('D', USUAL | 0x400, 0)));
+        assert!(!stays(&stat('R', USUAL | 0x4, 0)));
+        assert!(!stays(&stat('Z', USUAL, 0)));
+        assert!(!stays("damaged"));
     }
 
     #[test]
