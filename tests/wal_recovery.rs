@@ -15,7 +15,7 @@ use rrq::wal::record::{BaseRecord, Record};
 use rrq::wal::recovery::{GroupLogStatus, Recovered, Recovery};
 use rrq::wal::writer::LogIdentity;
 use std::collections::BTreeMap;
-use wal_kit::{BLOCK, Fate, Log, Model, Sealed, check, hard};
+use wal_kit::{BLOCK, Fate, Log, Model, Sealed, check, hard, model_of};
 
 const SEGMENT: usize = 4 * BLOCK;
 
@@ -550,6 +550,25 @@ fn judged_tail() {
     let recovered = fourth.disk.recover();
     assert_eq!(outcome(&recovered), "clean");
     check(&recovered, &acked, "after the second restart");
+}
+
+#[test]
+fn lost_rest() {
+    // As above, but a manifest proves that the hole was acknowledged: its place and all behind it
+    // are lost. The next process says so, and the batch behind the hole does not come back later.
+    let log = four_in_flight();
+    let mut disk = log.disk.clone();
+    disk.write(&log.flying[0]);
+    disk.write(&log.flying[2]);
+    let hole = log.batches[log.batches.len() - 3].header.lsn;
+    let first = disk.recover_with(Lsn(hole.0 + 1)).expect("ours");
+    assert_eq!(outcome(&first), "corrupt");
+    let mut second = Log::start(disk, first.start.clone(), model_of(&first), 8);
+    second.sync_proved();
+    let recovered = second.disk.recover();
+    assert_eq!(outcome(&recovered), "corrupt", "{recovered:#?}");
+    let written = second.writer.end_lsn().0 - first.start.lsn.0;
+    assert_eq!(recovered.bytes, first.bytes + written, "{recovered:#?}");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use crate::wal::batch::{BatchError, BatchHeader, SEG_HEAD};
 use crate::wal::codec::{RecordError, Records};
 use crate::wal::record::Record;
 use crate::wal::recovery::{Damage, RecoveryError};
-use crate::wal::segment::SegmentHead;
+use crate::wal::segment::{SegmentEnd, SegmentHead};
 use crate::wal::writer::LogIdentity;
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -24,8 +24,8 @@ pub(super) struct Segment {
     /// The position of its first byte.
     pub(super) base: Lsn,
     pub(super) epoch: u64,
-    /// The number of the segment before it; `None` if there was none or the head is damaged.
-    previous: Option<u64>,
+    /// The end of the segment before it; `None` if there was none or the head is damaged.
+    previous: Option<SegmentEnd>,
 }
 
 impl Segment {
@@ -46,6 +46,16 @@ impl Segment {
     pub(super) fn traces(&self, offset: usize) -> usize {
         let rest = self.bytes.get(offset..).unwrap_or_default();
         BatchHeader::traces(rest, Lsn(self.base.0 + offset as u64), self.epoch)
+    }
+
+    /// Whether its head names the batch with checksum `crc` in `segment` as the last before it.
+    pub(super) fn follows(&self, segment: u64, crc: u32) -> bool {
+        let previous = self.previous.as_ref();
+        previous.is_some_and(|end| (end.segment, end.end_crc) == (segment, crc))
+    }
+
+    fn previous_number(&self) -> Option<u64> {
+        self.previous.map(|end| end.segment)
     }
 }
 
@@ -162,12 +172,13 @@ impl Chain {
 
     fn find_missing(&mut self, files: &BTreeMap<u64, Bytes>) {
         for pair in self.segments.windows(2) {
-            let missing = pair[1].previous.filter(|number| *number > pair[0].number);
+            let previous = pair[1].previous_number();
+            let missing = previous.filter(|number| *number > pair[0].number);
             if let Some(number) = missing.filter(|number| !files.contains_key(number)) {
                 self.damage.push(missing_file(number));
             }
         }
-        let before = self.segments.first().and_then(|first| first.previous);
+        let before = self.segments.first().and_then(Segment::previous_number);
         if let Some(number) = before.filter(|number| files.contains_key(number)) {
             self.damage.push(Damage {
                 segment: number,
@@ -213,7 +224,7 @@ fn void_numbers(written: &BTreeMap<u64, Segment>) -> Void {
         if void.contains(*number) {
             continue;
         }
-        if let Some(previous) = segment.previous.filter(|p| p + 1 < *number) {
+        if let Some(previous) = segment.previous_number().filter(|p| p + 1 < *number) {
             void.0.push((previous + 1, number - 1));
         }
     }
@@ -270,7 +281,7 @@ fn kind(
                 bytes: bytes.clone(),
                 base: header.lsn,
                 epoch: header.epoch,
-                previous: head.previous.map(|end| end.segment),
+                previous: head.previous,
             },
         }
     })
@@ -319,7 +330,7 @@ fn adopt(number: u64, bytes: &Bytes, written: &BTreeMap<u64, Segment>) -> Option
     // What was recycled comes from before the oldest segment; the one just before may be void.
     let before = written.range(..number).next().map(|(_, s)| s.base);
     let after = written.range(number + 1..).next().map(|(_, s)| s);
-    let is_named = after.is_some_and(|after| after.previous == Some(number));
+    let is_named = after.is_some_and(|after| after.previous_number() == Some(number));
     let mut best: Option<(Lsn, Segment)> = None;
     for offset in (BLOCK_BYTES..bytes.len()).step_by(BLOCK_BYTES) {
         let Ok((header, _)) = BatchHeader::read(bytes, offset) else {

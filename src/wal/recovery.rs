@@ -26,6 +26,7 @@
 //! | `passed_over`: a segment between the two that a head joins | void, skipped silently |
 //! | `stale_successor`: a file behind the last segment with content of a lower number | unwritten |
 //! | `blank_successor`: such a file without content | unwritten |
+//! | `lost_rest`: the next head follows the batch before x | corrupt: what lies in between stays lost |
 //! | `missing_segment`: a head names a segment that is not there | corrupt |
 //! | `missing_successor`: a footer, and no file behind it | corrupt |
 //! | `missing_among_prepared`: a gap in the numbers behind the last segment | corrupt |
@@ -342,7 +343,8 @@ impl Reader {
                 }
                 _ if next.is_none() && is_sealed => return Ok(true),
                 _ => {
-                    let beyond = (!is_sealed).then(|| next_batch(segment, offset, limit));
+                    let is_end = is_sealed || self.ends_before(next);
+                    let beyond = (!is_end).then(|| next_batch(segment, offset, limit));
                     let to = beyond.flatten().unwrap_or(limit);
                     match self.proof_at(chain, place, offset) {
                         Proof::None => {
@@ -366,6 +368,14 @@ impl Reader {
             }
         }
         Ok(true)
+    }
+
+    /// Whether an earlier start lost the rest of this segment, after the last batch that was read, and
+    /// went on in the next. What it did not take must not come back.
+    fn ends_before(&self, next: Option<&Segment>) -> bool {
+        let last = self.last.as_ref();
+        last.zip(next)
+            .is_some_and(|(last, next)| next.follows(last.segment, last.crc))
     }
 
     /// The log has been read to the end of its last segment. Something may have followed.
