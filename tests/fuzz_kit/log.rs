@@ -14,7 +14,7 @@ use rrq::wal::segment::SegmentHead;
 use std::collections::BTreeMap;
 
 /// The size of a segment here.
-pub(super) const SEGMENT: usize = 16 * BLOCK;
+pub(super) const SEGMENT: usize = 8 * BLOCK;
 
 /// One batch, as it is and sealed anew.
 pub(super) fn block(input: &[u8]) -> bool {
