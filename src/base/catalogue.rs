@@ -325,7 +325,8 @@ fn of_requests(code: Code) -> Entry {
         ),
         Code::Busy => new(
             "too much is under way",
-            "A bound on requests, on what is on the way, or on connections is reached.",
+            "A bound on requests, on what is on the way, on connections, or on the log since the last \
+             checkpoint is reached.",
             "Send it again after a pause that grows; the client library does so by itself. If \
              connections are short, raise limits.connections_max (and the limit of open files); if a \
              read's answer found no room, limits.in_flight_max.",
@@ -340,9 +341,12 @@ fn of_requests(code: Code) -> Entry {
              144 MiB free.",
         ),
         Code::MemoryFull => new(
-            "jobs take all the memory that they may: new jobs must wait",
-            "The bodies of all live jobs, and 512 bytes for each job, reach limits.jobs_memory_max.",
-            "Let workers finish jobs, or purge what nobody needs; nothing needs to be restarted. On a \
+            "jobs and keys take all the memory that they may: new jobs must wait",
+            "The bodies of all live jobs and 512 bytes for each, 192 bytes for each key that is remembered, \
+             and the results of finished jobs that are kept and 192 bytes for each, reach \
+             limits.jobs_memory_max.",
+            "Let workers finish jobs, purge what nobody needs, keep fewer finished jobs (retain) or keys \
+             for a shorter time (idempotency_window); nothing needs to be restarted. On a \
              machine with more memory, a larger limits.jobs_memory_max.",
             "Jobs are handed out and acknowledged all the while. Enqueues resume by themselves at \
              15/16 of the bound.",

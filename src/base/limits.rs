@@ -8,6 +8,8 @@ pub const SEGMENT_BYTES: usize = 16 << 20;
 pub const BATCH_BYTES_MAX: usize = 1 << 20;
 /// Batches of a shard that may be under way to the disk at once.
 pub const BATCHES_IN_FLIGHT_MAX: usize = 4;
+/// However little memory there is, a shard's log may grow by this between two checkpoints.
+pub const CHECKPOINT_LOG_BYTES_MIN: u64 = 4 << 20;
 /// With a write under way, a batch waits until it holds this much.
 pub const BATCH_BYTES_GATHER: usize = 128 << 10;
 /// The largest payload that any configuration allows.
@@ -60,6 +62,11 @@ pub const PRIORITIES: usize = 8;
 /// What a live job takes in memory beside its body: its record, its places in the orders, and what
 /// holds its body together.
 pub const JOB_HELD_BYTES: usize = 512;
+/// What a remembered key takes in memory: its record, its place among the windows' ends, and room to
+/// grow.
+pub const KEY_HELD_BYTES: usize = 192;
+/// What a finished job that is kept takes in memory beside its result.
+pub const FINISHED_HELD_BYTES: usize = 192;
 /// Jobs of one leaf page.
 pub const LEAF_JOBS: u64 = 64;
 /// Places of one page of finished jobs.

@@ -5,6 +5,7 @@
 //! by change; counters, names, owners and bytes likewise.
 
 use crate::base::ids::{JobId, Partition, QueueUid, SessionId};
+use crate::base::limits::{FINISHED_HELD_BYTES, KEY_HELD_BYTES};
 use crate::base::units::{GroupTime, WallTime};
 use crate::queue::deadlines::Deadlines;
 use crate::queue::job_queue::JobQueue;
@@ -235,11 +236,14 @@ fn check_partition(
                 key.seq
             );
             stats.keys += 1;
+            derived.held_bytes += KEY_HELD_BYTES as u64;
             let due = (key.expires, (queue, number, key.hash));
             derived.deadlines.keys.insert(due);
         }
     }
     check_history(machine, (queue, number), partition, &mut stats)?;
+    derived.held_bytes += stats.retained * FINISHED_HELD_BYTES as u64;
+    derived.held_bytes += partition.history.result_bytes();
     let kept = &partition.orders;
     hold!(
         orders == *kept,

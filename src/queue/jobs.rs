@@ -119,17 +119,13 @@ impl JobQueue {
             if let Some((hash, fingerprint)) = new {
                 let window_ms = partition.head.config.settings.idempotency_window_ms;
                 let expires = time.plus_ms(window_ms).0;
-                stats.keys += 1;
-                partition.keys.insert(KeyRecord {
+                let key = KeyRecord {
                     hash,
                     seq: id.seq(),
                     fingerprint,
                     expires,
-                });
-                links
-                    .deadlines
-                    .keys
-                    .insert((expires, (queue, number, hash)));
+                };
+                partition.remember((queue, number), key, links);
             }
             let position = u16::try_from(position).expect("items are bounded by ITEMS_MAX");
             let max_attempts = partition.head.config.settings.max_attempts;
@@ -336,8 +332,7 @@ impl JobQueue {
         };
         let partition = self.partitions.get_mut(&(*queue, *number));
         let partition = partition.expect("a remembered key has its partition");
-        partition.keys.remove(*hash);
-        partition.head.stats.keys -= 1;
+        partition.forget(*hash, &mut self.links.held_bytes);
         keys.pop_first();
         true
     }

@@ -318,10 +318,7 @@ impl Loading {
             if record.seq >= partition.head.next_seq {
                 return Err("a key names a sequence that was never given out");
             }
-            let due = (record.expires, (place.0, place.1, record.hash));
-            self.machine.links.deadlines.keys.insert(due);
-            partition.keys.insert(record);
-            partition.head.stats.keys += 1;
+            partition.remember(place, record, &mut self.machine.links);
         }
         Ok(())
     }
@@ -344,7 +341,7 @@ impl Loading {
             if job.seq >= head.next_seq || known || history.place_of(job.seq).is_some() {
                 return Err("a finished job is live, or twice there, or was never made");
             }
-            partition.retain(at, job);
+            partition.retain(at, job, &mut self.machine.links);
         }
         Ok(())
     }

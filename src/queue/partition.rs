@@ -17,14 +17,17 @@
 //! of the partition, but never against a live job: whatever is too much goes, the oldest first, a
 //! bounded number an entry. Until then the partition stands in the group's surplus.
 
+use crate::base::checksum::Hash128;
 use crate::base::ids::{JobId, Partition, QueueUid, SessionId};
-use crate::base::limits::{JOB_HELD_BYTES, PRIORITIES, REASON_BYTES_MAX};
+use crate::base::limits::{
+    FINISHED_HELD_BYTES, JOB_HELD_BYTES, KEY_HELD_BYTES, PRIORITIES, REASON_BYTES_MAX,
+};
 use crate::base::units::WallTime;
 use crate::queue::body::StoredBody;
 use crate::queue::command::{DeadPolicy, PartitionConfig};
 use crate::queue::deadlines::Deadlines;
 use crate::queue::history::{Finished, History};
-use crate::queue::keys::KeyTable;
+use crate::queue::keys::{KeyRecord, KeyTable};
 use crate::queue::leaf::{Leaves, leaf_of, slot_of};
 use crate::queue::record::Record;
 use crate::queue::seq_set::SeqSet;
@@ -43,7 +46,7 @@ pub(super) struct Links {
     pub(super) sessions: Sessions,
     /// Partitions that may keep more finished jobs than they may; none that does is missing.
     pub(super) surplus: BTreeSet<(QueueUid, Partition)>,
-    /// Memory that live jobs take.
+    /// Memory that live jobs, keys and finished jobs take.
     pub(super) held_bytes: u64,
     /// Where bodies are put together.
     pub(super) scratch: Vec<u8>,
@@ -65,6 +68,11 @@ pub(super) struct Head {
 /// Memory that a live job takes, about.
 pub(super) fn held_bytes(body: &StoredBody) -> u64 {
     (JOB_HELD_BYTES + body.encoded_len()) as u64
+}
+
+/// Memory that a finished job takes, about.
+pub(super) fn finished_held_bytes(job: &Finished) -> u64 {
+    FINISHED_HELD_BYTES as u64 + job.result_len()
 }
 
 /// The orders of a partition's jobs.
@@ -213,20 +221,52 @@ impl PartitionState {
             result: result.map(|bytes| Bytes::copy_from_slice(bytes)),
         };
         self.head.last_place += 1;
-        self.retain(self.head.last_place, job);
+        self.retain(self.head.last_place, job, on);
         self.mark_surplus((id.queue(), id.partition()), on);
     }
 
+    /// Remembers a key until its window ends.
+    pub(super) fn remember(
+        &mut self,
+        (queue, number): (QueueUid, Partition),
+        key: KeyRecord,
+        on: &mut Links,
+    ) {
+        on.held_bytes += KEY_HELD_BYTES as u64;
+        on.deadlines
+            .keys
+            .insert((key.expires, (queue, number, key.hash)));
+        self.keys.insert(key);
+        self.head.stats.keys += 1;
+    }
+
+    /// Forgets a key whose window has ended, and which is no deadline any more.
+    pub(super) fn forget(&mut self, hash: Hash128, held_bytes: &mut u64) {
+        *held_bytes -= KEY_HELD_BYTES as u64;
+        self.keys.remove(hash);
+        self.head.stats.keys -= 1;
+    }
+
+    /// Memory that keys and finished jobs take.
+    pub(super) fn held_beside_jobs(&self) -> u64 {
+        let stats = &self.head.stats;
+        stats.keys * KEY_HELD_BYTES as u64
+            + stats.retained * FINISHED_HELD_BYTES as u64
+            + self.history.result_bytes()
+    }
+
     /// Puts a finished job at its place.
-    pub(super) fn retain(&mut self, place: u64, job: Finished) {
+    pub(super) fn retain(&mut self, place: u64, job: Finished, on: &mut Links) {
+        on.held_bytes += finished_held_bytes(&job);
         self.head.stats.retained += 1;
         self.head.stats.bytes += job.result_len();
         self.history.push(place, job);
     }
 
     /// Drops the oldest finished job, which is there.
-    pub(super) fn drop_oldest(&mut self) {
+    pub(super) fn drop_oldest(&mut self, held_bytes: &mut u64) {
         let job = self.history.pop().expect("a surplus has an oldest job");
+        *held_bytes -= finished_held_bytes(&job);
         self.head.stats.retained -= 1;
         self.head.stats.bytes -= job.result_len();
     }

@@ -255,6 +255,7 @@ impl JobQueue {
             let was = self.links.deadlines.keys.remove(&due);
             assert!(was, "key {:?} did not wait for {}", key.hash, key.expires);
         }
+        self.links.held_bytes -= partition.held_beside_jobs();
         self.links.surplus.remove(&place);
     }
 
@@ -318,7 +319,7 @@ impl JobQueue {
             let partition = self.partitions.get_mut(place);
             let partition = partition.expect("a partition that goes is taken out of the surplus");
             if partition.keeps_too_much() {
-                partition.drop_oldest();
+                partition.drop_oldest(&mut self.links.held_bytes);
                 return true;
             }
             self.links.surplus.pop_first();

@@ -124,7 +124,8 @@ impl JobQueue {
             .sum()
     }
 
-    /// Memory that the live jobs take, in bytes: bodies, and `JOB_HELD_BYTES` a job.
+    /// Memory that the state takes, in bytes: bodies and `JOB_HELD_BYTES` a live job, `KEY_HELD_BYTES`
+    /// a remembered key, results and `FINISHED_HELD_BYTES` a finished job.
     #[must_use]
     pub fn held_bytes(&self) -> u64 {
         self.links.held_bytes

@@ -195,10 +195,7 @@ impl Salvage {
         let partition = partition.ok_or_else(|| of_page("its partition has no page"))?;
         let next = partition.head.next_seq;
         for record in keys.into_iter().filter(|record| record.seq < next) {
-            let due = (record.expires, (queue, number, record.hash));
-            machine.links.deadlines.keys.insert(due);
-            partition.keys.insert(record);
-            partition.head.stats.keys += 1;
+            partition.remember((queue, number), record, &mut machine.links);
         }
         Ok(())
     }

@@ -25,7 +25,7 @@ pub struct ShardMetrics {
     values: Vec<AtomicU64>,
     /// Clients of this shard.
     pub connections: AtomicU64,
-    /// Memory that its live jobs take.
+    /// Memory that its jobs take.
     jobs_held_bytes: AtomicU64,
     /// Whether it serves.
     pub serving: AtomicBool,
@@ -162,7 +162,7 @@ impl NodeMetrics {
         }
     }
 
-    /// Memory that the live jobs of all shards take.
+    /// Memory that the jobs of all shards take.
     #[must_use]
     pub fn jobs_held_bytes(&self) -> u64 {
         let shards = self.shards.iter();
