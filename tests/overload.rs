@@ -10,14 +10,19 @@ mod node_support;
 use node_support::load::{
     Tally, Worker, config, forget_peak, job, memory, produce, request, until,
 };
-use node_support::{Node, error_kit, folder};
+use node_support::{Node, command, error_kit, folder};
 use rrq::base::code::Code;
 use rrq::base::limits::{
     BATCHES_IN_FLIGHT_MAX, FRAME_BYTES_MAX, IN_FLIGHT_BYTES_SHARD_MIN, JOB_HELD_BYTES,
+    KEY_HELD_BYTES,
 };
-use rrq::wire::{Backoff, BackoffKind, QueueSettings};
+use rrq::wire::{Backoff, BackoffKind, NewJob, QueueSettings};
 use std::collections::BTreeSet;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::thread::sleep;
+use std::time::Duration;
 
 const MIB: u64 = 1 << 20;
 
@@ -193,6 +198,8 @@ fn fill(worker: &mut Worker, jobs: usize, payload: usize) -> Vec<rrq::base::ids:
     let refusal = loop {
         match worker.enqueue(vec![job(payload); jobs]) {
             Ok(jobs) => taken.extend(jobs),
+            // Its checkpoints come too late; a client of the library waits as well.
+            Err(error) if error.code == Code::Busy => sleep(Duration::from_millis(5)),
             Err(error) => break error,
         }
         assert!(taken.len() < 200_000, "nothing is refused");
@@ -254,6 +261,103 @@ fn a_backlog_that_takes_all_memory_stops_new_jobs_only() {
     done.extend(worker.take_all());
     assert_eq!(done, taken, "in their order, each once");
     worker.enqueue(vec![job(SMALL)]).expect("there is room");
+}
+
+#[test]
+fn keys_of_jobs_long_done_count_as_memory() {
+    const MAX: u64 = 16 * MIB;
+    let data = folder("keys");
+    let limits = "in_flight_max = \"16MiB\"\njobs_memory_max = \"16MiB\"";
+    let config = config(&data, limits);
+    let args = ["--config", config.to_str().expect("a path of ours")];
+    let node = Node::start(&data, &args);
+    let mut worker = Worker::new(node.clients(), "keys", QueueSettings::default());
+    forget_peak(&node);
+    let before = memory(&node);
+    let mut keys = 0;
+    let refusal = loop {
+        let items = (keys..keys + 1000).map(|key: u64| NewJob {
+            key: Some(key.to_le_bytes().to_vec().into()),
+            ..job(8)
+        });
+        match worker.enqueue(items.collect()) {
+            Ok(jobs) => keys += jobs.len() as u64,
+            Err(refusal) => break refusal,
+        }
+        assert_eq!(worker.take_all().len(), 1000, "no job stays");
+        assert!(keys < 2 * MAX / KEY_HELD_BYTES as u64, "no end at {keys}");
+    };
+    assert_eq!(refusal.code, Code::MemoryFull);
+    assert!(
+        keys * KEY_HELD_BYTES as u64 >= MAX - MAX / 8,
+        "{keys} are few"
+    );
+    let after = memory(&node);
+    println!("{keys} keys: before {before:?}, after {after:?}");
+    let bound = before.resident + MAX * 5 / 4 + connections_take(0);
+    assert!(after.peak < bound, "{after:?}, the bound is {bound}");
+}
+
+/// A control group that may have so much memory; removed when it goes.
+struct SmallMemory(PathBuf);
+
+impl SmallMemory {
+    fn new(bytes: u64) -> std::io::Result<Self> {
+        let root = Path::new("/sys/fs/cgroup");
+        let (root, limit) = match root.join("memory").is_dir() {
+            true => (root.join("memory"), "memory.limit_in_bytes"),
+            false => (root.to_owned(), "memory.max"),
+        };
+        let path = root.join(format!("rrq-overload-{}", std::process::id()));
+        std::fs::create_dir(&path)?;
+        let group = Self(path);
+        std::fs::write(group.0.join(limit), bytes.to_string())?;
+        Ok(group)
+    }
+
+    /// Starts a node in it, so that it finds the limit.
+    fn start(&self, data: &Path, args: &[&str]) -> Node {
+        let processes = self.0.join("cgroup.procs");
+        let mut command = command(data, args);
+        // SAFETY: the child only opens, writes and closes a file.
+        unsafe { command.pre_exec(move || std::fs::write(&processes, "0")) };
+        Node::spawn_by(&mut command).until_ready()
+    }
+}
+
+impl Drop for SmallMemory {
+    fn drop(&mut self) {
+        // Fails while a process of it is about to end; an empty group does no harm.
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+#[test]
+fn in_a_container_with_little_memory_a_node_refuses_jobs_and_is_not_killed() {
+    const LIMIT: u64 = 256 * MIB;
+    let group = match SmallMemory::new(LIMIT) {
+        Ok(group) => group,
+        Err(error) => return println!("skipped: needs to make a control group ({error})"),
+    };
+    let data = folder("container");
+    let mut node = group.start(&data, &["--shards", "1"]);
+    let mut worker = Worker::new(node.clients(), "container", QueueSettings::default());
+    let taken = fill(&mut worker, 256, 4 << 10);
+    let counted = taken.len() as u64 * (JOB_HELD_BYTES + 16 + (4 << 10)) as u64;
+    println!("{} jobs, {counted} bytes, {:?}", taken.len(), memory(&node));
+    let auto = LIMIT / 4;
+    assert!((auto..auto + 2 * MIB).contains(&counted), "{counted}");
+    // The checkpoints of all this, and a start that reads it, fit too.
+    for _ in 0..2 {
+        node.signal("-KILL");
+        drop(node);
+        node = group.start(&data, &["--shards", "1"]);
+        worker = Worker::new(node.clients(), "container", QueueSettings::default());
+        let error = worker.enqueue(vec![job(100)]).expect_err("it is full");
+        assert_eq!(error.code, Code::MemoryFull);
+    }
+    assert_eq!(worker.take_all(), taken, "in their order, each once");
+    drop(node);
 }
 
 /// Bounds the memory that a node may map.

@@ -145,6 +145,7 @@ impl Node {
             queue_defaults: QueueSettings::default(),
             // No round begins by itself.
             checkpoint_log_bytes: u64::MAX,
+            checkpoint_log_bytes_max: u64::MAX,
             segment_bytes: SEGMENT_BYTES,
         };
         let now = Now {

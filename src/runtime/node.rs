@@ -262,6 +262,7 @@ impl Node {
                 auto_create: config.auto_create,
                 queue_defaults: config.queue_defaults,
                 checkpoint_log_bytes: config.checkpoint_log_bytes,
+                checkpoint_log_bytes_max: config.checkpoint_log_max(superblock.shards, memory),
                 segment_bytes: SEGMENT_BYTES,
             },
             hello: ServerHello {

@@ -234,7 +234,8 @@ impl ShardEngine {
         let budget = self
             .config
             .checkpoint_log_bytes
-            .max(2 * checkpoints.last_pages_bytes);
+            .max(2 * checkpoints.last_pages_bytes)
+            .min(self.config.checkpoint_log_bytes_max);
         let waits = checkpoints.retry_at.is_some_and(|at| at > self.now.mono);
         let loading = self
             .groups
@@ -243,6 +244,13 @@ impl ShardEngine {
         if log_bytes >= budget && checkpoints.is_idle() && !waits && !loading && !self.stopping() {
             self.start_round(|_| true);
         }
+    }
+
+    /// Whether checkpoints are written more slowly than the log grows, so that it would soon be more
+    /// than a start has memory for. Enqueues wait then.
+    pub(super) fn log_is_full(&self) -> bool {
+        let log_bytes = self.checkpoints.log_bytes(self.wal.end_lsn());
+        log_bytes >= self.config.checkpoint_log_bytes_max.saturating_mul(2)
     }
 
     /// Starts a round over the groups that serve and that `choose` names.

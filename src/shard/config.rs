@@ -33,6 +33,9 @@ pub struct ShardConfig {
     /// A checkpoint round is cut each so many bytes of log, or twice the last round's pages if
     /// that is more.
     pub checkpoint_log_bytes: u64,
+    /// But at least each so many: a start has the log in memory beside the jobs. At twice as much
+    /// enqueues wait for the round.
+    pub checkpoint_log_bytes_max: u64,
     /// The size of a log segment, in bytes:
     /// [`SEGMENT_BYTES`](crate::base::limits::SEGMENT_BYTES), or less in a simulation.
     pub segment_bytes: usize,

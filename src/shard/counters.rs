@@ -44,7 +44,9 @@ counters! {
     requests_forwarded_total: total,
     /// Enqueues refused because the disk is full.
     disk_full_refusals_total: total,
-    /// Enqueues refused because live jobs take all the memory that they may.
+    /// Enqueues refused because the log grows faster than checkpoints are written.
+    log_full_refusals_total: total,
+    /// Enqueues refused because jobs and keys take all the memory that they may.
     memory_full_refusals_total: total,
     /// Long polls that wait.
     polls_waiting: gauge,
@@ -80,9 +82,10 @@ counters! {
     log_tails_cut_total: total,
     /// Whether enqueues are refused because the disk is full.
     disk_full: gauge,
-    /// Memory that live jobs take, in bytes: their bodies, and 512 for each.
+    /// Memory that jobs take, in bytes: bodies and 512 for each live one, 192 for each key, results and
+    /// 192 for each finished one that is kept.
     jobs_held_bytes: gauge,
-    /// Whether enqueues are refused because live jobs take all the memory that they may.
+    /// Whether enqueues are refused because jobs and keys take all the memory that they may.
     memory_full: gauge,
 }
 

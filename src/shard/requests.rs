@@ -275,9 +275,15 @@ impl ShardEngine {
         }
         if self.memory_full && matches!(op, Op::Enqueue { .. }) {
             self.counters.memory_full_refusals_total += 1;
-            let message = "jobs take all the memory that they may (limits.jobs_memory_max); enqueues \
-                           go on by themselves when some are done";
+            let message = "jobs and keys take all the memory that they may (limits.jobs_memory_max); \
+                           enqueues go on by themselves when some are gone";
             return Err(Refusal::new(Code::MemoryFull, message));
+        }
+        if matches!(op, Op::Enqueue { .. }) && self.log_is_full() {
+            self.counters.log_full_refusals_total += 1;
+            let message = "the log grows faster than checkpoints are written, and a start must find \
+                           memory for it; enqueues go on when the one under way is done";
+            return Err(Refusal::new(Code::Busy, message));
         }
         let grows = matches!(op, Op::Enqueue { .. } | Op::CreateQueue { .. });
         let keeps = matches!(

@@ -660,6 +660,7 @@ fn open(
         auto_create: true,
         queue_defaults: queue_defaults(),
         checkpoint_log_bytes: options.checkpoint_log_bytes,
+        checkpoint_log_bytes_max: 2 * options.checkpoint_log_bytes,
         segment_bytes: options.segment_bytes,
     };
     let now = Now {

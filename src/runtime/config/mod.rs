@@ -22,7 +22,8 @@ pub use keys::{KEYS, Key};
 use crate::base::code::Code;
 use crate::base::ids::NodeId;
 use crate::base::limits::{
-    IN_FLIGHT_BYTES_DEFAULT_MAX, IN_FLIGHT_BYTES_SHARD_MIN, PAYLOAD_BYTES_DEFAULT_MAX,
+    CHECKPOINT_LOG_BYTES_MIN, IN_FLIGHT_BYTES_DEFAULT_MAX, IN_FLIGHT_BYTES_SHARD_MIN,
+    PAYLOAD_BYTES_DEFAULT_MAX,
 };
 use crate::base::report::Report;
 use crate::wal::record::MACHINE_VERSION_MAX;
@@ -79,7 +80,7 @@ pub struct NodeConfig {
     /// Bytes that the connections may hold together: frames half here, requests and replies under
     /// way; `None`: as the memory allows.
     pub in_flight_bytes_max: Option<usize>,
-    /// Memory that live jobs may take, in bytes; `None`: half of what the process may have.
+    /// Memory that jobs and keys may take, in bytes; `None`: a quarter of what the process may have.
     pub jobs_memory_max: Option<u64>,
     /// Whether a queue is made at its first use.
     pub auto_create: bool,
@@ -145,10 +146,17 @@ impl NodeConfig {
         (all / usize::from(shards.max(1))).max(IN_FLIGHT_BYTES_SHARD_MIN)
     }
 
-    /// What live jobs may take, in bytes: half of the memory unless it is set.
+    /// What jobs and keys may take, in bytes: a quarter of the memory unless it is set: a start has most of it twice.
     #[must_use]
     pub fn jobs_memory(&self, memory: u64) -> u64 {
-        self.jobs_memory_max.unwrap_or(memory / 2)
+        self.jobs_memory_max.unwrap_or(memory / 4)
+    }
+
+    /// The most that the log of a shard grows between two checkpoints, in bytes: all shards together
+    /// have a sixteenth of the memory. A start reads up to four times this, and holds the jobs as well.
+    #[must_use]
+    pub fn checkpoint_log_max(&self, shards: u16, memory: u64) -> u64 {
+        (memory / 16 / u64::from(shards.max(1))).max(CHECKPOINT_LOG_BYTES_MIN)
     }
 }
 
@@ -484,9 +492,13 @@ fn refused(name: &str, text: &str, rule: &str) -> String {
 
 /// The known name that is nearest, if one is near.
 fn did_you_mean<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    const STEPS_MAX: usize = 3;
+    let chars = name.chars().count();
     known
+        // Each step changes the length by one at most, and garbage is long.
+        .filter(|known| known.chars().count().abs_diff(chars) <= STEPS_MAX)
         .map(|known| (strsim::damerau_levenshtein(name, known), known))
-        .filter(|(steps, _)| *steps <= 3)
+        .filter(|(steps, _)| *steps <= STEPS_MAX)
         .min()
         .map(|(_, known)| known)
 }
