@@ -5,8 +5,9 @@
 
 use crate::base::code::Code;
 use crate::base::report::Report;
-use crate::runtime::sys;
+use crate::runtime::{process, sys};
 use std::collections::VecDeque;
+use std::env;
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -24,6 +25,8 @@ const START_DEADLINE: Duration = Duration::from_secs(30);
 const END_PATIENCE: Duration = Duration::from_millis(500);
 /// How much of a node's messages is kept to be shown.
 const LINES_KEPT: usize = 40;
+/// What jobs may take of memory; who sets it for the bench sets it for its node.
+const JOBS_MEMORY: &str = "RRQ_LIMITS__JOBS_MEMORY_MAX";
 /// Ports for a node are looked for from here up to where the kernel's own choices begin. A port of
 /// that range would be a trap: who connects to it while nobody listens may be given it as the
 /// source, and so reach itself.
@@ -44,7 +47,7 @@ impl NodeCommand {
     /// # Errors
     /// If the kernel does not say which program this is.
     pub(super) fn itself() -> Result<Self, Report> {
-        let program = std::env::current_exe().map_err(|error| {
+        let program = env::current_exe().map_err(|error| {
             Report::error(Code::DirectoryUnusable, "cannot find the program of a node")
                 .location(error.to_string())
                 .fix("--node FILE with the path of rrq-node")
@@ -102,6 +105,12 @@ pub(super) struct Node {
     errors: Option<JoinHandle<()>>,
 }
 
+/// Half of the memory. The node's own choice leaves room for large payloads at a start; here they are
+/// small, and a backlog grows by a million jobs a second.
+fn jobs_memory(memory: u64) -> String {
+    format!("{}MiB", (memory / 2 >> 20).max(16))
+}
+
 impl Node {
     /// Starts a node and waits until it is ready.
     ///
@@ -138,6 +147,9 @@ impl Node {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0);
+        if env::var_os(JOBS_MEMORY).is_none() {
+            command.env(JOBS_MEMORY, jobs_memory(process::memory_limit()));
+        }
         if let Some(shards) = plan.shards {
             command.args(["--shards", &shards.to_string()]);
         }
@@ -377,7 +389,7 @@ mod tests {
 
     #[test]
     fn a_folder_goes_with_its_owner() {
-        let folder = TempFolder::new(&std::env::temp_dir()).expect("it can be made");
+        let folder = TempFolder::new(&env::temp_dir()).expect("it can be made");
         let path = folder.path().to_owned();
         std::fs::write(path.join("file"), "x").expect("it can be written to");
         drop(folder);
