@@ -108,7 +108,7 @@ pub(super) struct Node {
 /// Half of the memory. The node's own choice leaves room for large payloads at a start; here they are
 /// small, and a backlog grows by a million jobs a second.
 fn jobs_memory(memory: u64) -> String {
-    format!("{}MiB", (memory / 2 >> 20).max(16))
+    format!("{}MiB", ((memory / 2) >> 20).max(16))
 }
 
 impl Node {
