@@ -1,5 +1,7 @@
 //! Every bound of the system in one place, and the relations between them, checked by the compiler.
 
+use crate::base::ids::Term;
+
 /// The unit of disk I/O: batches start and end on it.
 pub const BLOCK_BYTES: usize = 4096;
 /// A log segment.
@@ -92,6 +94,20 @@ pub const POLL_WAIT_MS_MAX: u64 = 60_000;
 pub const POLLS_WAITING_MAX: usize = 65_536;
 /// Proposed and not yet applied, a group; more is refused as busy.
 pub const GROUP_UNCOMMITTED_BYTES_MAX: usize = 64 << 20;
+/// Without a leader for so many ticks, and a random part of as many again, a voter campaigns.
+pub const ELECTION_TICKS: u32 = 10;
+/// A leader of a group that is not quiet sends a heartbeat each so many ticks.
+pub const HEARTBEAT_TICKS: u32 = 2;
+/// Payload bytes of one append to a follower, or one entry if that is larger.
+pub const APPEND_BYTES_MAX: usize = 1 << 20;
+/// Appends that are not answered, a follower of a group.
+pub const APPENDS_IN_FLIGHT_MAX: usize = 64;
+/// Their payload bytes; one append passes whatever its size.
+pub const APPENDS_IN_FLIGHT_BYTES_MAX: usize = 8 << 20;
+/// A learner that lacks more entries than this cannot become a voter yet.
+pub const CATCH_UP_ENTRIES_MAX: u64 = 1024;
+/// No term is ever higher: elections would take millions of years to get there.
+pub const TERM_MAX: Term = Term(1 << 62);
 /// Requests and replies under way, a connection; reading stops beyond it.
 pub const CONNECTION_BYTES_MAX: usize = 4 << 20;
 /// What a connection may hold of these however much the others hold.

@@ -8,16 +8,20 @@
 //! Entries at or below `base` live only in a checkpoint. The entries here are shared, not copied:
 //! the log batch, the apply loop and this list hold the same payload. Deliberately absent: reading
 //! entries back from disk; the engine calls [`RaftLog::compact`] for what nobody needs any more.
+//!
+//! A follower's tail may be replaced (`RaftLog::follow`), never at or below `committed`. `taken` and
+//! `stable` fall with it, and a completion for a replaced entry is void by its term (trap R15).
 
-use crate::base::entry::Entry;
+use crate::base::entry::{Entry, EntryKind};
 use crate::base::ids::{LogIndex, Term};
+use crate::raft::message::Position;
 use std::collections::VecDeque;
 
 /// Entries and marks of one group.
 #[derive(Clone, Debug)]
 pub struct RaftLog {
     /// The index and term just below the first entry held.
-    base: (LogIndex, Term),
+    base: Position,
     entries: VecDeque<Entry>,
     /// Entries up to here were handed out to be written.
     taken: LogIndex,
@@ -34,7 +38,7 @@ impl RaftLog {
     /// # Panics
     /// If the entries are not dense or their terms fall: recovery has checked both.
     #[must_use]
-    pub fn new(base: (LogIndex, Term), entries: Vec<Entry>) -> Self {
+    pub fn new(base: Position, entries: Vec<Entry>) -> Self {
         let mut before = base;
         for entry in &entries {
             assert!(
@@ -71,6 +75,54 @@ impl RaftLog {
         self.entries.back().map_or(self.base.1, |entry| entry.term)
     }
 
+    /// The last entry, or the base.
+    #[must_use]
+    pub fn last(&self) -> Position {
+        (self.last_index(), self.last_term())
+    }
+
+    /// The last entry, if one is held.
+    #[must_use]
+    pub fn last_entry(&self) -> Option<&Entry> {
+        self.entries.back()
+    }
+
+    /// What lies just below the first entry held.
+    #[must_use]
+    pub fn base(&self) -> Position {
+        self.base
+    }
+
+    /// The last entry that is committed, or the base.
+    #[must_use]
+    pub fn last_committed(&self) -> Position {
+        let term = self.term_at(self.committed);
+        (self.committed, term.expect("committed entries are held"))
+    }
+
+    /// Whether a log that ends at `last` has all that this one may have committed (thesis 3.6.1).
+    #[must_use]
+    pub fn is_behind_or_at(&self, last: Position) -> bool {
+        (last.1, last.0) >= (self.last_term(), self.last_index())
+    }
+
+    /// The first change of the members that the log holds.
+    #[must_use]
+    pub fn first_change(&self) -> Option<LogIndex> {
+        let mut entries = self.entries.iter();
+        let change = entries.find(|entry| entry.kind == EntryKind::Conf);
+        change.map(|entry| entry.index)
+    }
+
+    /// Whether a change of the members is committed and not applied.
+    #[must_use]
+    pub fn has_unapplied_change(&self) -> bool {
+        let from = self.offset(self.applied.next());
+        let to = self.offset(self.committed.next());
+        let mut entries = self.entries.range(from..to);
+        entries.any(|entry| entry.kind == EntryKind::Conf)
+    }
+
     /// Durable up to here.
     #[must_use]
     pub fn stable(&self) -> LogIndex {
@@ -104,6 +156,39 @@ impl RaftLog {
         self.entry(index).map(|entry| entry.term)
     }
 
+    /// The last entry at or below `index` whose term is at most `term`, or the base: if a log that has
+    /// an entry of `term` at `index` agrees with this one anywhere, then not above that. So a whole term
+    /// is skipped at once (thesis 3.5, end).
+    #[must_use]
+    pub fn hint(&self, index: LogIndex, term: Term) -> Position {
+        // Terms never fall along the log.
+        let count = self.entries.partition_point(|entry| entry.term <= term) as u64;
+        let index = index.min(LogIndex(self.base.0.0 + count)).max(self.base.0);
+        let term = self.term_at(index);
+        (index, term.expect("the index is within the log"))
+    }
+
+    /// Entries from `first` on, which is held: as many as fit into so many bytes of payload, at least
+    /// one if there is one.
+    #[must_use]
+    pub fn slice(&self, first: LogIndex, bytes_max: usize) -> Vec<Entry> {
+        let mut bytes = 0;
+        let entries = self.entries.range(self.offset(first)..);
+        let fitting = entries.take_while(|entry| {
+            let fits = bytes == 0 || bytes + entry.payload.len() <= bytes_max;
+            bytes += entry.payload.len().max(1);
+            fits
+        });
+        fitting.cloned().collect()
+    }
+
+    /// Where an entry stands in the list, or would.
+    fn offset(&self, index: LogIndex) -> usize {
+        let offset = index.0.checked_sub(self.base.0.0 + 1);
+        let offset = offset.expect("the index lies above the base");
+        usize::try_from(offset).expect("entries are in memory")
+    }
+
     fn entry(&self, index: LogIndex) -> Option<&Entry> {
         let offset = index.0.checked_sub(self.base.0.0 + 1)?;
         self.entries.get(usize::try_from(offset).ok()?)
@@ -119,6 +204,70 @@ impl RaftLog {
         );
         self.unapplied_bytes += entry.payload.len();
         self.entries.push_back(entry);
+    }
+
+    /// Takes the entries of a leader that follow `prev`; the last of them, or `prev`. What contradicts
+    /// them goes; what is here already, or more, stays: the message may be an old one.
+    ///
+    /// # Errors
+    /// If `prev` is not here: where the logs may agree, see [`Self::hint`]. The log is untouched.
+    ///
+    /// # Panics
+    /// If `prev` lies below what is committed, see [`Self::contradicts`].
+    pub(super) fn follow(
+        &mut self,
+        prev: Position,
+        entries: Vec<Entry>,
+    ) -> Result<LogIndex, Position> {
+        assert!(
+            prev.0 >= self.committed,
+            "entries behind {} could replace what is committed up to {}",
+            prev.0,
+            self.committed
+        );
+        if self.term_at(prev.0) != Some(prev.1) {
+            return Err(self.hint(prev.0, prev.1));
+        }
+        let last = entries.last().map_or(prev.0, |entry| entry.index);
+        for entry in entries {
+            match self.term_at(entry.index) {
+                Some(term) if term == entry.term => {}
+                Some(_) => {
+                    self.cut_from(entry.index);
+                    self.append(entry);
+                }
+                None => self.append(entry),
+            }
+        }
+        Ok(last)
+    }
+
+    /// The first committed entry here that a leader's entries behind `prev` contradict. There cannot be
+    /// one (thesis 3.6.3): one of the two has lost or forgotten what it promised.
+    #[must_use]
+    pub fn contradicts(&self, prev: Position, entries: &[Entry]) -> Option<LogIndex> {
+        let theirs = entries.iter().map(|entry| (entry.index, entry.term));
+        std::iter::once(prev)
+            .chain(theirs)
+            .take_while(|(index, _)| *index <= self.committed)
+            .find(|(index, term)| self.term_at(*index).is_some_and(|ours| ours != *term))
+            .map(|(index, _)| index)
+    }
+
+    /// Drops this entry and all behind it.
+    fn cut_from(&mut self, index: LogIndex) {
+        let offset = self.offset(index);
+        for entry in self.entries.drain(offset..) {
+            self.unapplied_bytes -= entry.payload.len();
+        }
+        self.taken = self.taken.min(index.prev());
+        self.stable = self.stable.min(index.prev());
+    }
+
+    /// Starts anew behind a checkpoint that was installed. Nothing of the old log stays: a tail that the
+    /// checkpoint knows nothing of may contradict what follows it (trap R16).
+    pub(super) fn restore(&mut self, base: Position) {
+        *self = Self::new(base, Vec::new());
     }
 
     /// The entries appended since the last call, to be written.

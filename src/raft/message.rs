@@ -1,6 +1,16 @@
 //! What members of a group say to each other.
+//!
+//! | message | from | answered by |
+//! | --- | --- | --- |
+//! | [`Body::Canvass`] | candidate; `pre`: would you vote? | [`Body::Ballot`] |
+//! | [`Body::Append`] | leader | [`Body::Appended`], [`Body::Refused`] |
+//! | [`Body::Heartbeat`] | leader | [`Body::Beat`] |
+//! | [`Body::Offer`] | leader, to who needs a checkpoint | [`Body::Appended`] once installed |
+//! | [`Body::TimeoutNow`] | leader, to who shall lead | its canvass |
+//! | [`Body::ReadIndex`] | follower | [`Body::ReadAt`] |
 
-use crate::base::ids::{DiskId, GroupId, Incarnation, NodeId, Term};
+use crate::base::entry::Entry;
+use crate::base::ids::{DiskId, GroupId, Incarnation, LogIndex, NodeId, Term};
 
 /// A member that votes: a node with the disk that it was admitted with. An emptied or copied disk
 /// is another voter.
@@ -12,17 +22,114 @@ pub struct Voter {
     pub disk: DiskId,
 }
 
-/// The head of every message: who, to which life of which group, in which term.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// One message: who, to whom, in which life of which group, in which term, and what.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
     /// The sender.
     pub from: Voter,
+    /// The receiver.
+    pub to: Voter,
     /// The group.
     pub group: GroupId,
     /// The life of the group that the sender belongs to.
     pub incarnation: Incarnation,
-    /// The sender's term.
+    /// The sender's term; of a canvass that only asks, and of a ballot that would grant it, the term to
+    /// be.
     pub term: Term,
+    /// What.
+    pub body: Body,
+}
+
+/// The index and the term of an entry.
+pub type Position = (LogIndex, Term);
+
+/// Why a candidate asks although a leader may be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// It heard of none for an election timeout.
+    Silence,
+    /// The leader has asked it to.
+    Transfer,
+}
+
+/// What a message says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Body {
+    /// Asks for a vote (thesis 3.4), or whether there would be one (`pre`, 9.6).
+    Canvass {
+        /// Only asks.
+        pre: bool,
+        /// The last entry of the candidate's log.
+        last: Position,
+        /// The last that it knows to be committed: whoever has the same entry learns of it (R8).
+        commit: Position,
+        /// Why now.
+        why: Why,
+    },
+    /// Answers a canvass.
+    Ballot {
+        /// What was asked.
+        pre: bool,
+        /// The answer.
+        granted: bool,
+        /// The last entry that the voter knows to be committed.
+        commit: Position,
+    },
+    /// Entries behind `prev`; none, to find where the logs part or to tell of `commit`.
+    Append {
+        /// The entry before them.
+        prev: Position,
+        /// Dense and rising.
+        entries: Vec<Entry>,
+        /// The leader's commit mark.
+        commit: LogIndex,
+    },
+    /// The receiver's log is the leader's up to here, durably.
+    Appended {
+        /// Here.
+        matched: LogIndex,
+    },
+    /// The receiver has no such entry as `prev`.
+    Refused {
+        /// The index of `prev`.
+        prev: LogIndex,
+        /// The last entry at or below `prev` of a term that is not above that of `prev`: the leader's
+        /// log may be the receiver's up to there, and nowhere between.
+        hint: Position,
+    },
+    /// The leader is there.
+    Heartbeat {
+        /// Committed, and known to be in the receiver's log.
+        commit: LogIndex,
+        /// Counts the leader's rounds of heartbeats; answers to earlier ones prove nothing about now.
+        round: u64,
+        /// Nothing is under way: whoever has all may stop to count ticks.
+        quiet: bool,
+    },
+    /// Answers a heartbeat.
+    Beat {
+        /// Its round.
+        round: u64,
+    },
+    /// The receiver needs entries that are in checkpoints only. The engines see to the transfer.
+    Offer {
+        /// Where the leader's newest checkpoint was cut.
+        base: Position,
+    },
+    /// Campaign at once (thesis 3.10).
+    TimeoutNow,
+    /// From which index on is a read the latest (thesis 6.4)?
+    ReadIndex {
+        /// Chosen by the asker.
+        id: u64,
+    },
+    /// From this one.
+    ReadAt {
+        /// The asker's number.
+        id: u64,
+        /// Apply up to here, then read.
+        index: LogIndex,
+    },
 }
 
 /// Why a message was refused. It is counted and dropped; the state is untouched.
@@ -34,10 +141,22 @@ pub enum StepError {
     /// For another life of the group.
     #[error("the message is for incarnation {0}")]
     WrongIncarnation(Incarnation),
-    /// The sender is no voter of the group.
-    #[error("node {0} with this disk is not a voter of the group")]
-    NotAVoter(NodeId),
+    /// For another member.
+    #[error("the message is for node {0}, or another disk of this one")]
+    WrongReceiver(NodeId),
     /// The sender claims to be this member.
     #[error("the message claims to come from this member itself")]
     FromSelf,
+    /// An answer of somebody who was not asked.
+    #[error("node {0} with this disk is no member of the group")]
+    NotAMember(NodeId),
+    /// Another leads this term: two leaders of one term cannot be.
+    #[error("node {0} claims to lead a term that another leads")]
+    SecondLeader(NodeId),
+    /// Terms or indexes that cannot be.
+    #[error("the message contradicts itself: {0}")]
+    Nonsense(&'static str),
+    /// It would replace an entry that is committed here.
+    #[error("the message contradicts entry {0}, which is committed")]
+    AgainstCommitted(LogIndex),
 }

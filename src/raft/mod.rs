@@ -1,39 +1,65 @@
 //! One member of one Raft group: a pure, synchronous state machine (Ongaro, *Consensus: Bridging
-//! Theory and Practice*, 2014; "the thesis").
+//! Theory and Practice*, 2014; "the thesis"). Trap numbers, R1 and so on, name mistakes that other
+//! implementations have made; each has a script in `tests/scripts/raft/` or a test beside the code.
 //!
 //! # Roles
 //!
 //! ```text
-//!   Follower ──(election timeout)──> Candidate ──(majority of votes)──> Leader
-//!      ^                                 │                                │
-//!      └────────── higher term ──────────┴───────── higher term ──────────┘
+//!   Follower ──(timeout)──> PreCandidate ──(a majority would)──> Candidate ──(a majority does)──> Leader
+//!      ^                         │                                  │                               │
+//!      └─────────────────────────┴── a later term, a leader heard ──┴── no majority answers ────────┘
 //! ```
 //!
 //! # Contract
 //!
 //! Inputs are [`step`](node::RaftNode::step) (a message), [`tick`](node::RaftNode::tick) (time went
-//! on), [`propose`](node::RaftNode::propose) (leader only), [`synced`](node::RaftNode::synced) (the
-//! entry of this index *and term* is on disk) and [`applied`](node::RaftNode::applied). After any of
-//! them [`take_ready`](node::RaftNode::take_ready) yields what must be written; the engine performs
+//! on), [`propose`](node::RaftNode::propose) and its kin (leader only),
+//! [`synced`](node::RaftNode::synced) (the entry of this index *and term* is on disk) and
+//! [`applied`](node::RaftNode::applied). After any of them
+//! [`take_ready`](node::RaftNode::take_ready) yields what must be written and sent; the engine performs
 //! it and reports back. See [`ready::Ready`] for what must be durable before what.
 //!
 //! # Invariants
 //!
-//! - `applied <= committed <= last`, and `stable <= last`; the marks never fall within a term.
-//! - A member commits only by counting an entry of its own term (thesis 3.6.2): the no-op that
-//!   each leader appends first makes that possible at once (6.4).
-//! - Terms never fall along the log, indexes are dense.
-//! - One vote a term, durable before it is cast (3.4). A single voter casts its vote for itself
-//!   into the same log batch as its no-op, which cannot be durable before it.
+//! - `applied <= committed <= last`, and `stable <= last`; `committed` and `applied` never fall.
+//! - One vote a term, durable before it leaves (3.4, 3.8); so is a candidate's own before it asks. A
+//!   single voter casts its vote for itself into the same log batch as its no-op, which cannot be
+//!   durable before it.
+//! - A member commits only by counting an entry of its own term (3.6.2): the no-op that each leader
+//!   appends first makes that possible at once (6.4).
+//! - Terms never fall along the log, indexes are dense, and what is committed is never replaced.
+//! - No message makes a member panic: what cannot be is refused with the state untouched.
+//!
+//! # The protocol, and where it departs from the thesis
+//!
+//! - *Elections* (`election.rs`): PreVote (9.6) and CheckQuorum (6.2) always; who has heard its leader
+//!   lately ignores candidates (4.2.3), but not that leader itself, and not whom it has named. Canvasses
+//!   and ballots carry what is known to be committed, so that a change of the members that nobody has
+//!   applied keeps nobody from standing for ever. What is refused for an old term is answered.
+//! - *Replication* ([`leader`], [`progress`]): pipelined, bounded in number and bytes; conflicts are
+//!   found a term at a time (3.5). A leader sends before its own disk has the entry (10.2.1).
+//! - *Members* ([`membership`]): joint consensus for whatever touches voters (4.3), never the single-step
+//!   rule of 4.1. A change acts when it is applied, not when it is appended (the thesis: appended), so
+//!   that no change has to be undone; the leader leaves the joint configuration by itself. A new voter
+//!   must have the log first.
+//! - *Reads*: ReadIndex (6.4) with numbered rounds; no leases (6.4.1), so no clock can make one stale.
+//! - *Transfer* (3.10): given up after an election timeout. A leader that has led its own removal names
+//!   who goes on.
+//! - *Checkpoints* take the place of InstallSnapshot (5): the leader offers, the engines bring it over.
+//! - *Quiet groups*: who has everything stops to count ticks; the engine watches the nodes instead.
 //!
 //! # Deliberately absent
 //!
-//! Clocks (ticks are counted; the engine turns time into ticks), sockets, files, threads, and in
-//! this version other voters: a group has one, so that no message of a peer is ever expected, and
-//! one that comes is refused by name.
+//! Clocks (ticks are counted; the engine turns time into ticks), sockets, files, threads.
 
+mod election;
+pub mod follower;
+pub mod leader;
 pub mod log;
+pub mod membership;
 pub mod message;
 pub mod node;
+pub mod progress;
+pub mod quorum;
 pub mod ready;
 pub mod role;

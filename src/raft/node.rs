@@ -1,17 +1,22 @@
 //! One member of one Raft group. Synchronous; owns no clock, socket or file.
 //!
-//! Every transition is here. Handlers sit together by role; each ends in what must now hold.
+//! What comes in and what goes out is here. Elections are in `election.rs`, what a leader does in
+//! `leader.rs`, what its followers do in `follower.rs`. Each handler ends in what must now hold.
 
 use crate::base::bugs::{self, Bug};
 use crate::base::entry::{Entry, EntryKind};
 use crate::base::ids::{GroupId, Incarnation, LogIndex, Term};
-use crate::base::limits::GROUP_UNCOMMITTED_BYTES_MAX;
+use crate::base::limits::{GROUP_UNCOMMITTED_BYTES_MAX, TERM_MAX};
+use crate::base::prng::Prng;
 use crate::base::units::GroupTime;
+use crate::raft::leader::Leadership;
 use crate::raft::log::RaftLog;
-use crate::raft::message::{Message, StepError, Voter};
+use crate::raft::membership::{Change, Membership};
+use crate::raft::message::{Body, Message, Position, StepError, Voter, Why};
 use crate::raft::ready::{HardState, Ready};
 use crate::raft::role::Role;
 use bytes::Bytes;
+use std::collections::BTreeMap;
 
 /// What a member knows when it starts.
 #[derive(Clone, Debug)]
@@ -22,10 +27,16 @@ pub struct RaftConfig {
     pub incarnation: Incarnation,
     /// This member.
     pub me: Voter,
-    /// The voters as of the base.
-    pub voters: Vec<Voter>,
+    /// The members as of the base of the log.
+    pub members: Membership,
     /// The version of the job machine that the first entry after the log carries.
     pub machine_version: u16,
+    /// Without a leader for so many ticks, and a random part of as many again, a voter campaigns.
+    pub election_ticks: u32,
+    /// A leader sends a heartbeat each so many ticks.
+    pub heartbeat_ticks: u32,
+    /// Seeds the random part.
+    pub seed: u64,
 }
 
 /// Why a proposal was refused. Nothing was appended.
@@ -34,6 +45,9 @@ pub enum ProposeError {
     /// This member does not lead.
     #[error("this member does not lead the group")]
     NotLeader,
+    /// It is about to hand over to another.
+    #[error("the leader of the group is handing over")]
+    HandingOver,
     /// Too much is proposed and not applied (bytes).
     #[error("too much is under way in the group")]
     Busy,
@@ -53,73 +67,226 @@ pub struct Proposal {
 /// A member of a group.
 #[derive(Clone, Debug)]
 pub struct RaftNode {
-    config: RaftConfig,
-    role: Role,
+    pub(super) config: RaftConfig,
+    pub(super) role: Role,
     /// The highest term seen; never falls.
-    term: Term,
+    pub(super) term: Term,
     /// Whom this member voted for in `term`.
-    vote: Option<Voter>,
+    pub(super) vote: Option<Voter>,
     /// Term or vote changed and were not handed out yet.
-    hard_state_dirty: bool,
-    log: RaftLog,
+    pub(super) hard_state_dirty: bool,
+    pub(super) log: RaftLog,
     /// The stamp of the last entry, or the base's; never falls.
-    last_time: GroupTime,
-    /// The version of the job machine that the next entry carries; only rises.
+    pub(super) last_time: GroupTime,
+    /// The version of the job machine that the next entry carries.
     machine_version: u16,
+    /// The members as of the applied entry.
+    pub(super) members: Membership,
+    /// Who leads this term, as far as known.
+    pub(super) leader: Option<Voter>,
+    /// Ticks since the leader was heard, since the campaign began, or since a leader last looked whether
+    /// a majority is there.
+    pub(super) elapsed: u32,
+    /// Ticks after which it campaigns, drawn anew each time.
+    pub(super) timeout: u32,
+    pub(super) prng: Prng,
+    /// The ballots of the campaign under way.
+    pub(super) ballots: BTreeMap<Voter, bool>,
+    /// What only a leader has.
+    pub(super) lead: Option<Box<Leadership>>,
+    /// Nothing is under way: ticks are not counted.
+    pub(super) quiet: bool,
+    /// A checkpoint that the leader offers, for the engine.
+    pub(super) offered: Option<Position>,
+    pub(super) messages: Vec<Message>,
+    pub(super) promises: Vec<Message>,
+    pub(super) reads: Vec<(u64, LogIndex)>,
 }
 
 impl RaftNode {
     /// A member that starts with what its disk holds.
     ///
-    /// With one voter, what is durable is committed: nobody else could have decided otherwise.
+    /// With one voter, what is durable is committed: nobody else could have decided otherwise. That
+    /// holds up to the first change of the members only, since behind it others may decide.
     ///
     /// # Panics
-    /// If the voters are not just this member: groups of several are not built yet.
+    /// If the bounds in ticks are 0.
     #[must_use]
     pub fn new(config: RaftConfig, hard: HardState, log: RaftLog, last_time: GroupTime) -> Self {
         assert!(
-            config.voters == [config.me],
-            "group {} has {} voters; this version serves groups whose only voter it is",
-            config.group,
-            config.voters.len()
+            config.election_ticks > config.heartbeat_ticks && config.heartbeat_ticks > 0,
+            "an election timeout of {} ticks and heartbeats each {} make no sense",
+            config.election_ticks,
+            config.heartbeat_ticks
         );
         let mut node = Self {
             machine_version: config.machine_version,
-            config,
             role: Role::Follower,
             term: hard.term.max(log.last_term()),
             vote: hard.vote.filter(|_| hard.term >= log.last_term()),
             hard_state_dirty: false,
             log,
             last_time,
+            members: config.members.clone(),
+            leader: None,
+            elapsed: 0,
+            timeout: 0,
+            prng: Prng::new(config.seed),
+            ballots: BTreeMap::new(),
+            lead: None,
+            quiet: false,
+            offered: None,
+            messages: Vec::new(),
+            promises: Vec::new(),
+            reads: Vec::new(),
+            config,
         };
-        let durable = node.log.last_index();
-        node.log.commit_to(durable);
+        let last = node.log.last_index();
+        let known = if node.members.is_only_voter(node.config.me) {
+            node.log.first_change().map_or(last, LogIndex::prev)
+        } else {
+            hard.commit
+        };
+        node.log.commit_to(known.max(hard.commit).min(last));
+        node.draw_timeout();
         node
     }
 
     /// Takes a message of another member.
     ///
     /// # Errors
-    /// [`StepError`] if it does not belong here; the state is untouched.
-    pub fn step(&mut self, message: &Message) -> Result<(), StepError> {
+    /// [`StepError`] if it does not belong here or makes no sense; the state is untouched.
+    pub fn step(&mut self, message: Message) -> Result<(), StepError> {
+        self.check(&message)?;
+        // Whoever says more than that it is there has something under way (trap R22).
+        self.quiet &= matches!(message.body, Body::Beat { .. });
+        if message.term < self.term {
+            self.answer_the_past(&message);
+            return Ok(());
+        }
+        if message.term > self.term && !self.follow_term(&message) {
+            return Ok(());
+        }
+        let Message { from, term, .. } = message;
+        match message.body {
+            Body::Canvass {
+                pre,
+                last,
+                commit,
+                why: _,
+            } => self.on_canvass(from, term, pre, last, commit),
+            Body::Ballot {
+                pre,
+                granted,
+                commit,
+            } => self.on_ballot(from, term, pre, granted, commit),
+            Body::Append {
+                prev,
+                entries,
+                commit,
+            } => {
+                self.hear_leader(from)?;
+                return self.on_append(prev, entries, commit);
+            }
+            Body::Heartbeat {
+                commit,
+                round,
+                quiet,
+            } => {
+                self.hear_leader(from)?;
+                self.on_heartbeat(commit, round, quiet);
+            }
+            Body::Offer { base } => {
+                self.hear_leader(from)?;
+                self.on_offer(base);
+            }
+            Body::TimeoutNow => self.campaign(Why::Transfer),
+            Body::Appended { matched } => self.on_appended(from, matched),
+            Body::Refused { prev, hint } => self.on_refused(from, prev, hint),
+            Body::Beat { round } => self.on_beat(from, round),
+            Body::ReadIndex { id } => self.on_read_index(from, id),
+            Body::ReadAt { id, index } => self.reads.push((id, index)),
+        }
+        Ok(())
+    }
+
+    /// What can be told without looking at the state.
+    fn check(&self, message: &Message) -> Result<(), StepError> {
         if message.group != self.config.group {
             return Err(StepError::WrongGroup(message.group));
         }
         if message.incarnation != self.config.incarnation {
             return Err(StepError::WrongIncarnation(message.incarnation));
         }
+        if message.to != self.config.me {
+            return Err(StepError::WrongReceiver(message.to.node));
+        }
         if message.from == self.config.me {
             return Err(StepError::FromSelf);
         }
-        Err(StepError::NotAVoter(message.from.node))
+        if message.term == Term(0) || message.term > TERM_MAX {
+            return Err(StepError::Nonsense("its term cannot be"));
+        }
+        // Only members are asked. Who asks or leads may be one that is not known here yet.
+        let answers = matches!(
+            message.body,
+            Body::Ballot { .. } | Body::Appended { .. } | Body::Refused { .. } | Body::Beat { .. }
+        );
+        if answers && !self.members.contains(message.from) {
+            return Err(StepError::NotAMember(message.from.node));
+        }
+        let last = self.log.last_index();
+        let answers_me = self.role == Role::Leader && message.term == self.term;
+        match &message.body {
+            Body::Append { prev, entries, .. } => check_entries(message.term, *prev, entries),
+            Body::Refused { prev, hint } if answers_me && (hint.0 > *prev || *prev > last) => {
+                Err(StepError::Nonsense("it refuses what was never sent"))
+            }
+            Body::Appended { matched } if answers_me && *matched > last => {
+                Err(StepError::Nonsense("it accepts what was never sent"))
+            }
+            Body::Heartbeat { commit, .. } if message.term >= self.term && *commit > last => {
+                Err(StepError::Nonsense("its commit mark lies beyond this log"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whoever sends as a leader of this term leads it.
+    fn hear_leader(&mut self, from: Voter) -> Result<(), StepError> {
+        let is_second = self.leader.is_some_and(|leader| leader != from);
+        if self.role == Role::Leader || is_second {
+            return Err(StepError::SecondLeader(from.node));
+        }
+        if self.role != Role::Follower {
+            self.become_follower(self.term, Some(from));
+        }
+        self.leader = Some(from);
+        self.elapsed = 0;
+        self.quiet = false;
+        Ok(())
     }
 
     /// Time went on by one tick. A single voter campaigns at once: there is nobody to wait for.
     pub fn tick(&mut self) {
-        if self.role == Role::Follower {
-            self.campaign();
+        if self.quiet {
+            return;
         }
+        self.elapsed += 1;
+        if self.role == Role::Leader {
+            self.tick_leader();
+        } else if self.elapsed >= self.timeout || self.members.is_only_voter(self.config.me) {
+            self.elapsed = 0;
+            self.campaign(Why::Silence);
+        }
+    }
+
+    /// The engine knows that a node is gone: what rests because of it counts ticks again.
+    pub fn lost_peer(&mut self, peer: Voter) {
+        if self.leader == Some(peer) {
+            self.quiet = false;
+        }
+        self.lose_follower(peer);
     }
 
     /// Appends an entry; the leader only. It is committed when it is durable on a majority.
@@ -128,14 +295,22 @@ impl RaftNode {
     /// [`ProposeError`]; nothing was appended. An entry passes the bound on bytes if nothing else
     /// is under way, however large it is.
     pub fn propose(&mut self, proposal: Proposal) -> Result<LogIndex, ProposeError> {
-        if self.role != Role::Leader {
+        self.may_propose(proposal.payload.len())?;
+        Ok(self.append(proposal))
+    }
+
+    pub(super) fn may_propose(&self, bytes: usize) -> Result<(), ProposeError> {
+        let Some(lead) = &self.lead else {
             return Err(ProposeError::NotLeader);
+        };
+        if lead.is_handing_over() {
+            return Err(ProposeError::HandingOver);
         }
         let under_way = self.log.unapplied_bytes();
-        if under_way > 0 && under_way + proposal.payload.len() > GROUP_UNCOMMITTED_BYTES_MAX {
+        if under_way > 0 && under_way + bytes > GROUP_UNCOMMITTED_BYTES_MAX {
             return Err(ProposeError::Busy);
         }
-        Ok(self.append(proposal))
+        Ok(())
     }
 
     /// The entry of this index and term, and all before it, are on this member's disk.
@@ -147,17 +322,43 @@ impl RaftNode {
         self.advance_commit();
     }
 
-    /// The next committed entry has been applied.
+    /// The next committed entry has been applied. A change of the members acts now, on this member as
+    /// on every other (traps R8, R9).
     pub fn applied(&mut self) {
+        let entry = self.log.next_committed();
+        let entry = entry.expect("only a committed entry is applied");
+        let change = (entry.kind == EntryKind::Conf).then(|| entry.payload.clone());
         self.log.applied_next();
+        if let Some(payload) = change {
+            self.change_members(&payload);
+        }
+        self.leave_joint();
     }
 
-    /// What must be written now, in place of what `ready` held. Hard state and entries belong
-    /// together, in this order.
+    fn change_members(&mut self, payload: &[u8]) {
+        let change = Change::decode(payload);
+        // What does not fit these members fits them nowhere: the entry changes nothing.
+        let Ok(members) = change.and_then(|change| self.members.changed(&change)) else {
+            return;
+        };
+        self.members = members;
+        if self.role == Role::Leader {
+            self.lead_members();
+        }
+    }
+
+    /// What is to be done now, in place of what `ready` held.
     pub fn take_ready(&mut self, ready: &mut Ready) {
+        self.send_what_is_due();
         ready.hard_state = std::mem::take(&mut self.hard_state_dirty).then(|| self.hard_state());
         ready.entries.clear();
         self.log.take_unwritten(&mut ready.entries);
+        ready.messages.clear();
+        ready.messages.append(&mut self.messages);
+        ready.promises.clear();
+        ready.promises.append(&mut self.promises);
+        ready.reads.clear();
+        ready.reads.append(&mut self.reads);
         if bugs::on(Bug::AckBeforeSync)
             && let Some(entry) = ready.entries.last()
         {
@@ -168,7 +369,12 @@ impl RaftNode {
     /// Whether [`Self::take_ready`] would yield something.
     #[must_use]
     pub fn has_ready(&self) -> bool {
-        self.hard_state_dirty || self.log.has_unwritten()
+        self.hard_state_dirty
+            || self.log.has_unwritten()
+            || !self.messages.is_empty()
+            || !self.promises.is_empty()
+            || !self.reads.is_empty()
+            || self.lead.as_ref().is_some_and(|lead| lead.has_to_send())
     }
 
     /// The next entry to apply.
@@ -223,32 +429,19 @@ impl RaftNode {
         self.role == Role::Leader && self.log.term_at(self.log.committed()) == Some(self.term)
     }
 
-    fn campaign(&mut self) {
-        self.term = self.term.next();
-        self.vote = Some(self.config.me);
-        self.hard_state_dirty = true;
-        self.role = Role::Candidate;
-        // With one voter its own vote is the majority. The no-op lies behind the vote in the log, so
-        // that nothing of this term can be durable before the vote is.
-        self.become_leader();
+    /// The members as of the applied entry.
+    #[must_use]
+    pub fn members(&self) -> &Membership {
+        &self.members
     }
 
-    fn become_leader(&mut self) {
-        assert!(
-            self.role == Role::Candidate && self.vote == Some(self.config.me),
-            "only a candidate that voted for itself leads, not a {}",
-            self.role.name()
-        );
-        self.role = Role::Leader;
-        let time = self.last_time;
-        self.append(Proposal {
-            kind: EntryKind::Noop,
-            time,
-            payload: Bytes::new(),
-        });
+    /// Who leads this term, as far as known.
+    #[must_use]
+    pub fn leader(&self) -> Option<Voter> {
+        self.leader
     }
 
-    fn append(&mut self, proposal: Proposal) -> LogIndex {
+    pub(super) fn append(&mut self, proposal: Proposal) -> LogIndex {
         self.last_time = self.last_time.max(proposal.time);
         let index = self.log.last_index().next();
         let entry = Entry {
@@ -261,20 +454,62 @@ impl RaftNode {
             crc: 0,
             payload: proposal.payload,
         };
-        self.machine_version = entry.version_after().max(self.machine_version);
+        self.machine_version = entry.version_after();
         self.log
             .append(entry.sealed(self.config.group, self.config.incarnation));
+        self.has_appended();
         index
     }
 
-    /// Thesis 3.6.2: an entry is committed by counting replicas only if it is of the present term;
-    /// those before it follow. With one voter, its own disk is the majority.
-    fn advance_commit(&mut self) {
-        let stable = self.log.stable();
-        if self.role == Role::Leader && self.log.term_at(stable) == Some(self.term) {
-            self.log.commit_to(stable);
+    /// The next entry goes on from the log as it is now: it is a leader's, or replaced.
+    pub(super) fn go_on_from_log(&mut self) {
+        if let Some(last) = self.log.last_entry() {
+            self.last_time = self.last_time.max(last.time);
+            self.machine_version = last.version_after();
         }
     }
+
+    /// The next entry goes on from a checkpoint.
+    pub(super) fn go_on_from_base(&mut self, time: GroupTime, machine_version: u16) {
+        self.last_time = self.last_time.max(time);
+        self.machine_version = machine_version;
+    }
+
+    pub(super) fn message(&self, to: Voter, term: Term, body: Body) -> Message {
+        Message {
+            from: self.config.me,
+            to,
+            group: self.config.group,
+            incarnation: self.config.incarnation,
+            term,
+            body,
+        }
+    }
+
+    /// Sends what promises nothing.
+    pub(super) fn send(&mut self, to: Voter, body: Body) {
+        let message = self.message(to, self.term, body);
+        self.messages.push(message);
+    }
+
+    /// Sends when all that was handed out is durable.
+    pub(super) fn promise(&mut self, to: Voter, body: Body) {
+        let message = self.message(to, self.term, body);
+        self.promises.push(message);
+    }
+}
+
+/// Dense indexes, and terms that do not fall and are not above the sender's.
+fn check_entries(term: Term, prev: Position, entries: &[Entry]) -> Result<(), StepError> {
+    let mut before = prev;
+    for entry in entries {
+        let follows = before.0.0.checked_add(1) == Some(entry.index.0);
+        if !follows || entry.term < before.1 || entry.term > term {
+            return Err(StepError::Nonsense("its entries do not follow each other"));
+        }
+        before = (entry.index, entry.term);
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -292,8 +527,11 @@ mod tests {
             group: GroupId(3),
             incarnation: Incarnation(1),
             me: ME,
-            voters: vec![ME],
+            members: Membership::of_voters([ME]),
             machine_version: 1,
+            election_ticks: 10,
+            heartbeat_ticks: 2,
+            seed: 1,
         }
     }
 
@@ -439,20 +677,22 @@ mod tests {
         };
         let message = |group, incarnation, from| Message {
             from,
+            to: ME,
             group: GroupId(group),
             incarnation: Incarnation(incarnation),
             term: Term(99),
+            body: Body::Beat { round: 1 },
         };
         assert_eq!(
-            node.step(&message(4, 1, stranger)),
+            node.step(message(4, 1, stranger)),
             Err(StepError::WrongGroup(GroupId(4)))
         );
         let wrong = StepError::WrongIncarnation(Incarnation(2));
-        assert_eq!(node.step(&message(3, 2, stranger)), Err(wrong));
-        assert_eq!(node.step(&message(3, 1, ME)), Err(StepError::FromSelf));
+        assert_eq!(node.step(message(3, 2, stranger)), Err(wrong));
+        assert_eq!(node.step(message(3, 1, ME)), Err(StepError::FromSelf));
         assert_eq!(
-            node.step(&message(3, 1, stranger)),
-            Err(StepError::NotAVoter(NodeId(9)))
+            node.step(message(3, 1, stranger)),
+            Err(StepError::NotAMember(NodeId(9)))
         );
         assert_eq!(node.term(), Term(1), "a refused message changes nothing");
     }

@@ -2,7 +2,7 @@
 
 use crate::base::entry::Entry;
 use crate::base::ids::{LogIndex, Term};
-use crate::raft::message::Voter;
+use crate::raft::message::{Message, Voter};
 
 /// What must survive a crash besides the entries (thesis 3.8). `commit` is only a hint that saves
 /// work: it may be older than the truth.
@@ -21,8 +21,12 @@ pub struct HardState {
 /// 1. `hard_state` and `entries` go into the log, the hard state first, in one batch or in
 ///    batches in this order.
 /// 2. When an entry is durable, [`synced`](crate::raft::node::RaftNode::synced) is told its index
-///    and term. Only then can it be committed; nothing that promises it may leave before.
-/// 3. Committed entries are read by
+///    and term. Only then does it count as here.
+/// 3. `messages` leave when every hard state handed out so far is durable; there seldom is one on its
+///    way.
+/// 4. `promises` leave when everything handed out so far is durable, this `Ready` included, in their
+///    order: votes, and that entries are here (thesis 3.8; traps R14, R15).
+/// 5. Committed entries are read by
 ///    [`next_committed`](crate::raft::node::RaftNode::next_committed) and applied in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ready {
@@ -30,12 +34,22 @@ pub struct Ready {
     pub hard_state: Option<HardState>,
     /// To be written, in order.
     pub entries: Vec<Entry>,
+    /// To be sent.
+    pub messages: Vec<Message>,
+    /// To be sent once what they promise is durable.
+    pub promises: Vec<Message>,
+    /// Reads that may go on once this index is applied: the asker's number, the index.
+    pub reads: Vec<(u64, LogIndex)>,
 }
 
 impl Ready {
     /// Whether there is nothing to do.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.hard_state.is_none() && self.entries.is_empty()
+        self.hard_state.is_none()
+            && self.entries.is_empty()
+            && self.messages.is_empty()
+            && self.promises.is_empty()
+            && self.reads.is_empty()
     }
 }

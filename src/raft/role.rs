@@ -5,6 +5,8 @@
 pub enum Role {
     /// Follows a leader, or waits for one.
     Follower,
+    /// Asks whether it would get votes; its term is still that of before (thesis 9.6).
+    PreCandidate,
     /// Asks for votes.
     Candidate,
     /// Leads the group.
@@ -17,6 +19,7 @@ impl Role {
     pub fn name(self) -> &'static str {
         match self {
             Self::Follower => "follower",
+            Self::PreCandidate => "pre-candidate",
             Self::Candidate => "candidate",
             Self::Leader => "leader",
         }

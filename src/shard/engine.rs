@@ -345,7 +345,7 @@ impl ShardEngine {
             })
             .map_err(|error| {
                 let code = match error {
-                    ProposeError::NotLeader => Code::NotLeader,
+                    ProposeError::NotLeader | ProposeError::HandingOver => Code::NotLeader,
                     ProposeError::Busy => Code::Busy,
                 };
                 Refusal::new(code, error.to_string())
@@ -403,6 +403,10 @@ impl ShardEngine {
         let (id, incarnation) = (group.id, group.incarnation);
         let mut ready = std::mem::take(&mut self.ready);
         group.raft.take_ready(&mut ready);
+        assert!(
+            ready.messages.is_empty() && ready.promises.is_empty(),
+            "group {id} has one voter, and yet somebody to talk to"
+        );
         let logged = |state: HardState| Record::HardState {
             group: id,
             incarnation,

@@ -21,10 +21,12 @@ use super::waits::Waits;
 use crate::base::checksum::Hash128;
 use crate::base::entry::Entry;
 use crate::base::ids::{GroupId, Incarnation, JobId, LogIndex, Term};
+use crate::base::limits::{ELECTION_TICKS, HEARTBEAT_TICKS};
 use crate::base::units::{GroupTime, Lsn, Now};
 use crate::queue::view::BodyLocation;
 use crate::queue::{JobQueue, MACHINE_VERSION};
 use crate::raft::log::RaftLog;
+use crate::raft::membership::Membership;
 use crate::raft::message::Voter;
 use crate::raft::node::{RaftConfig, RaftNode};
 use crate::raft::ready::HardState;
@@ -200,8 +202,11 @@ pub(super) fn open_group(
             group: id,
             incarnation,
             me,
-            voters: vec![me],
+            members: Membership::of_voters([me]),
             machine_version,
+            election_ticks: ELECTION_TICKS,
+            heartbeat_ticks: HEARTBEAT_TICKS,
+            seed: config.seed ^ u64::from(id.0),
         },
         raft_hard_state(hard, me),
         raft_log,

@@ -1,0 +1,88 @@
+//! What a follower does with what its leader sends.
+
+use crate::base::entry::Entry;
+use crate::base::ids::LogIndex;
+use crate::base::units::GroupTime;
+use crate::raft::membership::Membership;
+use crate::raft::message::{Body, Position, StepError};
+use crate::raft::node::RaftNode;
+
+/// A checkpoint that a follower has got in place of entries.
+#[derive(Clone, Debug)]
+pub struct Installed {
+    /// The last entry that is in it.
+    pub base: Position,
+    /// Its stamp.
+    pub time: GroupTime,
+    /// The version of the job machine from there on.
+    pub machine_version: u16,
+    /// The members as of it.
+    pub members: Membership,
+}
+
+impl RaftNode {
+    pub(super) fn on_append(
+        &mut self,
+        prev: Position,
+        entries: Vec<Entry>,
+        commit: LogIndex,
+    ) -> Result<(), StepError> {
+        let leader = self.leader.expect("it was just heard");
+        let committed = self.log.committed();
+        if let Some(index) = self.log.contradicts(prev, &entries) {
+            return Err(StepError::AgainstCommitted(index));
+        }
+        if prev.0 < committed {
+            // An old message, or one of a leader that knows too little: what is committed is here.
+            self.promise(leader, Body::Appended { matched: committed });
+            return Ok(());
+        }
+        match self.log.follow(prev, entries) {
+            Ok(matched) => {
+                self.go_on_from_log();
+                // What lies behind may be another leader's.
+                self.log.commit_to(commit.min(matched).max(committed));
+                self.promise(leader, Body::Appended { matched });
+            }
+            Err(hint) => self.send(leader, Body::Refused { prev: prev.0, hint }),
+        }
+        Ok(())
+    }
+
+    pub(super) fn on_heartbeat(&mut self, commit: LogIndex, round: u64, quiet: bool) {
+        let leader = self.leader.expect("it was just heard");
+        self.log.commit_to(commit);
+        self.quiet = quiet && self.log.committed() == self.log.last_index();
+        self.send(leader, Body::Beat { round });
+    }
+
+    pub(super) fn on_offer(&mut self, base: Position) {
+        let leader = self.leader.expect("it was just heard");
+        let committed = self.log.committed();
+        if base.0 <= committed {
+            // It is not needed: the log goes on from here.
+            self.promise(leader, Body::Appended { matched: committed });
+        } else {
+            self.offered = Some(base);
+        }
+    }
+
+    /// A checkpoint that the leader offers and this member needs, once.
+    pub fn take_offer(&mut self) -> Option<Position> {
+        self.offered.take()
+    }
+
+    /// A checkpoint was installed, durably. One that is not ahead of what is committed here changes
+    /// nothing.
+    pub fn installed(&mut self, checkpoint: Installed) {
+        if checkpoint.base.0 > self.log.committed() {
+            self.log.restore(checkpoint.base);
+            self.go_on_from_base(checkpoint.time, checkpoint.machine_version);
+            self.members = checkpoint.members;
+        }
+        if let Some(leader) = self.leader.filter(|leader| *leader != self.config.me) {
+            let matched = self.log.committed();
+            self.promise(leader, Body::Appended { matched });
+        }
+    }
+}

@@ -1,0 +1,533 @@
+//! What a leader does: it replicates, commits, hands over, lets read, and looks whether a majority is
+//! still there.
+//!
+//! Nothing is sent when something happens, but when the engine takes what is due: all that was
+//! proposed in a turn leaves in one append for each follower.
+
+use crate::base::entry::EntryKind;
+use crate::base::ids::LogIndex;
+use crate::base::limits::{APPEND_BYTES_MAX, CATCH_UP_ENTRIES_MAX};
+use crate::raft::membership::{Change, ChangeError, Step};
+use crate::raft::message::{Body, Position, Voter};
+use crate::raft::node::{Proposal, ProposeError, RaftNode};
+use crate::raft::progress::{Progress, Sending};
+use crate::raft::quorum::Tally;
+use crate::raft::role::Role;
+use std::collections::{BTreeMap, VecDeque};
+
+/// What only a leader has; it goes with the role.
+#[derive(Clone, Debug)]
+pub(super) struct Leadership {
+    followers: BTreeMap<Voter, Progress>,
+    /// Something may have to be sent.
+    due: bool,
+    /// Ticks since the last heartbeat.
+    since_beat: u32,
+    /// Heartbeats are due now.
+    beat_now: bool,
+    /// Counts the rounds of heartbeats of this term.
+    round: u64,
+    /// Reads that wait for a round, in its order.
+    reads: VecDeque<Read>,
+    /// Who shall lead.
+    successor: Option<Voter>,
+    /// The last entry that may change the members and is perhaps not applied.
+    change_at: LogIndex,
+}
+
+/// A read that waits until this member is proved to lead still.
+#[derive(Clone, Copy, Debug)]
+struct Read {
+    /// Who asked; `None`: this member's engine.
+    from: Option<Voter>,
+    id: u64,
+    /// What was committed when it was asked; `None`: it was not known yet.
+    index: Option<LogIndex>,
+    /// A majority that answers this round, or a later one, proves it.
+    round: u64,
+}
+
+impl Leadership {
+    pub(super) fn is_handing_over(&self) -> bool {
+        self.successor.is_some()
+    }
+
+    pub(super) fn has_to_send(&self) -> bool {
+        self.due || self.beat_now
+    }
+}
+
+/// Why a change of the members was not proposed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeChangeError {
+    /// As any proposal.
+    #[error(transparent)]
+    Refused(#[from] ProposeError),
+    /// It does not fit the members.
+    #[error(transparent)]
+    Change(#[from] ChangeError),
+    /// A new voter must have the log first, as a learner: else its vote could be missing when it is
+    /// needed (trap R25).
+    #[error("node {} has not caught up: add it as a learner first and wait", .0.node)]
+    NotCaughtUp(Voter),
+}
+
+/// Why the lead was not handed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TransferError {
+    /// This member does not lead.
+    #[error("this member does not lead the group")]
+    NotLeader,
+    /// Only a voter can lead.
+    #[error("node {} is no voter of the group", .0.node)]
+    NotAVoter(Voter),
+}
+
+impl RaftNode {
+    /// What is known of the followers, for people and tests; nothing if this member does not lead.
+    pub fn followers(&self) -> impl Iterator<Item = (Voter, &Progress)> {
+        let lead = self.lead.iter();
+        lead.flat_map(|lead| {
+            lead.followers
+                .iter()
+                .map(|(voter, progress)| (*voter, progress))
+        })
+    }
+
+    pub(super) fn take_the_lead(&mut self) {
+        self.lead = Some(Box::new(Leadership {
+            followers: BTreeMap::new(),
+            due: true,
+            since_beat: 0,
+            beat_now: false,
+            round: 0,
+            reads: VecDeque::new(),
+            successor: None,
+            // Whatever the log holds may be a change (trap R8).
+            change_at: self.log.last_index(),
+        }));
+        self.lead_members();
+    }
+
+    /// The members are these now.
+    pub(super) fn lead_members(&mut self) {
+        let (me, last) = (self.config.me, self.log.last_index());
+        let members: Vec<Voter> = self
+            .members
+            .members()
+            .filter(|member| *member != me)
+            .collect();
+        let Some(lead) = &mut self.lead else { return };
+        lead.followers
+            .retain(|follower, _| members.contains(follower));
+        for member in members {
+            lead.followers
+                .entry(member)
+                .or_insert_with(|| Progress::new(last));
+        }
+        if lead
+            .successor
+            .is_some_and(|successor| !self.members.is_voter(successor))
+        {
+            lead.successor = None;
+        }
+        lead.due = true;
+        if !self.members.is_voter(me) {
+            return self.lead_no_more();
+        }
+        // Fewer voters may be enough now.
+        self.advance_commit();
+    }
+
+    /// It has led its own removal to the end (thesis 4.2.2). The others learn of that, and one that has
+    /// everything goes on at once.
+    fn lead_no_more(&mut self) {
+        self.send_what_is_due();
+        let last = self.log.last_index();
+        let has_all = |(voter, progress): &(Voter, &Progress)| {
+            self.members.is_voter(*voter) && progress.matched() == last
+        };
+        let successor = self.followers().find(has_all).map(|(voter, _)| voter);
+        if let Some(successor) = successor {
+            self.send(successor, Body::TimeoutNow);
+        }
+        self.become_follower(self.term, None);
+    }
+
+    /// A joint configuration that is applied is left, by whoever leads then.
+    pub(super) fn leave_joint(&mut self) {
+        let is_due = self.members.is_joint()
+            && self
+                .lead
+                .as_ref()
+                .is_some_and(|lead| lead.change_at <= self.log.applied());
+        if is_due {
+            let time = self.last_time();
+            let change_at = self.append(Proposal {
+                kind: EntryKind::Conf,
+                time,
+                payload: Change::Leave.encode(),
+            });
+            self.lead.as_mut().expect("it leads").change_at = change_at;
+        }
+    }
+
+    /// Proposes a change of the members; the leader only, one at a time. It acts when it is applied;
+    /// if it touches voters, the joint configuration that follows is left without being asked.
+    ///
+    /// # Errors
+    /// [`ProposeChangeError`]; nothing was appended.
+    pub fn propose_change(&mut self, steps: Vec<Step>) -> Result<LogIndex, ProposeChangeError> {
+        self.may_propose(0)?;
+        let lead = self.lead.as_ref().expect("a proposal is taken by a leader");
+        if lead.change_at > self.log.applied() {
+            return Err(ChangeError::UnderWay.into());
+        }
+        let new = steps.iter().filter_map(|step| step.new_voter());
+        let behind = new.filter(|new| !self.members.is_voter(*new)).find(|new| {
+            let progress = lead.followers.get(new);
+            !progress.is_some_and(|progress| self.has_caught_up(progress))
+        });
+        let change = Change::Enter(steps);
+        self.members.changed(&change)?;
+        if let Some(behind) = behind {
+            return Err(ProposeChangeError::NotCaughtUp(behind));
+        }
+        let time = self.last_time();
+        let index = self.append(Proposal {
+            kind: EntryKind::Conf,
+            time,
+            payload: change.encode(),
+        });
+        self.lead.as_mut().expect("it leads").change_at = index;
+        Ok(index)
+    }
+
+    fn has_caught_up(&self, progress: &Progress) -> bool {
+        let missing = self.log.last_index().0 - progress.matched().0;
+        *progress.sending() == Sending::Replicate && missing <= CATCH_UP_ENTRIES_MAX
+    }
+
+    /// Hands the lead over to a voter (thesis 3.10): it gets the rest of the log, then campaigns at
+    /// once. Nothing is proposed meanwhile; after an election timeout it is given up.
+    ///
+    /// # Errors
+    /// [`TransferError`].
+    pub fn transfer_to(&mut self, successor: Voter) -> Result<(), TransferError> {
+        if self.role != Role::Leader {
+            return Err(TransferError::NotLeader);
+        }
+        if !self.members.is_voter(successor) {
+            return Err(TransferError::NotAVoter(successor));
+        }
+        if successor == self.config.me {
+            return Ok(());
+        }
+        self.elapsed = 0;
+        self.quiet = false;
+        let lead = self.lead.as_mut().expect("it leads");
+        lead.successor = Some(successor);
+        lead.due = true;
+        if let Some(progress) = lead.followers.get_mut(&successor) {
+            progress.check();
+        }
+        self.hand_over_if_caught_up();
+        Ok(())
+    }
+
+    fn hand_over_if_caught_up(&mut self) {
+        let Some(lead) = &self.lead else { return };
+        let Some(successor) = lead.successor else {
+            return;
+        };
+        let progress = lead.followers.get(&successor);
+        if progress.is_some_and(|progress| progress.matched() == self.log.last_index()) {
+            self.send(successor, Body::TimeoutNow);
+        }
+    }
+
+    /// Asks from which index on a read is the latest (thesis 6.4). The answer stands in
+    /// [`Ready::reads`](crate::raft::ready::Ready::reads); if the lead is lost meanwhile there is none.
+    ///
+    /// # Errors
+    /// [`ProposeError::NotLeader`] if nobody is known to lead.
+    pub fn read_index(&mut self, id: u64) -> Result<(), ProposeError> {
+        if self.role == Role::Leader {
+            self.start_read(None, id);
+            return Ok(());
+        }
+        let leader = self.leader.ok_or(ProposeError::NotLeader)?;
+        self.send(leader, Body::ReadIndex { id });
+        Ok(())
+    }
+
+    pub(super) fn on_read_index(&mut self, from: Voter, id: u64) {
+        if self.role == Role::Leader {
+            self.start_read(Some(from), id);
+        }
+    }
+
+    fn start_read(&mut self, from: Option<Voter>, id: u64) {
+        self.quiet = false;
+        // Before an entry of its own term is committed it does not know what is (trap R11).
+        let index = self.leads_for_sure().then(|| self.log.committed());
+        let lead = self.lead.as_mut().expect("only a leader is asked");
+        lead.beat_now = true;
+        // Only answers to a round that begins after this count: older ones prove an older past,
+        // however late they arrive (trap R11).
+        let round = lead.round + 1;
+        lead.reads.push_back(Read {
+            from,
+            id,
+            index,
+            round,
+        });
+        self.finish_reads();
+    }
+
+    /// Answers the reads that are proved.
+    fn finish_reads(&mut self) {
+        if !self.leads_for_sure() {
+            return;
+        }
+        let (me, committed) = (self.config.me, self.log.committed());
+        let Some(lead) = &mut self.lead else { return };
+        let mut done = Vec::new();
+        while let Some(read) = lead.reads.front() {
+            let answered = |voter: Voter| {
+                let round = lead.followers.get(&voter).map(Progress::round);
+                (voter == me || round >= Some(read.round)).then_some(true)
+            };
+            if self.members.tally(answered) != Tally::Won {
+                break;
+            }
+            done.extend(lead.reads.pop_front());
+        }
+        for Read {
+            from, id, index, ..
+        } in done
+        {
+            let index = index.unwrap_or(committed);
+            match from {
+                None => self.reads.push((id, index)),
+                Some(from) => self.send(from, Body::ReadAt { id, index }),
+            }
+        }
+    }
+
+    /// One tick of a leader.
+    pub(super) fn tick_leader(&mut self) {
+        let lead = self.lead.as_mut().expect("it leads");
+        lead.since_beat += 1;
+        if lead.since_beat >= self.config.heartbeat_ticks {
+            lead.beat_now = true;
+        }
+        if self.elapsed < self.config.election_ticks {
+            return;
+        }
+        self.elapsed = 0;
+        // CheckQuorum (thesis 6.2): without a majority it leads nobody, and who is still in touch with
+        // it must not be kept from another (trap R3).
+        let me = self.config.me;
+        let mut heard: BTreeMap<Voter, bool> = BTreeMap::new();
+        for (follower, progress) in &mut lead.followers {
+            heard.insert(*follower, progress.take_heard());
+            // An offer that nobody takes up is made again (trap R17).
+            progress.gave_up();
+        }
+        lead.successor = None;
+        lead.due = true;
+        let is_there =
+            |voter: Voter| (voter == me || heard.get(&voter) == Some(&true)).then_some(true);
+        if self.members.tally(is_there) != Tally::Won {
+            self.become_follower(self.term, None);
+        }
+    }
+
+    /// Stops to count ticks if nothing is under way and every member has everything; its followers do
+    /// the same when they hear of it. Whether it rests. The engine watches the nodes meanwhile, and
+    /// tells of one that is lost ([`Self::lost_peer`]).
+    pub fn rest(&mut self) -> bool {
+        let (last, term) = self.log.last();
+        let is_done = self.log.applied() == last && term == self.term && !self.members.is_joint();
+        let Some(lead) = &mut self.lead else {
+            return self.quiet;
+        };
+        let has_all = |progress: &Progress| {
+            progress.matched() == last
+                && *progress.sending() == Sending::Replicate
+                && progress.knows_commit(last)
+        };
+        let rests = is_done
+            && lead.successor.is_none()
+            && lead.reads.is_empty()
+            && !lead.has_to_send()
+            && lead.followers.values().all(has_all);
+        if rests && !self.quiet {
+            self.quiet = true;
+            self.beat();
+        }
+        rests
+    }
+
+    /// Sends a heartbeat to every follower.
+    fn beat(&mut self) {
+        let (committed, quiet) = (self.log.committed(), self.quiet);
+        let lead = self.lead.as_mut().expect("it leads");
+        lead.beat_now = false;
+        lead.since_beat = 0;
+        lead.round += 1;
+        let round = lead.round;
+        let beats: Vec<(Voter, LogIndex)> = lead
+            .followers
+            .iter_mut()
+            .map(|(follower, progress)| {
+                // What is not known to be in its log cannot be told to be committed (trap R13).
+                let commit = committed.min(progress.matched());
+                progress.told(commit);
+                (*follower, commit)
+            })
+            .collect();
+        for (to, commit) in beats {
+            self.send(
+                to,
+                Body::Heartbeat {
+                    commit,
+                    round,
+                    quiet,
+                },
+            );
+        }
+    }
+
+    pub(super) fn send_what_is_due(&mut self) {
+        let Some(lead) = &mut self.lead else { return };
+        if std::mem::take(&mut lead.due) {
+            let followers: Vec<Voter> = lead.followers.keys().copied().collect();
+            for follower in followers {
+                while self.send_append(follower) {}
+            }
+        }
+        if self.lead.as_ref().is_some_and(|lead| lead.beat_now) {
+            self.beat();
+        }
+    }
+
+    /// Sends one append or offer; false if there is nothing to send, or no room.
+    fn send_append(&mut self, to: Voter) -> bool {
+        let (last, commit, base) = (self.log.last_index(), self.log.committed(), self.log.base());
+        let lead = self.lead.as_mut().expect("it leads");
+        let progress = lead.followers.get_mut(&to).expect("it was just listed");
+        let is_new = progress.next() <= last || !progress.knows_commit(commit);
+        if !progress.may_send() || !(is_new || progress.wants_one()) {
+            return false;
+        }
+        let before = progress.next().prev();
+        let Some(term) = self.log.term_at(before) else {
+            progress.offered(base.0);
+            self.send(to, Body::Offer { base });
+            return false;
+        };
+        let entries = if progress.next() <= last {
+            self.log
+                .slice(progress.next(), progress.room().min(APPEND_BYTES_MAX))
+        } else {
+            Vec::new()
+        };
+        let sent = entries.last().map_or(before, |entry| entry.index);
+        let bytes = entries.iter().map(|entry| entry.payload.len()).sum();
+        progress.sent(sent, bytes, commit);
+        let prev = (before, term);
+        self.send(
+            to,
+            Body::Append {
+                prev,
+                entries,
+                commit,
+            },
+        );
+        true
+    }
+
+    pub(super) fn has_appended(&mut self) {
+        self.quiet = false;
+        if let Some(lead) = &mut self.lead {
+            lead.due = !lead.followers.is_empty();
+        }
+    }
+
+    fn follower_mut(&mut self, from: Voter) -> Option<(&mut Progress, &mut bool)> {
+        let lead = self.lead.as_mut()?;
+        let progress = lead.followers.get_mut(&from)?;
+        progress.heard();
+        Some((progress, &mut lead.due))
+    }
+
+    pub(super) fn on_appended(&mut self, from: Voter, matched: LogIndex) {
+        let first = self.log.base().0.next();
+        let Some((progress, due)) = self.follower_mut(from) else {
+            return;
+        };
+        *due = true;
+        if progress.accepted(matched, first) {
+            self.advance_commit();
+            self.hand_over_if_caught_up();
+        }
+    }
+
+    pub(super) fn on_refused(&mut self, from: Voter, prev: LogIndex, hint: Position) {
+        // What this log has of the hint's term, or below it, is the most that both can share.
+        let shared = self.log.hint(hint.0.max(self.log.base().0), hint.1).0;
+        let Some((progress, due)) = self.follower_mut(from) else {
+            return;
+        };
+        *due |= progress.refused(prev, shared.min(hint.0));
+    }
+
+    pub(super) fn on_beat(&mut self, from: Voter, round: u64) {
+        let Some((progress, due)) = self.follower_mut(from) else {
+            return;
+        };
+        progress.beat(round);
+        *due |= progress.wants_one();
+        self.finish_reads();
+    }
+
+    /// Messages to this member may have been lost: the engine's connection broke.
+    pub(super) fn lose_follower(&mut self, peer: Voter) {
+        if let Some(lead) = &mut self.lead
+            && let Some(progress) = lead.followers.get_mut(&peer)
+        {
+            progress.lost();
+            lead.due = true;
+        }
+    }
+
+    /// The checkpoint that was offered could not be brought there.
+    pub fn install_failed(&mut self, follower: Voter) {
+        if let Some((progress, due)) = self.follower_mut(follower) {
+            progress.gave_up();
+            *due = true;
+        }
+    }
+
+    /// Thesis 3.6.2: an entry is committed by counting replicas only if it is of the present term;
+    /// those before it follow (trap R26). Its own disk counts as any other, once it is durable there
+    /// (R14); a member that is no voter any more does not count itself (R9).
+    pub(super) fn advance_commit(&mut self) {
+        let Some(lead) = &mut self.lead else { return };
+        let (me, stable) = (self.config.me, self.log.stable());
+        let reached = self.members.reached(|voter| {
+            if voter == me {
+                return stable;
+            }
+            let progress = lead.followers.get(&voter);
+            progress.map_or(LogIndex(0), Progress::matched)
+        });
+        if reached > self.log.committed() && self.log.term_at(reached) == Some(self.term) {
+            self.log.commit_to(reached);
+            lead.due = !lead.followers.is_empty();
+            self.finish_reads();
+        }
+    }
+}
