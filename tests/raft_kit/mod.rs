@@ -1,0 +1,454 @@
+//! A group of members in one process, with disks that lose what was not synced and a network of which
+//! a test decides what arrives. After every step the promises of Raft are held against all that ever
+//! happened.
+
+#![allow(dead_code, reason = "each test uses its part")]
+
+use bytes::Bytes;
+use rrq::base::entry::{Entry, EntryKind};
+use rrq::base::ids::{DiskId, GroupId, Incarnation, LogIndex, NodeId, Term};
+use rrq::base::units::GroupTime;
+use rrq::raft::follower::Installed;
+use rrq::raft::log::RaftLog;
+use rrq::raft::membership::{Change, Membership};
+use rrq::raft::message::{Body, Message, Position, StepError, Voter};
+use rrq::raft::node::{Proposal, RaftConfig, RaftNode};
+use rrq::raft::ready::{HardState, Ready};
+use rrq::raft::role::Role;
+use std::collections::{BTreeMap, BTreeSet};
+
+pub(crate) const GROUP: GroupId = GroupId(7);
+pub(crate) const LIFE: Incarnation = Incarnation(1);
+/// Without a leader for so many ticks, and up to as many more, a member campaigns.
+pub(crate) const ELECTION_TICKS: u32 = 10;
+
+/// Member `number`, on its first disk.
+pub(crate) fn voter(number: u32) -> Voter {
+    Voter {
+        node: NodeId(number),
+        disk: DiskId([number as u8; 16]),
+    }
+}
+
+/// What a crash leaves of a member.
+#[derive(Clone, Debug)]
+struct Disk {
+    hard: HardState,
+    /// Entries above the base; what is durable of the log.
+    base: Position,
+    base_members: Membership,
+    entries: Vec<Entry>,
+}
+
+/// Handed out, not durable yet.
+#[derive(Clone, Debug)]
+struct Write {
+    hard: Option<HardState>,
+    entries: Vec<Entry>,
+    promises: Vec<Message>,
+}
+
+pub(crate) struct Member {
+    pub(crate) node: RaftNode,
+    disk: Disk,
+    writes: Vec<Write>,
+    /// Reads that may go on: number and index.
+    pub(crate) reads: Vec<(u64, LogIndex)>,
+    starts: u64,
+}
+
+pub(crate) struct Cluster {
+    pub(crate) members: BTreeMap<Voter, Member>,
+    /// Under way, oldest first.
+    pub(crate) network: Vec<Message>,
+    /// Nothing leaves them or arrives.
+    pub(crate) cut: BTreeSet<Voter>,
+    /// Single links that are cut: from, to.
+    pub(crate) cut_links: BTreeSet<(Voter, Voter)>,
+    pub(crate) refused: Vec<(Voter, StepError)>,
+    /// Who led each term.
+    leaders: BTreeMap<Term, Voter>,
+    /// What was committed at each index, for ever.
+    committed: BTreeMap<LogIndex, Entry>,
+    seed: u64,
+}
+
+impl Cluster {
+    /// Members that start from nothing, all with these voters and learners.
+    pub(crate) fn new(voters: &[u32], learners: &[u32], seed: u64) -> Self {
+        let mut members = Membership::of_voters(voters.iter().map(|number| voter(*number)));
+        for learner in learners {
+            let steps = vec![rrq::raft::membership::Step::AddLearner(voter(*learner))];
+            members = members.changed(&Change::Enter(steps)).expect("a new one");
+        }
+        let mut cluster = Self {
+            members: BTreeMap::new(),
+            network: Vec::new(),
+            cut: BTreeSet::new(),
+            cut_links: BTreeSet::new(),
+            refused: Vec::new(),
+            leaders: BTreeMap::new(),
+            committed: BTreeMap::new(),
+            seed,
+        };
+        for number in voters.iter().chain(learners) {
+            cluster.add(voter(*number), members.clone());
+        }
+        cluster
+    }
+
+    /// A member with an empty disk, which believes these to be the members.
+    pub(crate) fn add(&mut self, me: Voter, members: Membership) {
+        let disk = Disk {
+            hard: HardState::default(),
+            base: (LogIndex(0), Term(0)),
+            base_members: members,
+            entries: Vec::new(),
+        };
+        let node = start(me, &disk, self.seed);
+        let member = Member {
+            node,
+            disk,
+            writes: Vec::new(),
+            reads: Vec::new(),
+            starts: 0,
+        };
+        self.members.insert(me, member);
+    }
+
+    pub(crate) fn node(&mut self, me: Voter) -> &mut RaftNode {
+        &mut self.member(me).node
+    }
+
+    pub(crate) fn member(&mut self, me: Voter) -> &mut Member {
+        let member = self.members.get_mut(&me);
+        member.unwrap_or_else(|| panic!("there is no member {}", me.node))
+    }
+
+    /// All that are there.
+    pub(crate) fn all(&self) -> Vec<Voter> {
+        self.members.keys().copied().collect()
+    }
+
+    pub(crate) fn propose(&mut self, me: Voter, text: &str) -> Result<LogIndex, String> {
+        let payload = Bytes::copy_from_slice(text.as_bytes());
+        let proposal = Proposal {
+            kind: EntryKind::Data,
+            time: GroupTime(0),
+            payload,
+        };
+        let result = self.node(me).propose(proposal);
+        result.map_err(|error| error.to_string())
+    }
+
+    /// Takes what a member wants done: messages leave, the rest waits for [`Self::write`].
+    pub(crate) fn ready(&mut self, me: Voter) -> Vec<Message> {
+        let member = self.member(me);
+        let mut ready = Ready::default();
+        member.node.take_ready(&mut ready);
+        member.reads.append(&mut ready.reads);
+        let sent = std::mem::take(&mut ready.messages);
+        let write = Write {
+            hard: ready.hard_state,
+            entries: ready.entries,
+            promises: ready.promises,
+        };
+        if write.hard.is_some() || !write.entries.is_empty() || !write.promises.is_empty() {
+            member.writes.push(write);
+        }
+        // What promises nothing waits only for hard states that are under way.
+        let term_is_durable = member.writes.iter().all(|write| write.hard.is_none());
+        if term_is_durable {
+            self.network.extend(sent.iter().cloned());
+        } else {
+            let last = member.writes.last_mut().expect("one has a hard state");
+            last.promises.extend(sent.iter().cloned());
+        }
+        self.check();
+        sent
+    }
+
+    /// The oldest write of a member, or all, become durable; their promises leave.
+    pub(crate) fn write(&mut self, me: Voter, count: usize) -> Vec<Message> {
+        let member = self.member(me);
+        let count = count.min(member.writes.len());
+        let mut sent = Vec::new();
+        for write in member.writes.drain(..count) {
+            if let Some(hard) = write.hard {
+                member.disk.hard = hard;
+            }
+            for entry in &write.entries {
+                // What is in the checkpoint already needs no log.
+                if let Some(keep) = entry.index.0.checked_sub(member.disk.base.0.0 + 1) {
+                    member.disk.entries.truncate(keep as usize);
+                    member.disk.entries.push(entry.clone());
+                }
+            }
+            if let Some(last) = write.entries.last() {
+                member.node.synced(last.index, last.term);
+            }
+            sent.extend(write.promises);
+        }
+        self.network.extend(sent.iter().cloned());
+        self.check();
+        sent
+    }
+
+    /// Applies all that is committed.
+    pub(crate) fn apply(&mut self, me: Voter) {
+        while let Some(entry) = self.member(me).node.next_committed().cloned() {
+            let before = self
+                .committed
+                .entry(entry.index)
+                .or_insert_with(|| entry.clone());
+            assert_eq!(
+                *before, entry,
+                "index {} was committed twice, differently (U7)",
+                entry.index
+            );
+            self.member(me).node.applied();
+        }
+        self.check();
+    }
+
+    fn passes(&self, message: &Message) -> bool {
+        let (from, to) = (message.from, message.to);
+        let is_cut = self.cut.contains(&from) || self.cut.contains(&to);
+        !is_cut && !self.cut_links.contains(&(from, to)) && self.members.contains_key(&to)
+    }
+
+    /// Takes a message out of the network and gives it to its receiver, if it gets through.
+    pub(crate) fn deliver(&mut self, place: usize) {
+        let message = self.network.remove(place);
+        self.hand(message);
+    }
+
+    /// Gives a message to its receiver, if it gets through.
+    pub(crate) fn hand(&mut self, message: Message) {
+        if !self.passes(&message) {
+            return;
+        }
+        let to = message.to;
+        if let Err(error) = self.node(to).step(message) {
+            self.refused.push((to, error));
+        }
+        self.check();
+    }
+
+    /// Until nobody has anything to do: everything is written, delivered and applied at once.
+    pub(crate) fn settle(&mut self) {
+        for _ in 0..10_000 {
+            for me in self.all() {
+                self.ready(me);
+                self.write(me, usize::MAX);
+                self.apply(me);
+            }
+            if self.network.is_empty() {
+                let idle = |member: &Member| !member.node.has_ready();
+                if self.members.values().all(idle) {
+                    return;
+                }
+            } else {
+                self.deliver(0);
+            }
+        }
+        panic!("the members talk for ever");
+    }
+
+    /// A member loses all that is not durable, and starts again.
+    pub(crate) fn crash(&mut self, me: Voter) {
+        let seed = self.seed;
+        let member = self.member(me);
+        member.starts += 1;
+        member.writes.clear();
+        member.reads.clear();
+        member.node = start(me, &member.disk, seed + member.starts);
+        self.check();
+    }
+
+    /// The entries up to `index` go into a checkpoint of this member.
+    pub(crate) fn compact(&mut self, me: Voter, index: LogIndex) {
+        let member = self.member(me);
+        let log = member.node.log();
+        let index = index.min(log.applied()).min(log.stable());
+        let term = log.term_at(index).expect("it is held");
+        let mut members = member.disk.base_members.clone();
+        for entry in member
+            .disk
+            .entries
+            .iter()
+            .filter(|entry| entry.index <= index)
+        {
+            if entry.kind == EntryKind::Conf {
+                let change = Change::decode(&entry.payload);
+                members = change
+                    .and_then(|change| members.changed(&change))
+                    .unwrap_or(members);
+            }
+        }
+        member.node.log_mut().compact(index);
+        member.disk.entries.retain(|entry| entry.index > index);
+        (member.disk.base, member.disk.base_members) = ((index, term), members);
+    }
+
+    /// A member that was offered a checkpoint gets the newest of its leader.
+    pub(crate) fn install(&mut self, me: Voter) -> Option<Position> {
+        self.node(me).take_offer()?;
+        let leader = self.node(me).leader()?;
+        let from = &self.members[&leader];
+        let (base, members) = (from.disk.base, from.disk.base_members.clone());
+        let member = self.member(me);
+        if base.0 > member.node.log().committed() {
+            member.disk.base = base;
+            member.disk.base_members = members.clone();
+            member.disk.entries.clear();
+            // What was under way belongs to a log that is gone.
+            for write in &mut member.writes {
+                write.entries.clear();
+            }
+        }
+        member.node.installed(Installed {
+            base,
+            time: GroupTime(0),
+            machine_version: 1,
+            members,
+        });
+        self.check();
+        Some(base)
+    }
+
+    /// Whoever leads the highest term.
+    pub(crate) fn leader(&self) -> Option<Voter> {
+        let leads = |(me, member): (&Voter, &Member)| {
+            (member.node.role() == Role::Leader).then(|| (member.node.term(), *me))
+        };
+        self.members
+            .iter()
+            .filter_map(leads)
+            .max()
+            .map(|(_, me)| me)
+    }
+
+    /// What must always hold.
+    fn check(&mut self) {
+        for (me, member) in &self.members {
+            let node = &member.node;
+            if node.role() == Role::Leader {
+                let leader = *self.leaders.entry(node.term()).or_insert(*me);
+                assert_eq!(leader, *me, "two lead term {} (U6)", node.term());
+                for (_, progress) in node.followers() {
+                    assert!(progress.matched() < progress.next(), "R18: {progress:?}");
+                }
+            }
+            let log = node.log();
+            assert!(log.applied() <= log.committed() && log.committed() <= log.last_index());
+            assert!(log.stable() <= log.last_index());
+            let first = log.base().0.next();
+            for entry in log.slice(first, usize::MAX) {
+                if entry.index <= log.committed()
+                    && let Some(known) = self.committed.get(&entry.index)
+                {
+                    assert_eq!(*known, entry, "member {}: committed twice (U7)", me.node);
+                }
+            }
+        }
+    }
+
+    /// What a majority of the voters of the present leader has on its disks.
+    pub(crate) fn is_durable_on_a_majority(&self, index: LogIndex, members: &Membership) -> bool {
+        let has = |me: Voter| {
+            let disk = self.members.get(&me).map(|member| &member.disk);
+            disk.is_some_and(|disk| {
+                index <= disk.base.0 || disk.entries.iter().any(|entry| entry.index == index)
+            })
+        };
+        members.tally(|me| has(me).then_some(true)) == rrq::raft::quorum::Tally::Won
+    }
+
+    /// What was committed at an index.
+    pub(crate) fn committed_at(&self, index: LogIndex) -> Option<&Entry> {
+        self.committed.get(&index)
+    }
+
+    pub(crate) fn last_committed(&self) -> LogIndex {
+        self.committed
+            .last_key_value()
+            .map_or(LogIndex(0), |(index, _)| *index)
+    }
+}
+
+fn start(me: Voter, disk: &Disk, seed: u64) -> RaftNode {
+    let config = RaftConfig {
+        group: GROUP,
+        incarnation: LIFE,
+        me,
+        members: disk.base_members.clone(),
+        machine_version: 1,
+        election_ticks: ELECTION_TICKS,
+        heartbeat_ticks: 2,
+        seed: seed ^ u64::from(me.node.0) << 32,
+    };
+    let log = RaftLog::new(disk.base, disk.entries.clone());
+    RaftNode::new(config, disk.hard, log, GroupTime(0))
+}
+
+/// A message in a line.
+pub(crate) fn show(message: &Message) -> String {
+    let at = |position: Position| format!("{}@{}", position.0, position.1);
+    let what = match &message.body {
+        Body::Canvass {
+            pre,
+            last,
+            commit,
+            why,
+        } => {
+            let name = if *pre { "pre-canvass" } else { "canvass" };
+            format!("{name} last={} commit={} {why:?}", at(*last), at(*commit))
+        }
+        Body::Ballot { pre, granted, .. } => {
+            let name = if *pre { "pre-ballot" } else { "ballot" };
+            format!("{name} {}", if *granted { "yes" } else { "no" })
+        }
+        Body::Append {
+            prev,
+            entries,
+            commit,
+        } => {
+            let entries: Vec<String> = entries.iter().map(show_entry).collect();
+            format!(
+                "append prev={} commit={commit} [{}]",
+                at(*prev),
+                entries.join(" ")
+            )
+        }
+        Body::Appended { matched } => format!("appended {matched}"),
+        Body::Refused { prev, hint } => format!("refused {prev} hint={}", at(*hint)),
+        Body::Heartbeat {
+            commit,
+            round,
+            quiet,
+        } => format!(
+            "heartbeat commit={commit} round={round}{}",
+            if *quiet { " quiet" } else { "" }
+        ),
+        Body::Beat { round } => format!("beat {round}"),
+        Body::Offer { base } => format!("offer {}", at(*base)),
+        Body::TimeoutNow => "timeout-now".to_owned(),
+        Body::ReadIndex { id } => format!("read-index {id}"),
+        Body::ReadAt { id, index } => format!("read {id} at {index}"),
+    };
+    let (from, to, term) = (message.from.node, message.to.node, message.term);
+    format!("{from}>{to} t{term} {what}")
+}
+
+/// An entry in a word.
+pub(crate) fn show_entry(entry: &Entry) -> String {
+    let text = match entry.kind {
+        EntryKind::Data => String::from_utf8_lossy(&entry.payload).into_owned(),
+        EntryKind::Noop => "-".to_owned(),
+        EntryKind::Conf if entry.payload.is_empty() => "leave".to_owned(),
+        EntryKind::Conf => "change".to_owned(),
+        other => format!("{other:?}"),
+    };
+    format!("{}@{}:{text}", entry.index, entry.term)
+}
