@@ -401,36 +401,39 @@ impl RaftNode {
     }
 
     pub(super) fn send_what_is_due(&mut self) {
-        let Some(lead) = &mut self.lead else { return };
+        // Taken out, so that what is sent can be put together beside it.
+        let Some(mut lead) = self.lead.take() else {
+            return;
+        };
         if std::mem::take(&mut lead.due) {
-            let followers: Vec<Voter> = lead.followers.keys().copied().collect();
-            for follower in followers {
-                while self.send_append(follower) {}
+            for (follower, progress) in &mut lead.followers {
+                while let Some(body) = self.next_append(progress) {
+                    self.send(*follower, body);
+                }
             }
         }
-        if self.lead.as_ref().is_some_and(|lead| lead.beat_now) {
+        let beats = lead.beat_now;
+        self.lead = Some(lead);
+        if beats {
             self.beat();
         }
     }
 
-    /// Sends one append or offer; false if there is nothing to send, or no room.
-    fn send_append(&mut self, to: Voter) -> bool {
+    /// The next append or offer to a follower; nothing if there is nothing to send, or no room.
+    fn next_append(&self, progress: &mut Progress) -> Option<Body> {
         let (last, commit, base) = (self.log.last_index(), self.log.committed(), self.log.base());
-        let lead = self.lead.as_mut().expect("it leads");
-        let progress = lead.followers.get_mut(&to).expect("it was just listed");
         let is_new = progress.next() <= last || !progress.knows_commit(commit);
         if !progress.may_send() || !(is_new || progress.wants_one()) {
-            return false;
+            return None;
         }
         let before = progress.next().prev();
         let Some(term) = self.log.term_at(before) else {
             progress.offered(base.0);
-            self.send(to, Body::Offer { base });
-            return false;
+            return Some(Body::Offer { base });
         };
         let entries = if progress.next() <= last {
-            self.log
-                .slice(progress.next(), progress.room().min(APPEND_BYTES_MAX))
+            let room = progress.room().min(APPEND_BYTES_MAX);
+            self.log.slice(progress.next(), room)
         } else {
             Vec::new()
         };
@@ -438,15 +441,11 @@ impl RaftNode {
         let bytes = entries.iter().map(|entry| entry.payload.len()).sum();
         progress.sent(sent, bytes, commit);
         let prev = (before, term);
-        self.send(
-            to,
-            Body::Append {
-                prev,
-                entries,
-                commit,
-            },
-        );
-        true
+        Some(Body::Append {
+            prev,
+            entries,
+            commit,
+        })
     }
 
     pub(super) fn has_appended(&mut self) {
