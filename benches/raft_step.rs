@@ -39,7 +39,7 @@ fn main() {
             1,
             CALLS,
             leaders,
-            |node| node.propose(),
+            Node::propose,
         );
         let followers = |steps| Following::new(groups, steps);
         suite.operation(
@@ -54,7 +54,7 @@ fn main() {
             1,
             CALLS,
             leaders,
-            |node| node.beat(),
+            Node::beat,
         );
     }
     suite.finish();

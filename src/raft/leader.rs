@@ -483,6 +483,11 @@ impl RaftNode {
         *due |= progress.refused(prev, shared.min(hint.0));
     }
 
+    /// Whether a round of heartbeats has begun.
+    pub(super) fn has_begun(&self, round: u64) -> bool {
+        self.lead.as_ref().is_some_and(|lead| round <= lead.round)
+    }
+
     pub(super) fn on_beat(&mut self, from: Voter, round: u64) {
         let Some((progress, due)) = self.follower_mut(from) else {
             return;
@@ -504,9 +509,12 @@ impl RaftNode {
 
     /// The checkpoint that was offered could not be brought there.
     pub fn install_failed(&mut self, follower: Voter) {
-        if let Some((progress, due)) = self.follower_mut(follower) {
+        // Nothing was heard of the follower by this.
+        if let Some(lead) = &mut self.lead
+            && let Some(progress) = lead.followers.get_mut(&follower)
+        {
             progress.gave_up();
-            *due = true;
+            lead.due = true;
         }
     }
 

@@ -245,6 +245,10 @@ impl RaftNode {
             Body::Appended { matched } if answers_me && *matched > last => {
                 Err(StepError::Nonsense("it accepts what was never sent"))
             }
+            // It would prove a read that nobody was asked about (trap R11).
+            Body::Beat { round } if answers_me && !self.has_begun(*round) => {
+                Err(StepError::Nonsense("it answers a round that has not begun"))
+            }
             Body::Heartbeat { commit, .. } if message.term >= self.term && *commit > last => {
                 Err(StepError::Nonsense("its commit mark lies beyond this log"))
             }
