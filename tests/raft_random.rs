@@ -63,12 +63,13 @@ impl Run {
                 let index = self.cluster.node(me).log().applied();
                 self.cluster.compact(me, index);
             }
-            _ => {
-                self.cluster.install(me);
-                if self.changes && self.prng.chance(1, 2) {
-                    self.change(me);
-                }
-            }
+            _ => drop(self.cluster.install(me)),
+        }
+        if self.changes
+            && self.prng.chance(1, 30)
+            && let Some(leader) = self.cluster.leader()
+        {
+            self.change(leader);
         }
         self.take_acks();
     }
@@ -146,6 +147,7 @@ impl Run {
         }
     }
 
+    /// Whatever fits: a learner that becomes a voter, a voter that goes, a member that comes back.
     fn change(&mut self, me: Voter) {
         let other = self.pick();
         let members = self.cluster.node(me).members().clone();
@@ -161,10 +163,12 @@ impl Run {
         let _ = self.cluster.node(me).propose_change(vec![step]);
     }
 
-    /// A read that was let through shows everything that was committed before it was asked.
-    fn check_reads(&mut self) {
+    /// A read that was let through shows everything that was committed before it was asked; how many.
+    fn check_reads(&mut self) -> usize {
+        let mut count = 0;
         for me in self.cluster.all() {
             let reads = std::mem::take(&mut self.cluster.member(me).reads);
+            count += reads.len();
             for (asked_at, index) in reads {
                 assert!(
                     index.0 >= asked_at,
@@ -172,6 +176,7 @@ impl Run {
                 );
             }
         }
+        count
     }
 
     /// The faults end: a leader comes about, takes an entry, and everybody has it.
@@ -211,30 +216,53 @@ impl Run {
     }
 }
 
-fn run(seed: u64, size: u32, changes: bool) -> usize {
+/// How often what a run is for came about: a test that never meets it proves nothing.
+#[derive(Debug, Default)]
+struct Seen {
+    acked: usize,
+    leaders: usize,
+    installs: usize,
+    reads: usize,
+    changes: usize,
+}
+
+fn run(seed: u64, size: u32, changes: bool) -> Seen {
     let mut run = Run::new(seed, size, changes);
     // Somebody leads soon, so that not all of a run is an election.
     run.cluster.node(voter(1)).campaign(Why::Silence);
+    let mut reads = 0;
     for _ in 0..STEPS {
         run.step();
-        run.check_reads();
+        reads += run.check_reads();
     }
     run.heal();
-    run.acked.len()
+    Seen {
+        acked: run.acked.len(),
+        leaders: run.cluster.leaders.len(),
+        installs: run.cluster.installs,
+        reads,
+        changes: run.cluster.changes(),
+    }
 }
 
 fn runs(size: u32, changes: bool) {
-    let mut acked = 0;
+    let mut all = Seen::default();
     for seed in 0..RUNS {
         let result = catch_unwind(AssertUnwindSafe(|| run(seed, size, changes)));
-        acked += result.unwrap_or_else(|_| {
+        let seen = result.unwrap_or_else(|_| {
             panic!("seed {seed} of {size} members fails (changes of members: {changes})")
         });
+        all.acked += seen.acked;
+        all.leaders += seen.leaders;
+        all.installs += seen.installs;
+        all.reads += seen.reads;
+        all.changes += seen.changes;
     }
-    assert!(
-        acked as u64 > 2 * RUNS,
-        "{acked} acknowledged in all is too little to prove anything"
-    );
+    println!("{RUNS} runs of {size} members: {all:?}");
+    let often = RUNS as usize;
+    assert!(all.acked > 5 * often && all.leaders > 2 * often, "{all:?}");
+    assert!(all.installs > often / 10 && all.reads > often, "{all:?}");
+    assert!(!changes || all.changes > often, "{all:?}");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use crate::base::entry::Entry;
 use crate::base::ids::LogIndex;
 use crate::base::units::GroupTime;
 use crate::raft::membership::Membership;
-use crate::raft::message::{Body, Position, StepError};
+use crate::raft::message::{Body, Position};
 use crate::raft::node::RaftNode;
 
 /// A checkpoint that a follower has got in place of entries.
@@ -21,21 +21,12 @@ pub struct Installed {
 }
 
 impl RaftNode {
-    pub(super) fn on_append(
-        &mut self,
-        prev: Position,
-        entries: Vec<Entry>,
-        commit: LogIndex,
-    ) -> Result<(), StepError> {
+    pub(super) fn on_append(&mut self, prev: Position, entries: Vec<Entry>, commit: LogIndex) {
         let leader = self.leader.expect("it was just heard");
         let committed = self.log.committed();
-        if let Some(index) = self.log.contradicts(prev, &entries) {
-            return Err(StepError::AgainstCommitted(index));
-        }
         if prev.0 < committed {
             // An old message, or one of a leader that knows too little: what is committed is here.
-            self.promise(leader, Body::Appended { matched: committed });
-            return Ok(());
+            return self.promise(leader, Body::Appended { matched: committed });
         }
         match self.log.follow(prev, entries) {
             Ok(matched) => {
@@ -46,7 +37,6 @@ impl RaftNode {
             }
             Err(hint) => self.send(leader, Body::Refused { prev: prev.0, hint }),
         }
-        Ok(())
     }
 
     pub(super) fn on_heartbeat(&mut self, commit: LogIndex, round: u64, quiet: bool) {
@@ -76,8 +66,9 @@ impl RaftNode {
     /// nothing.
     pub fn installed(&mut self, checkpoint: Installed) {
         if checkpoint.base.0 > self.log.committed() {
-            self.log.restore(checkpoint.base);
+            self.log.install(checkpoint.base);
             self.go_on_from_base(checkpoint.time, checkpoint.machine_version);
+            self.go_on_from_log();
             self.members = checkpoint.members;
         }
         if let Some(leader) = self.leader.filter(|leader| *leader != self.config.me) {

@@ -264,10 +264,20 @@ impl RaftLog {
         self.stable = self.stable.min(index.prev());
     }
 
-    /// Starts anew behind a checkpoint that was installed. Nothing of the old log stays: a tail that the
-    /// checkpoint knows nothing of may contradict what follows it (trap R16).
-    pub(super) fn restore(&mut self, base: Position) {
-        *self = Self::new(base, Vec::new());
+    /// Goes on behind a checkpoint that was installed, ahead of what is committed here.
+    ///
+    /// If its last entry is in this log, what follows it stays: it may be acknowledged, and counted on.
+    /// Else nothing stays: a tail that the checkpoint knows nothing of may contradict what follows it
+    /// (trap R16).
+    pub(super) fn install(&mut self, base: Position) {
+        if self.term_at(base.0) != Some(base.1) {
+            *self = Self::new(base, Vec::new());
+            return;
+        }
+        self.start_at(base.0);
+        self.taken = self.taken.max(base.0);
+        self.stable = self.stable.max(base.0);
+        self.compact(base.0);
     }
 
     /// The entries appended since the last call, to be written.

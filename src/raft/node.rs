@@ -186,7 +186,7 @@ impl RaftNode {
                 commit,
             } => {
                 self.hear_leader(from)?;
-                return self.on_append(prev, entries, commit);
+                self.on_append(prev, entries, commit);
             }
             Body::Heartbeat {
                 commit,
@@ -210,7 +210,7 @@ impl RaftNode {
         Ok(())
     }
 
-    /// What can be told without looking at the state.
+    /// What can be told before anything is changed.
     fn check(&self, message: &Message) -> Result<(), StepError> {
         if message.group != self.config.group {
             return Err(StepError::WrongGroup(message.group));
@@ -238,7 +238,14 @@ impl RaftNode {
         let last = self.log.last_index();
         let answers_me = self.role == Role::Leader && message.term == self.term;
         match &message.body {
-            Body::Append { prev, entries, .. } => check_entries(message.term, *prev, entries),
+            Body::Append { prev, entries, .. } => {
+                check_entries(message.term, *prev, entries)?;
+                let contradicts = self.log.contradicts(*prev, entries);
+                match contradicts.filter(|_| message.term >= self.term) {
+                    Some(index) => Err(StepError::AgainstCommitted(index)),
+                    None => Ok(()),
+                }
+            }
             Body::Refused { prev, hint } if answers_me && (hint.0 > *prev || *prev > last) => {
                 Err(StepError::Nonsense("it refuses what was never sent"))
             }

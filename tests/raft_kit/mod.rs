@@ -66,8 +66,10 @@ pub(crate) struct Cluster {
     /// Single links that are cut: from, to.
     pub(crate) cut_links: BTreeSet<(Voter, Voter)>,
     pub(crate) refused: Vec<(Voter, StepError)>,
+    /// Checkpoints that were installed in place of a log.
+    pub(crate) installs: usize,
     /// Who led each term.
-    leaders: BTreeMap<Term, Voter>,
+    pub(crate) leaders: BTreeMap<Term, Voter>,
     /// What was committed at each index, for ever.
     committed: BTreeMap<LogIndex, Entry>,
     seed: u64,
@@ -87,6 +89,7 @@ impl Cluster {
             cut: BTreeSet::new(),
             cut_links: BTreeSet::new(),
             refused: Vec::new(),
+            installs: 0,
             leaders: BTreeMap::new(),
             committed: BTreeMap::new(),
             seed,
@@ -298,13 +301,18 @@ impl Cluster {
         let from = &self.members[&leader];
         let (base, members) = (from.disk.base, from.disk.base_members.clone());
         let member = self.member(me);
-        if base.0 > member.node.log().committed() {
+        let is_ahead = base.0 > member.node.log().committed();
+        if is_ahead {
+            let has_base = |entry: &Entry| (entry.index, entry.term) == base;
+            let disk_follows = member.disk.entries.iter().any(has_base);
+            let log_follows = member.node.log().term_at(base.0) == Some(base.1);
+            let stays = |follows: bool| move |entry: &Entry| follows && entry.index > base.0;
             member.disk.base = base;
             member.disk.base_members = members.clone();
-            member.disk.entries.clear();
-            // What was under way belongs to a log that is gone.
+            // What does not follow the checkpoint belongs to a log that is gone.
+            member.disk.entries.retain(stays(disk_follows));
             for write in &mut member.writes {
-                write.entries.clear();
+                write.entries.retain(stays(log_follows));
             }
         }
         member.node.installed(Installed {
@@ -313,6 +321,7 @@ impl Cluster {
             machine_version: 1,
             members,
         });
+        self.installs += usize::from(is_ahead);
         self.check();
         Some(base)
     }
@@ -368,6 +377,12 @@ impl Cluster {
     /// What was committed at an index.
     pub(crate) fn committed_at(&self, index: LogIndex) -> Option<&Entry> {
         self.committed.get(&index)
+    }
+
+    /// Changes of the members that were committed.
+    pub(crate) fn changes(&self) -> usize {
+        let all = self.committed.values();
+        all.filter(|entry| entry.kind == EntryKind::Conf).count()
     }
 
     pub(crate) fn last_committed(&self) -> LogIndex {
