@@ -7,11 +7,15 @@
 
 mod raft_kit;
 
-use raft_kit::{Cluster, voter};
-use rrq::base::ids::LogIndex;
+use raft_kit::{Cluster, GROUP, LIFE, voter};
+use rrq::base::entry::{Entry, EntryKind};
+use rrq::base::ids::{LogIndex, Term};
 use rrq::base::prng::Prng;
+use rrq::base::units::GroupTime;
 use rrq::raft::membership::Step;
-use rrq::raft::message::{Voter, Why};
+use rrq::raft::message::{Body, Message, Position, Voter, Why};
+use rrq::raft::node::RaftNode;
+use rrq::raft::ready::Ready;
 use rrq::raft::role::Role;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -288,4 +292,147 @@ fn one_member_keeps_its_promises() {
     }
     assert!(!run.acked.is_empty());
     assert_eq!(run.cluster.node(voter(1)).role(), Role::Leader);
+}
+
+/// A number that is small, or as large as can be.
+fn edge(prng: &mut Prng) -> u64 {
+    match prng.below(12) {
+        0 => u64::MAX,
+        1 => u64::MAX - 1,
+        small => small - 2,
+    }
+}
+
+/// Mostly what follows `prev`, and sometimes not.
+fn any_entries(prng: &mut Prng, prev: Position) -> Vec<Entry> {
+    let mut index = prev.0.0;
+    let count = prng.below(4);
+    let mut next = || {
+        index = match prng.below(8) {
+            0 => edge(prng),
+            _ => index.wrapping_add(1),
+        };
+        let term = match prng.below(8) {
+            0 => Term(edge(prng)),
+            _ => prev.1,
+        };
+        let kinds = [EntryKind::Data, EntryKind::Noop, EntryKind::Conf];
+        Entry {
+            term,
+            index: LogIndex(index),
+            time: GroupTime(edge(prng)),
+            kind: kinds[prng.below(3) as usize],
+            machine_version: 1,
+            flags: 0,
+            crc: 0,
+            payload: vec![prng.below(5) as u8; prng.below(40) as usize].into(),
+        }
+        .sealed(GROUP, LIFE)
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+/// What a peer may say to a member whose log ends at `last`.
+fn any_body(prng: &mut Prng, last: Position) -> Body {
+    let position = |prng: &mut Prng| match prng.below(3) {
+        0 => last,
+        _ => (LogIndex(edge(prng)), Term(edge(prng))),
+    };
+    match prng.below(11) {
+        0 => Body::Canvass {
+            pre: prng.chance(1, 2),
+            last: position(prng),
+            commit: position(prng),
+            why: [Why::Silence, Why::Transfer][prng.below(2) as usize],
+        },
+        1 => Body::Ballot {
+            pre: prng.chance(1, 2),
+            granted: prng.chance(1, 2),
+            commit: position(prng),
+        },
+        2..=4 => {
+            let prev = position(prng);
+            Body::Append {
+                prev,
+                entries: any_entries(prng, prev),
+                commit: LogIndex(edge(prng)),
+            }
+        }
+        5 => Body::Appended {
+            matched: LogIndex(edge(prng)),
+        },
+        6 => Body::Refused {
+            prev: LogIndex(edge(prng)),
+            hint: position(prng),
+        },
+        7 => Body::Heartbeat {
+            commit: LogIndex(edge(prng)),
+            round: edge(prng),
+            quiet: prng.chance(1, 2),
+        },
+        8 => Body::Beat { round: edge(prng) },
+        9 => Body::Offer {
+            base: position(prng),
+        },
+        _ => Body::TimeoutNow,
+    }
+}
+
+/// Whatever a peer says, in whatever state a member is: it is taken, or refused with nothing changed.
+#[test]
+fn any_message_is_taken_or_refused() {
+    let (mut taken, mut refused) = (0, 0);
+    for seed in 0..RUNS {
+        let mut prng = Prng::new(seed);
+        let mut cluster = Cluster::new(&[1, 2, 3], &[4], seed);
+        cluster.node(voter(1)).campaign(Why::Transfer);
+        cluster.settle();
+        let leader_proposes = prng.chance(1, 2);
+        // The leader, a follower, or the learner.
+        let me = voter([1, 2, 4][prng.below(3) as usize]);
+        for _ in 0..200 {
+            if leader_proposes && prng.chance(1, 10) {
+                let _ = cluster.propose(me, "x");
+            }
+            // Mostly of the present term: who leads is soon deposed by others.
+            let term = match prng.below(20) {
+                0 => Term(edge(&mut prng)),
+                _ => cluster.node(me).term(),
+            };
+            let last = cluster.node(me).log().last();
+            let message = Message {
+                from: voter(1 + prng.below(5) as u32),
+                to: me,
+                group: GROUP,
+                incarnation: LIFE,
+                term,
+                body: any_body(&mut prng, last),
+            };
+            let node = cluster.node(me);
+            let state = |node: &RaftNode| {
+                let (hard, last) = (node.hard_state(), node.log().last());
+                (hard, last, node.role(), node.leader())
+            };
+            let before = state(node);
+            if node.step(message.clone()).is_ok() {
+                taken += 1;
+            } else {
+                assert_eq!(before, state(node), "seed {seed}: {message:?}");
+                refused += 1;
+            }
+            let (hard, _, _, leader) = state(node);
+            let known = before.3.filter(|_| before.0.term == hard.term);
+            assert!(
+                known.is_none() || leader.is_none() || leader == known,
+                "seed {seed}: two lead term {} after {message:?}",
+                hard.term
+            );
+            node.tick();
+            node.take_ready(&mut Ready::default());
+            while node.next_committed().is_some() {
+                node.applied();
+            }
+        }
+    }
+    assert!(taken > 10_000 && refused > 10_000, "{taken} and {refused}");
 }

@@ -431,7 +431,7 @@ impl RaftNode {
             progress.offered(base.0);
             return Some(Body::Offer { base });
         };
-        let entries = if progress.next() <= last {
+        let entries = if progress.next() <= last && progress.has_room() {
             let room = progress.room().min(APPEND_BYTES_MAX);
             self.log.slice(progress.next(), room)
         } else {

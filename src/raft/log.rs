@@ -23,6 +23,8 @@ pub struct RaftLog {
     /// The index and term just below the first entry held.
     base: Position,
     entries: VecDeque<Entry>,
+    /// The entries that change the members, rising: a start must not walk the log for them.
+    changes: VecDeque<LogIndex>,
     /// Entries up to here were handed out to be written.
     taken: LogIndex,
     stable: LogIndex,
@@ -40,6 +42,7 @@ impl RaftLog {
     #[must_use]
     pub fn new(base: Position, entries: Vec<Entry>) -> Self {
         let mut before = base;
+        let mut changes = VecDeque::new();
         for entry in &entries {
             assert!(
                 entry.index == before.0.next() && entry.term >= before.1,
@@ -50,11 +53,13 @@ impl RaftLog {
                 before.1
             );
             before = (entry.index, entry.term);
+            changes.extend(change_in(entry));
         }
         let unapplied_bytes = entries.iter().map(|entry| entry.payload.len()).sum();
         Self {
             base,
             entries: entries.into(),
+            changes,
             taken: before.0,
             stable: before.0,
             committed: base.0,
@@ -109,18 +114,14 @@ impl RaftLog {
     /// The first change of the members that the log holds.
     #[must_use]
     pub fn first_change(&self) -> Option<LogIndex> {
-        let mut entries = self.entries.iter();
-        let change = entries.find(|entry| entry.kind == EntryKind::Conf);
-        change.map(|entry| entry.index)
+        self.changes.front().copied()
     }
 
     /// Whether a change of the members is committed and not applied.
     #[must_use]
     pub fn has_unapplied_change(&self) -> bool {
-        let from = self.offset(self.applied.next());
-        let to = self.offset(self.committed.next());
-        let mut entries = self.entries.range(from..to);
-        entries.any(|entry| entry.kind == EntryKind::Conf)
+        let mut changes = self.changes.iter();
+        changes.any(|index| (self.applied.next()..=self.committed).contains(index))
     }
 
     /// Durable up to here.
@@ -203,6 +204,7 @@ impl RaftLog {
             self.last_index()
         );
         self.unapplied_bytes += entry.payload.len();
+        self.changes.extend(change_in(&entry));
         self.entries.push_back(entry);
     }
 
@@ -260,6 +262,11 @@ impl RaftLog {
         for entry in self.entries.drain(offset..) {
             self.unapplied_bytes -= entry.payload.len();
         }
+        while self
+            .changes
+            .pop_back_if(|change| *change >= index)
+            .is_some()
+        {}
         self.taken = self.taken.min(index.prev());
         self.stable = self.stable.min(index.prev());
     }
@@ -352,5 +359,15 @@ impl RaftLog {
             self.base = (entry.index, entry.term);
             self.entries.pop_front();
         }
+        while self
+            .changes
+            .pop_front_if(|change| *change <= self.base.0)
+            .is_some()
+        {}
     }
+}
+
+/// The index of an entry that changes the members.
+fn change_in(entry: &Entry) -> Option<LogIndex> {
+    (entry.kind == EntryKind::Conf).then_some(entry.index)
 }

@@ -358,15 +358,9 @@ fn step_of(bytes: &[u8; STEP_BYTES]) -> Option<Step> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::raft::message::voter;
     use proptest::collection::vec;
     use proptest::prelude::{Strategy, any, prop_oneof, proptest};
-
-    fn voter(node: u32) -> Voter {
-        Voter {
-            node: NodeId(node),
-            disk: DiskId([node as u8; 16]),
-        }
-    }
 
     fn group(voters: impl IntoIterator<Item = u32>) -> Membership {
         Membership::of_voters(voters.into_iter().map(voter))

@@ -22,6 +22,15 @@ pub struct Voter {
     pub disk: DiskId,
 }
 
+/// The voter of a test: this node, on a disk of the same number.
+#[cfg(test)]
+pub(super) fn voter(node: u32) -> Voter {
+    Voter {
+        node: NodeId(node),
+        disk: DiskId([node as u8; 16]),
+    }
+}
+
 /// One message: who, to whom, in which life of which group, in which term, and what.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {

@@ -185,7 +185,7 @@ impl RaftNode {
                 entries,
                 commit,
             } => {
-                self.hear_leader(from)?;
+                self.hear_leader(from);
                 self.on_append(prev, entries, commit);
             }
             Body::Heartbeat {
@@ -193,11 +193,11 @@ impl RaftNode {
                 round,
                 quiet,
             } => {
-                self.hear_leader(from)?;
+                self.hear_leader(from);
                 self.on_heartbeat(commit, round, quiet);
             }
             Body::Offer { base } => {
-                self.hear_leader(from)?;
+                self.hear_leader(from);
                 self.on_offer(base);
             }
             Body::TimeoutNow => self.campaign(Why::Transfer),
@@ -235,6 +235,14 @@ impl RaftNode {
         if answers && !self.members.contains(message.from) {
             return Err(StepError::NotAMember(message.from.node));
         }
+        let leads = matches!(
+            message.body,
+            Body::Append { .. } | Body::Heartbeat { .. } | Body::Offer { .. }
+        );
+        let is_second = self.leader.is_some_and(|leader| leader != message.from);
+        if leads && message.term == self.term && is_second {
+            return Err(StepError::SecondLeader(message.from.node));
+        }
         let last = self.log.last_index();
         let answers_me = self.role == Role::Leader && message.term == self.term;
         match &message.body {
@@ -264,18 +272,13 @@ impl RaftNode {
     }
 
     /// Whoever sends as a leader of this term leads it.
-    fn hear_leader(&mut self, from: Voter) -> Result<(), StepError> {
-        let is_second = self.leader.is_some_and(|leader| leader != from);
-        if self.role == Role::Leader || is_second {
-            return Err(StepError::SecondLeader(from.node));
-        }
+    fn hear_leader(&mut self, from: Voter) {
         if self.role != Role::Follower {
             self.become_follower(self.term, Some(from));
         }
         self.leader = Some(from);
         self.elapsed = 0;
         self.quiet = false;
-        Ok(())
     }
 
     /// Time went on by one tick. A single voter campaigns at once: there is nobody to wait for.

@@ -101,18 +101,22 @@ impl Progress {
         self.round
     }
 
-    /// Whether an append may be sent now.
+    /// Whether an append may be sent now; with entries only if there is also
+    /// [`room`](Self::has_room) for them.
     #[must_use]
     pub fn may_send(&self) -> bool {
         match self.sending {
             Sending::Probe { waits } => !waits,
-            Sending::Replicate if self.checks => true,
-            Sending::Replicate => {
-                self.in_flight.len() < APPENDS_IN_FLIGHT_MAX
-                    && self.in_flight_bytes < APPENDS_IN_FLIGHT_BYTES_MAX
-            }
+            Sending::Replicate => self.checks || self.has_room(),
             Sending::Snapshot { .. } => false,
         }
+    }
+
+    /// Whether another append with entries may be under way.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.in_flight.len() < APPENDS_IN_FLIGHT_MAX
+            && self.in_flight_bytes < APPENDS_IN_FLIGHT_BYTES_MAX
     }
 
     /// Whether an append is wanted though there may be nothing new.
@@ -296,6 +300,25 @@ mod tests {
         assert!(!progress.may_send(), "one of any size passes, and no more");
         progress.accepted(LogIndex(11), FIRST);
         assert!(progress.may_send() && progress.room() == APPENDS_IN_FLIGHT_BYTES_MAX);
+    }
+
+    #[test]
+    fn a_heartbeats_answer_makes_no_room_for_entries() {
+        let mut progress = replicating();
+        for last in 11..=10 + APPENDS_IN_FLIGHT_MAX as u64 {
+            progress.sent(LogIndex(last), 10, LogIndex(0));
+        }
+        progress.beat(1);
+        assert!(
+            progress.may_send() && progress.wants_one(),
+            "to see what has arrived"
+        );
+        assert!(
+            !progress.has_room(),
+            "a follower that answers no append gets no more of them"
+        );
+        progress.sent(progress.next().prev(), 0, LogIndex(0));
+        assert!(!progress.may_send());
     }
 
     #[test]

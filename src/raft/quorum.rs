@@ -65,16 +65,9 @@ pub fn reached(voters: &BTreeSet<Voter>, index_of: impl Fn(Voter) -> LogIndex) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::ids::{DiskId, NodeId};
+    use crate::raft::message::voter;
     use proptest::collection::vec;
     use proptest::prelude::{any, proptest};
-
-    fn voter(node: u32) -> Voter {
-        Voter {
-            node: NodeId(node),
-            disk: DiskId([node as u8; 16]),
-        }
-    }
 
     fn voters(count: usize) -> BTreeSet<Voter> {
         (1..=count as u32).map(voter).collect()

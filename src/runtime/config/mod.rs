@@ -146,7 +146,8 @@ impl NodeConfig {
         (all / usize::from(shards.max(1))).max(IN_FLIGHT_BYTES_SHARD_MIN)
     }
 
-    /// What jobs and keys may take, in bytes: a quarter of the memory unless it is set: a start has most of it twice.
+    /// What jobs and keys may take, in bytes: a quarter of the memory unless it is set, since a start
+    /// has most of it twice.
     #[must_use]
     pub fn jobs_memory(&self, memory: u64) -> u64 {
         self.jobs_memory_max.unwrap_or(memory / 4)
