@@ -381,6 +381,41 @@ fn corrupt_head() {
 }
 
 #[test]
+fn a_headless_segment_is_read_in_the_same_way_at_the_next_start() {
+    // The head of the last segment is damaged, and a later write went astray into its last block; a
+    // manifest proves more than is there. Once the next head names the segment, both could tell its
+    // place: the batch does that this head names.
+    let log = sample();
+    let mut later = sample();
+    for index in 4..8 {
+        later.entry(1, index, 2, 3000);
+        later.submit();
+    }
+    let astray = later.flying.last().expect("it was submitted").clone();
+    let header = later.batches.last().expect("a batch").header;
+    let place = 3 * BLOCK;
+    assert!(batch_at(&log, 3, place).is_none(), "the block is free");
+    assert!(header.lsn.0 - place as u64 >= header.durable_lsn.0);
+    let mut disk = log.disk.clone();
+    corrupt(&log, &mut disk, |b| {
+        b.segment == 3 && b.header.flags == SEG_HEAD
+    });
+    let mut bytes = vec![0; astray.batch.encoded_len()];
+    astray.batch.encode_into(&mut bytes);
+    disk.files.get_mut(&3).expect("a file")[place..place + BLOCK].copy_from_slice(&bytes[..BLOCK]);
+    let proof = Lsn(log.writer.durable_lsn().0 + 1);
+    let first = disk.recover_with(proof).expect("ours");
+    assert_eq!(first.segments, [1, 2, 3], "{first:#?}");
+    let mut second = Log::start(disk, first.start.clone(), model_of(&first), 8);
+    second.sync_proved();
+    let recovered = second.disk.recover();
+    assert_eq!(recovered.segments[..3], [1, 2, 3], "{recovered:#?}");
+    check(&recovered, &log.acked(), "read again");
+    let written = second.writer.end_lsn().0 - first.start.lsn.0;
+    assert_eq!(recovered.bytes, first.bytes + written, "{recovered:#?}");
+}
+
+#[test]
 fn corrupt_footer() {
     let (recovered, acked) = damaged(|log, disk| {
         corrupt(log, disk, |b| b.segment == 1 && b.header.flags == FOOTER);

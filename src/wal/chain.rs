@@ -331,7 +331,11 @@ fn adopt(number: u64, bytes: &Bytes, written: &BTreeMap<u64, Segment>) -> Option
     let before = written.range(..number).next().map(|(_, s)| s.base);
     let after = written.range(number + 1..).next().map(|(_, s)| s);
     let is_named = after.is_some_and(|after| after.previous_number() == Some(number));
-    let mut best: Option<(Lsn, Segment)> = None;
+    // An earlier start has read it, up to the batch that the next head names: it must not be read in
+    // another way now.
+    let is_end =
+        |header: &BatchHeader| after.is_some_and(|after| after.follows(number, header.crc));
+    let mut best: Option<((bool, Lsn), Segment)> = None;
     for offset in (BLOCK_BYTES..bytes.len()).step_by(BLOCK_BYTES) {
         let Ok((header, _)) = BatchHeader::read(bytes, offset) else {
             continue;
@@ -342,9 +346,8 @@ fn adopt(number: u64, bytes: &Bytes, written: &BTreeMap<u64, Segment>) -> Option
         let is_between = before.is_none_or(|before| base > before)
             && after.is_none_or(|after| base < after.base);
         let is_proved = is_named || header.durable_lsn > base;
-        let is_better = best
-            .as_ref()
-            .is_none_or(|(durable, _)| header.durable_lsn > *durable);
+        let rank = (is_end(&header), header.durable_lsn);
+        let is_better = best.as_ref().is_none_or(|(other, _)| rank > *other);
         if is_between && is_proved && is_better && header.flags != SEG_HEAD {
             let segment = Segment {
                 number,
@@ -353,7 +356,7 @@ fn adopt(number: u64, bytes: &Bytes, written: &BTreeMap<u64, Segment>) -> Option
                 epoch: header.epoch,
                 previous: None,
             };
-            best = Some((header.durable_lsn, segment));
+            best = Some((rank, segment));
         }
     }
     best.map(|(_, segment)| segment)
