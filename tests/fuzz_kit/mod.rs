@@ -47,6 +47,9 @@ const fn target(name: &'static str, body: fn(&[u8]) -> bool, memory_factor: usiz
     }
 }
 
+/// Memory for a byte of a log's history: its block on disk, as it was sent, and in a copy of the disk.
+const HISTORY_FACTOR: usize = 3 * 4096;
+
 /// All targets.
 pub(crate) const TARGETS: &[Target] = &[
     target("client_frame", wire::client_frame, 700),
@@ -54,7 +57,7 @@ pub(crate) const TARGETS: &[Target] = &[
     target("command", wire::command, 700),
     target("log_block", log::block, 64),
     target("log_segment", log::segment, 64),
-    target("log_damage", log_damage::damage, 64),
+    target("log_damage", log_damage::damage, HISTORY_FACTOR),
     target("checkpoint_page", pages::pages, 2000),
     target("checkpoint_root", checkpoint::root, 64),
     target("manifest", checkpoint::manifest, 64),
