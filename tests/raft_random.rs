@@ -16,6 +16,7 @@ use rrq::raft::membership::Step;
 use rrq::raft::message::{Body, Message, Position, Voter, Why};
 use rrq::raft::node::RaftNode;
 use rrq::raft::ready::Ready;
+use rrq::raft::recovering::Answer;
 use rrq::raft::role::Role;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -338,7 +339,7 @@ fn any_body(prng: &mut Prng, last: Position) -> Body {
         0 => last,
         _ => (LogIndex(edge(prng)), Term(edge(prng))),
     };
-    match prng.below(11) {
+    match prng.below(16) {
         0 => Body::Canvass {
             pre: prng.chance(1, 2),
             last: position(prng),
@@ -369,12 +370,37 @@ fn any_body(prng: &mut Prng, last: Position) -> Body {
             commit: LogIndex(edge(prng)),
             round: edge(prng),
             quiet: prng.chance(1, 2),
+            heir: prng.chance(1, 2),
         },
         8 => Body::Beat { round: edge(prng) },
         9 => Body::Offer {
             base: position(prng),
         },
-        _ => Body::TimeoutNow,
+        10 => Body::TimeoutNow,
+        11 => Body::AnchorGet { id: edge(prng) },
+        12 => Body::Anchor {
+            id: edge(prng),
+            at: position(prng),
+        },
+        13 => Body::EntryGet {
+            first: LogIndex(edge(prng)),
+        },
+        14 => {
+            let before = position(prng);
+            let answer = Answer {
+                first: LogIndex(before.0.0.wrapping_add(1)),
+                before: prng.chance(1, 2).then_some(before.1),
+                entries: any_entries(prng, before),
+                ends: prng.chance(1, 2),
+            };
+            Body::EntryGot {
+                answer,
+                commit: position(prng),
+            }
+        }
+        _ => Body::EntryBase {
+            base: position(prng),
+        },
     }
 }
 
@@ -406,6 +432,8 @@ fn any_message_is_taken_or_refused() {
                 group: GROUP,
                 incarnation: LIFE,
                 term,
+                life: edge(&mut prng),
+                recovering: prng.chance(1, 4),
                 body: any_body(&mut prng, last),
             };
             let node = cluster.node(me);

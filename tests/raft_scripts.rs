@@ -25,7 +25,11 @@
 //! compact 1 5                   entries go into a checkpoint
 //! install 2                     the checkpoint that it was offered arrives
 //! failed 1 2                    tells the leader that it did not
-//! rest 1 / lost 2 1             nothing to do: be quiet; the engine says that node 1 is gone
+//! rest 1 / lost 2 1             nothing to do: be quiet; the connection of 2 to 1 broke
+//! died 2 1 / stand-in 3         1 is proved dead to 2; 3 has waited long enough for another
+//! lose 2 5 [7] [vote]           entries 5 to 7 of 2 are gone, or all from 5 on; its last votes too
+//! distrust 2                    the engine says that 2 may have lost what it promised
+//! recovering                    who may have lost what it promised
 //! add 4 knowing 1 2 3           an empty member that knows these voters
 //! inject 1>2 t5 beat 3          a message as a bad peer may send it; see `injected`
 //! state / log 1 / reads 1 / followers 1 / members-of 1
@@ -238,6 +242,31 @@ impl Script {
                 self.cluster.node(words.first()).lost_peer(member(plain[1]));
                 String::new()
             }
+            "died" => {
+                let waits = self.cluster.node(words.first()).died(member(plain[1]));
+                let what = if waits { "waits\n" } else { "" };
+                what.to_owned()
+            }
+            "stand-in" => {
+                self.cluster.node(words.first()).stand_in();
+                String::new()
+            }
+            "lose" => {
+                let first = LogIndex(number(plain[1]));
+                let last = plain.get(2).filter(|word| **word != "vote");
+                let last = last.map_or(LogIndex(u64::MAX), |word| LogIndex(number(word)));
+                let vote = plain.contains(&"vote");
+                self.cluster.lose(words.first(), first, last, vote);
+                String::new()
+            }
+            "distrust" => {
+                self.cluster.node(words.first()).distrust();
+                String::new()
+            }
+            "recovering" => match &self.cluster.recovering()[..] {
+                [] => "nobody\n".to_owned(),
+                some => names(some) + "\n",
+            },
             "add" => {
                 let known = plain[2..].iter().map(|text| member(text));
                 self.cluster
@@ -396,6 +425,7 @@ impl Script {
                 commit: LogIndex(at(3)),
                 round: 1,
                 quiet: false,
+                heir: false,
             },
             "appended" => Body::Appended {
                 matched: LogIndex(at(3)),
@@ -433,6 +463,8 @@ impl Script {
                 LIFE
             },
             term: Term(term),
+            life: u64::MAX,
+            recovering: false,
             body,
         }
     }

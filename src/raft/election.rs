@@ -34,6 +34,16 @@ impl RaftNode {
             Body::Append { .. } | Body::Heartbeat { .. } | Body::Offer { .. } => {
                 self.send(message.from, Body::Beat { round: 0 });
             }
+            // A ballot tells the term as well as anything.
+            Body::EntryGet { .. } => {
+                let commit = self.log.last_committed();
+                let ballot = Body::Ballot {
+                    pre: false,
+                    granted: false,
+                    commit,
+                };
+                self.send(message.from, ballot);
+            }
             _ => {}
         }
     }
@@ -44,12 +54,22 @@ impl RaftNode {
         match message.body {
             Body::Canvass { why, pre, .. } => {
                 if why == Why::Silence && self.believes_in_another_than(message.from) {
+                    // It may be right, and this member learn of it a moment later.
+                    self.put_off = Some(message.clone());
                     return false;
                 }
                 if !pre {
                     self.become_follower(message.term, None);
                 }
             }
+            Body::EntryGet { .. } => {
+                if self.believes_in_another_than(message.from) {
+                    return false;
+                }
+                self.become_follower(message.term, None);
+            }
+            // Of the term that was asked for, which the asker has not taken.
+            Body::EntryGot { .. } | Body::EntryBase { .. } => {}
             Body::Ballot {
                 pre: true,
                 granted: true,
@@ -73,8 +93,16 @@ impl RaftNode {
     /// Asks for votes, or first whether there would be any. Not while a change of the members is
     /// committed and not applied: it would count the wrong voters (trap R8).
     pub fn campaign(&mut self, why: Why) {
-        let may = self.members.is_voter(self.config.me) && !self.log.has_unapplied_change();
-        if self.role == Role::Leader || !may {
+        if self.role == Role::Leader || !self.members.is_voter(self.config.me) {
+            return;
+        }
+        if self.recovery.is_some() {
+            if why == Why::Silence {
+                self.start_repair();
+            }
+            return;
+        }
+        if self.log.has_unapplied_change() {
             return;
         }
         // With one voter, and if the leader wants it so, nobody needs to be asked first.
@@ -104,6 +132,7 @@ impl RaftNode {
     fn start_campaign(&mut self, role: Role) {
         self.role = role;
         self.leader = None;
+        self.heir = false;
         self.quiet = false;
         self.elapsed = 0;
         self.draw_timeout();
@@ -121,17 +150,55 @@ impl RaftNode {
             why,
         };
         let term = if pre { self.term.next() } else { self.term };
-        let others: Vec<Voter> = self.members.members().collect();
+        let others: Vec<Voter> = self.other_voters().collect();
         for to in others {
-            if to != self.config.me && self.members.is_voter(to) {
-                let message = self.message(to, term, body.clone());
-                let list = if pre {
-                    &mut self.messages
-                } else {
-                    &mut self.promises
-                };
-                list.push(message);
+            let message = self.message(to, term, body.clone());
+            let list = if pre {
+                &mut self.messages
+            } else {
+                &mut self.promises
+            };
+            list.push(message);
+        }
+    }
+
+    /// The process of a member is proved to be dead: its port refuses, or it has started again. If it
+    /// led, nobody has to wait any more: this member votes for another at once, and stands if the
+    /// leader named it its heir. Whether it is to stand a moment later ([`Self::stand_in`]), if
+    /// nobody else has by then.
+    pub fn died(&mut self, peer: Voter) -> bool {
+        if self.leader != Some(peer) {
+            return false;
+        }
+        let is_heir = self.heir;
+        self.leader = None;
+        self.quiet = false;
+        if is_heir {
+            self.campaign_on_proof();
+        }
+        match self.put_off.take() {
+            // It asks in a term that may have passed; it was looked at before.
+            Some(canvass) => {
+                let _ = self.step(canvass);
+                false
             }
+            None => !is_heir && self.members.is_voter(self.config.me),
+        }
+    }
+
+    /// The heir of a leader that died has not been heard of.
+    pub fn stand_in(&mut self) {
+        if self.leader.is_none() && self.role == Role::Follower {
+            self.campaign_on_proof();
+        }
+    }
+
+    /// At most one an election timeout: a process that dies again and again must not keep the group
+    /// busy with elections.
+    fn campaign_on_proof(&mut self) {
+        if self.proof_rest == 0 {
+            self.proof_rest = self.config.election_ticks;
+            self.campaign(Why::Silence);
         }
     }
 
@@ -153,7 +220,7 @@ impl RaftNode {
         self.learn_commit(commit);
         let is_free = self.vote.is_none() && self.leader.is_none();
         let may_vote = self.vote == Some(from) || is_free || (pre && term > self.term);
-        let granted = may_vote && self.log.is_behind_or_at(last);
+        let granted = may_vote && self.log.is_behind_or_at(last) && self.recovery.is_none();
         let ballot = Body::Ballot {
             pre,
             granted,
@@ -201,7 +268,7 @@ impl RaftNode {
 
     /// Another knows this entry to be committed. If it is here, it is here too: a change of the
     /// members that is committed must not keep everybody from campaigning (trap R8).
-    fn learn_commit(&mut self, commit: Position) {
+    pub(super) fn learn_commit(&mut self, commit: Position) {
         if self.role != Role::Leader && self.log.term_at(commit.0) == Some(commit.1) {
             self.log.commit_to(commit.0);
         }
@@ -215,6 +282,8 @@ impl RaftNode {
         }
         self.role = Role::Follower;
         self.leader = leader;
+        self.heir = false;
+        self.put_off = None;
         self.lead = None;
         self.quiet = false;
         self.elapsed = 0;

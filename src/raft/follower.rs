@@ -4,7 +4,7 @@ use crate::base::entry::Entry;
 use crate::base::ids::LogIndex;
 use crate::base::units::GroupTime;
 use crate::raft::membership::Membership;
-use crate::raft::message::{Body, Position};
+use crate::raft::message::{Body, Position, Voter};
 use crate::raft::node::RaftNode;
 
 /// A checkpoint that a follower has got in place of entries.
@@ -31,8 +31,10 @@ impl RaftNode {
         match self.log.follow(prev, entries) {
             Ok(matched) => {
                 self.go_on_from_log();
+                self.follows_leader();
                 // What lies behind may be another leader's.
                 self.log.commit_to(commit.min(matched).max(committed));
+                self.look_at_anchor();
                 self.promise(leader, Body::Appended { matched });
             }
             Err(hint) => self.send(leader, Body::Refused { prev: prev.0, hint }),
@@ -41,7 +43,14 @@ impl RaftNode {
 
     pub(super) fn on_heartbeat(&mut self, commit: LogIndex, round: u64, quiet: bool) {
         let leader = self.leader.expect("it was just heard");
-        self.log.commit_to(commit);
+        let last = self.log.last_index();
+        if commit > last {
+            // The leader has counted on what is not here any more (trap R13).
+            self.distrust();
+        }
+        self.log.commit_to(commit.min(last));
+        self.look_at_anchor();
+        self.ask_for_anchor();
         self.quiet = quiet && self.log.committed() == self.log.last_index();
         self.send(leader, Body::Beat { round });
     }
@@ -53,12 +62,12 @@ impl RaftNode {
             // It is not needed: the log goes on from here.
             self.promise(leader, Body::Appended { matched: committed });
         } else {
-            self.offered = Some(base);
+            self.offered = Some((leader, base));
         }
     }
 
-    /// A checkpoint that the leader offers and this member needs, once.
-    pub fn take_offer(&mut self) -> Option<Position> {
+    /// A checkpoint that this member needs, and who has it; once.
+    pub fn take_offer(&mut self) -> Option<(Voter, Position)> {
         self.offered.take()
     }
 

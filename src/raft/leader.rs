@@ -8,7 +8,7 @@ use crate::base::entry::EntryKind;
 use crate::base::ids::LogIndex;
 use crate::base::limits::{APPEND_BYTES_MAX, CATCH_UP_ENTRIES_MAX};
 use crate::raft::membership::{Change, ChangeError, Step};
-use crate::raft::message::{Body, Position, Voter};
+use crate::raft::message::{Body, Message, Position, Voter};
 use crate::raft::node::{Proposal, ProposeError, RaftNode};
 use crate::raft::progress::{Progress, Sending};
 use crate::raft::quorum::Tally;
@@ -145,7 +145,7 @@ impl RaftNode {
         self.send_what_is_due();
         let last = self.log.last_index();
         let has_all = |(voter, progress): &(Voter, &Progress)| {
-            self.members.is_voter(*voter) && progress.matched() == last
+            self.members.is_voter(*voter) && progress.counted() == last
         };
         let successor = self.followers().find(has_all).map(|(voter, _)| voter);
         if let Some(successor) = successor {
@@ -204,7 +204,7 @@ impl RaftNode {
     }
 
     fn has_caught_up(&self, progress: &Progress) -> bool {
-        let missing = self.log.last_index().0 - progress.matched().0;
+        let missing = self.log.last_index().0 - progress.counted().0;
         *progress.sending() == Sending::Replicate && missing <= CATCH_UP_ENTRIES_MAX
     }
 
@@ -241,7 +241,7 @@ impl RaftNode {
             return;
         };
         let progress = lead.followers.get(&successor);
-        if progress.is_some_and(|progress| progress.matched() == self.log.last_index()) {
+        if progress.is_some_and(|progress| progress.counted() == self.log.last_index()) {
             self.send(successor, Body::TimeoutNow);
         }
     }
@@ -354,7 +354,7 @@ impl RaftNode {
             return self.quiet;
         };
         let has_all = |progress: &Progress| {
-            progress.matched() == last
+            progress.counted() == last
                 && *progress.sending() == Sending::Replicate
                 && progress.knows_commit(last)
         };
@@ -372,7 +372,7 @@ impl RaftNode {
 
     /// Sends a heartbeat to every follower.
     fn beat(&mut self) {
-        let (committed, quiet) = (self.log.committed(), self.quiet);
+        let (committed, quiet, heir) = (self.log.committed(), self.quiet, self.heir());
         let lead = self.lead.as_mut().expect("it leads");
         lead.beat_now = false;
         lead.since_beat = 0;
@@ -395,6 +395,7 @@ impl RaftNode {
                     commit,
                     round,
                     quiet,
+                    heir: heir == Some(to),
                 },
             );
         }
@@ -458,8 +459,37 @@ impl RaftNode {
     fn follower_mut(&mut self, from: Voter) -> Option<(&mut Progress, &mut bool)> {
         let lead = self.lead.as_mut()?;
         let progress = lead.followers.get_mut(&from)?;
-        progress.heard();
         Some((progress, &mut lead.due))
+    }
+
+    /// Whatever a member says to its leader shows that it is there. False if it comes from an earlier
+    /// life of that member.
+    pub(super) fn hear_follower(&mut self, message: &Message) -> bool {
+        let is_of_term = message.term == self.term;
+        match self.follower_mut(message.from).filter(|_| is_of_term) {
+            Some((progress, _)) => progress.heard(message.life, message.recovering),
+            None => true,
+        }
+    }
+
+    /// The anchor that a follower was given, if this member leads it.
+    pub(super) fn anchor_of(&mut self, follower: Voter) -> Option<&mut Option<(u64, Position)>> {
+        let (progress, _) = self.follower_mut(follower)?;
+        Some(&mut progress.anchor)
+    }
+
+    /// Who shall go on if this member dies: a voter that has most of the log. Groups choose
+    /// differently among equals, so that one node does not get all that another had.
+    fn heir(&self) -> Option<Voter> {
+        let lead = self.lead.as_ref()?;
+        let voters = || {
+            let followers = lead.followers.iter();
+            followers.filter(|(voter, _)| self.members.voters().contains(voter))
+        };
+        let most = voters().map(|(_, progress)| progress.counted()).max()?;
+        let best = || voters().filter(|(_, progress)| progress.counted() == most);
+        let nth = usize::from(self.config.group.0) % best().count();
+        best().nth(nth).map(|(voter, _)| *voter)
     }
 
     pub(super) fn on_appended(&mut self, from: Voter, matched: LogIndex) {
@@ -529,7 +559,7 @@ impl RaftNode {
                 return stable;
             }
             let progress = lead.followers.get(&voter);
-            progress.map_or(LogIndex(0), Progress::matched)
+            progress.map_or(LogIndex(0), Progress::counted)
         });
         if reached > self.log.committed() && self.log.term_at(reached) == Some(self.term) {
             self.log.commit_to(reached);

@@ -117,6 +117,12 @@ impl RaftLog {
         self.changes.front().copied()
     }
 
+    /// The last change of the members that the log holds, or the base.
+    #[must_use]
+    pub fn last_change(&self) -> LogIndex {
+        self.changes.back().copied().unwrap_or(self.base.0)
+    }
+
     /// Whether a change of the members is committed and not applied.
     #[must_use]
     pub fn has_unapplied_change(&self) -> bool {

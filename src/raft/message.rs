@@ -8,9 +8,12 @@
 //! | [`Body::Offer`] | leader, to who needs a checkpoint | [`Body::Appended`] once installed |
 //! | [`Body::TimeoutNow`] | leader, to who shall lead | its canvass |
 //! | [`Body::ReadIndex`] | follower | [`Body::ReadAt`] |
+//! | [`Body::AnchorGet`] | who recovers, to its leader | [`Body::Anchor`] |
+//! | [`Body::EntryGet`] | who recovers, to the voters | [`Body::EntryGot`], [`Body::EntryBase`] |
 
 use crate::base::entry::Entry;
 use crate::base::ids::{DiskId, GroupId, Incarnation, LogIndex, NodeId, Term};
+use crate::raft::recovering::Answer;
 
 /// A member that votes: a node with the disk that it was admitted with. An emptied or copied disk
 /// is another voter.
@@ -43,8 +46,13 @@ pub struct Message {
     /// The life of the group that the sender belongs to.
     pub incarnation: Incarnation,
     /// The sender's term; of a canvass that only asks, and of a ballot that would grant it, the term to
-    /// be.
+    /// be; of an [`Body::EntryGet`], the term that the receiver is to take.
     pub term: Term,
+    /// Rises with each start of the sender, and when it learns that it may have lost something: what it
+    /// said before is not believed any more.
+    pub life: u64,
+    /// The sender may have lost what it promised: nothing that it says counts.
+    pub recovering: bool,
     /// What.
     pub body: Body,
 }
@@ -114,6 +122,8 @@ pub enum Body {
         round: u64,
         /// Nothing is under way: whoever has all may stop to count ticks.
         quiet: bool,
+        /// The receiver goes on if the leader dies, before the others try.
+        heir: bool,
     },
     /// Answers a heartbeat.
     Beat {
@@ -138,6 +148,35 @@ pub enum Body {
         id: u64,
         /// Apply up to here, then read.
         index: LogIndex,
+    },
+    /// Which entry was proposed after this recovery began?
+    AnchorGet {
+        /// The asker's [`Message::life`], which tells this recovery from others.
+        id: u64,
+    },
+    /// This one.
+    Anchor {
+        /// The asker's number.
+        id: u64,
+        /// The entry.
+        at: Position,
+    },
+    /// What do you hold from this index on? Whoever answers has taken the message's term durably.
+    EntryGet {
+        /// The first index that is missing.
+        first: LogIndex,
+    },
+    /// This.
+    EntryGot {
+        /// What is held.
+        answer: Answer,
+        /// The last entry that is known to be committed.
+        commit: Position,
+    },
+    /// Nothing but a checkpoint, which holds that index.
+    EntryBase {
+        /// Where it was cut.
+        base: Position,
     },
 }
 

@@ -45,6 +45,8 @@
 //! - *Reads*: ReadIndex (6.4) with numbered rounds; no leases (6.4.1), so no clock can make one stale.
 //! - *Transfer* (3.10): given up after an election timeout. A leader that has led its own removal names
 //!   who goes on.
+//! - *Damage* ([`recovering`]): who may have lost what it promised neither votes nor counts until an
+//!   anchor of a leader or the other voters have put its log right. The thesis knows no such member.
 //! - *Checkpoints* take the place of InstallSnapshot (5): the leader offers, the engines bring it over.
 //! - *Quiet groups*: who has everything stops to count ticks; the engine watches the nodes instead.
 //!
@@ -62,4 +64,5 @@ pub mod node;
 pub mod progress;
 pub mod quorum;
 pub mod ready;
+pub mod recovering;
 pub mod role;

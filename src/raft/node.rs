@@ -14,6 +14,7 @@ use crate::raft::log::RaftLog;
 use crate::raft::membership::{Change, Membership};
 use crate::raft::message::{Body, Message, Position, StepError, Voter, Why};
 use crate::raft::ready::{HardState, Ready};
+use crate::raft::recovering::{Doubt, Recovery};
 use crate::raft::role::Role;
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -37,6 +38,10 @@ pub struct RaftConfig {
     pub heartbeat_ticks: u32,
     /// Seeds the random part.
     pub seed: u64,
+    /// Counts the starts of this node.
+    pub start: u32,
+    /// What is in doubt, if the log may have lost what was promised.
+    pub doubt: Option<Doubt>,
 }
 
 /// Why a proposal was refused. Nothing was appended.
@@ -96,8 +101,20 @@ pub struct RaftNode {
     pub(super) lead: Option<Box<Leadership>>,
     /// Nothing is under way: ticks are not counted.
     pub(super) quiet: bool,
-    /// A checkpoint that the leader offers, for the engine.
-    pub(super) offered: Option<Position>,
+    /// A checkpoint that the leader offers, or a voter to one that recovers, for the engine.
+    pub(super) offered: Option<(Voter, Position)>,
+    /// It goes on if the leader dies.
+    pub(super) heir: bool,
+    /// A canvass that was not looked at since the leader was believed in.
+    pub(super) put_off: Option<Message>,
+    /// Ticks until the proof that a leader is dead may start another campaign.
+    pub(super) proof_rest: u32,
+    /// What it may have lost, until it has that back.
+    pub(super) recovery: Option<Box<Recovery>>,
+    /// See [`Message::life`].
+    pub(super) life: u64,
+    /// Whether it recovers changed and was not handed out yet.
+    pub(super) standing_dirty: bool,
     pub(super) messages: Vec<Message>,
     pub(super) promises: Vec<Message>,
     pub(super) reads: Vec<(u64, LogIndex)>,
@@ -112,13 +129,19 @@ impl RaftNode {
     /// # Panics
     /// If the bounds in ticks are 0.
     #[must_use]
-    pub fn new(config: RaftConfig, hard: HardState, log: RaftLog, last_time: GroupTime) -> Self {
+    pub fn new(
+        mut config: RaftConfig,
+        hard: HardState,
+        log: RaftLog,
+        last_time: GroupTime,
+    ) -> Self {
         assert!(
             config.election_ticks > config.heartbeat_ticks && config.heartbeat_ticks > 0,
             "an election timeout of {} ticks and heartbeats each {} make no sense",
             config.election_ticks,
             config.heartbeat_ticks
         );
+        let doubt = config.doubt.take();
         let mut node = Self {
             machine_version: config.machine_version,
             role: Role::Follower,
@@ -136,6 +159,12 @@ impl RaftNode {
             lead: None,
             quiet: false,
             offered: None,
+            heir: false,
+            put_off: None,
+            proof_rest: 0,
+            recovery: None,
+            life: u64::from(config.start) << 32,
+            standing_dirty: false,
             messages: Vec::new(),
             promises: Vec::new(),
             reads: Vec::new(),
@@ -149,6 +178,9 @@ impl RaftNode {
         };
         node.log.commit_to(known.max(hard.commit).min(last));
         node.draw_timeout();
+        if let Some(doubt) = doubt {
+            node.recover(doubt);
+        }
         node
     }
 
@@ -160,7 +192,13 @@ impl RaftNode {
         self.check(&message)?;
         // Whoever says more than that it is there has something under way (trap R22).
         self.quiet &= matches!(message.body, Body::Beat { .. });
-        if message.term < self.term {
+        if !self.hear_follower(&message) {
+            return Ok(());
+        }
+        // Who is asked for entries takes a new term by it, so that it is bound by none before.
+        let asks_in_vain =
+            matches!(message.body, Body::EntryGet { .. }) && message.term == self.term;
+        if message.term < self.term || asks_in_vain {
             self.answer_the_past(&message);
             return Ok(());
         }
@@ -192,8 +230,10 @@ impl RaftNode {
                 commit,
                 round,
                 quiet,
+                heir,
             } => {
                 self.hear_leader(from);
+                self.heir = heir;
                 self.on_heartbeat(commit, round, quiet);
             }
             Body::Offer { base } => {
@@ -206,6 +246,11 @@ impl RaftNode {
             Body::Beat { round } => self.on_beat(from, round),
             Body::ReadIndex { id } => self.on_read_index(from, id),
             Body::ReadAt { id, index } => self.reads.push((id, index)),
+            Body::AnchorGet { id } => self.on_anchor_get(from, id),
+            Body::Anchor { id, at } => self.on_anchor(id, at),
+            Body::EntryGet { first } => self.on_entry_get(from, first),
+            Body::EntryGot { answer, commit } => self.on_entry_got(from, term, answer, commit),
+            Body::EntryBase { base } => self.on_entry_base(from, base),
         }
         Ok(())
     }
@@ -224,7 +269,9 @@ impl RaftNode {
         if message.from == self.config.me {
             return Err(StepError::FromSelf);
         }
-        if message.term == Term(0) || message.term > TERM_MAX {
+        // Who was never in a term can be asked for its vote, and refuse it.
+        let may_be_none = matches!(message.body, Body::Ballot { granted: false, .. });
+        if (message.term == Term(0) && !may_be_none) || message.term > TERM_MAX {
             return Err(StepError::Nonsense("its term cannot be"));
         }
         // Only members are asked. Who asks or leads may be one that is not known here yet.
@@ -264,9 +311,10 @@ impl RaftNode {
             Body::Beat { round } if answers_me && !self.has_begun(*round) => {
                 Err(StepError::Nonsense("it answers a round that has not begun"))
             }
-            Body::Heartbeat { commit, .. } if message.term >= self.term && *commit > last => {
-                Err(StepError::Nonsense("its commit mark lies beyond this log"))
+            Body::EntryGet { first } if *first == LogIndex(0) => {
+                Err(StepError::Nonsense("it asks for what is no entry"))
             }
+            Body::EntryGot { answer, .. } => answer.check(message.term),
             _ => Ok(()),
         }
     }
@@ -287,6 +335,7 @@ impl RaftNode {
             return;
         }
         self.elapsed += 1;
+        self.proof_rest = self.proof_rest.saturating_sub(1);
         if self.role == Role::Leader {
             self.tick_leader();
         } else if self.elapsed >= self.timeout || self.members.is_only_voter(self.config.me) {
@@ -295,7 +344,7 @@ impl RaftNode {
         }
     }
 
-    /// The engine knows that a node is gone: what rests because of it counts ticks again.
+    /// The connection to a node broke: what rests because of it counts ticks again.
     pub fn lost_peer(&mut self, peer: Voter) {
         if self.leader == Some(peer) {
             self.quiet = false;
@@ -330,10 +379,13 @@ impl RaftNode {
     /// The entry of this index and term, and all before it, are on this member's disk.
     ///
     /// The pair matters, not the index: a completion for an entry that a later leader has replaced
-    /// must not count for its replacement.
-    pub fn synced(&mut self, index: LogIndex, term: Term) {
-        self.log.synced(index, term);
-        self.advance_commit();
+    /// must not count for its replacement. Nor may one of an earlier life of the group (trap R21).
+    pub fn synced(&mut self, life: Incarnation, index: LogIndex, term: Term) {
+        if life == self.config.incarnation {
+            self.log.synced(index, term);
+            self.advance_commit();
+            self.look_at_anchor();
+        }
     }
 
     /// The next committed entry has been applied. A change of the members acts now, on this member as
@@ -367,6 +419,7 @@ impl RaftNode {
         ready.hard_state = std::mem::take(&mut self.hard_state_dirty).then(|| self.hard_state());
         ready.entries.clear();
         self.log.take_unwritten(&mut ready.entries);
+        ready.standing = std::mem::take(&mut self.standing_dirty).then(|| self.standing());
         ready.messages.clear();
         ready.messages.append(&mut self.messages);
         ready.promises.clear();
@@ -376,7 +429,7 @@ impl RaftNode {
         if bugs::on(Bug::AckBeforeSync)
             && let Some(entry) = ready.entries.last()
         {
-            self.synced(entry.index, entry.term);
+            self.synced(self.config.incarnation, entry.index, entry.term);
         }
     }
 
@@ -385,6 +438,7 @@ impl RaftNode {
     pub fn has_ready(&self) -> bool {
         self.hard_state_dirty
             || self.log.has_unwritten()
+            || self.standing_dirty
             || !self.messages.is_empty()
             || !self.promises.is_empty()
             || !self.reads.is_empty()
@@ -496,8 +550,17 @@ impl RaftNode {
             group: self.config.group,
             incarnation: self.config.incarnation,
             term,
+            life: self.life,
+            recovering: self.recovery.is_some(),
             body,
         }
+    }
+
+    /// The voters but this member.
+    pub(super) fn other_voters(&self) -> impl Iterator<Item = Voter> {
+        let me = self.config.me;
+        let is_other = move |member: &Voter| *member != me && self.members.is_voter(*member);
+        self.members.members().filter(is_other)
     }
 
     /// Sends what promises nothing.
@@ -514,7 +577,7 @@ impl RaftNode {
 }
 
 /// Dense indexes, and terms that do not fall and are not above the sender's.
-fn check_entries(term: Term, prev: Position, entries: &[Entry]) -> Result<(), StepError> {
+pub(super) fn check_entries(term: Term, prev: Position, entries: &[Entry]) -> Result<(), StepError> {
     let mut before = prev;
     for entry in entries {
         let follows = before.0.0.checked_add(1) == Some(entry.index.0);
@@ -546,6 +609,8 @@ mod tests {
             election_ticks: 10,
             heartbeat_ticks: 2,
             seed: 1,
+            start: 1,
+            doubt: None,
         }
     }
 
@@ -572,7 +637,7 @@ mod tests {
         let mut node = fresh();
         node.tick();
         taken(&mut node);
-        node.synced(LogIndex(1), Term(1));
+        node.synced(Incarnation(1), LogIndex(1), Term(1));
         node.applied();
         node
     }
@@ -589,7 +654,7 @@ mod tests {
         assert_eq!(ready.entries[0].kind, EntryKind::Noop);
         assert!(!node.leads_for_sure(), "the no-op is not durable yet");
         assert!(node.next_committed().is_none());
-        node.synced(LogIndex(1), Term(1));
+        node.synced(Incarnation(1), LogIndex(1), Term(1));
         assert!(node.leads_for_sure());
         assert!(taken(&mut node).is_empty());
     }
@@ -601,7 +666,7 @@ mod tests {
         assert_eq!(node.propose(data(6)), Ok(LogIndex(3)));
         assert_eq!(taken(&mut node).entries.len(), 2);
         assert!(node.next_committed().is_none());
-        node.synced(LogIndex(2), Term(1));
+        node.synced(Incarnation(1), LogIndex(2), Term(1));
         assert_eq!(
             node.next_committed().map(|entry| entry.index),
             Some(LogIndex(2))
@@ -615,9 +680,9 @@ mod tests {
         let mut node = leader();
         node.propose(data(5)).expect("leads");
         taken(&mut node);
-        node.synced(LogIndex(2), Term(9));
+        node.synced(Incarnation(1), LogIndex(2), Term(9));
         assert!(node.next_committed().is_none());
-        node.synced(LogIndex(7), Term(1));
+        node.synced(Incarnation(1), LogIndex(7), Term(1));
         assert!(node.next_committed().is_none());
     }
 
@@ -673,7 +738,7 @@ mod tests {
         assert_eq!(node.propose(huge), Ok(LogIndex(2)));
         assert_eq!(node.propose(data(1)), Err(ProposeError::Busy));
         taken(&mut node);
-        node.synced(LogIndex(2), Term(1));
+        node.synced(Incarnation(1), LogIndex(2), Term(1));
         node.applied();
         assert_eq!(
             node.propose(data(1)),
@@ -695,6 +760,8 @@ mod tests {
             group: GroupId(group),
             incarnation: Incarnation(incarnation),
             term: Term(99),
+            life: 1,
+            recovering: false,
             body: Body::Beat { round: 1 },
         };
         assert_eq!(
@@ -717,7 +784,7 @@ mod tests {
         node.propose(data(1)).expect("leads");
         taken(&mut node);
         node.log_mut().compact(LogIndex(9));
-        node.synced(LogIndex(2), Term(1));
+        node.synced(Incarnation(1), LogIndex(2), Term(1));
         assert_eq!(
             node.next_committed().map(|entry| entry.index),
             Some(LogIndex(2))

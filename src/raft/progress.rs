@@ -22,6 +22,7 @@
 
 use crate::base::ids::LogIndex;
 use crate::base::limits::{APPENDS_IN_FLIGHT_BYTES_MAX, APPENDS_IN_FLIGHT_MAX};
+use crate::raft::message::Position;
 use std::collections::VecDeque;
 
 /// How the leader sends.
@@ -58,6 +59,12 @@ pub struct Progress {
     round: u64,
     /// An append without entries shall show whether those under way have arrived.
     checks: bool,
+    /// Its present life ([`Message::life`](crate::raft::message::Message::life)).
+    life: u64,
+    /// It may have lost what it promised: it counts nowhere.
+    recovering: bool,
+    /// The entry that its recovery was given, and the number of that recovery.
+    pub(super) anchor: Option<(u64, Position)>,
 }
 
 impl Progress {
@@ -74,6 +81,9 @@ impl Progress {
             told_commit: LogIndex(0),
             round: 0,
             checks: false,
+            life: 0,
+            recovering: false,
+            anchor: None,
         }
     }
 
@@ -81,6 +91,16 @@ impl Progress {
     #[must_use]
     pub fn matched(&self) -> LogIndex {
         self.matched
+    }
+
+    /// Its log is the leader's up to here for good; nothing if it may have lost what it promised.
+    #[must_use]
+    pub fn counted(&self) -> LogIndex {
+        if self.recovering {
+            LogIndex(0)
+        } else {
+            self.matched
+        }
     }
 
     /// The next entry to be sent.
@@ -95,10 +115,11 @@ impl Progress {
         &self.sending
     }
 
-    /// The newest round of heartbeats that it answered.
+    /// The newest round of heartbeats that it answered. Who may have lost what it promised may have
+    /// elected another, and answers for nobody.
     #[must_use]
     pub fn round(&self) -> u64 {
-        self.round
+        if self.recovering { 0 } else { self.round }
     }
 
     /// Whether an append may be sent now; with entries only if there is also
@@ -230,9 +251,21 @@ impl Progress {
         }
     }
 
-    /// It was heard of.
-    pub(super) fn heard(&mut self) {
-        self.heard = true;
+    /// It was heard of; false if it has said that in an earlier life. What it had may be gone (trap
+    /// R13): where the logs part is looked for anew.
+    pub(super) fn heard(&mut self, life: u64, recovering: bool) -> bool {
+        if life < self.life {
+            return false;
+        }
+        self.life = life;
+        self.heard |= !recovering;
+        if recovering && !self.recovering {
+            self.matched = LogIndex(0);
+            self.clear_flight();
+            self.sending = Sending::Probe { waits: false };
+        }
+        self.recovering = recovering;
+        true
     }
 
     /// Whether it was heard of since the last call.

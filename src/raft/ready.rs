@@ -16,10 +16,22 @@ pub struct HardState {
     pub commit: LogIndex,
 }
 
+/// Whether what a member promised may be relied on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It may.
+    Sound,
+    /// It may have lost some of it ([`recovering`](crate::raft::recovering)).
+    Recovering {
+        /// The first index that may be missing.
+        since: LogIndex,
+    },
+}
+
 /// Work for the engine.
 ///
-/// 1. `hard_state` and `entries` go into the log, the hard state first, in one batch or in
-///    batches in this order.
+/// 1. `hard_state`, `entries` and `standing` go into the log in this order, in one batch or in
+///    batches.
 /// 2. When an entry is durable, [`synced`](crate::raft::node::RaftNode::synced) is told its index
 ///    and term. Only then does it count as here.
 /// 3. `messages` leave when every hard state handed out so far is durable; there seldom is one on its
@@ -34,6 +46,8 @@ pub struct Ready {
     pub hard_state: Option<HardState>,
     /// To be written, in order.
     pub entries: Vec<Entry>,
+    /// To be written because it changed.
+    pub standing: Option<Standing>,
     /// To be sent.
     pub messages: Vec<Message>,
     /// To be sent once what they promise is durable.
@@ -48,6 +62,7 @@ impl Ready {
     pub fn is_empty(&self) -> bool {
         self.hard_state.is_none()
             && self.entries.is_empty()
+            && self.standing.is_none()
             && self.messages.is_empty()
             && self.promises.is_empty()
             && self.reads.is_empty()

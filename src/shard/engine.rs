@@ -383,7 +383,8 @@ impl ShardEngine {
             let Written {
                 slot, index, term, ..
             } = self.written.pop_front().expect("the front was just seen");
-            self.groups[slot].raft.synced(index, term);
+            let group = &mut self.groups[slot];
+            group.raft.synced(group.incarnation, index, term);
             self.mark(slot);
         }
         self.publish_if_durable(durable);

@@ -207,6 +207,8 @@ pub(super) fn open_group(
             election_ticks: ELECTION_TICKS,
             heartbeat_ticks: HEARTBEAT_TICKS,
             seed: config.seed ^ u64::from(id.0),
+            start: config.start_number,
+            doubt: None,
         },
         raft_hard_state(hard, me),
         raft_log,

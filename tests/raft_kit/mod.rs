@@ -13,7 +13,8 @@ use rrq::raft::log::RaftLog;
 use rrq::raft::membership::{Change, Membership};
 use rrq::raft::message::{Body, Message, Position, StepError, Voter};
 use rrq::raft::node::{Proposal, RaftConfig, RaftNode};
-use rrq::raft::ready::{HardState, Ready};
+use rrq::raft::ready::{HardState, Ready, Standing};
+use rrq::raft::recovering::Doubt;
 use rrq::raft::role::Role;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -38,6 +39,8 @@ struct Disk {
     base: Position,
     base_members: Membership,
     entries: Vec<Entry>,
+    /// It lost some of it.
+    doubt: Option<Doubt>,
 }
 
 /// Handed out, not durable yet.
@@ -45,6 +48,7 @@ struct Disk {
 struct Write {
     hard: Option<HardState>,
     entries: Vec<Entry>,
+    standing: Option<Standing>,
     promises: Vec<Message>,
 }
 
@@ -54,7 +58,7 @@ pub(crate) struct Member {
     writes: Vec<Write>,
     /// Reads that may go on: number and index.
     pub(crate) reads: Vec<(u64, LogIndex)>,
-    starts: u64,
+    starts: u32,
 }
 
 pub(crate) struct Cluster {
@@ -107,8 +111,9 @@ impl Cluster {
             base: (LogIndex(0), Term(0)),
             base_members: members,
             entries: Vec::new(),
+            doubt: None,
         };
-        let node = start(me, &disk, self.seed);
+        let node = start(me, &disk, self.seed, 0);
         let member = Member {
             node,
             disk,
@@ -154,9 +159,11 @@ impl Cluster {
         let write = Write {
             hard: ready.hard_state,
             entries: ready.entries,
+            standing: ready.standing,
             promises: ready.promises,
         };
-        if write.hard.is_some() || !write.entries.is_empty() || !write.promises.is_empty() {
+        let is_empty = write.hard.is_none() && write.entries.is_empty();
+        if !is_empty || write.standing.is_some() || !write.promises.is_empty() {
             member.writes.push(write);
         }
         // What promises nothing waits only for hard states that are under way.
@@ -188,7 +195,12 @@ impl Cluster {
                 }
             }
             if let Some(last) = write.entries.last() {
-                member.node.synced(last.index, last.term);
+                member.node.synced(LIFE, last.index, last.term);
+            }
+            match write.standing {
+                Some(Standing::Sound) => member.disk.doubt = None,
+                Some(Standing::Recovering { .. }) => member.disk.doubt = Some(Doubt::default()),
+                None => {}
             }
             sent.extend(write.promises);
         }
@@ -265,8 +277,47 @@ impl Cluster {
         member.starts += 1;
         member.writes.clear();
         member.reads.clear();
-        member.node = start(me, &member.disk, seed + member.starts);
+        member.node = start(me, &member.disk, seed, member.starts);
+        // What lies beyond a hole is known to one start only.
+        member.disk.doubt = member.disk.doubt.take().map(|_| Doubt::default());
         self.check();
+    }
+
+    /// A member starts again and finds a hole in its log: entries from `first` to `last` are gone,
+    /// and with `vote` what it promised in later terms. It knows that something is gone.
+    pub(crate) fn lose(&mut self, me: Voter, first: LogIndex, last: LogIndex, vote: bool) {
+        let disk = &mut self.member(me).disk;
+        let beyond = |entry: &Entry| entry.index > last;
+        let salvaged: Vec<Entry> = disk.entries.iter().filter(|e| beyond(e)).cloned().collect();
+        disk.entries.retain(|entry| entry.index < first);
+        if vote {
+            let term = disk.entries.last().map_or(disk.base.1, |entry| entry.term);
+            disk.hard = HardState {
+                term,
+                vote: None,
+                commit: disk.hard.commit,
+            };
+        }
+        disk.doubt = Some(Doubt {
+            // A hole at the end may have been followed by anything.
+            end_is_known: !salvaged.is_empty(),
+            salvaged,
+            vote_is_known: !vote,
+        });
+        self.crash(me);
+    }
+
+    /// Who may have lost what it promised.
+    pub(crate) fn recovering(&self) -> Vec<Voter> {
+        let members = self.members.iter();
+        let recovering = members.filter(|(_, member)| member.node.is_recovering());
+        recovering.map(|(me, _)| *me).collect()
+    }
+
+    /// What a member has on its disk, without a gap.
+    pub(crate) fn last_durable(&self, me: Voter) -> LogIndex {
+        let disk = &self.members[&me].disk;
+        disk.entries.last().map_or(disk.base.0, |entry| entry.index)
     }
 
     /// The entries up to `index` go into a checkpoint of this member.
@@ -296,9 +347,8 @@ impl Cluster {
 
     /// A member that was offered a checkpoint gets the newest of its leader.
     pub(crate) fn install(&mut self, me: Voter) -> Option<Position> {
-        self.node(me).take_offer()?;
-        let leader = self.node(me).leader()?;
-        let from = &self.members[&leader];
+        let (source, _) = self.node(me).take_offer()?;
+        let from = self.members.get(&source)?;
         let (base, members) = (from.disk.base, from.disk.base_members.clone());
         let member = self.member(me);
         let is_ahead = base.0 > member.node.log().committed();
@@ -392,7 +442,7 @@ impl Cluster {
     }
 }
 
-fn start(me: Voter, disk: &Disk, seed: u64) -> RaftNode {
+fn start(me: Voter, disk: &Disk, seed: u64, starts: u32) -> RaftNode {
     let config = RaftConfig {
         group: GROUP,
         incarnation: LIFE,
@@ -401,7 +451,9 @@ fn start(me: Voter, disk: &Disk, seed: u64) -> RaftNode {
         machine_version: 1,
         election_ticks: ELECTION_TICKS,
         heartbeat_ticks: 2,
-        seed: seed ^ u64::from(me.node.0) << 32,
+        seed: (seed + u64::from(starts)) ^ u64::from(me.node.0) << 32,
+        start: starts,
+        doubt: disk.doubt.clone(),
     };
     let log = RaftLog::new(disk.base, disk.entries.clone());
     RaftNode::new(config, disk.hard, log, GroupTime(0))
@@ -442,18 +494,32 @@ pub(crate) fn show(message: &Message) -> String {
             commit,
             round,
             quiet,
+            heir,
         } => format!(
-            "heartbeat commit={commit} round={round}{}",
-            if *quiet { " quiet" } else { "" }
+            "heartbeat commit={commit} round={round}{}{}",
+            if *quiet { " quiet" } else { "" },
+            if *heir { " heir" } else { "" }
         ),
         Body::Beat { round } => format!("beat {round}"),
         Body::Offer { base } => format!("offer {}", at(*base)),
         Body::TimeoutNow => "timeout-now".to_owned(),
         Body::ReadIndex { id } => format!("read-index {id}"),
         Body::ReadAt { id, index } => format!("read {id} at {index}"),
+        Body::AnchorGet { .. } => "anchor-get".to_owned(),
+        Body::Anchor { at: anchor, .. } => format!("anchor {}", at(*anchor)),
+        Body::EntryGet { first } => format!("entry-get {first}"),
+        Body::EntryGot { answer, .. } => {
+            let entries: Vec<String> = answer.entries.iter().map(show_entry).collect();
+            let before = answer.before.map_or("?".to_owned(), |term| term.to_string());
+            let end = if answer.ends { "end" } else { "?" };
+            let (first, entries) = (answer.first, entries.join(" "));
+            format!("entry-got {first} behind t{before} [{entries}] {end}")
+        }
+        Body::EntryBase { base } => format!("entry-base {}", at(*base)),
     };
     let (from, to, term) = (message.from.node, message.to.node, message.term);
-    format!("{from}>{to} t{term} {what}")
+    let recovering = if message.recovering { " (recovering)" } else { "" };
+    format!("{from}>{to} t{term} {what}{recovering}")
 }
 
 /// An entry in a word.
