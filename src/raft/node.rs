@@ -338,10 +338,16 @@ impl RaftNode {
         self.proof_rest = self.proof_rest.saturating_sub(1);
         if self.role == Role::Leader {
             self.tick_leader();
-        } else if self.elapsed >= self.timeout || self.members.is_only_voter(self.config.me) {
+        } else if self.elapsed >= self.patience() || self.members.is_only_voter(self.config.me) {
             self.elapsed = 0;
             self.campaign(Why::Silence);
         }
+    }
+
+    /// Ticks until it campaigns. Who recovers asks in a new term as well, and lets the others elect a
+    /// leader first, if they can.
+    fn patience(&self) -> u32 {
+        self.timeout * if self.recovery.is_some() { 2 } else { 1 }
     }
 
     /// The connection to a node broke: what rests because of it counts ticks again.
@@ -577,7 +583,11 @@ impl RaftNode {
 }
 
 /// Dense indexes, and terms that do not fall and are not above the sender's.
-pub(super) fn check_entries(term: Term, prev: Position, entries: &[Entry]) -> Result<(), StepError> {
+pub(super) fn check_entries(
+    term: Term,
+    prev: Position,
+    entries: &[Entry],
+) -> Result<(), StepError> {
     let mut before = prev;
     for entry in entries {
         let follows = before.0.0.checked_add(1) == Some(entry.index.0);

@@ -257,9 +257,10 @@ impl Progress {
         if life < self.life {
             return false;
         }
+        let is_news = !self.recovering || life > self.life;
         self.life = life;
         self.heard |= !recovering;
-        if recovering && !self.recovering {
+        if recovering && is_news {
             self.matched = LogIndex(0);
             self.clear_flight();
             self.sending = Sending::Probe { waits: false };

@@ -276,15 +276,17 @@ impl RaftNode {
         }
     }
 
-    /// A leader answers a member that recovers. The same question gets the same entry again.
+    /// A leader answers a member that recovers. The same question gets the same entry again, as long as
+    /// that is under way: who still asks then has got it in a checkpoint, and cannot know it.
     pub(super) fn on_anchor_get(&mut self, from: Voter, id: u64) {
         let is_free = self.may_propose(0).is_ok();
         let next = (self.log.last_index().next(), self.term);
+        let committed = self.log.committed();
         let Some(known) = self.anchor_of(from) else {
             return;
         };
         let at = match *known {
-            Some((of, at)) if of == id => at,
+            Some((of, at)) if of == id && at.0 > committed => at,
             _ if is_free => {
                 *known = Some((id, next));
                 self.append(Proposal {
@@ -422,7 +424,11 @@ impl RaftNode {
             let held = recovery.answers.get(&voter).map(|answer| answer.at(index));
             held.is_some_and(|held| !matches!(held, Held::InDoubt))
         };
-        if self.members.tally(|voter| is_definite(voter).then_some(true)) != Tally::Won {
+        if self
+            .members
+            .tally(|voter| is_definite(voter).then_some(true))
+            != Tally::Won
+        {
             return Next::Wait;
         }
         let held = recovery.answers.values().map(|answer| answer.at(index));

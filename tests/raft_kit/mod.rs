@@ -307,10 +307,11 @@ impl Cluster {
         self.crash(me);
     }
 
-    /// Who may have lost what it promised.
+    /// Who may have lost what it promised, or would not know better after a crash.
     pub(crate) fn recovering(&self) -> Vec<Voter> {
         let members = self.members.iter();
-        let recovering = members.filter(|(_, member)| member.node.is_recovering());
+        let recovering = members
+            .filter(|(_, member)| member.node.is_recovering() || member.disk.doubt.is_some());
         recovering.map(|(me, _)| *me).collect()
     }
 
@@ -510,7 +511,9 @@ pub(crate) fn show(message: &Message) -> String {
         Body::EntryGet { first } => format!("entry-get {first}"),
         Body::EntryGot { answer, .. } => {
             let entries: Vec<String> = answer.entries.iter().map(show_entry).collect();
-            let before = answer.before.map_or("?".to_owned(), |term| term.to_string());
+            let before = answer
+                .before
+                .map_or("?".to_owned(), |term| term.to_string());
             let end = if answer.ends { "end" } else { "?" };
             let (first, entries) = (answer.first, entries.join(" "));
             format!("entry-got {first} behind t{before} [{entries}] {end}")
@@ -518,7 +521,11 @@ pub(crate) fn show(message: &Message) -> String {
         Body::EntryBase { base } => format!("entry-base {}", at(*base)),
     };
     let (from, to, term) = (message.from.node, message.to.node, message.term);
-    let recovering = if message.recovering { " (recovering)" } else { "" };
+    let recovering = if message.recovering {
+        " (recovering)"
+    } else {
+        ""
+    };
     format!("{from}>{to} t{term} {what}{recovering}")
 }
 
