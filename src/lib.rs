@@ -35,7 +35,6 @@
 
 pub mod base;
 pub mod queue;
-#[cfg(feature = "engine")]
 pub mod raft;
 #[cfg(feature = "engine")]
 pub mod shard;

@@ -11,7 +11,8 @@ const HEAD: &str =
 fn generated_code_matches_the_proto_files() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let proto = root.join("proto");
-    let files = protox::compile(["log.proto", "client.proto"], [&proto]).expect("proto/ compiles");
+    let files = protox::compile(["log.proto", "client.proto", "peer.proto"], [&proto])
+        .expect("proto/ compiles");
     let module = prost_build::Module::from_protobuf_package_name("rrq.v1");
     let requests = files
         .file

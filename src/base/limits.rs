@@ -98,6 +98,12 @@ pub const GROUP_UNCOMMITTED_BYTES_MAX: usize = 64 << 20;
 pub const ELECTION_TICKS: u32 = 10;
 /// A leader of a group that is not quiet sends a heartbeat each so many ticks.
 pub const HEARTBEAT_TICKS: u32 = 2;
+/// Shards of a node that another node keeps numbers of.
+pub const PEER_SHARDS_MAX: usize = 1024;
+/// Largest body of a frame between nodes.
+pub const PEER_FRAME_BYTES_MAX: usize = 16 << 20;
+/// A frame between nodes takes no further message once it is as large as this.
+pub const PEER_FRAME_BYTES_FULL: usize = 1 << 20;
 /// Payload bytes of one append to a follower, or one entry if that is larger.
 pub const APPEND_BYTES_MAX: usize = 1 << 20;
 /// Appends that are not answered, a follower of a group.
@@ -143,6 +149,9 @@ const _: () = assert!(QUEUES_MAX * (QUEUE_NAME_BYTES_MAX + 256) < FRAME_BYTES_MA
 // A segment holds its head, its footer and the largest batch.
 const _: () = assert!(ENTRY_BYTES_MAX + BATCH_BYTES_MAX < SEGMENT_BYTES);
 const _: () = assert!(BATCH_BYTES_GATHER <= BATCH_BYTES_MAX);
+// A frame that is not full, and the largest message: one entry with its fields, or many.
+const _: () =
+    assert!(PEER_FRAME_BYTES_FULL + ENTRY_BYTES_MAX + APPEND_BYTES_MAX < PEER_FRAME_BYTES_MAX);
 // The largest frame and the largest reply go through even the smallest shard.
 const _: () = assert!(FRAME_BYTES_MAX + REPLY_JOBS_BYTES_MAX <= IN_FLIGHT_BYTES_SHARD_MIN);
 const _: () = assert!(CONNECTION_BYTES_MAX < IN_FLIGHT_BYTES_SHARD_MIN);

@@ -37,6 +37,12 @@ pub enum FrameKind {
     Request = 3,
     /// A reply.
     Reply = 4,
+    /// The first frame of a node, on either side.
+    PeerHello = 16,
+    /// A node is there.
+    NodeBeat = 17,
+    /// Messages of members of groups.
+    GroupMessages = 18,
 }
 
 impl FrameKind {
@@ -48,6 +54,9 @@ impl FrameKind {
             Self::ServerHello,
             Self::Request,
             Self::Reply,
+            Self::PeerHello,
+            Self::NodeBeat,
+            Self::GroupMessages,
         ]
         .into_iter()
         .find(|kind| *kind as u8 == raw)

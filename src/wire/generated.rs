@@ -1344,3 +1344,259 @@ impl JobEnd {
         }
     }
 }
+/// Frame kind 16, the first of each side.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PeerHello {
+    #[prost(uint32, tag = "1")]
+    pub protocol_min: u32,
+    #[prost(uint32, tag = "2")]
+    pub protocol_max: u32,
+    /// Version of the node, for logs.
+    #[prost(string, tag = "3")]
+    pub version: ::prost::alloc::string::String,
+    /// 16 bytes; none before the cluster was formed.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub cluster: ::prost::bytes::Bytes,
+    #[prost(uint32, tag = "5")]
+    pub node: u32,
+    /// 16 bytes.
+    #[prost(bytes = "bytes", tag = "6")]
+    pub disk: ::prost::bytes::Bytes,
+    /// Rises with each start of the node.
+    #[prost(uint32, tag = "7")]
+    pub start: u32,
+    #[prost(uint32, tag = "8")]
+    pub shards: u32,
+    /// A power of two.
+    #[prost(uint32, tag = "9")]
+    pub groups: u32,
+    /// The newest version of the job machine that the node can apply.
+    #[prost(uint32, tag = "10")]
+    pub machine_version_max: u32,
+    /// What the sender has heard of the receiver, at any time.
+    #[prost(message, optional, tag = "11")]
+    pub heard: ::core::option::Option<Durable>,
+}
+/// How far the logs of a node were durable. A node whose log ends before that has lost some of it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Durable {
+    /// 16 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub disk: ::prost::bytes::Bytes,
+    #[prost(uint32, tag = "2")]
+    pub wal_set: u32,
+    /// By shard.
+    #[prost(uint64, repeated, tag = "3")]
+    pub lsns: ::prost::alloc::vec::Vec<u64>,
+}
+/// Frame kind 17: the sender is there. One for all groups that two nodes share.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NodeBeat {
+    /// Counts the beats of a connection, from 1.
+    #[prost(uint64, tag = "1")]
+    pub nr: u64,
+    /// The sender's clock, milliseconds since 1970-01-01T00:00:00Z.
+    #[prost(uint64, tag = "2")]
+    pub wall_ms: u64,
+    #[prost(message, optional, tag = "3")]
+    pub durable: ::core::option::Option<Durable>,
+    #[prost(message, optional, tag = "4")]
+    pub heard: ::core::option::Option<Durable>,
+}
+/// Frame kind 18.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GroupMessages {
+    #[prost(message, repeated, tag = "1")]
+    pub messages: ::prost::alloc::vec::Vec<GroupMessage>,
+}
+/// One message of a member of a group (Raft).
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GroupMessage {
+    #[prost(uint32, tag = "1")]
+    pub group: u32,
+    #[prost(uint32, tag = "2")]
+    pub incarnation: u32,
+    #[prost(uint64, tag = "3")]
+    pub term: u64,
+    /// How often the sender has lost something since its start.
+    #[prost(uint32, tag = "4")]
+    pub losses: u32,
+    /// Nothing that the sender says counts.
+    #[prost(bool, tag = "5")]
+    pub recovering: bool,
+    #[prost(
+        oneof = "group_message::Body",
+        tags = "6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21"
+    )]
+    pub body: ::core::option::Option<group_message::Body>,
+}
+/// Nested message and enum types in `GroupMessage`.
+pub mod group_message {
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Position {
+        #[prost(uint64, tag = "1")]
+        pub index: u64,
+        #[prost(uint64, tag = "2")]
+        pub term: u64,
+    }
+    /// As it lies in the leader's log: sealed once, for every replica.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Entry {
+        #[prost(uint64, tag = "1")]
+        pub index: u64,
+        #[prost(uint64, tag = "2")]
+        pub term: u64,
+        #[prost(uint64, tag = "3")]
+        pub time_ms: u64,
+        #[prost(uint32, tag = "4")]
+        pub kind: u32,
+        #[prost(uint32, tag = "5")]
+        pub machine_version: u32,
+        #[prost(uint32, tag = "6")]
+        pub flags: u32,
+        /// CRC-32C of all the other fields, the group and the incarnation.
+        #[prost(fixed32, tag = "7")]
+        pub seal: u32,
+        #[prost(bytes = "bytes", tag = "8")]
+        pub payload: ::prost::bytes::Bytes,
+    }
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Canvass {
+        #[prost(bool, tag = "1")]
+        pub pre: bool,
+        #[prost(message, optional, tag = "2")]
+        pub last: ::core::option::Option<Position>,
+        #[prost(message, optional, tag = "3")]
+        pub commit: ::core::option::Option<Position>,
+        /// The leader wants it.
+        #[prost(bool, tag = "4")]
+        pub transfer: bool,
+    }
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Ballot {
+        #[prost(bool, tag = "1")]
+        pub pre: bool,
+        #[prost(bool, tag = "2")]
+        pub granted: bool,
+        #[prost(message, optional, tag = "3")]
+        pub commit: ::core::option::Option<Position>,
+    }
+    #[derive(Clone, PartialEq, ::prost::Message)]
+    pub struct Append {
+        #[prost(message, optional, tag = "1")]
+        pub prev: ::core::option::Option<Position>,
+        #[prost(message, repeated, tag = "2")]
+        pub entries: ::prost::alloc::vec::Vec<Entry>,
+        #[prost(uint64, tag = "3")]
+        pub commit: u64,
+    }
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Appended {
+        #[prost(uint64, tag = "1")]
+        pub matched: u64,
+    }
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Refused {
+        #[prost(uint64, tag = "1")]
+        pub prev: u64,
+        #[prost(message, optional, tag = "2")]
+        pub hint: ::core::option::Option<Position>,
+    }
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Heartbeat {
+        #[prost(uint64, tag = "1")]
+        pub commit: u64,
+        #[prost(uint64, tag = "2")]
+        pub round: u64,
+        #[prost(bool, tag = "3")]
+        pub quiet: bool,
+        #[prost(bool, tag = "4")]
+        pub heir: bool,
+    }
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Beat {
+        #[prost(uint64, tag = "1")]
+        pub round: u64,
+    }
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct TimeoutNow {}
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct ReadIndex {
+        #[prost(uint64, tag = "1")]
+        pub id: u64,
+    }
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct ReadAt {
+        #[prost(uint64, tag = "1")]
+        pub id: u64,
+        #[prost(uint64, tag = "2")]
+        pub index: u64,
+    }
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct AnchorGet {
+        #[prost(uint64, tag = "1")]
+        pub id: u64,
+    }
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Anchor {
+        #[prost(uint64, tag = "1")]
+        pub id: u64,
+        #[prost(message, optional, tag = "2")]
+        pub at: ::core::option::Option<Position>,
+    }
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct EntryGet {
+        #[prost(uint64, tag = "1")]
+        pub first: u64,
+    }
+    #[derive(Clone, PartialEq, ::prost::Message)]
+    pub struct EntryGot {
+        #[prost(uint64, tag = "1")]
+        pub first: u64,
+        /// The term of the entry before the first, if it is known.
+        #[prost(uint64, optional, tag = "2")]
+        pub before: ::core::option::Option<u64>,
+        #[prost(message, repeated, tag = "3")]
+        pub entries: ::prost::alloc::vec::Vec<Entry>,
+        /// Nothing follows them.
+        #[prost(bool, tag = "4")]
+        pub ends: bool,
+        #[prost(message, optional, tag = "5")]
+        pub commit: ::core::option::Option<Position>,
+    }
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Body {
+        #[prost(message, tag = "6")]
+        Canvass(Canvass),
+        #[prost(message, tag = "7")]
+        Ballot(Ballot),
+        #[prost(message, tag = "8")]
+        Append(Append),
+        #[prost(message, tag = "9")]
+        Appended(Appended),
+        #[prost(message, tag = "10")]
+        Refused(Refused),
+        #[prost(message, tag = "11")]
+        Heartbeat(Heartbeat),
+        #[prost(message, tag = "12")]
+        Beat(Beat),
+        #[prost(message, tag = "13")]
+        Offer(Position),
+        #[prost(message, tag = "14")]
+        TimeoutNow(TimeoutNow),
+        #[prost(message, tag = "15")]
+        ReadIndex(ReadIndex),
+        #[prost(message, tag = "16")]
+        ReadAt(ReadAt),
+        #[prost(message, tag = "17")]
+        AnchorGet(AnchorGet),
+        #[prost(message, tag = "18")]
+        Anchor(Anchor),
+        #[prost(message, tag = "19")]
+        EntryGet(EntryGet),
+        #[prost(message, tag = "20")]
+        EntryGot(EntryGot),
+        #[prost(message, tag = "21")]
+        EntryBase(Position),
+    }
+}

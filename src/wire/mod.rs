@@ -3,7 +3,8 @@
 //! ```text
 //! socket bytes -> frame::FrameDecoder -> Frame { kind, body }
 //!                                          |-> client::decode_request -> message::Request
-//!                                          '-> client::decode_reply   -> message::Reply
+//!                                          |-> client::decode_reply   -> message::Reply
+//!                                          '-> peer::decode_messages  -> raft::Message, each
 //! queue::Command -> command::encode_command -> payload of a log entry (and back)
 //! ```
 //!
@@ -21,12 +22,14 @@ pub mod bounds;
 pub mod client;
 pub mod command;
 pub mod error;
+mod fields;
 pub mod frame;
 #[rustfmt::skip]
 #[allow(missing_docs, unreachable_pub, clippy::all)]
 mod generated;
 mod hot;
 pub mod message;
+pub mod peer;
 
 pub use crate::queue::command::{
     AckItem, Backoff, BackoffKind, Command, DeadPolicy, Enqueued, Grant, ItemOutcome, JobFilter,

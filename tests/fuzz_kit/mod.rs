@@ -21,6 +21,7 @@ mod log;
 mod log_damage;
 pub(crate) mod memory;
 mod pages;
+mod peer;
 pub(crate) mod seeds;
 mod text;
 #[path = "../wal_kit/mod.rs"]
@@ -53,6 +54,7 @@ const HISTORY_FACTOR: usize = 3 * 4096;
 /// All targets.
 pub(crate) const TARGETS: &[Target] = &[
     target("client_frame", wire::client_frame, 700),
+    target("peer_frame", wire::peer_frame, 700),
     target("client_message", wire::client_message, 700),
     target("command", wire::command, 700),
     target("log_block", log::block, 64),

@@ -3,6 +3,7 @@
 use super::checkpoint::{OWNER, header};
 use super::log::{SEGMENT, segment_input};
 use super::pages::{GROUP, pages_input};
+use super::peer::peer_stream;
 use super::wal_kit::{BLOCK, Log, hard};
 use bytes::{Bytes, BytesMut};
 use rrq::base::checksum::Hash128;
@@ -35,6 +36,7 @@ use rrq::wire::{
 pub(crate) fn seeds(target: &str) -> Vec<(&'static str, Vec<u8>)> {
     match target {
         "client_frame" => vec![("as_client", requests_stream()), ("as_server", replies_stream())],
+        "peer_frame" => vec![("of_each_kind", peer_stream())],
         "client_message" => messages(),
         "command" => commands(),
         "log_block" => log_blocks(),

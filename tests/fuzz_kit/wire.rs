@@ -1,6 +1,6 @@
 //! Frames, messages and commands: what a socket or the payload of a log entry may hold.
 
-use super::{Input, assert_is_told};
+use super::{Input, assert_is_told, peer};
 use bytes::{Bytes, BytesMut};
 use rrq::base::limits::{FRAME_BYTES_HELLO_MAX, FRAME_BYTES_MAX};
 use rrq::queue::MACHINE_VERSION;
@@ -13,6 +13,11 @@ use rrq::wire::command::{decode_command, encode_command};
 use rrq::wire::frame::{FRAME_HEADER_BYTES, Frame, FrameDecoder, FrameKind, encode_frame};
 use rrq::wire::message::RequestBody;
 use rrq::wire::{FrameError, WireError};
+
+/// The stream of another node.
+pub(super) fn peer_frame(input: &[u8]) -> bool {
+    stream(input) | stream(&with_checksums(input))
+}
 
 /// A stream, as the server sees it and as the client does.
 pub(super) fn client_frame(input: &[u8]) -> bool {
@@ -40,6 +45,9 @@ fn stream(bytes: &[u8]) -> bool {
         FrameKind::ServerHello => server_hello(&frame.body),
         FrameKind::Request => request(&frame.body),
         FrameKind::Reply => reply(&frame.body),
+        FrameKind::PeerHello => peer::peer_hello(&frame.body),
+        FrameKind::NodeBeat => peer::node_beat(&frame.body),
+        FrameKind::GroupMessages => peer::group_messages(&frame.body),
     });
     sound.count() == frames.len() && !frames.is_empty()
 }
@@ -98,7 +106,7 @@ pub(super) fn client_message(input: &[u8]) -> bool {
 }
 
 /// The body of the only frame that `encode` appends.
-fn body_of(encode: impl FnOnce(&mut BytesMut)) -> Bytes {
+pub(super) fn body_of(encode: impl FnOnce(&mut BytesMut)) -> Bytes {
     let mut out = BytesMut::new();
     encode(&mut out);
     let mut decoder = FrameDecoder::default();
@@ -163,7 +171,7 @@ fn server_hello(body: &Bytes) -> bool {
     }
 }
 
-fn wire_error(error: &WireError) -> bool {
+pub(super) fn wire_error(error: &WireError) -> bool {
     assert_is_told(error);
     assert!(error.code().number() > 0);
     false

@@ -1,0 +1,9 @@
+//! Fuzzes the stream of another node; the body is in `tests/fuzz_kit`.
+#![no_main]
+
+#[path = "../../tests/fuzz_kit/mod.rs"]
+mod fuzz_kit;
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| {
+    fuzz_kit::run("peer_frame", input);
+});

@@ -1,0 +1,490 @@
+//! What nodes say to each other <-> frames.
+//!
+//! A connection begins with a [`PeerHello`] of each side. Who sends and who receives is known from
+//! there on, so that no message repeats it: [`Link`] puts it back. A log entry is carried as it lies in
+//! the leader's log, payload and seal unchanged, and [`decode_messages`] holds it against its seal.
+//!
+//! What is refused here is what cannot be a message. Whether it fits the group is up to its member
+//! ([`StepError`](crate::raft::message::StepError)).
+
+use crate::base::entry::{Entry, EntryKind};
+use crate::base::ids::{ClusterId, DiskId, GroupId, Incarnation, LogIndex, NodeId, Term};
+use crate::base::limits::{PEER_FRAME_BYTES_FULL, PEER_SHARDS_MAX};
+use crate::base::units::{GroupTime, Lsn, WallTime};
+use crate::raft::message::{Body, Message, Position, Voter, Why};
+use crate::raft::recovering::Answer;
+use crate::wire::bounds::check_range;
+use crate::wire::command::{group_from_pb, try_each, u16_from_pb};
+use crate::wire::error::{WireError, malformed};
+use crate::wire::fields::check_fields;
+use crate::wire::frame::{FrameKind, encode_frame};
+use crate::wire::generated as pb;
+use bytes::{Bytes, BytesMut};
+use pb::group_message::{self as gm, Body as PbBody};
+use prost::Message as _;
+use prost::encoding::WireType;
+use prost::encoding::{encode_key, encode_varint, encoded_len_varint};
+
+/// The protocol version between nodes that this build speaks; there is one so far.
+pub const PEER_PROTOCOL_VERSION: u32 = 1;
+
+/// The fields of a frame of messages: a full frame of entries without a payload has fewer.
+const FIELDS_MAX: usize = 1 << 20;
+/// Messages, message, body, entry: a payload is not walked.
+const LEVELS_COUNTED: u32 = 4;
+/// Field 1 of `GroupMessages`.
+const MESSAGES_TAG: u32 = 1;
+
+/// How far the logs of a node were durable.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Durable {
+    /// The disk.
+    pub disk: DiskId,
+    /// Its set of logs: numbers of another set mean nothing in this one.
+    pub wal_set: u32,
+    /// All below was durable, by shard.
+    pub lsns: Vec<Lsn>,
+}
+
+/// The first frame of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerHello {
+    /// The oldest version of this protocol that it speaks.
+    pub protocol_min: u32,
+    /// The newest.
+    pub protocol_max: u32,
+    /// Its version, for logs.
+    pub version: String,
+    /// Its cluster; `None` before that was formed.
+    pub cluster: Option<ClusterId>,
+    /// The node.
+    pub node: NodeId,
+    /// Its disk.
+    pub disk: DiskId,
+    /// Rises with each start.
+    pub start: u32,
+    /// Its shards.
+    pub shards: u16,
+    /// Groups of the cluster, a power of two.
+    pub groups: u32,
+    /// The newest version of the job machine that it can apply.
+    pub machine_version_max: u16,
+    /// What it has heard of the receiver.
+    pub heard: Option<Durable>,
+}
+
+/// A node is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeBeat {
+    /// Counts the beats of a connection, from 1.
+    pub nr: u64,
+    /// The sender's clock.
+    pub wall: WallTime,
+    /// How far its logs are durable.
+    pub durable: Durable,
+    /// What it has heard of the receiver.
+    pub heard: Option<Durable>,
+}
+
+/// Who sends and who receives on a connection, as their hellos said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// The node that sends.
+    pub from: Voter,
+    /// Its start.
+    pub start: u32,
+    /// The node that receives.
+    pub to: Voter,
+}
+
+fn durable_to_pb(durable: &Durable) -> pb::Durable {
+    pb::Durable {
+        disk: Bytes::copy_from_slice(&durable.disk.0),
+        wal_set: durable.wal_set,
+        lsns: durable.lsns.iter().map(|lsn| lsn.0).collect(),
+    }
+}
+
+fn disk_from_pb(bytes: &[u8]) -> Result<DiskId, WireError> {
+    let disk = bytes.try_into().map(DiskId);
+    disk.map_err(|_| bad_id("the id of a disk", bytes))
+}
+
+fn bad_id(field: &'static str, bytes: &[u8]) -> WireError {
+    WireError::BadLength {
+        field,
+        got: bytes.len(),
+        min: 16,
+        max: 16,
+    }
+}
+
+fn durable_from_pb(durable: pb::Durable) -> Result<Durable, WireError> {
+    check_range(
+        "the shards of a node",
+        durable.lsns.len() as u64,
+        0,
+        PEER_SHARDS_MAX as u64,
+    )?;
+    Ok(Durable {
+        disk: disk_from_pb(&durable.disk)?,
+        wal_set: durable.wal_set,
+        lsns: durable.lsns.into_iter().map(Lsn).collect(),
+    })
+}
+
+fn encode_message(kind: FrameKind, message: &impl prost::Message, out: &mut BytesMut) {
+    encode_frame(kind, out, |out| {
+        message
+            .encode(out)
+            .expect("a buffer that grows takes every message");
+    });
+}
+
+/// Appends a hello.
+pub fn encode_peer_hello(hello: &PeerHello, out: &mut BytesMut) {
+    let cluster = hello.cluster.map(|id| Bytes::copy_from_slice(&id.0));
+    let message = pb::PeerHello {
+        protocol_min: hello.protocol_min,
+        protocol_max: hello.protocol_max,
+        version: hello.version.clone(),
+        cluster: cluster.unwrap_or_default(),
+        node: hello.node.0,
+        disk: Bytes::copy_from_slice(&hello.disk.0),
+        start: hello.start,
+        shards: hello.shards.into(),
+        groups: hello.groups,
+        machine_version_max: hello.machine_version_max.into(),
+        heard: hello.heard.as_ref().map(durable_to_pb),
+    };
+    encode_message(FrameKind::PeerHello, &message, out);
+}
+
+/// The hello of a frame's body.
+///
+/// # Errors
+/// [`WireError`] if it is none, or its numbers cannot be.
+pub fn decode_peer_hello(body: &Bytes) -> Result<PeerHello, WireError> {
+    let hello = pb::PeerHello::decode(body.clone()).map_err(malformed("the hello of a node"))?;
+    if hello.protocol_min == 0 || hello.protocol_min > hello.protocol_max {
+        return Err(WireError::Contradiction(
+            "protocol_min is from 1 and not above protocol_max",
+        ));
+    }
+    if !hello.groups.is_power_of_two() {
+        return Err(WireError::Contradiction("groups are a power of two"));
+    }
+    check_range("shards", hello.shards.into(), 1, PEER_SHARDS_MAX as u64)?;
+    let cluster = match &hello.cluster[..] {
+        [] => None,
+        bytes => Some(
+            bytes
+                .try_into()
+                .map(ClusterId)
+                .map_err(|_| bad_id("the id of a cluster", bytes))?,
+        ),
+    };
+    Ok(PeerHello {
+        protocol_min: hello.protocol_min,
+        protocol_max: hello.protocol_max,
+        version: hello.version,
+        cluster,
+        node: NodeId(hello.node),
+        disk: disk_from_pb(&hello.disk)?,
+        start: hello.start,
+        shards: u16_from_pb("shards", hello.shards)?,
+        groups: hello.groups,
+        machine_version_max: u16_from_pb("machine_version_max", hello.machine_version_max)?,
+        heard: hello.heard.map(durable_from_pb).transpose()?,
+    })
+}
+
+/// Appends a beat.
+pub fn encode_node_beat(beat: &NodeBeat, out: &mut BytesMut) {
+    let message = pb::NodeBeat {
+        nr: beat.nr,
+        wall_ms: beat.wall.0,
+        durable: Some(durable_to_pb(&beat.durable)),
+        heard: beat.heard.as_ref().map(durable_to_pb),
+    };
+    encode_message(FrameKind::NodeBeat, &message, out);
+}
+
+/// The beat of a frame's body.
+///
+/// # Errors
+/// [`WireError`] if it is none.
+pub fn decode_node_beat(body: &Bytes) -> Result<NodeBeat, WireError> {
+    let beat = pb::NodeBeat::decode(body.clone()).map_err(malformed("a node's beat"))?;
+    let durable = beat.durable.ok_or(WireError::Missing("durable"))?;
+    Ok(NodeBeat {
+        nr: beat.nr,
+        wall: WallTime(beat.wall_ms),
+        durable: durable_from_pb(durable)?,
+        heard: beat.heard.map(durable_from_pb).transpose()?,
+    })
+}
+
+/// Appends messages of this node to another, in as few frames as they fit into.
+pub fn encode_messages<'a>(messages: impl IntoIterator<Item = &'a Message>, out: &mut BytesMut) {
+    let mut messages = messages.into_iter().map(message_to_pb).peekable();
+    while messages.peek().is_some() {
+        encode_frame(FrameKind::GroupMessages, out, |out| {
+            let start = out.len();
+            while out.len() - start < PEER_FRAME_BYTES_FULL
+                && let Some(message) = messages.next()
+            {
+                encode_key(MESSAGES_TAG, WireType::LengthDelimited, out);
+                let len = message.encoded_len() as u64;
+                out.reserve(encoded_len_varint(len) + message.encoded_len());
+                encode_varint(len, out);
+                message.encode_raw(out);
+            }
+        });
+    }
+}
+
+/// The messages of a frame's body, each by itself: one that is bad says nothing about the others.
+///
+/// # Errors
+/// [`WireError`] if the body is no list of messages.
+pub fn decode_messages(
+    body: &Bytes,
+    link: &Link,
+) -> Result<Vec<Result<Message, WireError>>, WireError> {
+    check_fields(
+        "messages of groups, in fields,",
+        body,
+        LEVELS_COUNTED,
+        FIELDS_MAX,
+    )?;
+    let messages =
+        pb::GroupMessages::decode(body.clone()).map_err(malformed("messages of groups"))?;
+    let messages = messages.messages.into_iter();
+    Ok(messages
+        .map(|message| message_from_pb(message, link))
+        .collect())
+}
+
+fn position_to_pb((index, term): Position) -> Option<gm::Position> {
+    Some(gm::Position {
+        index: index.0,
+        term: term.0,
+    })
+}
+
+fn position(field: &'static str, position: Option<gm::Position>) -> Result<Position, WireError> {
+    let position = position.ok_or(WireError::Missing(field))?;
+    Ok((LogIndex(position.index), Term(position.term)))
+}
+
+fn entry_to_pb(entry: &Entry) -> gm::Entry {
+    gm::Entry {
+        index: entry.index.0,
+        term: entry.term.0,
+        time_ms: entry.time.0,
+        kind: entry.kind as u32,
+        machine_version: entry.machine_version.into(),
+        flags: entry.flags,
+        seal: entry.crc,
+        payload: entry.payload.clone(),
+    }
+}
+
+/// An entry that is what its leader has sealed. Its payload is a slice of the frame.
+fn entry_from_pb(
+    entry: gm::Entry,
+    group: GroupId,
+    incarnation: Incarnation,
+) -> Result<Entry, WireError> {
+    let kind = u8::try_from(entry.kind).ok().and_then(EntryKind::from_u8);
+    let entry = Entry {
+        index: LogIndex(entry.index),
+        term: Term(entry.term),
+        time: GroupTime(entry.time_ms),
+        kind: kind.ok_or(WireError::UnknownValue {
+            field: "the kind of an entry",
+            got: entry.kind.into(),
+        })?,
+        machine_version: u16_from_pb("machine_version", entry.machine_version)?,
+        flags: entry.flags,
+        crc: entry.seal,
+        payload: entry.payload,
+    };
+    if entry.is_intact(group, incarnation) {
+        Ok(entry)
+    } else {
+        Err(WireError::Contradiction("an entry is not what was sealed"))
+    }
+}
+
+fn message_to_pb(message: &Message) -> pb::GroupMessage {
+    let body = match &message.body {
+        Body::Canvass {
+            pre,
+            last,
+            commit,
+            why,
+        } => PbBody::Canvass(gm::Canvass {
+            pre: *pre,
+            last: position_to_pb(*last),
+            commit: position_to_pb(*commit),
+            transfer: *why == Why::Transfer,
+        }),
+        Body::Ballot {
+            pre,
+            granted,
+            commit,
+        } => PbBody::Ballot(gm::Ballot {
+            pre: *pre,
+            granted: *granted,
+            commit: position_to_pb(*commit),
+        }),
+        Body::Append {
+            prev,
+            entries,
+            commit,
+        } => PbBody::Append(gm::Append {
+            prev: position_to_pb(*prev),
+            entries: entries.iter().map(entry_to_pb).collect(),
+            commit: commit.0,
+        }),
+        Body::Appended { matched } => PbBody::Appended(gm::Appended { matched: matched.0 }),
+        Body::Refused { prev, hint } => PbBody::Refused(gm::Refused {
+            prev: prev.0,
+            hint: position_to_pb(*hint),
+        }),
+        Body::Heartbeat {
+            commit,
+            round,
+            quiet,
+            heir,
+        } => PbBody::Heartbeat(gm::Heartbeat {
+            commit: commit.0,
+            round: *round,
+            quiet: *quiet,
+            heir: *heir,
+        }),
+        Body::Beat { round } => PbBody::Beat(gm::Beat { round: *round }),
+        Body::Offer { base } => {
+            PbBody::Offer(position_to_pb(*base).expect("a position is always told"))
+        }
+        Body::TimeoutNow => PbBody::TimeoutNow(gm::TimeoutNow {}),
+        Body::ReadIndex { id } => PbBody::ReadIndex(gm::ReadIndex { id: *id }),
+        Body::ReadAt { id, index } => PbBody::ReadAt(gm::ReadAt {
+            id: *id,
+            index: index.0,
+        }),
+        Body::AnchorGet { id } => PbBody::AnchorGet(gm::AnchorGet { id: *id }),
+        Body::Anchor { id, at } => PbBody::Anchor(gm::Anchor {
+            id: *id,
+            at: position_to_pb(*at),
+        }),
+        Body::EntryGet { first } => PbBody::EntryGet(gm::EntryGet { first: first.0 }),
+        Body::EntryGot { answer, commit } => PbBody::EntryGot(gm::EntryGot {
+            first: answer.first.0,
+            before: answer.before.map(|term| term.0),
+            entries: answer.entries.iter().map(entry_to_pb).collect(),
+            ends: answer.ends,
+            commit: position_to_pb(*commit),
+        }),
+        Body::EntryBase { base } => {
+            PbBody::EntryBase(position_to_pb(*base).expect("a position is always told"))
+        }
+    };
+    pb::GroupMessage {
+        group: message.group.0.into(),
+        incarnation: message.incarnation.0,
+        term: message.term.0,
+        // The low half; the high one is the start, which the hello has told.
+        losses: message.life as u32,
+        recovering: message.recovering,
+        body: Some(body),
+    }
+}
+
+fn message_from_pb(message: pb::GroupMessage, link: &Link) -> Result<Message, WireError> {
+    let group = group_from_pb(message.group)?;
+    let incarnation = Incarnation(message.incarnation);
+    let entries = |entries: Vec<gm::Entry>| {
+        try_each(entries, |entry| entry_from_pb(entry, group, incarnation))
+    };
+    let body = message
+        .body
+        .ok_or(WireError::UnknownOperation("a message of a group"))?;
+    let body = match body {
+        PbBody::Canvass(canvass) => Body::Canvass {
+            pre: canvass.pre,
+            last: position("last", canvass.last)?,
+            commit: position("commit", canvass.commit)?,
+            why: if canvass.transfer {
+                Why::Transfer
+            } else {
+                Why::Silence
+            },
+        },
+        PbBody::Ballot(ballot) => Body::Ballot {
+            pre: ballot.pre,
+            granted: ballot.granted,
+            commit: position("commit", ballot.commit)?,
+        },
+        PbBody::Append(append) => Body::Append {
+            prev: position("prev", append.prev)?,
+            entries: entries(append.entries)?,
+            commit: LogIndex(append.commit),
+        },
+        PbBody::Appended(appended) => Body::Appended {
+            matched: LogIndex(appended.matched),
+        },
+        PbBody::Refused(refused) => Body::Refused {
+            prev: LogIndex(refused.prev),
+            hint: position("hint", refused.hint)?,
+        },
+        PbBody::Heartbeat(heartbeat) => Body::Heartbeat {
+            commit: LogIndex(heartbeat.commit),
+            round: heartbeat.round,
+            quiet: heartbeat.quiet,
+            heir: heartbeat.heir,
+        },
+        PbBody::Beat(beat) => Body::Beat { round: beat.round },
+        PbBody::Offer(base) => Body::Offer {
+            base: position("base", Some(base))?,
+        },
+        PbBody::TimeoutNow(_) => Body::TimeoutNow,
+        PbBody::ReadIndex(read) => Body::ReadIndex { id: read.id },
+        PbBody::ReadAt(read) => Body::ReadAt {
+            id: read.id,
+            index: LogIndex(read.index),
+        },
+        PbBody::AnchorGet(get) => Body::AnchorGet { id: get.id },
+        PbBody::Anchor(anchor) => Body::Anchor {
+            id: anchor.id,
+            at: position("at", anchor.at)?,
+        },
+        PbBody::EntryGet(get) => Body::EntryGet {
+            first: LogIndex(get.first),
+        },
+        PbBody::EntryGot(got) => Body::EntryGot {
+            answer: Answer {
+                first: LogIndex(got.first),
+                before: got.before.map(Term),
+                entries: entries(got.entries)?,
+                ends: got.ends,
+            },
+            commit: position("commit", got.commit)?,
+        },
+        PbBody::EntryBase(base) => Body::EntryBase {
+            base: position("base", Some(base))?,
+        },
+    };
+    Ok(Message {
+        from: link.from,
+        to: link.to,
+        group,
+        incarnation,
+        term: Term(message.term),
+        life: u64::from(link.start) << 32 | u64::from(message.losses),
+        recovering: message.recovering,
+        body,
+    })
+}

@@ -1,0 +1,190 @@
+//! Messages between nodes: what is written is read again, an entry is carried as its leader sealed it,
+//! and what is bad has a name and takes nothing else with it.
+
+use bytes::{Bytes, BytesMut};
+use rrq::base::entry::{Entry, EntryKind};
+use rrq::base::ids::{DiskId, GroupId, Incarnation, LogIndex, NodeId, Term};
+use rrq::base::limits::{PEER_FRAME_BYTES_FULL, PEER_FRAME_BYTES_MAX};
+use rrq::base::units::GroupTime;
+use rrq::raft::message::{Body, Message, Voter};
+use rrq::wire::WireError;
+use rrq::wire::frame::{Frame, FrameDecoder, FrameKind, encode_frame};
+use rrq::wire::peer::{Link, decode_messages, encode_messages};
+
+const GROUP: GroupId = GroupId(7);
+const LIFE: Incarnation = Incarnation(2);
+
+fn member(node: u32) -> Voter {
+    Voter {
+        node: NodeId(node),
+        disk: DiskId([node as u8; 16]),
+    }
+}
+
+fn link() -> Link {
+    Link {
+        from: member(2),
+        start: 7,
+        to: member(1),
+    }
+}
+
+fn entry(index: u64, payload: &Bytes) -> Entry {
+    Entry {
+        term: Term(3),
+        index: LogIndex(index),
+        time: GroupTime(1000),
+        kind: EntryKind::Data,
+        machine_version: 1,
+        flags: 0,
+        crc: 0,
+        payload: payload.clone(),
+    }
+    .sealed(GROUP, LIFE)
+}
+
+fn message(body: Body) -> Message {
+    Message {
+        from: member(2),
+        to: member(1),
+        group: GROUP,
+        incarnation: LIFE,
+        term: Term(3),
+        life: 7 << 32 | 1,
+        recovering: true,
+        body,
+    }
+}
+
+fn append(entries: Vec<Entry>) -> Message {
+    message(Body::Append {
+        prev: (LogIndex(0), Term(0)),
+        entries,
+        commit: LogIndex(0),
+    })
+}
+
+fn frames(messages: &[Message]) -> Vec<Frame> {
+    let mut out = BytesMut::new();
+    encode_messages(messages, &mut out);
+    let mut decoder = FrameDecoder::default();
+    decoder.set_body_bytes_max(PEER_FRAME_BYTES_MAX);
+    decoder.push(&out);
+    std::iter::from_fn(|| decoder.next().expect("it was written here")).collect()
+}
+
+fn read(frame: &Frame) -> Vec<Result<Message, WireError>> {
+    assert_eq!(frame.kind, FrameKind::GroupMessages);
+    decode_messages(&frame.body, &link()).expect("a list of messages")
+}
+
+#[test]
+fn an_entry_is_carried_as_it_was_sealed_and_not_copied() {
+    let sent = append(vec![entry(1, &Bytes::from_static(b"job"))]);
+    let frames = frames(std::slice::from_ref(&sent));
+    let received = read(&frames[0]).remove(0).expect("it is sound");
+    assert_eq!(received, sent);
+    let Body::Append { entries, .. } = received.body else {
+        panic!("an append was sent");
+    };
+    let body = frames[0].body.as_ptr_range();
+    assert!(
+        body.contains(&entries[0].payload.as_ptr()),
+        "a slice of the frame"
+    );
+}
+
+#[test]
+fn an_entry_that_is_not_what_was_sealed_is_refused_alone() {
+    let mut bad = entry(1, &Bytes::from_static(b"job"));
+    bad.time = GroupTime(1001);
+    let messages = [append(vec![bad]), message(Body::Beat { round: 3 })];
+    let received = read(&frames(&messages)[0]);
+    let error = received[0].as_ref().expect_err("the seal does not fit");
+    assert_eq!(error.to_string(), "an entry is not what was sealed");
+    assert_eq!(received[1].as_ref(), Ok(&messages[1]));
+}
+
+#[test]
+fn an_entry_of_another_group_or_life_is_not_what_was_sealed() {
+    let strange = [
+        entry(1, &Bytes::new()).sealed(GroupId(8), LIFE),
+        entry(1, &Bytes::new()).sealed(GROUP, Incarnation(3)),
+    ];
+    for strange in strange {
+        let received = read(&frames(&[append(vec![strange])])[0]);
+        assert!(received[0].is_err());
+    }
+}
+
+#[test]
+fn many_messages_are_told_in_frames_of_bounded_size() {
+    let payload = Bytes::from(vec![7; 100_000]);
+    let messages: Vec<Message> = (1..=50)
+        .map(|index| append(vec![entry(index, &payload)]))
+        .collect();
+    let frames = frames(&messages);
+    assert!(frames.len() > 3, "5 MB in {} frames", frames.len());
+    for frame in &frames {
+        assert!(frame.body.len() < PEER_FRAME_BYTES_FULL + 110_000);
+    }
+    let received: Vec<Message> = frames
+        .iter()
+        .flat_map(read)
+        .map(|message| message.expect("it is sound"))
+        .collect();
+    assert_eq!(received, messages);
+}
+
+#[test]
+fn what_cannot_be_a_message_has_a_name() {
+    let list = |message: &[u8]| {
+        let mut body = vec![0x0a, message.len() as u8];
+        body.extend_from_slice(message);
+        decode_messages(&body.into(), &link())
+    };
+    let refused = |message: &[u8]| {
+        let received = list(message).expect("a list").remove(0);
+        received.expect_err("no message").to_string()
+    };
+    assert_eq!(
+        refused(&[]),
+        "a message of a group holds no operation that this version knows"
+    );
+    // A group beyond 65535; a canvass without a position.
+    assert_eq!(
+        refused(&[0x08, 0x80, 0x80, 0x04, 0x62, 0]),
+        "group is 65536, allowed are 0 to 65535"
+    );
+    assert_eq!(refused(&[0x32, 0]), "last is missing");
+    // No kind of an entry.
+    assert_eq!(
+        refused(&[0x42, 4, 0x0a, 0, 0x12, 0]),
+        "unknown value 0 of the kind of an entry"
+    );
+    assert!(list(&[0xff]).is_err(), "no protobuf");
+}
+
+#[test]
+fn more_fields_than_a_full_frame_has_are_refused_before_there_are_values() {
+    let entries = [0x12, 0].repeat(3_000_000);
+    let mut append = BytesMut::new();
+    encode_frame(FrameKind::GroupMessages, &mut append, |out| {
+        let nested = |tag: u8, content: &[u8]| {
+            let mut out = vec![tag << 3 | 2];
+            prost::encoding::encode_varint(content.len() as u64, &mut out);
+            out.extend_from_slice(content);
+            out
+        };
+        out.extend_from_slice(&nested(1, &nested(8, &entries)));
+    });
+    let mut decoder = FrameDecoder::default();
+    decoder.set_body_bytes_max(PEER_FRAME_BYTES_MAX);
+    decoder.push(&append);
+    let frame = decoder.next().expect("sound").expect("whole");
+    let error = decode_messages(&frame.body, &link()).expect_err("too many");
+    assert_eq!(
+        error.to_string(),
+        "messages of groups, in fields, has length 1048577, allowed are 1 to 1048576"
+    );
+}
