@@ -134,6 +134,7 @@ impl Node {
         let config = ShardConfig {
             identity: identity(),
             node: NodeId(1),
+            peers: Vec::new(),
             shard: ShardId(0),
             shards: 1,
             groups: GROUPS,

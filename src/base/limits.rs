@@ -94,6 +94,14 @@ pub const POLL_WAIT_MS_MAX: u64 = 60_000;
 pub const POLLS_WAITING_MAX: usize = 65_536;
 /// Proposed and not yet applied, a group; more is refused as busy.
 pub const GROUP_UNCOMMITTED_BYTES_MAX: usize = 64 << 20;
+/// A tick of the groups that are not at rest, in milliseconds.
+pub const TICK_MS: u64 = 15;
+/// A group rests after so many milliseconds without a proposal.
+pub const REST_AFTER_MS: u64 = 150;
+/// Who is not the heir of a leader that died waits so many milliseconds for the heir.
+pub const HEIR_WAIT_MS: u64 = 10;
+/// Payload bytes of applied entries that a group with several voters holds for those that are behind.
+pub const GROUP_TAIL_BYTES: usize = 1 << 20;
 /// Without a leader for so many ticks, and a random part of as many again, a voter campaigns.
 pub const ELECTION_TICKS: u32 = 10;
 /// A leader of a group that is not quiet sends a heartbeat each so many ticks.

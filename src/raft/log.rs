@@ -32,6 +32,8 @@ pub struct RaftLog {
     applied: LogIndex,
     /// Payload bytes above `applied`.
     unapplied_bytes: usize,
+    /// What all entries take.
+    held_bytes: usize,
 }
 
 impl RaftLog {
@@ -56,6 +58,7 @@ impl RaftLog {
             changes.extend(change_in(entry));
         }
         let unapplied_bytes = entries.iter().map(|entry| entry.payload.len()).sum();
+        let held_bytes = entries.iter().map(entry_bytes).sum();
         Self {
             base,
             entries: entries.into(),
@@ -65,6 +68,7 @@ impl RaftLog {
             committed: base.0,
             applied: base.0,
             unapplied_bytes,
+            held_bytes,
         }
     }
 
@@ -210,6 +214,7 @@ impl RaftLog {
             self.last_index()
         );
         self.unapplied_bytes += entry.payload.len();
+        self.held_bytes += entry_bytes(&entry);
         self.changes.extend(change_in(&entry));
         self.entries.push_back(entry);
     }
@@ -267,6 +272,7 @@ impl RaftLog {
         let offset = self.offset(index);
         for entry in self.entries.drain(offset..) {
             self.unapplied_bytes -= entry.payload.len();
+            self.held_bytes -= entry_bytes(&entry);
         }
         while self
             .changes
@@ -358,19 +364,44 @@ impl RaftLog {
         self.unapplied_bytes = unapplied.map(|entry| entry.payload.len()).sum();
     }
 
+    /// Forgets entries that are applied and durable, but for the newest: as many as so many bytes hold
+    /// stay for members that are a little behind.
+    pub fn compact_but(&mut self, bytes_kept: usize) {
+        let index = self.applied.min(self.stable);
+        let fits = |entry: &Entry, held: usize| held - entry_bytes(entry) >= bytes_kept;
+        while let Some(entry) = self.entries.front()
+            && entry.index <= index
+            && fits(entry, self.held_bytes)
+        {
+            self.forget_first();
+        }
+    }
+
     /// Forgets entries up to `index`, which is applied and durable.
     pub fn compact(&mut self, index: LogIndex) {
         let index = index.min(self.applied).min(self.stable);
-        while let Some(entry) = self.entries.front().filter(|entry| entry.index <= index) {
-            self.base = (entry.index, entry.term);
-            self.entries.pop_front();
-        }
         while self
-            .changes
-            .pop_front_if(|change| *change <= self.base.0)
-            .is_some()
-        {}
+            .entries
+            .front()
+            .is_some_and(|entry| entry.index <= index)
+        {
+            self.forget_first();
+        }
     }
+
+    fn forget_first(&mut self) {
+        let Some(entry) = self.entries.pop_front() else {
+            return;
+        };
+        self.held_bytes -= entry_bytes(&entry);
+        self.base = (entry.index, entry.term);
+        self.changes.pop_front_if(|change| *change <= entry.index);
+    }
+}
+
+/// What an entry takes: its payload, and about as much as its place in a list.
+fn entry_bytes(entry: &Entry) -> usize {
+    entry.payload.len() + std::mem::size_of::<Entry>()
 }
 
 /// The index of an entry that changes the members.

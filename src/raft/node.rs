@@ -439,6 +439,12 @@ impl RaftNode {
         }
     }
 
+    /// Whether it rests: ticks are not counted, and need not be told.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.quiet
+    }
+
     /// Whether [`Self::take_ready`] would yield something.
     #[must_use]
     pub fn has_ready(&self) -> bool {

@@ -252,6 +252,7 @@ impl Node {
             config: ShardConfig {
                 identity: self.identity(shard),
                 node: superblock.node,
+                peers: Vec::new(),
                 shard: ShardId(shard),
                 shards: superblock.shards,
                 groups: superblock.groups,

@@ -12,6 +12,7 @@ use super::timers::ADVANCE_BACKOFF;
 use crate::base::code::Code;
 use crate::base::entry::{Entry, EntryKind, version_of};
 use crate::base::ids::{LogIndex, QueueUid};
+use crate::base::limits::GROUP_TAIL_BYTES;
 use crate::queue::command::{Command, Enqueued, Grant, ItemOutcome, Op, Outcome};
 use crate::queue::view::ApplyAt;
 use crate::queue::{MACHINE_VERSION, PagesNeeded};
@@ -34,8 +35,13 @@ impl ShardEngine {
         self.counters.jobs_held_bytes = self.counters.jobs_held_bytes - before + held_bytes;
         // While it loads, an older base may turn out to be the one to start from.
         if self.groups[slot].phase == Phase::Serving {
-            let applied = self.groups[slot].raft.log().applied();
-            self.groups[slot].raft.log_mut().compact(applied);
+            let group = &mut self.groups[slot];
+            let applied = group.raft.log().applied();
+            if group.raft.members().is_only_voter(self.config.me()) {
+                group.raft.log_mut().compact(applied);
+            } else {
+                group.raft.log_mut().compact_but(GROUP_TAIL_BYTES);
+            }
         }
     }
 
@@ -105,7 +111,9 @@ impl ShardEngine {
             let times = self.groups[slot].queue.run_times();
             self.run_times_ms.extend_from_slice(times);
         }
-        if let Outcome::SessionOpened { session, .. } = outcome {
+        if let Outcome::SessionOpened { session, .. } = outcome
+            && self.groups[slot].leads
+        {
             let conn = match &waiter {
                 Some(Waiter::Client { to, .. }) => Some(*to),
                 _ => None,
@@ -223,6 +231,14 @@ impl ShardEngine {
         let group = &mut self.groups[slot];
         let why = halted(group.id, why);
         group.phase = Phase::Halted(why.clone());
+        self.refuse_all(slot, Code::GroupHalted, &why);
+        self.round_without(slot);
+        self.counters.groups_halted = self.halted().count() as u64;
+    }
+
+    /// Tells everybody who waits for the group; what was proposed may take effect.
+    pub(super) fn refuse_all(&mut self, slot: usize, code: Code, why: &str) {
+        let group = &mut self.groups[slot];
         let waiters = std::mem::take(&mut group.waiters);
         let polls = group.polls.take_all();
         for (_, waiter) in waiters {
@@ -231,9 +247,9 @@ impl ShardEngine {
                 Waiter::Lease { poll, .. } => (poll.to, poll.request),
                 Waiter::Advance | Waiter::WallOffset => continue,
             };
-            let (message, leader) = (why.clone(), None);
+            let (message, leader) = (why.to_owned(), None);
             let error = ErrorReply {
-                code: Code::GroupHalted,
+                code: code,
                 message,
                 leader,
                 maybe_applied: true,
@@ -242,15 +258,9 @@ impl ShardEngine {
         }
         for poll in polls {
             self.unpark(slot, &poll);
-            self.refuse(
-                poll.to,
-                poll.request,
-                &Refusal::new(Code::GroupHalted, why.clone()),
-            );
+            self.refuse(poll.to, poll.request, &Refusal::new(code, why));
         }
-        self.end_waits(slot, Code::GroupHalted, &why);
-        self.round_without(slot);
-        self.counters.groups_halted = self.halted().count() as u64;
+        self.end_waits(slot, code, why);
     }
 }
 

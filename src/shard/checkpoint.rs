@@ -259,6 +259,7 @@ impl ShardEngine {
         self.checkpoints.cut_at = self.wal.end_lsn();
         self.checkpoints.carried = 0;
         let mut waiting = BTreeSet::new();
+        let mut frozen = VecDeque::new();
         for slot in 0..self.groups.len() {
             let group = &self.groups[slot];
             if group.phase != GroupPhase::Serving || !choose(group) {
@@ -266,33 +267,53 @@ impl ShardEngine {
             }
             if self.propose_kind(slot, EntryKind::Checkpoint).is_ok() {
                 waiting.insert(slot);
+            } else if !self.groups[slot].leads {
+                // Who follows freezes what it has applied, whenever that is.
+                frozen.push_back(self.freeze(slot));
             }
         }
-        if !waiting.is_empty() {
+        if !waiting.is_empty() || !frozen.is_empty() {
             self.checkpoints.round += 1;
-            self.checkpoints.phase = Phase::Freezing {
-                waiting,
-                frozen: VecDeque::new(),
-            };
+            self.checkpoints.phase = Phase::Freezing { waiting, frozen };
+            self.write_if_frozen();
+        }
+    }
+
+    fn freeze(&self, slot: usize) -> Frozen {
+        let group = &self.groups[slot];
+        Frozen {
+            slot,
+            meta: group.meta(),
+            state: group.queue.freeze(),
         }
     }
 
     /// A CHECKPOINT entry was applied. Those of an earlier process have no round and cut nothing.
     pub(super) fn on_cut_applied(&mut self, slot: usize) {
-        let Phase::Freezing { waiting, frozen } = &mut self.checkpoints.phase else {
+        let Phase::Freezing { waiting, .. } = &mut self.checkpoints.phase else {
             return;
         };
         if !waiting.remove(&slot) {
             return;
         }
-        let group = &self.groups[slot];
-        frozen.push_back(Frozen {
-            slot,
-            meta: group.meta(&self.config),
-            state: group.queue.freeze(),
-        });
+        let state = self.freeze(slot);
+        if let Phase::Freezing { frozen, .. } = &mut self.checkpoints.phase {
+            frozen.push_back(state);
+        }
+        self.write_if_frozen();
+    }
+
+    /// Once every group of the round is frozen, it is written.
+    fn write_if_frozen(&mut self) {
+        let Phase::Freezing { waiting, frozen } = &mut self.checkpoints.phase else {
+            return;
+        };
         if waiting.is_empty() {
             let queue = std::mem::take(frozen);
+            if queue.is_empty() {
+                self.checkpoints.phase = Phase::Idle;
+                return;
+            }
             let header = self.checkpoints.header(FileKind::Run);
             let run = CheckpointFile::Run(header.file);
             self.checkpoints.phase = Phase::Writing(Box::new(Writing {
@@ -314,9 +335,8 @@ impl ShardEngine {
     pub(super) fn round_without(&mut self, slot: usize) {
         if let Phase::Freezing { waiting, .. } = &mut self.checkpoints.phase
             && waiting.remove(&slot)
-            && waiting.is_empty()
         {
-            self.checkpoints.phase = Phase::Idle;
+            self.write_if_frozen();
         }
     }
 

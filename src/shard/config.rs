@@ -1,8 +1,8 @@
 //! What an engine is told at its start, and never again.
 
 use crate::base::ids::{NodeId, ShardId};
-
 use crate::queue::command::QueueSettings;
+use crate::raft::message::Voter;
 use crate::wal::writer::LogIdentity;
 
 /// The settings of one shard's engine.
@@ -12,6 +12,8 @@ pub struct ShardConfig {
     pub identity: LogIdentity,
     /// This node.
     pub node: NodeId,
+    /// The other voters of groups that are formed now; none on a node that stands alone.
+    pub peers: Vec<Voter>,
     /// This shard.
     pub shard: ShardId,
     /// Shards of this node; group g lives on shard `g % shards`.
@@ -39,4 +41,15 @@ pub struct ShardConfig {
     /// The size of a log segment, in bytes:
     /// [`SEGMENT_BYTES`](crate::base::limits::SEGMENT_BYTES), or less in a simulation.
     pub segment_bytes: usize,
+}
+
+impl ShardConfig {
+    /// This node as a voter.
+    #[must_use]
+    pub fn me(&self) -> Voter {
+        Voter {
+            node: self.node,
+            disk: self.identity.disk,
+        }
+    }
 }

@@ -40,6 +40,10 @@ counters! {
     requests_total: total,
     /// Requests refused as a whole.
     requests_refused_total: total,
+    /// Groups that are not at rest.
+    raft_groups_awake: gauge,
+    /// Messages of other nodes that were refused: for a group that is not here, or nonsense.
+    peer_messages_refused_total: total,
     /// Requests handed to another shard of this node.
     requests_forwarded_total: total,
     /// Enqueues refused because the disk is full.

@@ -5,7 +5,8 @@
 //! engine until it is durable, so a driver cannot answer too early.
 
 use super::input::Origin;
-use crate::base::ids::{GroupId, ShardId};
+use crate::base::ids::{GroupId, NodeId, ShardId};
+use crate::raft::message::Message;
 use crate::snapshot::layout::RootRef;
 use crate::wal::writer::WalWrite;
 use crate::wire::message::{Reply, Request};
@@ -81,6 +82,14 @@ pub enum Effect {
         to: Origin,
         /// The answer.
         reply: Reply,
+    },
+    /// Send messages to another node, in this order, over the connection to the disk that they are
+    /// for; drop them if there is none. Raft sends again what matters.
+    SendPeer {
+        /// The node.
+        to: NodeId,
+        /// What to say.
+        messages: Vec<Message>,
     },
     /// Hand a request to the shard whose group it is for. If its inbox is full, answer `Busy`.
     Forward {

@@ -8,19 +8,19 @@ use super::counters::Counters;
 use super::effect::{CheckpointFile, Effect};
 use super::group::{Group, Phase, Waiter};
 use super::input::{Input, Origin};
-use super::opening::{formation, log_hard_state, open_group};
+use super::opening::{formation, log_hard_state, open_group, standing_row};
+use super::peers::Peers;
 use super::placement::{groups_of, shard_of};
 use super::polls::Place;
 use super::requests::{Refusal, STOPPING};
 use crate::base::code::Code;
 use crate::base::entry::EntryKind;
-use crate::base::ids::{GroupId, LogIndex, SessionId, ShardId, Term};
+use crate::base::ids::{GroupId, Incarnation, LogIndex, SessionId, ShardId, Term};
 use crate::base::units::{Monotonic, Now};
 use crate::queue::MACHINE_VERSION;
 use crate::queue::command::{Command, Op};
 use crate::raft::node::{Proposal, ProposeError};
 use crate::raft::ready::{HardState, Ready};
-use crate::raft::role::Role;
 use crate::snapshot::layout::Owner;
 use crate::wal::record::{HardState as LoggedHardState, Record};
 use crate::wal::recovery::{GroupLog, GroupLogStatus, Recovered};
@@ -55,6 +55,8 @@ pub(super) struct Conn {
 struct Written {
     ticket: Ticket,
     slot: usize,
+    /// The life of the group that wrote it.
+    incarnation: Incarnation,
     index: LogIndex,
     term: Term,
 }
@@ -100,6 +102,7 @@ pub struct ShardEngine {
     /// What the batches under way carry, in order.
     written: VecDeque<Written>,
     pub(super) timers: BTreeSet<(Monotonic, usize)>,
+    pub(super) peers: Peers,
     beacon_at: Option<Monotonic>,
     stop: Stop,
 }
@@ -107,7 +110,7 @@ pub struct ShardEngine {
 impl ShardEngine {
     /// The engine of a shard that found `recovered` in its log and `files` beside it.
     ///
-    /// A group that is not in a whole log is formed: an empty base, this node its only voter.
+    /// A group that is not in a whole log is formed: an empty base, this node and its peers the voters.
     #[must_use]
     pub fn new(
         config: ShardConfig,
@@ -194,15 +197,13 @@ impl ShardEngine {
             asked: Asked::default(),
             written: VecDeque::new(),
             timers: BTreeSet::new(),
+            peers: Peers::default(),
             beacon_at: None,
             stop: Stop::No,
         };
+        // A node that stands alone leads at its first tick.
         for group in engine.groups.iter_mut().filter(|group| !group.is_halted()) {
             group.raft.tick();
-            // A node that stands alone leads at its first tick.
-            if group.raft.role() == Role::Leader {
-                engine.counters.raft_leader_changes_total += 1;
-            }
         }
         engine
     }
@@ -233,6 +234,8 @@ impl ShardEngine {
                 self.counters.memory_full = u64::from(full);
             }
             Input::StopRequested => self.on_stop_requested(),
+            Input::PeerMessages { messages } => self.on_peer_messages(messages),
+            Input::PeerLost { peer, is_dead } => self.on_peer_lost(peer, is_dead),
             Input::TimePassed => {}
         }
     }
@@ -241,6 +244,7 @@ impl ShardEngine {
     /// driver waits.
     pub fn drain(&mut self, out: &mut Vec<Effect>) {
         self.fire_timers();
+        self.tick_groups();
         while let Some(slot) = self.dirty.pop() {
             self.settle(slot);
         }
@@ -252,6 +256,7 @@ impl ShardEngine {
             self.settle(slot);
         }
         self.pump_log();
+        self.flush_peers();
         out.append(&mut self.effects);
         if !self.run_times_ms.is_empty() {
             let times_ms = std::mem::take(&mut self.run_times_ms);
@@ -267,7 +272,7 @@ impl ShardEngine {
         }
         let timer = self.timers.first().map(|(at, _)| *at);
         let manifest = self.checkpoints.next_manifest(self.wal.durable_lsn());
-        [timer, self.beacon_at, manifest]
+        [timer, self.beacon_at, manifest, self.peers.next_deadline()]
             .into_iter()
             .flatten()
             .min()
@@ -381,12 +386,16 @@ impl ShardEngine {
             .is_some_and(|written| written.ticket <= durable)
         {
             let Written {
-                slot, index, term, ..
+                slot,
+                incarnation,
+                index,
+                term,
+                ..
             } = self.written.pop_front().expect("the front was just seen");
-            let group = &mut self.groups[slot];
-            group.raft.synced(group.incarnation, index, term);
+            self.groups[slot].raft.synced(incarnation, index, term);
             self.mark(slot);
         }
+        self.peers.durable(durable);
         self.publish_if_durable(durable);
         let numbers = self.wal.droppable();
         if !numbers.is_empty() {
@@ -404,17 +413,15 @@ impl ShardEngine {
         let (id, incarnation) = (group.id, group.incarnation);
         let mut ready = std::mem::take(&mut self.ready);
         group.raft.take_ready(&mut ready);
-        assert!(
-            ready.messages.is_empty() && ready.promises.is_empty(),
-            "group {id} has one voter, and yet somebody to talk to"
-        );
         let logged = |state: HardState| Record::HardState {
             group: id,
             incarnation,
             state: log_hard_state(state),
         };
         if let Some(state) = ready.hard_state {
-            group.hard_state_ticket = Some(self.wal.append(logged(state)));
+            let ticket = self.wal.append(logged(state));
+            group.hard_state_ticket = Some(ticket);
+            (group.vote_ticket, group.promise_ticket) = (ticket, ticket);
             group.commit_written = state.commit;
         }
         let mut last = None;
@@ -438,6 +445,7 @@ impl ShardEngine {
                 self.written.extend(last.replace(Written {
                     ticket,
                     slot,
+                    incarnation,
                     index,
                     term,
                 }));
@@ -452,7 +460,15 @@ impl ShardEngine {
             group.hard_state_ticket = Some(self.wal.append(logged(state)));
             group.commit_written = state.commit;
         }
+        if let Some(Written { ticket, .. }) = &last {
+            group.promise_ticket = *ticket;
+        }
+        if let Some(standing) = ready.standing {
+            let row = standing_row(group, standing);
+            group.promise_ticket = self.wal.append(Record::GroupTable(vec![row]));
+        }
         self.written.extend(last);
+        self.say(slot, &mut ready.messages, &mut ready.promises);
         self.ready = ready;
     }
 
@@ -484,6 +500,7 @@ impl ShardEngine {
         self.groups[slot].dirty = false;
         self.collect_ready(slot);
         self.apply_committed(slot);
+        self.note_role(slot);
         self.wake_polls(slot);
         self.wake_watches(slot);
         self.raise_version(slot);

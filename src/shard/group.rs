@@ -2,7 +2,6 @@
 
 use super::changes::Changes;
 use super::clock::GroupClock;
-use super::config::ShardConfig;
 use super::input::Origin;
 use super::liveness::Liveness;
 use super::loading::BaseFiles;
@@ -12,6 +11,7 @@ use crate::base::ids::{GroupId, Incarnation, LogIndex, Term};
 use crate::base::units::Monotonic;
 use crate::queue::JobQueue;
 use crate::queue::command::Command;
+use crate::raft;
 use crate::raft::node::RaftNode;
 use crate::snapshot::layout::{GroupMeta, Voter};
 use crate::wal::record::BaseRecord;
@@ -122,15 +122,21 @@ pub(super) struct Group {
     pub(super) timer: Option<Monotonic>,
     /// It has work for the next drain.
     pub(super) dirty: bool,
+    /// It leads and serves, and its timeouts run.
+    pub(super) leads: bool,
+    /// The batch with the last of what its promises speak of.
+    pub(super) promise_ticket: Ticket,
+    /// The batch with the last term or vote that is not a mere commit mark.
+    pub(super) vote_ticket: Ticket,
 }
 
 impl Group {
     /// The group as of what is applied.
-    pub(super) fn meta(&self, config: &ShardConfig) -> GroupMeta {
+    pub(super) fn meta(&self) -> GroupMeta {
         let index = self.raft.log().applied();
-        let voter = Voter {
-            node: config.node,
-            disk: config.identity.disk,
+        let voter = |voter: &raft::message::Voter| Voter {
+            node: voter.node,
+            disk: voter.disk,
         };
         GroupMeta {
             group: self.id,
@@ -144,7 +150,7 @@ impl Group {
             time: self.queue.time(),
             machine_version: self.queue.version(),
             wall_offset_ms: self.queue.wall_offset_ms(),
-            voters: vec![voter],
+            voters: self.raft.members().voters().iter().map(voter).collect(),
         }
     }
 
@@ -158,9 +164,11 @@ impl Group {
         matches!(self.phase, Phase::Halted(_))
     }
 
-    /// Whether nothing is under way.
+    /// Whether nothing is under way that would have to be waited for.
     pub(super) fn is_quiet(&self) -> bool {
+        let follows = self.raft.members().voters().len() > 1 && !self.leads;
         self.is_halted()
+            || follows
             || (self.waiters.is_empty()
                 && self.raft.log().applied() == self.raft.log().last_index())
     }

@@ -2,6 +2,7 @@
 
 use super::loading::GroupState;
 use crate::base::ids::{ConnId, GroupId, ShardId};
+use crate::raft::message::{Message, Voter};
 use crate::wire::message::{Reply, Request};
 use bytes::Bytes;
 
@@ -105,6 +106,18 @@ pub enum Input {
     /// The process shall stop: finish what is proposed, cut a checkpoint, then say
     /// [`Effect::Stopped`](super::effect::Effect::Stopped).
     StopRequested,
+    /// Another node sent messages to groups of this shard.
+    PeerMessages {
+        /// In the order in which they were sent.
+        messages: Vec<Message>,
+    },
+    /// The connection to another node broke: what was sent last may not have arrived.
+    PeerLost {
+        /// The node, with the disk that it had.
+        peer: Voter,
+        /// Its process is proved to be dead: its port refuses, or it has started again.
+        is_dead: bool,
+    },
     /// Nothing but time: a deadline may have passed.
     TimePassed,
 }

@@ -40,6 +40,7 @@ pub mod input;
 mod liveness;
 pub mod loading;
 mod opening;
+mod peers;
 pub mod placement;
 mod polls;
 mod reads;

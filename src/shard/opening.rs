@@ -20,7 +20,7 @@ use super::polls::Polls;
 use super::waits::Waits;
 use crate::base::checksum::Hash128;
 use crate::base::entry::Entry;
-use crate::base::ids::{GroupId, Incarnation, JobId, LogIndex, Term};
+use crate::base::ids::{DiskId, GroupId, Incarnation, JobId, LogIndex, NodeId, Term};
 use crate::base::limits::{ELECTION_TICKS, HEARTBEAT_TICKS};
 use crate::base::units::{GroupTime, Lsn, Now};
 use crate::queue::view::BodyLocation;
@@ -29,9 +29,11 @@ use crate::raft::log::RaftLog;
 use crate::raft::membership::Membership;
 use crate::raft::message::Voter;
 use crate::raft::node::{RaftConfig, RaftNode};
-use crate::raft::ready::HardState;
-use crate::wal::record::{BaseRecord, HardState as LoggedHardState, Vote};
+use crate::raft::ready::{HardState, Standing};
+use crate::raft::recovering::Doubt;
+use crate::wal::record::{BaseRecord, GroupRow, HardState as LoggedHardState, RowStatus, Vote};
 use crate::wal::recovery::{GroupLog, GroupLogStatus};
+use crate::wal::writer::Ticket;
 use std::collections::VecDeque;
 
 impl ShardEngine {
@@ -107,23 +109,22 @@ impl ShardEngine {
         true
     }
 
-    /// From here on entries are applied; every timeout starts anew.
+    /// From here on entries are applied.
     fn start_serving(&mut self, slot: usize) {
         self.groups[slot].phase = Phase::Serving;
-        self.groups[slot].last_proposed = self.now.mono;
-        for session in self.groups[slot].queue.sessions() {
-            self.watch_session(slot, session.id, None);
-        }
     }
 }
 
-/// The base of a group at formation: nothing in it, this node its only voter.
+/// The base of a group at formation: nothing in it.
 pub(super) fn formation(
     config: &ShardConfig,
     group: GroupId,
     now: Now,
     log_start_lsn: Lsn,
 ) -> BaseRecord {
+    let mut formed = vec![config.me()];
+    formed.extend(&config.peers);
+    formed.sort_unstable();
     BaseRecord {
         group,
         incarnation: Incarnation(1),
@@ -135,7 +136,10 @@ pub(super) fn formation(
         log_start_lsn,
         machine_version: 1,
         wall_offset_ms: i64::try_from(now.wall.0).unwrap_or(i64::MAX),
-        voters: vec![(config.node, config.identity.disk)],
+        voters: formed
+            .iter()
+            .map(|voter| (voter.node, voter.disk))
+            .collect(),
     }
 }
 
@@ -151,38 +155,54 @@ pub(super) fn open_group(
         incarnation,
         hard,
         bases,
-        entries,
+        mut entries,
         status,
     } = log;
     let newest = bases[0].clone();
     let oldest = bases.last().expect("a group has a base");
-    let me = Voter {
-        node: config.node,
-        disk: config.identity.disk,
+    let me = config.me();
+    let voter = |(node, disk): &(NodeId, DiskId)| Voter {
+        node: *node,
+        disk: *disk,
+    };
+    let members = Membership::of_voters(newest.voters.iter().map(voter).chain(
+        // Nobody votes in a base that holds nobody: it is refused below.
+        newest.voters.is_empty().then_some(me),
+    ));
+    let is_alone = members.is_only_voter(me);
+    // With other voters a damaged log is put right by them. What is committed is beyond doubt here.
+    let doubt = match &status {
+        GroupLogStatus::Intact => None,
+        _ if is_alone => None,
+        GroupLogStatus::Recovering { .. } => Some(Doubt::default()),
+        GroupLogStatus::Damaged { .. } => {
+            entries.retain(|entry| entry.index <= hard.commit);
+            Some(Doubt::default())
+        }
     };
     let roots: Vec<_> = bases.iter().filter_map(root_ref).collect();
     let phase = match status {
-        _ if newest.voters != [(me.node, me.disk)] => Phase::Halted(halted(
+        _ if !newest.voters.contains(&(me.node, me.disk)) => Phase::Halted(halted(
             id,
-            &format!("its voters are {:?}, not this node alone", newest.voters),
+            &format!("its voters are {:?}, and this node is none", newest.voters),
         )),
         _ if newest.machine_version > MACHINE_VERSION => Phase::Halted(halted(
             id,
             &format!("it needs machine version {}", newest.machine_version),
         )),
-        GroupLogStatus::Damaged { what } => Phase::Halted(halted(id, &what)),
-        GroupLogStatus::Recovering { since } => Phase::Halted(halted(
+        GroupLogStatus::Damaged { what } if is_alone => Phase::Halted(halted(id, &what)),
+        GroupLogStatus::Recovering { since } if is_alone => Phase::Halted(halted(
             id,
             &format!("its log is in doubt since entry {since}"),
         )),
-        GroupLogStatus::Intact if newest.root.is_some() => {
+        _ if newest.root.is_some() => {
             effects.push(Effect::LoadGroup {
                 group: id,
                 bases: roots,
             });
             Phase::Loading
         }
-        GroupLogStatus::Intact => Phase::Serving,
+        _ => Phase::Serving,
     };
     let last_time = entries
         .last()
@@ -202,15 +222,15 @@ pub(super) fn open_group(
             group: id,
             incarnation,
             me,
-            members: Membership::of_voters([me]),
+            members: members.clone(),
             machine_version,
             election_ticks: ELECTION_TICKS,
             heartbeat_ticks: HEARTBEAT_TICKS,
             seed: config.seed ^ u64::from(id.0),
             start: config.start_number,
-            doubt: None,
+            doubt,
         },
-        raft_hard_state(hard, me),
+        raft_hard_state(hard, &members),
         raft_log,
         last_time,
     );
@@ -245,6 +265,9 @@ pub(super) fn open_group(
         wall_checked: now.mono,
         timer: None,
         dirty: true,
+        leads: false,
+        promise_ticket: Ticket::default(),
+        vote_ticket: Ticket::default(),
     }
 }
 
@@ -255,22 +278,52 @@ pub(super) fn halted(group: GroupId, why: &str) -> String {
     )
 }
 
+/// The row of a group whose standing has changed.
+pub(super) fn standing_row(group: &Group, standing: Standing) -> GroupRow {
+    let base = &group.bases[0];
+    GroupRow {
+        group: group.id,
+        incarnation: group.incarnation,
+        hard: log_hard_state(group.raft.hard_state()),
+        last: group.raft.log().last(),
+        base: (base.index, base.term),
+        root_hash: base.root_hash,
+        root: base.root,
+        log_start_lsn: base.log_start_lsn,
+        status: match standing {
+            Standing::Sound => RowStatus::Ok,
+            Standing::Recovering { since } => RowStatus::Recovering { since },
+        },
+    }
+}
+
+fn logged_vote(voter: Voter) -> Vote {
+    Vote::new(voter.node, voter.disk)
+}
+
 pub(super) fn log_hard_state(state: HardState) -> LoggedHardState {
-    let tag = |disk: [u8; 16]| u32::from_le_bytes([disk[0], disk[1], disk[2], disk[3]]);
-    let vote = state.vote.map(|vote| Vote {
-        node: vote.node,
-        disk_tag: tag(vote.disk.0),
-    });
     LoggedHardState {
         term: state.term,
-        vote,
+        vote: state.vote.map(logged_vote),
         commit: state.commit,
     }
 }
 
-/// A vote for anybody but the only voter cannot be: it is void.
-fn raft_hard_state(state: LoggedHardState, me: Voter) -> HardState {
-    let vote = state.vote.filter(|vote| vote.node == me.node).map(|_| me);
+/// The log names whom it voted for by the node and a part of the disk. One that is no voter any more
+/// got the vote all the same: nobody else may have it.
+fn raft_hard_state(state: LoggedHardState, members: &Membership) -> HardState {
+    let vote = state.vote.map(|vote| {
+        let is_it = |voter: &Voter| logged_vote(*voter) == vote;
+        let gone = || {
+            let mut disk = [0; 16];
+            disk[..4].copy_from_slice(&vote.disk_tag.to_le_bytes());
+            Voter {
+                node: vote.node,
+                disk: DiskId(disk),
+            }
+        };
+        members.members().find(is_it).unwrap_or_else(gone)
+    });
     HardState {
         term: state.term,
         vote,

@@ -143,7 +143,7 @@ impl ShardEngine {
             return Err(Refusal::new(Code::GroupHalted, why.clone()));
         }
         if !self.groups[slot].serves() {
-            let message = format!("group {group} is not ready yet: it is still recovering");
+            let message = self.leader_in_words(slot);
             return Err(Refusal::new(Code::NotLeader, message));
         }
         match request.body {

@@ -415,6 +415,7 @@ impl World {
             Effect::Forward { .. } | Effect::ForwardClosed { .. } => {
                 panic!("one shard has nobody to forward to")
             }
+            Effect::SendPeer { .. } => panic!("one node has nobody to talk to"),
         }
     }
 
@@ -650,6 +651,7 @@ fn open(
     let config = ShardConfig {
         identity,
         node: NodeId(1),
+        peers: Vec::new(),
         shard: ShardId(0),
         shards: 1,
         groups: options.groups,

@@ -1,0 +1,240 @@
+//! Groups with several voters: what their members say to each other, and when.
+//!
+//! ```text
+//!   PeerMessages ─> step ─┐                      ┌─> at once, if no vote is on its way to the disk
+//!   PeerLost ─────> died ─┼─> Raft ─> messages ──┤
+//!   a tick ───────> tick ─┘            promises ─┴─> when what they speak of is durable
+//!                                                     └─> one outbox a node ─> SendPeer
+//! ```
+//!
+//! A group at rest is not ticked and says nothing: it costs nothing, however many there are. What wakes
+//! it is a proposal, a message, or the loss of a node.
+//!
+//! # Roles
+//!
+//! A member that begins to lead starts every timeout of its sessions in full and goes on from the
+//! last stamp in the log, so that no lease ends by a change of leaders. One that leads no more tells
+//! everybody who waits that it cannot know what becomes of their requests.
+//!
+//! Deliberately absent: connections, and whether a node is alive. The driver tells.
+
+use super::clock::GroupClock;
+use super::effect::Effect;
+use super::engine::ShardEngine;
+use super::group::Phase;
+use super::liveness::Liveness;
+use super::placement::shard_of;
+use crate::base::code::Code;
+use crate::base::ids::NodeId;
+use crate::base::limits::{HEIR_WAIT_MS, REST_AFTER_MS, TICK_MS};
+use crate::base::units::Monotonic;
+use crate::raft::message::{Message, Voter};
+use crate::raft::role::Role;
+use crate::wal::writer::Ticket;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// What the groups of a shard have to say, and when.
+#[derive(Default)]
+pub(super) struct Peers {
+    /// By node, in the order in which it was said.
+    outbox: BTreeMap<NodeId, Vec<Message>>,
+    /// What waits for the disk, by the batch that it waits for.
+    held: BTreeMap<Ticket, Vec<Message>>,
+    /// Slots that are ticked.
+    awake: BTreeSet<usize>,
+    next_tick: Option<Monotonic>,
+    /// Slots that wait for the heir of a leader that died.
+    stand_in: BTreeSet<usize>,
+    stand_in_at: Option<Monotonic>,
+}
+
+impl Peers {
+    /// Sends now, or once the batch is durable.
+    fn send(&mut self, messages: &mut Vec<Message>, after: Ticket, durable: Ticket) {
+        if messages.is_empty() {
+            return;
+        }
+        if after <= durable {
+            self.post(messages.drain(..));
+        } else {
+            self.held.entry(after).or_default().append(messages);
+        }
+    }
+
+    fn post(&mut self, messages: impl Iterator<Item = Message>) {
+        for message in messages {
+            self.outbox
+                .entry(message.to.node)
+                .or_default()
+                .push(message);
+        }
+    }
+
+    /// Batches are durable up to here.
+    pub(super) fn durable(&mut self, ticket: Ticket) {
+        while let Some(first) = self.held.first_entry()
+            && *first.key() <= ticket
+        {
+            let messages = first.remove();
+            self.post(messages.into_iter());
+        }
+    }
+
+    /// When it wants a turn although nothing happened.
+    pub(super) fn next_deadline(&self) -> Option<Monotonic> {
+        let tick = self.next_tick.filter(|_| !self.awake.is_empty());
+        [tick, self.stand_in_at].into_iter().flatten().min()
+    }
+
+    /// Groups that are not at rest.
+    pub(super) fn awake(&self) -> usize {
+        self.awake.len()
+    }
+}
+
+impl ShardEngine {
+    /// Another node sent messages.
+    pub(super) fn on_peer_messages(&mut self, messages: Vec<Message>) {
+        for message in messages {
+            let group = message.group;
+            let is_here = u32::from(group.0) < self.config.groups
+                && shard_of(group, self.config.shards) == self.config.shard;
+            let slot = is_here.then(|| self.slot(group));
+            let slot = slot.filter(|slot| !self.groups[*slot].is_halted());
+            let taken = slot.map(|slot| self.groups[slot].raft.step(message));
+            match (slot, taken) {
+                (Some(slot), Some(Ok(()))) => self.mark(slot),
+                _ => self.counters.peer_messages_refused_total += 1,
+            }
+        }
+    }
+
+    /// The connection to a node broke, or its process is dead.
+    pub(super) fn on_peer_lost(&mut self, peer: Voter, is_dead: bool) {
+        for slot in 0..self.groups.len() {
+            let raft = &mut self.groups[slot].raft;
+            if !raft.members().contains(peer) {
+                continue;
+            }
+            raft.lost_peer(peer);
+            if is_dead && raft.died(peer) {
+                self.peers.stand_in.insert(slot);
+            }
+            self.mark(slot);
+        }
+        if !self.peers.stand_in.is_empty() {
+            let at = self.now.mono.plus(Duration::from_millis(HEIR_WAIT_MS));
+            self.peers.stand_in_at.get_or_insert(at);
+        }
+    }
+
+    /// Time goes on for the groups that are not at rest. After a long pause by one tick only: what the
+    /// others have said meanwhile is heard first.
+    pub(super) fn tick_groups(&mut self) {
+        let now = self.now.mono;
+        if self.peers.stand_in_at.is_some_and(|at| at <= now) {
+            self.peers.stand_in_at = None;
+            for slot in std::mem::take(&mut self.peers.stand_in) {
+                self.groups[slot].raft.stand_in();
+                self.mark(slot);
+            }
+        }
+        let tick = Duration::from_millis(TICK_MS);
+        let at = *self.peers.next_tick.get_or_insert(now.plus(tick));
+        if at > now {
+            return;
+        }
+        self.peers.next_tick = Some(at.plus(tick).max(now));
+        let awake: Vec<usize> = self.peers.awake.iter().copied().collect();
+        for slot in awake {
+            let group = &mut self.groups[slot];
+            group.raft.tick();
+            let rest = group
+                .last_proposed
+                .plus(Duration::from_millis(REST_AFTER_MS));
+            if rest <= now {
+                group.raft.rest();
+            }
+            self.mark(slot);
+        }
+    }
+
+    /// What Raft wants said goes to the outboxes, or waits for the disk.
+    pub(super) fn say(
+        &mut self,
+        slot: usize,
+        messages: &mut Vec<Message>,
+        promises: &mut Vec<Message>,
+    ) {
+        let group = &self.groups[slot];
+        let durable = self.wal.durable_ticket();
+        self.peers.send(messages, group.vote_ticket, durable);
+        self.peers.send(promises, group.promise_ticket, durable);
+    }
+
+    /// A group rests or does not, leads or leads no more.
+    pub(super) fn note_role(&mut self, slot: usize) {
+        let group = &self.groups[slot];
+        let is_alone = group.raft.members().is_only_voter(self.config.me());
+        if group.raft.is_quiet() || is_alone || group.is_halted() {
+            self.peers.awake.remove(&slot);
+        } else {
+            self.peers.awake.insert(slot);
+        }
+        self.counters.raft_groups_awake = self.peers.awake() as u64;
+        let leads = group.serves();
+        if leads != group.leads {
+            self.groups[slot].leads = leads;
+            if leads {
+                self.take_lead(slot);
+            } else {
+                self.lose_lead(slot);
+            }
+        }
+    }
+
+    fn take_lead(&mut self, slot: usize) {
+        self.counters.raft_leader_changes_total += 1;
+        let now = self.now.mono;
+        let group = &mut self.groups[slot];
+        group.clock = GroupClock::start(group.raft.last_time(), now);
+        group.last_proposed = now;
+        for session in self.groups[slot].queue.sessions() {
+            self.watch_session(slot, session.id, None);
+        }
+    }
+
+    fn lose_lead(&mut self, slot: usize) {
+        let group = &mut self.groups[slot];
+        let why = format!("this node leads group {} no more", group.id);
+        group.liveness = Liveness::default();
+        (group.advancing, group.setting_offset, group.raising) = (false, false, false);
+        group.proposed = super::group::Proposed::default();
+        if matches!(group.phase, Phase::Serving) {
+            self.refuse_all(slot, Code::NotLeader, &why);
+            self.round_without(slot);
+        }
+    }
+
+    /// Hands the outboxes to the driver.
+    pub(super) fn flush_peers(&mut self) {
+        for (to, messages) in std::mem::take(&mut self.peers.outbox) {
+            self.effects.push(Effect::SendPeer { to, messages });
+        }
+    }
+
+    /// Who leads a group, for people.
+    pub(super) fn leader_in_words(&self, slot: usize) -> String {
+        let group = &self.groups[slot];
+        match group.raft.leader() {
+            Some(leader) if group.raft.role() != Role::Leader => {
+                format!("group {} is led by node {}", group.id, leader.node)
+            }
+            _ => format!(
+                "group {} is not ready yet: it is still recovering",
+                group.id
+            ),
+        }
+    }
+}
