@@ -77,6 +77,8 @@ fn start(group: u16, me: u32) -> RaftNode {
         election_ticks: 10,
         heartbeat_ticks: HEARTBEAT_TICKS,
         seed: 1,
+        start: 1,
+        doubt: None,
     };
     let log = RaftLog::new((LogIndex(0), Term(0)), Vec::new());
     RaftNode::new(config, HardState::default(), log, GroupTime(0))
@@ -139,6 +141,8 @@ impl Node {
             group: GroupId(group as u16),
             incarnation: LIFE,
             term: member.term(),
+            life: 1 << 32,
+            recovering: false,
             body,
         };
         member.step(message).expect("it makes sense");
@@ -149,7 +153,7 @@ impl Node {
         self.take(group);
         let member = &mut self.groups[group];
         let (index, term) = member.log().last();
-        member.synced(index, term);
+        member.synced(LIFE, index, term);
         for follower in [2, 3] {
             self.hear(group, follower, Body::Appended { matched: index });
         }
@@ -222,7 +226,7 @@ impl Following {
         member.take_ready(&mut self.ready);
         black_box(&self.ready);
         let (index, term) = member.log().last();
-        member.synced(index, term);
+        member.synced(LIFE, index, term);
         while member.next_committed().is_some() {
             member.applied();
         }

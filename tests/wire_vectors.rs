@@ -523,6 +523,9 @@ fn judge(bytes: &[u8]) -> Option<Code> {
             Some(error.error.code())
         }
         FrameKind::ServerHello | FrameKind::Reply => panic!("not for servers"),
+        FrameKind::PeerHello | FrameKind::NodeBeat | FrameKind::GroupMessages => {
+            panic!("not for clients")
+        }
     }
 }
 

@@ -243,6 +243,9 @@ impl Node {
             Effect::Forward { .. } | Effect::ForwardClosed { .. } => {
                 panic!("one shard has nobody to forward to")
             }
+            Effect::SendPeer { .. } | Effect::SendBeat { .. } | Effect::TellSilent { .. } => {
+                panic!("one node has nobody to talk to")
+            }
         }
     }
 

@@ -96,6 +96,11 @@ pub const POLLS_WAITING_MAX: usize = 65_536;
 pub const GROUP_UNCOMMITTED_BYTES_MAX: usize = 64 << 20;
 /// A tick of the groups that are not at rest, in milliseconds.
 pub const TICK_MS: u64 = 15;
+/// A node tells each other node that it is there so often, in milliseconds.
+pub const BEAT_MS: u64 = 30;
+/// A node that was not heard for so many milliseconds is silent: groups that it leads look for
+/// another leader.
+pub const SILENT_MS: u64 = 150;
 /// A group rests after so many milliseconds without a proposal.
 pub const REST_AFTER_MS: u64 = 150;
 /// Who is not the heir of a leader that died waits so many milliseconds for the heir.

@@ -344,8 +344,8 @@ impl RaftNode {
         }
     }
 
-    /// Stops to count ticks if nothing is under way and every member has everything; its followers do
-    /// the same when they hear of it. Whether it rests. The engine watches the nodes meanwhile, and
+    /// Stops to count ticks if nothing is under way and every member that is there, a majority at least, has
+    /// everything; its followers do the same when they hear of it. Whether it rests. The engine watches the nodes meanwhile, and
     /// tells of one that is lost ([`Self::lost_peer`]).
     pub fn rest(&mut self) -> bool {
         let (last, term) = self.log.last();
@@ -358,11 +358,20 @@ impl RaftNode {
                 && *progress.sending() == Sending::Replicate
                 && progress.knows_commit(last)
         };
+        let me = self.config.me;
+        let is_there = |voter: Voter| {
+            let progress = lead.followers.get(&voter);
+            (voter == me || progress.is_some_and(|progress| !progress.is_lost())).then_some(true)
+        };
         let rests = is_done
             && lead.successor.is_none()
             && lead.reads.is_empty()
             && !lead.has_to_send()
-            && lead.followers.values().all(has_all);
+            && self.members.tally(is_there) == Tally::Won
+            && lead
+                .followers
+                .values()
+                .all(|progress| progress.is_lost() || has_all(progress));
         if rests && !self.quiet {
             self.quiet = true;
             self.beat();

@@ -352,10 +352,19 @@ impl RaftNode {
 
     /// The connection to a node broke: what rests because of it counts ticks again.
     pub fn lost_peer(&mut self, peer: Voter) {
-        if self.leader == Some(peer) {
+        if self.leader == Some(peer) || self.role == Role::Leader {
             self.quiet = false;
         }
         self.lose_follower(peer);
+    }
+
+    /// A node has not been heard for an election timeout, whatever the group: whom it leads campaigns
+    /// soon, even if the group rests.
+    pub fn fell_silent(&mut self, peer: Voter) {
+        if self.leader == Some(peer) && self.quiet {
+            self.elapsed = self.elapsed.max(self.config.election_ticks);
+        }
+        self.lost_peer(peer);
     }
 
     /// Appends an entry; the leader only. It is committed when it is durable on a majority.

@@ -61,6 +61,8 @@ pub struct Progress {
     checks: bool,
     /// Its present life ([`Message::life`](crate::raft::message::Message::life)).
     life: u64,
+    /// It was not heard since messages to it were lost.
+    is_lost: bool,
     /// It may have lost what it promised: it counts nowhere.
     recovering: bool,
     /// The entry that its recovery was given, and the number of that recovery.
@@ -82,6 +84,7 @@ impl Progress {
             round: 0,
             checks: false,
             life: 0,
+            is_lost: false,
             recovering: false,
             anchor: None,
         }
@@ -233,6 +236,7 @@ impl Progress {
 
     /// Messages to it may have been lost.
     pub(super) fn lost(&mut self) {
+        self.is_lost = true;
         if self.sending == Sending::Replicate {
             self.probe();
         }
@@ -251,12 +255,19 @@ impl Progress {
         }
     }
 
+    /// Whether it was not heard since messages to it were lost.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.is_lost
+    }
+
     /// It was heard of; false if it has said that in an earlier life. What it had may be gone (trap
     /// R13): where the logs part is looked for anew.
     pub(super) fn heard(&mut self, life: u64, recovering: bool) -> bool {
         if life < self.life {
             return false;
         }
+        self.is_lost = false;
         let is_news = !self.recovering || life > self.life;
         self.life = life;
         self.heard |= !recovering;

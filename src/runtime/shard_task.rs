@@ -462,6 +462,9 @@ impl Driver {
                 }
             }
             Effect::ForwardClosed { to, from } => self.mesh.closed(to, from),
+            Effect::SendPeer { .. } | Effect::SendBeat { .. } | Effect::TellSilent { .. } => {
+                unreachable!("a node is configured without peers so far")
+            }
             Effect::JobsRan { times_ms } => {
                 let durations = self.hub.durations.borrow();
                 for ms in times_ms {

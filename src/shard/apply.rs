@@ -249,7 +249,7 @@ impl ShardEngine {
             };
             let (message, leader) = (why.to_owned(), None);
             let error = ErrorReply {
-                code: code,
+                code,
                 message,
                 leader,
                 maybe_applied: true,

@@ -42,6 +42,8 @@ counters! {
     requests_refused_total: total,
     /// Groups that are not at rest.
     raft_groups_awake: gauge,
+    /// Groups whose log may have lost what was promised, until the other voters have put it right.
+    raft_groups_recovering: gauge,
     /// Messages of other nodes that were refused: for a group that is not here, or nonsense.
     peer_messages_refused_total: total,
     /// Requests handed to another shard of this node.

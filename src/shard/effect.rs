@@ -6,7 +6,7 @@
 
 use super::input::Origin;
 use crate::base::ids::{GroupId, NodeId, ShardId};
-use crate::raft::message::Message;
+use crate::raft::message::{Message, Voter};
 use crate::snapshot::layout::RootRef;
 use crate::wal::writer::WalWrite;
 use crate::wire::message::{Reply, Request};
@@ -90,6 +90,18 @@ pub enum Effect {
         to: NodeId,
         /// What to say.
         messages: Vec<Message>,
+    },
+    /// Tell another node that this one is there, with a
+    /// [`NodeBeat`](crate::wire::peer::NodeBeat): one for all groups of all shards.
+    SendBeat {
+        /// The node.
+        to: NodeId,
+    },
+    /// Tell every shard of this node, this one too, that another is silent:
+    /// [`Input::PeerLost`](super::input::Input::PeerLost).
+    TellSilent {
+        /// The node.
+        peer: Voter,
     },
     /// Hand a request to the shard whose group it is for. If its inbox is full, answer `Busy`.
     Forward {

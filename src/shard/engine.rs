@@ -176,6 +176,11 @@ impl ShardEngine {
             log_tails_cut_total: u64::from(torn.is_some()),
             ..Counters::default()
         };
+        let nodes = match config.shard {
+            ShardId(0) => &config.peers[..],
+            _ => &[],
+        };
+        let peers = Peers::watching(nodes, now.mono);
         let mut engine = Self {
             config,
             now,
@@ -197,7 +202,7 @@ impl ShardEngine {
             asked: Asked::default(),
             written: VecDeque::new(),
             timers: BTreeSet::new(),
-            peers: Peers::default(),
+            peers,
             beacon_at: None,
             stop: Stop::No,
         };
@@ -235,7 +240,8 @@ impl ShardEngine {
             }
             Input::StopRequested => self.on_stop_requested(),
             Input::PeerMessages { messages } => self.on_peer_messages(messages),
-            Input::PeerLost { peer, is_dead } => self.on_peer_lost(peer, is_dead),
+            Input::PeerBeat { from } => self.on_peer_beat(from),
+            Input::PeerLost { peer, loss } => self.on_peer_lost(peer, loss),
             Input::TimePassed => {}
         }
     }
@@ -244,6 +250,7 @@ impl ShardEngine {
     /// driver waits.
     pub fn drain(&mut self, out: &mut Vec<Effect>) {
         self.fire_timers();
+        self.beat_nodes();
         self.tick_groups();
         while let Some(slot) = self.dirty.pop() {
             self.settle(slot);

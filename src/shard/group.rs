@@ -122,6 +122,8 @@ pub(super) struct Group {
     pub(super) timer: Option<Monotonic>,
     /// It has work for the next drain.
     pub(super) dirty: bool,
+    /// It counts among those that recover.
+    pub(super) recovers: bool,
     /// It leads and serves, and its timeouts run.
     pub(super) leads: bool,
     /// The batch with the last of what its promises speak of.

@@ -34,6 +34,17 @@ impl Origin {
     }
 }
 
+/// What became of another node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// The connection to it broke: what was sent last may not have arrived.
+    Broken,
+    /// It has not been heard for [`SILENT_MS`](crate::base::limits::SILENT_MS).
+    Silent,
+    /// Its process is proved to be dead: its port refuses, or it has started again.
+    Dead,
+}
+
 /// What happened.
 #[derive(Debug)]
 pub enum Input {
@@ -111,12 +122,17 @@ pub enum Input {
         /// In the order in which they were sent.
         messages: Vec<Message>,
     },
-    /// The connection to another node broke: what was sent last may not have arrived.
+    /// Another node is there. For shard 0, which watches the nodes for all.
+    PeerBeat {
+        /// The node.
+        from: Voter,
+    },
+    /// Another node is not what it was.
     PeerLost {
         /// The node, with the disk that it had.
         peer: Voter,
-        /// Its process is proved to be dead: its port refuses, or it has started again.
-        is_dead: bool,
+        /// How.
+        loss: Loss,
     },
     /// Nothing but time: a deadline may have passed.
     TimePassed,

@@ -265,6 +265,7 @@ pub(super) fn open_group(
         wall_checked: now.mono,
         timer: None,
         dirty: true,
+        recovers: false,
         leads: false,
         promise_ticket: Ticket::default(),
         vote_ticket: Ticket::default(),

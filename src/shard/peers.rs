@@ -7,6 +7,16 @@
 //!                                                     └─> one outbox a node ─> SendPeer
 //! ```
 //!
+//! Shard 0 tells the other nodes that this one is there, and notices when one of them is silent: one
+//! beat a pair of nodes, whatever the number of groups.
+//!
+//! ```text
+//!   groups x followers heartbeats          nodes x nodes beats
+//!     g1: n1 ─> n2, n1 ─> n3                  n1 <─> n2
+//!     g2: n2 ─> n1, n2 ─> n3        ──>       n1 <─> n3
+//!     ...                                     n2 <─> n3
+//! ```
+//!
 //! A group at rest is not ticked and says nothing: it costs nothing, however many there are. What wakes
 //! it is a proposal, a message, or the loss of a node.
 //!
@@ -16,17 +26,19 @@
 //! last stamp in the log, so that no lease ends by a change of leaders. One that leads no more tells
 //! everybody who waits that it cannot know what becomes of their requests.
 //!
-//! Deliberately absent: connections, and whether a node is alive. The driver tells.
+//! Deliberately absent: connections. The driver tells of those that broke, and of processes that are
+//! proved to be dead.
 
 use super::clock::GroupClock;
 use super::effect::Effect;
 use super::engine::ShardEngine;
 use super::group::Phase;
+use super::input::Loss;
 use super::liveness::Liveness;
 use super::placement::shard_of;
 use crate::base::code::Code;
 use crate::base::ids::NodeId;
-use crate::base::limits::{HEIR_WAIT_MS, REST_AFTER_MS, TICK_MS};
+use crate::base::limits::{BEAT_MS, HEIR_WAIT_MS, REST_AFTER_MS, SILENT_MS, TICK_MS};
 use crate::base::units::Monotonic;
 use crate::raft::message::{Message, Voter};
 use crate::raft::role::Role;
@@ -47,9 +59,31 @@ pub(super) struct Peers {
     /// Slots that wait for the heir of a leader that died.
     stand_in: BTreeSet<usize>,
     stand_in_at: Option<Monotonic>,
+    /// The other nodes; empty on all shards but the first.
+    nodes: BTreeMap<Voter, Watched>,
+    next_beat: Option<Monotonic>,
+}
+
+/// Another node, watched.
+struct Watched {
+    heard: Monotonic,
+    is_silent: bool,
 }
 
 impl Peers {
+    /// Watches nodes from now on.
+    pub(super) fn watching(nodes: &[Voter], now: Monotonic) -> Self {
+        let watched = |node: &Voter| {
+            let (heard, is_silent) = (now, false);
+            (*node, Watched { heard, is_silent })
+        };
+        Self {
+            next_beat: (!nodes.is_empty()).then_some(now),
+            nodes: nodes.iter().map(watched).collect(),
+            ..Self::default()
+        }
+    }
+
     /// Sends now, or once the batch is durable.
     fn send(&mut self, messages: &mut Vec<Message>, after: Ticket, durable: Ticket) {
         if messages.is_empty() {
@@ -84,7 +118,8 @@ impl Peers {
     /// When it wants a turn although nothing happened.
     pub(super) fn next_deadline(&self) -> Option<Monotonic> {
         let tick = self.next_tick.filter(|_| !self.awake.is_empty());
-        [tick, self.stand_in_at].into_iter().flatten().min()
+        let times = [tick, self.stand_in_at, self.next_beat];
+        times.into_iter().flatten().min()
     }
 
     /// Groups that are not at rest.
@@ -110,16 +145,52 @@ impl ShardEngine {
         }
     }
 
-    /// The connection to a node broke, or its process is dead.
-    pub(super) fn on_peer_lost(&mut self, peer: Voter, is_dead: bool) {
+    /// Another node is there.
+    pub(super) fn on_peer_beat(&mut self, from: Voter) {
+        if let Some(node) = self.peers.nodes.get_mut(&from) {
+            node.heard = self.now.mono;
+            node.is_silent = false;
+        }
+    }
+
+    /// Tells the other nodes that this one is there, and looks for those that are silent. This node may
+    /// have slept itself: what was said meanwhile is heard first, in the time of one beat.
+    pub(super) fn beat_nodes(&mut self) {
+        let now = self.now.mono;
+        let Some(at) = self.peers.next_beat.filter(|at| *at <= now) else {
+            return;
+        };
+        let beat = Duration::from_millis(BEAT_MS);
+        let slept = now.since(at);
+        self.peers.next_beat = Some(now.plus(beat));
+        for (peer, node) in &mut self.peers.nodes {
+            self.effects.push(Effect::SendBeat { to: peer.node });
+            if slept > beat {
+                node.heard = node.heard.plus(slept);
+            }
+            let is_late = node.heard.plus(Duration::from_millis(SILENT_MS)) <= now;
+            if is_late && !std::mem::replace(&mut node.is_silent, true) {
+                self.effects.push(Effect::TellSilent { peer: *peer });
+            }
+        }
+    }
+
+    /// Another node is not what it was.
+    pub(super) fn on_peer_lost(&mut self, peer: Voter, loss: Loss) {
         for slot in 0..self.groups.len() {
             let raft = &mut self.groups[slot].raft;
             if !raft.members().contains(peer) {
                 continue;
             }
-            raft.lost_peer(peer);
-            if is_dead && raft.died(peer) {
-                self.peers.stand_in.insert(slot);
+            match loss {
+                Loss::Broken => raft.lost_peer(peer),
+                Loss::Silent => raft.fell_silent(peer),
+                Loss::Dead => {
+                    raft.lost_peer(peer);
+                    if raft.died(peer) {
+                        self.peers.stand_in.insert(slot);
+                    }
+                }
             }
             self.mark(slot);
         }
@@ -175,7 +246,7 @@ impl ShardEngine {
 
     /// A group rests or does not, leads or leads no more.
     pub(super) fn note_role(&mut self, slot: usize) {
-        let group = &self.groups[slot];
+        let group = &mut self.groups[slot];
         let is_alone = group.raft.members().is_only_voter(self.config.me());
         if group.raft.is_quiet() || is_alone || group.is_halted() {
             self.peers.awake.remove(&slot);
@@ -183,14 +254,20 @@ impl ShardEngine {
             self.peers.awake.insert(slot);
         }
         self.counters.raft_groups_awake = self.peers.awake() as u64;
-        let leads = group.serves();
-        if leads != group.leads {
-            self.groups[slot].leads = leads;
-            if leads {
-                self.take_lead(slot);
+        let recovers = group.raft.is_recovering() && !group.is_halted();
+        if recovers != std::mem::replace(&mut group.recovers, recovers) {
+            let recovering = &mut self.counters.raft_groups_recovering;
+            *recovering = if recovers {
+                *recovering + 1
             } else {
-                self.lose_lead(slot);
-            }
+                *recovering - 1
+            };
+        }
+        let leads = group.serves();
+        match (std::mem::replace(&mut group.leads, leads), leads) {
+            (false, true) => self.take_lead(slot),
+            (true, false) => self.lose_lead(slot),
+            _ => {}
         }
     }
 

@@ -147,6 +147,15 @@ impl SimDisk {
         self.manifest = self.manifest_under_way.take().or(self.manifest.take());
     }
 
+    /// A bit of a segment rots. Nothing of the simulated runs does that yet.
+    ///
+    /// # Panics
+    /// If there is no such place.
+    pub fn rot(&mut self, segment: u64, offset: usize) {
+        let segment = self.segments.get_mut(&segment);
+        segment.expect("there is such a segment")[offset] ^= 1;
+    }
+
     /// The process died: what was under way lands in part.
     pub fn crash(&mut self, prng: &mut Prng) {
         for (_, write) in std::mem::take(&mut self.writes) {

@@ -415,7 +415,9 @@ impl World {
             Effect::Forward { .. } | Effect::ForwardClosed { .. } => {
                 panic!("one shard has nobody to forward to")
             }
-            Effect::SendPeer { .. } => panic!("one node has nobody to talk to"),
+            Effect::SendPeer { .. } | Effect::SendBeat { .. } | Effect::TellSilent { .. } => {
+                panic!("one node has nobody to talk to")
+            }
         }
     }
 

@@ -1,0 +1,477 @@
+//! Nodes of one shard each in one process: the real engines, the real codec between them, and disks that
+//! lose what was not synced. Time goes on in steps; a test decides who is cut off or dies.
+
+#![allow(dead_code, reason = "each test uses its part")]
+
+use bytes::{Bytes, BytesMut};
+use rrq::base::code::Code;
+use rrq::base::ids::{ClusterId, ConnId, DiskId, GroupId, JobId, NodeId, ShardId};
+use rrq::base::limits::{BLOCK_BYTES, PEER_FRAME_BYTES_MAX};
+use rrq::base::prng::Prng;
+use rrq::base::units::{Monotonic, Now, WallTime};
+use rrq::queue::MACHINE_VERSION;
+use rrq::raft::message::{Message, Voter};
+use rrq::shard::config::ShardConfig;
+use rrq::shard::effect::Effect;
+use rrq::shard::engine::ShardEngine;
+use rrq::shard::input::{Input, Loss, Origin};
+use rrq::shard::loading::load_group;
+use rrq::shard::placement::home_group;
+use rrq::sim::disk::SimDisk;
+use rrq::snapshot::layout::Owner;
+use rrq::snapshot::manifest::Manifest;
+use rrq::wal::batch::BatchHeader;
+use rrq::wal::recovery::Recovery;
+use rrq::wal::writer::LogIdentity;
+use rrq::wire::frame::FrameDecoder;
+use rrq::wire::message::{Reply, ReplyBody, Request, RequestBody};
+use rrq::wire::peer::{Link, decode_messages, encode_messages};
+use rrq::wire::{Command, Enqueued, NewJob, Op, Outcome, QueueInfo, QueueSettings};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+const CLUSTER: ClusterId = ClusterId([0xc1; 16]);
+const SEGMENT_BYTES: usize = 256 << 10;
+const STEP: Duration = Duration::from_millis(1);
+
+pub(crate) fn voter(node: u32) -> Voter {
+    Voter {
+        node: NodeId(node),
+        disk: DiskId([node as u8; 16]),
+    }
+}
+
+/// One node.
+pub(crate) struct Node {
+    me: Voter,
+    peers: Vec<Voter>,
+    groups: u32,
+    start: u32,
+    checkpoint_log_bytes: u64,
+    pub(crate) engine: Option<ShardEngine>,
+    pub(crate) disk: SimDisk,
+    inbox: VecDeque<Input>,
+    /// Log writes that take a step.
+    writing: Vec<u64>,
+    replies: BTreeMap<u64, Reply>,
+}
+
+impl Node {
+    fn owner(&self) -> Owner {
+        Owner {
+            cluster: CLUSTER,
+            disk: self.me.disk,
+        }
+    }
+
+    /// A batch that was acknowledged rots, in the middle of the newest segment with three of them.
+    pub(crate) fn damage_log(&mut self) {
+        let batches = |(number, bytes): (u64, Bytes)| {
+            let offsets = (0..bytes.len()).step_by(BLOCK_BYTES);
+            let found = offsets.filter(|at| BatchHeader::decode(&bytes[*at..]).is_ok());
+            (number, found.collect::<Vec<_>>())
+        };
+        let segments: Vec<_> = self.disk.segments().map(batches).collect();
+        let (number, found) = segments
+            .iter()
+            .rfind(|(_, found)| found.len() > 3)
+            .expect("a segment with batches");
+        self.disk.rot(*number, found[found.len() / 2] + 100);
+    }
+
+    /// A process starts on the disk.
+    fn start(&mut self, now: Now) {
+        let identity = LogIdentity {
+            cluster: CLUSTER,
+            disk: self.me.disk,
+            shard: ShardId(0),
+            wal_set: 1,
+        };
+        let mut recovery = Recovery::with_segment_bytes(identity, SEGMENT_BYTES);
+        if let Some(bytes) = self.disk.manifest() {
+            let manifest = Manifest::decode(bytes).expect("it was written whole");
+            recovery.proof(manifest.durable);
+        }
+        for (number, bytes) in self.disk.segments() {
+            recovery.feed(number, bytes);
+        }
+        let recovered = recovery.finish().expect("the log is ours");
+        self.start += 1;
+        let config = ShardConfig {
+            identity,
+            node: self.me.node,
+            peers: self.peers.clone(),
+            shard: ShardId(0),
+            shards: 1,
+            groups: self.groups,
+            start_number: self.start,
+            seed: u64::from(self.me.node.0) << 32 | u64::from(self.start),
+            machine_version_max: MACHINE_VERSION,
+            payload_bytes_max: 1 << 20,
+            auto_create: true,
+            queue_defaults: QueueSettings::default(),
+            checkpoint_log_bytes: self.checkpoint_log_bytes,
+            checkpoint_log_bytes_max: 64 << 20,
+            segment_bytes: SEGMENT_BYTES,
+        };
+        self.inbox.clear();
+        self.writing.clear();
+        let files = self.disk.files();
+        self.engine = Some(ShardEngine::new(config, recovered, files, now));
+    }
+
+    /// One turn; what is to be sent.
+    fn turn(&mut self, now: Now) -> Vec<(NodeId, Vec<Message>)> {
+        let Some(mut engine) = self.engine.take() else {
+            return Vec::new();
+        };
+        for batch_seq in std::mem::take(&mut self.writing) {
+            self.disk.complete_write(batch_seq);
+            self.inbox.push_back(Input::WalSynced { batch_seq });
+        }
+        engine.handle(now, Input::TimePassed);
+        while let Some(input) = self.inbox.pop_front() {
+            engine.handle(now, input);
+        }
+        let mut sent = Vec::new();
+        let mut effects = Vec::new();
+        loop {
+            engine.drain(&mut effects);
+            if effects.is_empty() {
+                break;
+            }
+            for effect in effects.drain(..) {
+                self.perform(effect, &mut sent);
+            }
+        }
+        self.engine = Some(engine);
+        sent
+    }
+
+    fn perform(&mut self, effect: Effect, sent: &mut Vec<(NodeId, Vec<Message>)>) {
+        let done = match effect {
+            Effect::WriteWal(write) => {
+                self.disk.start_write(&write);
+                return self.writing.push(write.batch_seq);
+            }
+            Effect::SendPeer { to, messages } => return sent.push((to, messages)),
+            // A beat is told apart by being empty.
+            Effect::SendBeat { to } => return sent.push((to, Vec::new())),
+            Effect::TellSilent { peer } => {
+                let loss = Loss::Silent;
+                Input::PeerLost { peer, loss }
+            }
+            Effect::Reply { reply, .. } => {
+                self.replies.insert(reply.id, reply);
+                return;
+            }
+            Effect::PrepareSegment { number } => {
+                self.disk.prepare_segment(number);
+                Input::SegmentReady { number }
+            }
+            Effect::DropSegments { numbers } => return self.disk.drop_segments(&numbers),
+            Effect::DropFiles { files } => return self.disk.drop_files(&files),
+            Effect::LoadGroup { group, bases } => {
+                let mut read = |file, offset, len| self.disk.read(file, offset, len);
+                let result = load_group(&self.owner(), &bases, &mut read);
+                let result = result.map_err(|error| error.to_string());
+                Input::GroupLoaded { group, result }
+            }
+            Effect::WriteChunk {
+                file,
+                offset,
+                bytes,
+                ..
+            } => {
+                self.disk.write_chunk(file, offset, &bytes);
+                let bytes = bytes.len();
+                Input::ChunkWritten { bytes }
+            }
+            Effect::SyncFiles { round, files } => {
+                self.disk.sync_files(&files);
+                Input::FilesSynced { round }
+            }
+            Effect::WriteManifest { bytes } => {
+                self.disk.start_manifest(bytes);
+                self.disk.complete_manifest();
+                Input::ManifestWritten
+            }
+            Effect::Stopped | Effect::JobsRan { .. } => return,
+            Effect::Forward { .. } | Effect::ForwardClosed { .. } => {
+                panic!("one shard has nobody to forward to")
+            }
+        };
+        self.inbox.push_back(done);
+    }
+}
+
+/// Nodes 1 to n.
+pub(crate) struct Cluster {
+    pub(crate) nodes: BTreeMap<u32, Node>,
+    now: Monotonic,
+    /// Links that nothing passes: from, to.
+    cut: BTreeSet<(u32, u32)>,
+    /// Messages that were sent.
+    pub(crate) sent: u64,
+    next_request: u64,
+    groups: u32,
+    prng: Prng,
+}
+
+impl Cluster {
+    pub(crate) fn new(size: u32, groups: u32) -> Self {
+        Self::with_checkpoints(size, groups, 16 << 20)
+    }
+
+    pub(crate) fn with_checkpoints(size: u32, groups: u32, checkpoint_log_bytes: u64) -> Self {
+        let mut cluster = Self {
+            nodes: BTreeMap::new(),
+            now: Monotonic(1_000_000_000),
+            cut: BTreeSet::new(),
+            sent: 0,
+            next_request: 1,
+            groups,
+            prng: Prng::new(7),
+        };
+        for number in 1..=size {
+            let peers = (1..=size).filter(|other| *other != number);
+            let node = Node {
+                me: voter(number),
+                peers: peers.map(voter).collect(),
+                groups,
+                start: 0,
+                checkpoint_log_bytes,
+                engine: None,
+                disk: SimDisk::new(SEGMENT_BYTES),
+                inbox: VecDeque::new(),
+                writing: Vec::new(),
+                replies: BTreeMap::new(),
+            };
+            cluster.nodes.insert(number, node);
+            cluster.start(number);
+        }
+        cluster
+    }
+
+    pub(crate) fn clock(&self) -> Now {
+        Now {
+            mono: self.now,
+            wall: WallTime(1_800_000_000_000 + self.now.0 / 1_000_000),
+        }
+    }
+
+    pub(crate) fn node(&mut self, number: u32) -> &mut Node {
+        self.nodes.get_mut(&number).expect("there is such a node")
+    }
+
+    pub(crate) fn engine(&mut self, number: u32) -> &mut ShardEngine {
+        let node = self.node(number);
+        node.engine.as_mut().expect("the node runs")
+    }
+
+    /// The process of a node starts; the others learn of its new start.
+    pub(crate) fn start(&mut self, number: u32) {
+        let now = self.clock();
+        self.node(number).start(now);
+    }
+
+    /// The process of a node dies, as by kill -9. The others see its connections end, and its port
+    /// refuse.
+    pub(crate) fn kill(&mut self, number: u32) {
+        let node = self.nodes.get_mut(&number).expect("there is such a node");
+        node.engine = None;
+        node.disk.crash(&mut self.prng);
+        let (peer, loss) = (voter(number), Loss::Dead);
+        for (_, other) in self.nodes.iter_mut().filter(|(of, _)| **of != number) {
+            other.inbox.push_back(Input::PeerLost { peer, loss });
+        }
+    }
+
+    /// Nothing passes between a node and the others.
+    pub(crate) fn cut_off(&mut self, number: u32) {
+        for other in self.nodes.keys() {
+            self.cut.extend([(number, *other), (*other, number)]);
+        }
+    }
+
+    pub(crate) fn heal(&mut self) {
+        self.cut.clear();
+    }
+
+    /// Every node takes a turn, and what it sends arrives.
+    pub(crate) fn step(&mut self) {
+        self.now = self.now.plus(STEP);
+        let now = self.clock();
+        let mut sent = Vec::new();
+        for (number, node) in &mut self.nodes {
+            let messages = node.turn(now);
+            sent.extend(
+                messages
+                    .into_iter()
+                    .map(|(to, messages)| (*number, node.start, to.0, messages)),
+            );
+        }
+        for (from, start, to, messages) in sent {
+            self.sent += messages.len() as u64;
+            let is_cut = self.cut.contains(&(from, to));
+            if let Some(node) = self
+                .nodes
+                .get_mut(&to)
+                .filter(|node| !is_cut && node.engine.is_some())
+            {
+                let (from, to) = (voter(from), voter(to));
+                let messages = carried(&messages, &Link { from, start, to });
+                node.inbox.push_back(if messages.is_empty() {
+                    Input::PeerBeat { from }
+                } else {
+                    Input::PeerMessages { messages }
+                });
+            }
+        }
+    }
+
+    /// So many milliseconds pass.
+    pub(crate) fn pass(&mut self, milliseconds: u64) {
+        for _ in 0..milliseconds {
+            self.step();
+        }
+    }
+
+    /// Milliseconds until it holds.
+    pub(crate) fn until(&mut self, what: &str, mut holds: impl FnMut(&mut Self) -> bool) -> u64 {
+        for passed in 0..20_000 {
+            if holds(self) {
+                return passed;
+            }
+            self.step();
+        }
+        panic!("it does not come about that {what}");
+    }
+
+    /// Whether some node serves the group, and which.
+    pub(crate) fn leader(&mut self, group: GroupId) -> Option<u32> {
+        let body = RequestBody::ListQueues { group };
+        let running: Vec<u32> = self
+            .nodes
+            .iter()
+            .filter(|(_, node)| node.engine.is_some())
+            .map(|(n, _)| *n)
+            .collect();
+        running.into_iter().find(|number| {
+            let reply = self.try_ask(*number, body.clone(), 3);
+            reply.is_some_and(|reply| matches!(reply.body, ReplyBody::Queues(_)))
+        })
+    }
+
+    /// The answer of a node within so many milliseconds.
+    pub(crate) fn try_ask(&mut self, number: u32, body: RequestBody, within: u64) -> Option<Reply> {
+        let id = self.next_request;
+        self.next_request += 1;
+        let from = Origin {
+            shard: ShardId(0),
+            conn: ConnId(id),
+        };
+        let request = Request { id, body };
+        self.node(number).inbox.push_back(Input::ClientRequest {
+            from,
+            request,
+            payload: None,
+        });
+        for _ in 0..within {
+            self.step();
+            if let Some(reply) = self.node(number).replies.remove(&id) {
+                return Some(reply);
+            }
+        }
+        None
+    }
+
+    /// Asks nodes until one of them takes it.
+    pub(crate) fn ask(&mut self, body: &RequestBody) -> ReplyBody {
+        for _ in 0..200 {
+            let running: Vec<u32> = self
+                .nodes
+                .iter()
+                .filter(|(_, node)| node.engine.is_some())
+                .map(|(n, _)| *n)
+                .collect();
+            for number in running {
+                match self
+                    .try_ask(number, body.clone(), 50)
+                    .map(|reply| reply.body)
+                {
+                    Some(ReplyBody::Error(error)) if error.code == Code::NotLeader => {}
+                    Some(body) => return body,
+                    None => {}
+                }
+            }
+        }
+        panic!("nobody answers {body:?}");
+    }
+
+    pub(crate) fn queue(&mut self, name: &str) -> QueueInfo {
+        let body = RequestBody::GetQueue {
+            name: name.to_owned(),
+            create: true,
+        };
+        match self.ask(&body) {
+            ReplyBody::Queues(queues) => queues[0].0.clone(),
+            other => panic!("no queue: {other:?}"),
+        }
+    }
+
+    pub(crate) fn home(&self, name: &str) -> GroupId {
+        home_group(name, self.groups)
+    }
+
+    /// A job that is acknowledged.
+    pub(crate) fn enqueue(&mut self, queue: &str, payload: &[u8]) -> JobId {
+        let info = self.queue(queue);
+        let job = NewJob {
+            payload: Bytes::copy_from_slice(payload),
+            ..NewJob::default()
+        };
+        let op = Op::Enqueue {
+            queue: info.uid,
+            partition: rrq::base::ids::Partition(0),
+            items: vec![job],
+        };
+        let body = RequestBody::Command {
+            group: self.home(queue),
+            command: Command { session: None, op },
+            wait_ms: 0,
+        };
+        match self.ask(&body) {
+            ReplyBody::Outcome(Outcome::Enqueued(items)) => match &items[0] {
+                Enqueued::New(job) => *job,
+                other => panic!("not new: {other:?}"),
+            },
+            other => panic!("not enqueued: {other:?}"),
+        }
+    }
+
+    /// Whether a job is there, asked of who leads.
+    pub(crate) fn has(&mut self, job: JobId) -> bool {
+        matches!(self.ask(&RequestBody::GetJob { job }), ReplyBody::Job(_))
+    }
+}
+
+/// Through the codec, as bytes.
+fn carried(messages: &[Message], link: &Link) -> Vec<Message> {
+    let mut bytes = BytesMut::new();
+    encode_messages(messages, &mut bytes);
+    let mut decoder = FrameDecoder::default();
+    decoder.set_body_bytes_max(PEER_FRAME_BYTES_MAX);
+    decoder.push(&bytes);
+    let mut received = Vec::new();
+    while let Some(frame) = decoder.next().expect("a frame is read as it was sent") {
+        let messages = decode_messages(&frame.body, link).expect("messages");
+        received.extend(
+            messages
+                .into_iter()
+                .map(|message| message.expect("it is sound")),
+        );
+    }
+    assert_eq!(received, messages, "a message changed on its way");
+    received
+}

@@ -1,0 +1,181 @@
+//! Groups of several voters in the shard engine: what was acknowledged survives the death of any
+//! minority, and groups at rest cost nothing and wake when they must.
+#![cfg(feature = "engine")]
+
+mod replica_kit;
+
+use replica_kit::Cluster;
+use rrq::base::ids::GroupId;
+
+fn all_lead(cluster: &mut Cluster, groups: u32) {
+    for group in 0..groups {
+        let group = GroupId(group as u16);
+        cluster.until("every group has a leader", |cluster| {
+            cluster.leader(group).is_some()
+        });
+    }
+}
+
+#[test]
+fn three_nodes_elect_serve_and_replicate() {
+    let mut cluster = Cluster::new(3, 4);
+    all_lead(&mut cluster, 4);
+    let jobs: Vec<_> = (0..20)
+        .map(|nth| cluster.enqueue("mail", format!("job {nth}").as_bytes()))
+        .collect();
+    for job in jobs {
+        assert!(cluster.has(job));
+    }
+    // Everybody has applied them.
+    cluster.pass(100);
+    for number in 1..=3 {
+        assert_eq!(cluster.engine(number).live_jobs(), 20, "node {number}");
+    }
+}
+
+#[test]
+fn what_was_acknowledged_survives_the_death_of_each_leader() {
+    let mut cluster = Cluster::new(3, 1);
+    let mut jobs = Vec::new();
+    for round in 0..6 {
+        for nth in 0..5 {
+            jobs.push(cluster.enqueue("mail", format!("{round} {nth}").as_bytes()));
+        }
+        let leader = cluster.leader(GroupId(0)).expect("it has just answered");
+        cluster.kill(leader);
+        cluster.until("another leads", |cluster| {
+            cluster.leader(GroupId(0)).is_some()
+        });
+        for job in &jobs {
+            assert!(cluster.has(*job), "round {round}: {job} is lost");
+        }
+        cluster.start(leader);
+        cluster.pass(300);
+    }
+    cluster.pass(500);
+    for number in 1..=3 {
+        assert_eq!(cluster.engine(number).live_jobs(), 30, "node {number}");
+    }
+}
+
+#[test]
+fn all_nodes_killed_at_once_come_back_with_everything() {
+    let mut cluster = Cluster::with_checkpoints(3, 2, 64 << 10);
+    let jobs: Vec<_> = (0..200)
+        .map(|nth| cluster.enqueue("mail", &vec![nth as u8; 1000]))
+        .collect();
+    for number in 1..=3 {
+        cluster.kill(number);
+    }
+    for number in 1..=3 {
+        cluster.start(number);
+    }
+    for job in jobs {
+        assert!(cluster.has(job));
+    }
+    let rounds = |cluster: &mut Cluster| {
+        (1..=3)
+            .map(|number| cluster.engine(number).counters().checkpoint_rounds_total)
+            .max()
+    };
+    cluster.pass(2_000);
+    assert!(
+        rounds(&mut cluster) > Some(0),
+        "checkpoints are cut on the way"
+    );
+}
+
+#[test]
+fn without_a_majority_nothing_is_acknowledged() {
+    let mut cluster = Cluster::new(3, 1);
+    let job = cluster.enqueue("mail", b"safe");
+    let leader = cluster.leader(GroupId(0)).expect("it has just answered");
+    cluster.cut_off(leader);
+    // It believes to lead for an election timeout, and then refuses.
+    let others: Vec<u32> = (1..=3).filter(|number| *number != leader).collect();
+    cluster.until("another leads", |cluster| {
+        cluster
+            .leader(GroupId(0))
+            .is_some_and(|number| others.contains(&number))
+    });
+    let later = cluster.enqueue("mail", b"by the others");
+    cluster.heal();
+    cluster.pass(500);
+    assert!(cluster.has(job) && cluster.has(later));
+    for number in 1..=3 {
+        assert_eq!(cluster.engine(number).live_jobs(), 2, "node {number}");
+    }
+}
+
+#[test]
+fn groups_at_rest_say_nothing_and_wake_when_their_leader_dies() {
+    const GROUPS: u32 = 64;
+    let mut cluster = Cluster::new(3, GROUPS);
+    all_lead(&mut cluster, GROUPS);
+    let awake = |cluster: &mut Cluster| -> u64 {
+        (1..=3)
+            .map(|number| cluster.engine(number).counters().raft_groups_awake)
+            .sum()
+    };
+    cluster.until("all rest", |cluster| awake(cluster) == 0);
+    let sent = cluster.sent;
+    cluster.pass(5_000);
+    assert_eq!(cluster.sent, sent, "a group at rest says nothing");
+    let leader = cluster.leader(GroupId(0)).expect("a leader at rest leads");
+    cluster.kill(leader);
+    for group in 0..GROUPS {
+        let group = GroupId(group as u16);
+        cluster.until("another leads", |cluster| {
+            cluster.leader(group).is_some_and(|other| other != leader)
+        });
+    }
+}
+
+#[test]
+fn a_group_at_rest_wakes_for_a_proposal() {
+    let mut cluster = Cluster::new(3, 1);
+    cluster.enqueue("mail", b"one");
+    cluster.pass(1_000);
+    assert_eq!(cluster.engine(1).counters().raft_groups_awake, 0);
+    cluster.enqueue("mail", b"two");
+    cluster.pass(1_000);
+    for number in 1..=3 {
+        assert_eq!(cluster.engine(number).live_jobs(), 2, "node {number}");
+        assert_eq!(cluster.engine(number).counters().raft_groups_awake, 0);
+    }
+}
+
+#[test]
+fn the_heir_of_a_dead_leader_serves_within_a_few_milliseconds() {
+    let mut cluster = Cluster::new(3, 1);
+    cluster.enqueue("mail", b"one");
+    cluster.pass(500);
+    let leader = cluster.leader(GroupId(0)).expect("it has just answered");
+    cluster.kill(leader);
+    let took = cluster.until("another leads", |cluster| {
+        cluster.leader(GroupId(0)).is_some()
+    });
+    assert!(
+        took < 10,
+        "it took {took} steps, an election timeout is 150 to 300"
+    );
+}
+
+#[test]
+fn a_member_that_lost_its_log_is_put_right_by_the_others() {
+    let mut cluster = Cluster::new(3, 1);
+    let jobs: Vec<_> = (0..10).map(|nth| cluster.enqueue("mail", &[nth])).collect();
+    cluster.pass(500);
+    let leader = cluster.leader(GroupId(0)).expect("it has just answered");
+    let hurt = (1..=3)
+        .find(|number| *number != leader)
+        .expect("two others");
+    cluster.kill(hurt);
+    cluster.node(hurt).damage_log();
+    cluster.start(hurt);
+    cluster.pass(1_000);
+    assert!(jobs.iter().all(|job| cluster.has(*job)));
+    assert_eq!(cluster.engine(hurt).live_jobs(), 10);
+    let recovering = cluster.engine(hurt).counters().raft_groups_recovering;
+    assert_eq!(recovering, 0, "it is sound again");
+}
