@@ -113,6 +113,10 @@ pub const ELECTION_TICKS: u32 = 10;
 pub const HEARTBEAT_TICKS: u32 = 2;
 /// Shards of a node that another node keeps numbers of.
 pub const PEER_SHARDS_MAX: usize = 1024;
+/// Voters of a group.
+pub const VOTERS_MAX: usize = 15;
+/// Learners of a group.
+pub const LEARNERS_MAX: usize = 15;
 /// Largest body of a frame between nodes.
 pub const PEER_FRAME_BYTES_MAX: usize = 16 << 20;
 /// A frame between nodes takes no further message once it is as large as this.

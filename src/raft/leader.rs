@@ -7,18 +7,19 @@
 use crate::base::entry::EntryKind;
 use crate::base::ids::LogIndex;
 use crate::base::limits::{APPEND_BYTES_MAX, CATCH_UP_ENTRIES_MAX};
+use crate::raft::followers::Followers;
 use crate::raft::membership::{Change, ChangeError, Step};
 use crate::raft::message::{Body, Message, Position, Voter};
 use crate::raft::node::{Proposal, ProposeError, RaftNode};
 use crate::raft::progress::{Progress, Sending};
 use crate::raft::quorum::Tally;
 use crate::raft::role::Role;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 /// What only a leader has; it goes with the role.
 #[derive(Clone, Debug)]
 pub(super) struct Leadership {
-    followers: BTreeMap<Voter, Progress>,
+    followers: Followers,
     /// Something may have to be sent.
     due: bool,
     /// Ticks since the last heartbeat.
@@ -87,16 +88,12 @@ impl RaftNode {
     /// What is known of the followers, for people and tests; nothing if this member does not lead.
     pub fn followers(&self) -> impl Iterator<Item = (Voter, &Progress)> {
         let lead = self.lead.iter();
-        lead.flat_map(|lead| {
-            lead.followers
-                .iter()
-                .map(|(voter, progress)| (*voter, progress))
-        })
+        lead.flat_map(|lead| lead.followers.iter())
     }
 
     pub(super) fn take_the_lead(&mut self) {
         self.lead = Some(Box::new(Leadership {
-            followers: BTreeMap::new(),
+            followers: Followers::default(),
             due: true,
             since_beat: 0,
             beat_now: false,
@@ -112,19 +109,8 @@ impl RaftNode {
     /// The members are these now.
     pub(super) fn lead_members(&mut self) {
         let (me, last) = (self.config.me, self.log.last_index());
-        let members: Vec<Voter> = self
-            .members
-            .members()
-            .filter(|member| *member != me)
-            .collect();
         let Some(lead) = &mut self.lead else { return };
-        lead.followers
-            .retain(|follower, _| members.contains(follower));
-        for member in members {
-            lead.followers
-                .entry(member)
-                .or_insert_with(|| Progress::new(last));
-        }
+        lead.followers.set(me, &self.members, &Progress::new(last));
         if lead
             .successor
             .is_some_and(|successor| !self.members.is_voter(successor))
@@ -185,7 +171,7 @@ impl RaftNode {
         }
         let new = steps.iter().filter_map(|step| step.new_voter());
         let behind = new.filter(|new| !self.members.is_voter(*new)).find(|new| {
-            let progress = lead.followers.get(new);
+            let progress = lead.followers.get(*new);
             !progress.is_some_and(|progress| self.has_caught_up(progress))
         });
         let change = Change::Enter(steps);
@@ -228,7 +214,7 @@ impl RaftNode {
         let lead = self.lead.as_mut().expect("it leads");
         lead.successor = Some(successor);
         lead.due = true;
-        if let Some(progress) = lead.followers.get_mut(&successor) {
+        if let Some(progress) = lead.followers.get_mut(successor) {
             progress.check();
         }
         self.hand_over_if_caught_up();
@@ -240,7 +226,7 @@ impl RaftNode {
         let Some(successor) = lead.successor else {
             return;
         };
-        let progress = lead.followers.get(&successor);
+        let progress = lead.followers.get(successor);
         if progress.is_some_and(|progress| progress.counted() == self.log.last_index()) {
             self.send(successor, Body::TimeoutNow);
         }
@@ -295,7 +281,7 @@ impl RaftNode {
         let mut done = Vec::new();
         while let Some(read) = lead.reads.front() {
             let answered = |voter: Voter| {
-                let round = lead.followers.get(&voter).map(Progress::round);
+                let round = lead.followers.get(voter).map(Progress::round);
                 (voter == me || round >= Some(read.round)).then_some(true)
             };
             if self.members.tally(answered) != Tally::Won {
@@ -329,17 +315,18 @@ impl RaftNode {
         // CheckQuorum (thesis 6.2): without a majority it leads nobody, and who is still in touch with
         // it must not be kept from another (trap R3).
         let me = self.config.me;
-        let mut heard: BTreeMap<Voter, bool> = BTreeMap::new();
-        for (follower, progress) in &mut lead.followers {
-            heard.insert(*follower, progress.take_heard());
+        let followers = &lead.followers;
+        let was_heard = |voter: Voter| followers.get(voter).is_some_and(Progress::was_heard);
+        let is_there = |voter: Voter| (voter == me || was_heard(voter)).then_some(true);
+        let leads_a_majority = self.members.tally(is_there) == Tally::Won;
+        for (_, progress) in lead.followers.iter_mut() {
+            progress.looked();
             // An offer that nobody takes up is made again (trap R17).
             progress.gave_up();
         }
         lead.successor = None;
         lead.due = true;
-        let is_there =
-            |voter: Voter| (voter == me || heard.get(&voter) == Some(&true)).then_some(true);
-        if self.members.tally(is_there) != Tally::Won {
+        if !leads_a_majority {
             self.become_follower(self.term, None);
         }
     }
@@ -360,7 +347,7 @@ impl RaftNode {
         };
         let me = self.config.me;
         let is_there = |voter: Voter| {
-            let progress = lead.followers.get(&voter);
+            let progress = lead.followers.get(voter);
             (voter == me || progress.is_some_and(|progress| !progress.is_lost())).then_some(true)
         };
         let rests = is_done
@@ -370,8 +357,8 @@ impl RaftNode {
             && self.members.tally(is_there) == Tally::Won
             && lead
                 .followers
-                .values()
-                .all(|progress| progress.is_lost() || has_all(progress));
+                .iter()
+                .all(|(_, progress)| progress.is_lost() || has_all(progress));
         if rests && !self.quiet {
             self.quiet = true;
             self.beat();
@@ -382,32 +369,23 @@ impl RaftNode {
     /// Sends a heartbeat to every follower.
     fn beat(&mut self) {
         let (committed, quiet, heir) = (self.log.committed(), self.quiet, self.heir());
-        let lead = self.lead.as_mut().expect("it leads");
+        let mut lead = self.lead.take().expect("it leads");
         lead.beat_now = false;
         lead.since_beat = 0;
         lead.round += 1;
-        let round = lead.round;
-        let beats: Vec<(Voter, LogIndex)> = lead
-            .followers
-            .iter_mut()
-            .map(|(follower, progress)| {
-                // What is not known to be in its log cannot be told to be committed (trap R13).
-                let commit = committed.min(progress.matched());
-                progress.told(commit);
-                (*follower, commit)
-            })
-            .collect();
-        for (to, commit) in beats {
-            self.send(
-                to,
-                Body::Heartbeat {
-                    commit,
-                    round,
-                    quiet,
-                    heir: heir == Some(to),
-                },
-            );
+        for (to, progress) in lead.followers.iter_mut() {
+            // What is not known to be in its log cannot be told to be committed (trap R13).
+            let commit = committed.min(progress.matched());
+            progress.told(commit);
+            let heartbeat = Body::Heartbeat {
+                commit,
+                round: lead.round,
+                quiet,
+                heir: heir == Some(to),
+            };
+            self.send(to, heartbeat);
         }
+        self.lead = Some(lead);
     }
 
     pub(super) fn send_what_is_due(&mut self) {
@@ -416,9 +394,9 @@ impl RaftNode {
             return;
         };
         if std::mem::take(&mut lead.due) {
-            for (follower, progress) in &mut lead.followers {
+            for (follower, progress) in lead.followers.iter_mut() {
                 while let Some(body) = self.next_append(progress) {
-                    self.send(*follower, body);
+                    self.send(follower, body);
                 }
             }
         }
@@ -467,7 +445,7 @@ impl RaftNode {
 
     fn follower_mut(&mut self, from: Voter) -> Option<(&mut Progress, &mut bool)> {
         let lead = self.lead.as_mut()?;
-        let progress = lead.followers.get_mut(&from)?;
+        let progress = lead.followers.get_mut(from)?;
         Some((progress, &mut lead.due))
     }
 
@@ -481,6 +459,12 @@ impl RaftNode {
         }
     }
 
+    /// Whether this member leads that one.
+    pub(super) fn leads(&self, member: Voter) -> bool {
+        let lead = self.lead.as_ref();
+        lead.is_some_and(|lead| lead.followers.get(member).is_some())
+    }
+
     /// The anchor that a follower was given, if this member leads it.
     pub(super) fn anchor_of(&mut self, follower: Voter) -> Option<&mut Option<(u64, Position)>> {
         let (progress, _) = self.follower_mut(follower)?;
@@ -491,14 +475,11 @@ impl RaftNode {
     /// differently among equals, so that one node does not get all that another had.
     fn heir(&self) -> Option<Voter> {
         let lead = self.lead.as_ref()?;
-        let voters = || {
-            let followers = lead.followers.iter();
-            followers.filter(|(voter, _)| self.members.voters().contains(voter))
-        };
+        let voters = || lead.followers.voters();
         let most = voters().map(|(_, progress)| progress.counted()).max()?;
         let best = || voters().filter(|(_, progress)| progress.counted() == most);
         let nth = usize::from(self.config.group.0) % best().count();
-        best().nth(nth).map(|(voter, _)| *voter)
+        best().nth(nth).map(|(voter, _)| voter)
     }
 
     pub(super) fn on_appended(&mut self, from: Voter, matched: LogIndex) {
@@ -539,7 +520,7 @@ impl RaftNode {
     /// Messages to this member may have been lost: the engine's connection broke.
     pub(super) fn lose_follower(&mut self, peer: Voter) {
         if let Some(lead) = &mut self.lead
-            && let Some(progress) = lead.followers.get_mut(&peer)
+            && let Some(progress) = lead.followers.get_mut(peer)
         {
             progress.lost();
             lead.due = true;
@@ -550,7 +531,7 @@ impl RaftNode {
     pub fn install_failed(&mut self, follower: Voter) {
         // Nothing was heard of the follower by this.
         if let Some(lead) = &mut self.lead
-            && let Some(progress) = lead.followers.get_mut(&follower)
+            && let Some(progress) = lead.followers.get_mut(follower)
         {
             progress.gave_up();
             lead.due = true;
@@ -562,14 +543,7 @@ impl RaftNode {
     /// (R14); a member that is no voter any more does not count itself (R9).
     pub(super) fn advance_commit(&mut self) {
         let Some(lead) = &mut self.lead else { return };
-        let (me, stable) = (self.config.me, self.log.stable());
-        let reached = self.members.reached(|voter| {
-            if voter == me {
-                return stable;
-            }
-            let progress = lead.followers.get(&voter);
-            progress.map_or(LogIndex(0), Progress::counted)
-        });
+        let reached = lead.followers.reached(self.log.stable());
         if reached > self.log.committed() && self.log.term_at(reached) == Some(self.term) {
             self.log.commit_to(reached);
             lead.due = !lead.followers.is_empty();

@@ -23,7 +23,8 @@
 //! Left out on purpose: that a new voter has caught up. That is the leader's business when it is asked
 //! ([`propose_change`](crate::raft::node::RaftNode::propose_change)).
 
-use crate::base::ids::{DiskId, LogIndex, NodeId};
+use crate::base::ids::{DiskId, NodeId};
+use crate::base::limits::{LEARNERS_MAX, VOTERS_MAX};
 use crate::raft::message::Voter;
 use crate::raft::quorum::{self, Tally};
 use bytes::Bytes;
@@ -81,6 +82,9 @@ pub enum ChangeError {
     /// No step, too many, or two for the same member.
     #[error("a change has 1 to {STEPS_MAX} steps, each for another member")]
     BadSteps,
+    /// More than a group has room for.
+    #[error("a group has at most {VOTERS_MAX} voters and {LEARNERS_MAX} learners")]
+    TooMany,
     /// Nobody would vote any more.
     #[error("the group would be left without voters")]
     NoVoters,
@@ -96,11 +100,15 @@ impl Membership {
     /// A group of voters alone.
     ///
     /// # Panics
-    /// If there is none.
+    /// If there is none, or there are more than [`VOTERS_MAX`].
     #[must_use]
     pub fn of_voters(voters: impl IntoIterator<Item = Voter>) -> Self {
         let voters: BTreeSet<Voter> = voters.into_iter().collect();
-        assert!(!voters.is_empty(), "a group has a voter");
+        let count = voters.len();
+        assert!(
+            (1..=VOTERS_MAX).contains(&count),
+            "a group has 1 to {VOTERS_MAX} voters, not {count}"
+        );
         Self {
             voters,
             ..Self::default()
@@ -166,13 +174,6 @@ impl Membership {
         }
     }
 
-    /// The highest index that a majority has reached, of both sets while joint.
-    pub fn reached(&self, index_of: impl Fn(Voter) -> LogIndex) -> LogIndex {
-        let new = quorum::reached(&self.voters, &index_of);
-        let new = new.expect("a group has a voter");
-        quorum::reached(&self.outgoing, &index_of).map_or(new, |old| old.min(new))
-    }
-
     /// The members after a change.
     ///
     /// # Errors
@@ -202,6 +203,9 @@ impl Membership {
         }
         if next.voters.is_empty() {
             return Err(ChangeError::NoVoters);
+        }
+        if next.voters.len() > VOTERS_MAX || next.learners.len() > LEARNERS_MAX {
+            return Err(ChangeError::TooMany);
         }
         if next.voters != self.voters {
             next.outgoing.clone_from(&self.voters);
@@ -383,8 +387,6 @@ mod tests {
         assert_eq!(joint.tally(yes(&[1, 2])), Tally::Open);
         assert_eq!(joint.tally(yes(&[1, 2, 4])), Tally::Won);
         assert_eq!(joint.tally(yes(&[2, 3])), Tally::Won);
-        let at = |member: Voter| LogIndex(u64::from(member.node.0) * 10);
-        assert_eq!(joint.reached(at), LogIndex(20), "the old majority is at 20");
         assert_eq!(joint.changed(&change), Err(ChangeError::UnderWay));
         let after = joint.changed(&Change::Leave).expect("it is joint");
         assert_eq!(after, group([2, 3, 4]));

@@ -56,6 +56,7 @@
 
 mod election;
 pub mod follower;
+mod followers;
 pub mod leader;
 pub mod log;
 pub mod membership;

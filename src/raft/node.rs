@@ -279,7 +279,7 @@ impl RaftNode {
             message.body,
             Body::Ballot { .. } | Body::Appended { .. } | Body::Refused { .. } | Body::Beat { .. }
         );
-        if answers && !self.members.contains(message.from) {
+        if answers && !self.leads(message.from) && !self.members.contains(message.from) {
             return Err(StepError::NotAMember(message.from.node));
         }
         let leads = matches!(

@@ -280,9 +280,14 @@ impl Progress {
         true
     }
 
-    /// Whether it was heard of since the last call.
-    pub(super) fn take_heard(&mut self) -> bool {
-        std::mem::take(&mut self.heard)
+    /// Whether it was heard of since the last look.
+    pub(super) fn was_heard(&self) -> bool {
+        self.heard
+    }
+
+    /// A look was taken.
+    pub(super) fn looked(&mut self) {
+        self.heard = false;
     }
 
     fn probe(&mut self) {
