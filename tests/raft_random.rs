@@ -470,7 +470,7 @@ fn any_body(prng: &mut Prng, last: Position) -> Body {
             let prev = position(prng);
             Body::Append {
                 prev,
-                entries: any_entries(prng, prev),
+                entries: any_entries(prng, prev).into(),
                 commit: LogIndex(edge(prng)),
             }
         }

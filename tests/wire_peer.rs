@@ -59,7 +59,7 @@ fn message(body: Body) -> Message {
 fn append(entries: Vec<Entry>) -> Message {
     message(Body::Append {
         prev: (LogIndex(0), Term(0)),
-        entries,
+        entries: entries.into(),
         commit: LogIndex(0),
     })
 }

@@ -1,10 +1,9 @@
 //! What a follower does with what its leader sends.
 
-use crate::base::entry::Entry;
 use crate::base::ids::LogIndex;
 use crate::base::units::GroupTime;
 use crate::raft::membership::Membership;
-use crate::raft::message::{Body, Position, Voter};
+use crate::raft::message::{Body, Entries, Position, Voter};
 use crate::raft::node::RaftNode;
 
 /// A checkpoint that a follower has got in place of entries.
@@ -21,7 +20,7 @@ pub struct Installed {
 }
 
 impl RaftNode {
-    pub(super) fn on_append(&mut self, prev: Position, entries: Vec<Entry>, commit: LogIndex) {
+    pub(super) fn on_append(&mut self, prev: Position, entries: Entries, commit: LogIndex) {
         let leader = self.leader.expect("it was just heard");
         let committed = self.log.committed();
         if prev.0 < committed {

@@ -9,7 +9,7 @@ use crate::base::ids::LogIndex;
 use crate::base::limits::{APPEND_BYTES_MAX, CATCH_UP_ENTRIES_MAX};
 use crate::raft::followers::Followers;
 use crate::raft::membership::{Change, ChangeError, Step};
-use crate::raft::message::{Body, Message, Position, Voter};
+use crate::raft::message::{Body, Entries, Message, Position, Voter};
 use crate::raft::node::{Proposal, ProposeError, RaftNode};
 use crate::raft::progress::{Progress, Sending};
 use crate::raft::quorum::Tally;
@@ -423,7 +423,7 @@ impl RaftNode {
             let room = progress.room().min(APPEND_BYTES_MAX);
             self.log.slice(progress.next(), room)
         } else {
-            Vec::new()
+            Entries::new()
         };
         let sent = entries.last().map_or(before, |entry| entry.index);
         let bytes = entries.iter().map(|entry| entry.payload.len()).sum();

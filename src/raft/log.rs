@@ -14,7 +14,7 @@
 
 use crate::base::entry::{Entry, EntryKind};
 use crate::base::ids::{LogIndex, Term};
-use crate::raft::message::Position;
+use crate::raft::message::{Entries, Position};
 use std::collections::VecDeque;
 
 /// Entries and marks of one group.
@@ -182,7 +182,7 @@ impl RaftLog {
     /// Entries from `first` on, which is held: as many as fit into so many bytes of payload, at least
     /// one if there is one.
     #[must_use]
-    pub fn slice(&self, first: LogIndex, bytes_max: usize) -> Vec<Entry> {
+    pub fn slice(&self, first: LogIndex, bytes_max: usize) -> Entries {
         let mut bytes = 0;
         let entries = self.entries.range(self.offset(first)..);
         let fitting = entries.take_while(|entry| {
@@ -230,7 +230,7 @@ impl RaftLog {
     pub(super) fn follow(
         &mut self,
         prev: Position,
-        entries: Vec<Entry>,
+        entries: Entries,
     ) -> Result<LogIndex, Position> {
         assert!(
             prev.0 >= self.committed,

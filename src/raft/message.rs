@@ -14,6 +14,7 @@
 use crate::base::entry::Entry;
 use crate::base::ids::{DiskId, GroupId, Incarnation, LogIndex, NodeId, Term};
 use crate::raft::recovering::Answer;
+use smallvec::SmallVec;
 
 /// A member that votes: a node with the disk that it was admitted with. An emptied or copied disk
 /// is another voter.
@@ -57,6 +58,9 @@ pub struct Message {
     pub body: Body,
 }
 
+/// The entries of an append. There is seldom more than one where nothing is busy: it needs no list.
+pub type Entries = SmallVec<[Entry; 1]>;
+
 /// The index and the term of an entry.
 pub type Position = (LogIndex, Term);
 
@@ -97,7 +101,7 @@ pub enum Body {
         /// The entry before them.
         prev: Position,
         /// Dense and rising.
-        entries: Vec<Entry>,
+        entries: Entries,
         /// The leader's commit mark.
         commit: LogIndex,
     },

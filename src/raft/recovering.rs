@@ -174,7 +174,7 @@ fn answer(log: &RaftLog, recovery: Option<&Recovery>, first: LogIndex) -> Answer
     if first <= last || recovery.is_none() {
         let is_held = first > log.base().0 && first <= last;
         let entries = if is_held {
-            log.slice(first, APPEND_BYTES_MAX)
+            log.slice(first, APPEND_BYTES_MAX).into_vec()
         } else {
             Vec::new()
         };

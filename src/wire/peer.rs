@@ -430,7 +430,7 @@ fn message_from_pb(message: pb::GroupMessage, link: &Link) -> Result<Message, Wi
         },
         PbBody::Append(append) => Body::Append {
             prev: position("prev", append.prev)?,
-            entries: entries(append.entries)?,
+            entries: entries(append.entries)?.into(),
             commit: LogIndex(append.commit),
         },
         PbBody::Appended(appended) => Body::Appended {

@@ -3,6 +3,7 @@
 //! Absent: what other threads take; bodies start none.
 
 #![allow(unsafe_code, reason = "the allocator of the system, with a count")]
+#![allow(dead_code, reason = "each user needs one of the counts")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -15,12 +16,19 @@ static ALLOCATOR: Counting = Counting;
 thread_local! {
     static HELD: Cell<isize> = const { Cell::new(0) };
     static PEAK: Cell<isize> = const { Cell::new(0) };
+    static CALLS: Cell<u64> = const { Cell::new(0) };
 }
 
 fn count(bytes: isize) {
     let held = HELD.get().wrapping_add(bytes);
     HELD.set(held);
     PEAK.set(PEAK.get().max(held));
+    CALLS.set(CALLS.get() + u64::from(bytes > 0));
+}
+
+/// How often the thread has taken memory, or more of it.
+pub(crate) fn calls() -> u64 {
+    CALLS.get()
 }
 
 // SAFETY: every call goes to `System` as it came. The counters are constant-initialized cells

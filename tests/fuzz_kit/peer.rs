@@ -150,7 +150,7 @@ pub(super) fn peer_stream() -> Vec<u8> {
     let bodies = [
         Body::Append {
             prev: at(0, 0),
-            entries,
+            entries: entries.into(),
             commit: LogIndex(1),
         },
         Body::Heartbeat {
