@@ -6,6 +6,7 @@ mod replica_kit;
 
 use replica_kit::Cluster;
 use rrq::base::ids::GroupId;
+use std::time::Instant;
 
 fn all_lead(cluster: &mut Cluster, groups: u32) {
     for group in 0..groups {
@@ -112,11 +113,6 @@ fn groups_at_rest_say_nothing_and_wake_when_their_leader_dies() {
     const GROUPS: u32 = 64;
     let mut cluster = Cluster::new(3, GROUPS);
     all_lead(&mut cluster, GROUPS);
-    let awake = |cluster: &mut Cluster| -> u64 {
-        (1..=3)
-            .map(|number| cluster.engine(number).counters().raft_groups_awake)
-            .sum()
-    };
     cluster.until("all rest", |cluster| awake(cluster) == 0);
     let sent = cluster.sent;
     cluster.pass(5_000);
@@ -128,6 +124,43 @@ fn groups_at_rest_say_nothing_and_wake_when_their_leader_dies() {
         cluster.until("another leads", |cluster| {
             cluster.leader(group).is_some_and(|other| other != leader)
         });
+    }
+}
+
+/// Groups of all nodes that are not at rest.
+fn awake(cluster: &mut Cluster) -> u64 {
+    let mut all = 0;
+    for number in 1..=3 {
+        all += cluster.engine(number).counters().raft_groups_awake;
+    }
+    all
+}
+
+#[test]
+fn more_than_ten_thousand_groups_at_rest_cost_a_beat_a_pair_of_nodes() {
+    const GROUPS: u32 = 16_384;
+    let mut cluster = Cluster::new(3, GROUPS);
+    cluster.pass(1);
+    cluster.until("all rest", |cluster| {
+        cluster.pass(50);
+        awake(cluster) == 0
+    });
+    let (sent, beats) = (cluster.sent, cluster.beats);
+    let begun = Instant::now();
+    cluster.pass(1_000);
+    println!(
+        "{GROUPS} groups at rest: {:?} for a second of three nodes",
+        begun.elapsed()
+    );
+    assert_eq!(cluster.sent, sent, "a group at rest says nothing");
+    let beats = cluster.beats - beats;
+    assert!(
+        (180..=204).contains(&beats),
+        "{beats} in six directions, one in 30 ms"
+    );
+    // They lead on as if nothing were.
+    for group in [0, 1, 5_000, 16_383] {
+        assert!(cluster.leader(GroupId(group)).is_some());
     }
 }
 

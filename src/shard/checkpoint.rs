@@ -237,11 +237,10 @@ impl ShardEngine {
             .max(2 * checkpoints.last_pages_bytes)
             .min(self.config.checkpoint_log_bytes_max);
         let waits = checkpoints.retry_at.is_some_and(|at| at > self.now.mono);
-        let loading = self
-            .groups
-            .iter()
-            .any(|group| group.phase == GroupPhase::Loading);
-        if log_bytes >= budget && checkpoints.is_idle() && !waits && !loading && !self.stopping() {
+        let is_due = log_bytes >= budget && checkpoints.is_idle() && !waits && !self.stopping();
+        // Looked at last: there may be many groups.
+        let loads = |group: &super::group::Group| group.phase == GroupPhase::Loading;
+        if is_due && !self.groups.iter().any(loads) {
             self.start_round(|_| true);
         }
     }

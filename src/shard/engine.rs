@@ -535,7 +535,7 @@ impl ShardEngine {
 
     /// Goes as far towards the end as nothing has to be waited for.
     fn step_stop(&mut self) {
-        loop {
+        while self.stopping() {
             let quiet = !self.wal.has_pending()
                 && self.wal.in_flight() == 0
                 && self.checkpoints.is_idle()

@@ -31,7 +31,6 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 const CLUSTER: ClusterId = ClusterId([0xc1; 16]);
-const SEGMENT_BYTES: usize = 256 << 10;
 const STEP: Duration = Duration::from_millis(1);
 
 pub(crate) fn voter(node: u32) -> Voter {
@@ -48,6 +47,7 @@ pub(crate) struct Node {
     groups: u32,
     start: u32,
     checkpoint_log_bytes: u64,
+    segment_bytes: usize,
     pub(crate) engine: Option<ShardEngine>,
     pub(crate) disk: SimDisk,
     inbox: VecDeque<Input>,
@@ -87,7 +87,7 @@ impl Node {
             shard: ShardId(0),
             wal_set: 1,
         };
-        let mut recovery = Recovery::with_segment_bytes(identity, SEGMENT_BYTES);
+        let mut recovery = Recovery::with_segment_bytes(identity, self.segment_bytes);
         if let Some(bytes) = self.disk.manifest() {
             let manifest = Manifest::decode(bytes).expect("it was written whole");
             recovery.proof(manifest.durable);
@@ -112,7 +112,7 @@ impl Node {
             queue_defaults: QueueSettings::default(),
             checkpoint_log_bytes: self.checkpoint_log_bytes,
             checkpoint_log_bytes_max: 64 << 20,
-            segment_bytes: SEGMENT_BYTES,
+            segment_bytes: self.segment_bytes,
         };
         self.inbox.clear();
         self.writing.clear();
@@ -211,8 +211,10 @@ pub(crate) struct Cluster {
     now: Monotonic,
     /// Links that nothing passes: from, to.
     cut: BTreeSet<(u32, u32)>,
-    /// Messages that were sent.
+    /// Messages of groups that were sent.
     pub(crate) sent: u64,
+    /// Beats of nodes that were sent.
+    pub(crate) beats: u64,
     next_request: u64,
     groups: u32,
     prng: Prng,
@@ -229,10 +231,13 @@ impl Cluster {
             now: Monotonic(1_000_000_000),
             cut: BTreeSet::new(),
             sent: 0,
+            beats: 0,
             next_request: 1,
             groups,
             prng: Prng::new(7),
         };
+        // The head of a segment names every group.
+        let segment_bytes = (256 << 10).max(groups as usize * 1024);
         for number in 1..=size {
             let peers = (1..=size).filter(|other| *other != number);
             let node = Node {
@@ -241,8 +246,9 @@ impl Cluster {
                 groups,
                 start: 0,
                 checkpoint_log_bytes,
+                segment_bytes,
                 engine: None,
-                disk: SimDisk::new(SEGMENT_BYTES),
+                disk: SimDisk::new(segment_bytes),
                 inbox: VecDeque::new(),
                 writing: Vec::new(),
                 replies: BTreeMap::new(),
@@ -313,6 +319,7 @@ impl Cluster {
         }
         for (from, start, to, messages) in sent {
             self.sent += messages.len() as u64;
+            self.beats += u64::from(messages.is_empty());
             let is_cut = self.cut.contains(&(from, to));
             if let Some(node) = self
                 .nodes
