@@ -10,7 +10,7 @@ use proptest::prelude::{any, proptest};
 use rrq::base::ids::GroupId;
 use rrq::base::prng::Prng;
 use rrq::base::units::Lsn;
-use rrq::wal::batch::{BEACON, FOOTER, SEG_HEAD};
+use rrq::wal::batch::{BEACON, BatchHeader, FOOTER, SEG_HEAD};
 use rrq::wal::record::{BaseRecord, Record};
 use rrq::wal::recovery::{GroupLogStatus, Recovered, Recovery};
 use rrq::wal::writer::LogIdentity;
@@ -413,6 +413,43 @@ fn a_headless_segment_is_read_in_the_same_way_at_the_next_start() {
     check(&recovered, &log.acked(), "read again");
     let written = second.writer.end_lsn().0 - first.start.lsn.0;
     assert_eq!(recovered.bytes, first.bytes + written, "{recovered:#?}");
+}
+
+#[test]
+fn the_place_of_a_headless_segment_lies_before_the_next_one() {
+    // The heads of two segments are damaged, and a later write went astray over the footer of the first
+    // of them. It says that it lies beyond the second, and so says nothing about its segment.
+    let log = sample();
+    let mut later = sample();
+    for index in 4..8 {
+        later.entry(1, index, 2, 3000);
+        later.submit();
+    }
+    let footer = log
+        .batches
+        .iter()
+        .find(|b| b.segment == 2 && b.header.flags == FOOTER);
+    let place = footer.expect("segment 2 is full").offset;
+    let third = log.batches.iter().find(|b| b.segment == 3);
+    let third = third.expect("there is a third").header.lsn.0;
+    // Its segment would begin behind the third, and what it says is durable lies behind that.
+    let begins = |header: &BatchHeader| header.lsn.0 - place as u64;
+    let headers = later.batches.iter().map(|batch| batch.header).rev();
+    let mut flying = later.flying.iter().rev().zip(headers);
+    let fits = |header: &BatchHeader| (third + 1..header.durable_lsn.0).contains(&begins(header));
+    let (astray, _) = flying.find(|(_, header)| fits(header)).expect("one fits");
+    let mut disk = log.disk.clone();
+    for segment in [2, 3] {
+        corrupt(&log, &mut disk, |b| {
+            b.segment == segment && b.header.flags == SEG_HEAD
+        });
+    }
+    let mut bytes = vec![0; astray.batch.encoded_len()];
+    astray.batch.encode_into(&mut bytes);
+    disk.files.get_mut(&2).expect("a file")[place..place + BLOCK].copy_from_slice(&bytes[..BLOCK]);
+    let recovered = disk.recover();
+    assert_eq!(recovered.segments, [1, 2, 3], "{recovered:#?}");
+    check(&recovered, &log.acked(), "two heads and a footer");
 }
 
 #[test]

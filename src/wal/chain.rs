@@ -120,7 +120,8 @@ pub(super) fn survey(
     }
     let mut void = void_numbers(&written);
     written.retain(|number, _| !void.contains(*number));
-    for number in headless {
+    // From the last on: the place of each is bounded by the one behind it.
+    for number in headless.into_iter().rev() {
         if !void.contains(number) {
             let adopted = adopt(number, &files[&number], &written);
             written.extend(adopted.map(|segment| (number, segment)));
