@@ -8,8 +8,9 @@
 //! (`apply`). Leases that found nothing wait in `polls`, watches and waits for a job's end in
 //! `waits`; `reads` answers without an entry. `changes` carries what a queue's home group decides to
 //! the groups of its partitions, `versions` raises the version of a group's machine. What is due and
-//! who is silent is found by `timers` and `liveness`; `checkpoint` cuts the hot state of the groups so that the log stays short,
-//! and `opening` brings a group back from it.
+//! who is silent is found by `timers` and `liveness`; `checkpoint` cuts the hot state of the groups so
+//! that the log stays short, and `opening` brings a group back from it. What the members of a group say
+//! to each other goes through `peers`.
 //!
 //! # The contract
 //!
@@ -25,7 +26,7 @@
 //! for a group of another shard leaves as [`Forward`](effect::Effect::Forward), once.
 //!
 //! Deliberately absent: clocks (time is an argument), files, sockets, threads, and any branch that
-//! asks whether there is one node or many.
+//! asks whether there is one node or many: a group has one voter or several, and that is all.
 
 mod apply;
 mod changes;
