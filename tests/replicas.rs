@@ -5,7 +5,9 @@
 mod replica_kit;
 
 use replica_kit::Cluster;
+use rrq::base::code::Code;
 use rrq::base::ids::GroupId;
+use rrq::wire::message::{ReplyBody, RequestBody};
 use std::time::Instant;
 
 fn all_lead(cluster: &mut Cluster, groups: u32) {
@@ -211,4 +213,26 @@ fn a_member_that_lost_its_log_is_put_right_by_the_others() {
     assert_eq!(cluster.engine(hurt).live_jobs(), 10);
     let recovering = cluster.engine(hurt).counters().raft_groups_recovering;
     assert_eq!(recovering, 0, "it is sound again");
+}
+
+#[test]
+fn a_leader_that_was_cut_off_answers_no_read() {
+    let mut cluster = Cluster::new(3, 1);
+    let job = cluster.enqueue("mail", b"one");
+    cluster.pass(500);
+    let leader = cluster.leader(GroupId(0)).expect("it has just answered");
+    assert!(
+        cluster
+            .try_ask(leader, RequestBody::GetJob { job }, 10)
+            .is_some()
+    );
+    cluster.cut_off(leader);
+    // It leads for an election timeout yet, as far as it knows, and cannot be sure.
+    let answer = cluster.try_ask(leader, RequestBody::GetJob { job }, 100);
+    assert!(answer.is_none(), "{answer:?}");
+    let answer = cluster.until_answered(leader, 1_000);
+    assert!(
+        matches!(&answer.body, ReplyBody::Error(error) if error.code == Code::NotLeader),
+        "{answer:?}"
+    );
 }

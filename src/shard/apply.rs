@@ -241,6 +241,7 @@ impl ShardEngine {
         let group = &mut self.groups[slot];
         let waiters = std::mem::take(&mut group.waiters);
         let polls = group.polls.take_all();
+        let reads: Vec<_> = group.reads.take_all().collect();
         for (_, waiter) in waiters {
             let (to, request) = match waiter {
                 Waiter::Client { to, request } | Waiter::Queue { to, request } => (to, request),
@@ -259,6 +260,9 @@ impl ShardEngine {
         for poll in polls {
             self.unpark(slot, &poll);
             self.refuse(poll.to, poll.request, &Refusal::new(code, why));
+        }
+        for (from, request) in reads {
+            self.refuse(from, request, &Refusal::new(code, why));
         }
         self.end_waits(slot, code, why);
     }

@@ -475,6 +475,7 @@ impl ShardEngine {
             group.promise_ticket = self.wal.append(Record::GroupTable(vec![row]));
         }
         self.written.extend(last);
+        self.groups[slot].reads.let_through(ready.reads.drain(..));
         self.say(slot, &mut ready.messages, &mut ready.promises);
         self.ready = ready;
     }
@@ -508,6 +509,7 @@ impl ShardEngine {
         self.collect_ready(slot);
         self.apply_committed(slot);
         self.note_role(slot);
+        self.answer_reads(slot);
         self.wake_polls(slot);
         self.wake_watches(slot);
         self.raise_version(slot);

@@ -6,6 +6,7 @@ use super::input::Origin;
 use super::liveness::Liveness;
 use super::loading::BaseFiles;
 use super::polls::{Place, Poll, Polls};
+use super::reads::Reads;
 use super::waits::Waits;
 use crate::base::ids::{GroupId, Incarnation, LogIndex, Term};
 use crate::base::units::Monotonic;
@@ -102,6 +103,7 @@ pub(super) struct Group {
     /// Who waits, in the order of the log.
     pub(super) waiters: VecDeque<(LogIndex, Waiter)>,
     pub(super) polls: Polls,
+    pub(super) reads: Reads,
     pub(super) waits: Waits,
     pub(super) changes: Changes,
     /// An entry that raises the version of the machine is on its way.

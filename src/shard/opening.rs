@@ -17,6 +17,7 @@ use super::group::{Group, Phase, Proposed};
 use super::liveness::Liveness;
 use super::loading::{BaseFiles, GroupState};
 use super::polls::Polls;
+use super::reads::Reads;
 use super::waits::Waits;
 use crate::base::checksum::Hash128;
 use crate::base::entry::Entry;
@@ -253,6 +254,7 @@ pub(super) fn open_group(
         proposed: Proposed::default(),
         waiters: VecDeque::new(),
         polls: Polls::default(),
+        reads: Reads::default(),
         waits: Waits::default(),
         changes: Changes::default(),
         raising: false,

@@ -1,21 +1,121 @@
 //! Reads: answered from the applied state of the leader, without an entry in the log.
 //!
-//! With one voter its applied state is the latest that anybody can know. Each read looks at a
-//! bounded number of jobs and fits into one reply.
+//! A leader first makes sure that it still leads, by one round of heartbeats for all reads of a turn
+//! (ReadIndex, Raft thesis 6.4); one that is the only voter is sure. Then the state that it has applied is
+//! the latest. Each read looks at a bounded number of jobs and fits into one reply.
 
 use super::engine::ShardEngine;
 use super::input::Origin;
-use crate::base::ids::{JobId, SessionId};
+use super::requests::Refusal;
+use crate::base::code::Code;
+use crate::base::ids::{JobId, LogIndex, SessionId};
 use crate::base::limits::REPLY_JOBS_BYTES_MAX;
 use crate::queue::command::{Outcome, Rejection};
 use crate::queue::view::SessionView;
 use crate::wire::message::{ReplyBody, RequestBody, WorkerInfo, WorkerSession};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 /// More than what a worker takes in a reply besides its name and tags.
 const WORKER_BYTES: usize = 64;
 
+/// Reads that wait until the leader is sure.
+#[derive(Default)]
+pub(super) struct Reads {
+    next: u64,
+    waiting: BTreeMap<u64, (Origin, u64, RequestBody)>,
+    /// Let through once this index is applied.
+    sure: VecDeque<(LogIndex, u64)>,
+}
+
+impl Reads {
+    /// The reads that are let through.
+    pub(super) fn let_through(&mut self, reads: impl Iterator<Item = (u64, LogIndex)>) {
+        self.sure.extend(reads.map(|(id, index)| (index, id)));
+    }
+
+    /// The next read that may be answered.
+    fn take(&mut self, applied: LogIndex) -> Option<(Origin, u64, RequestBody)> {
+        while let Some((_, id)) = self.sure.pop_front_if(|(index, _)| *index <= applied) {
+            // It may have been refused meanwhile.
+            if let Some(read) = self.waiting.remove(&id) {
+                return Some(read);
+            }
+        }
+        None
+    }
+
+    /// All that wait: who asked, and which request.
+    pub(super) fn take_all(&mut self) -> impl Iterator<Item = (Origin, u64)> {
+        self.sure.clear();
+        let waiting = std::mem::take(&mut self.waiting).into_values();
+        waiting.map(|(from, request, _)| (from, request))
+    }
+}
+
 impl ShardEngine {
+    /// A read of a client; it is answered at the next turn, or when the leader is sure.
+    pub(super) fn ask_read(
+        &mut self,
+        slot: usize,
+        (from, request): (Origin, u64),
+        body: RequestBody,
+    ) -> Result<(), Refusal> {
+        let group = &mut self.groups[slot];
+        group.reads.next += 1;
+        let id = group.reads.next;
+        let asked = group.raft.read_index(id);
+        asked.map_err(|error| Refusal::new(Code::NotLeader, error.to_string()))?;
+        group.reads.waiting.insert(id, (from, request, body));
+        self.mark(slot);
+        Ok(())
+    }
+
+    /// Answers the reads that are let through and whose index is applied.
+    pub(super) fn answer_reads(&mut self, slot: usize) {
+        loop {
+            let group = &mut self.groups[slot];
+            let applied = group.raft.log().applied();
+            let Some((from, request, body)) = group.reads.take(applied) else {
+                return;
+            };
+            // The connection may have closed.
+            if !from.is_engine() && !self.conns.contains_key(&from) {
+                continue;
+            }
+            if let Err(refusal) = self.answer_read(slot, (from, request), body) {
+                self.refuse(from, request, &refusal);
+            }
+        }
+    }
+
+    fn answer_read(
+        &mut self,
+        slot: usize,
+        (from, request): (Origin, u64),
+        body: RequestBody,
+    ) -> Result<(), Refusal> {
+        match body {
+            RequestBody::GetQueue { name, create } => {
+                self.on_get_queue(from, slot, request, &name, create)
+            }
+            RequestBody::Watch {
+                queue,
+                partition,
+                wait_ms,
+                ..
+            } => self.on_watch(from, slot, request, (queue, partition), wait_ms),
+            RequestBody::WaitJob { job, wait_ms } => {
+                self.on_wait_job(from, slot, request, job, wait_ms)
+            }
+            read => {
+                let body = self.read(slot, read);
+                let stamp = self.stamp(slot);
+                self.reply(from, request, Some(stamp), body);
+                Ok(())
+            }
+        }
+    }
+
     /// The answer to a read.
     pub(super) fn read(&self, slot: usize, body: RequestBody) -> ReplyBody {
         let queue = &self.groups[slot].queue;

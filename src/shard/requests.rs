@@ -150,28 +150,11 @@ impl ShardEngine {
             RequestBody::Command {
                 command, wait_ms, ..
             } => self.on_command(from, slot, request.id, (command, payload), wait_ms),
-            RequestBody::GetQueue { name, create } => {
-                self.on_get_queue(from, slot, request.id, &name, create)
-            }
-            RequestBody::Watch {
-                queue,
-                partition,
-                wait_ms,
-                ..
-            } => self.on_watch(from, slot, request.id, (queue, partition), wait_ms),
-            RequestBody::WaitJob { job, wait_ms } => {
-                self.on_wait_job(from, slot, request.id, job, wait_ms)
-            }
-            read => {
-                let body = self.read(slot, read);
-                let stamp = self.stamp(slot);
-                self.reply(from, request.id, Some(stamp), body);
-                Ok(())
-            }
+            read => self.ask_read(slot, (from, request.id), read),
         }
     }
 
-    fn on_get_queue(
+    pub(super) fn on_get_queue(
         &mut self,
         from: Origin,
         slot: usize,

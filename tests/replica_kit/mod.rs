@@ -393,6 +393,18 @@ impl Cluster {
         None
     }
 
+    /// The answer of a node to the last request, within so many milliseconds.
+    pub(crate) fn until_answered(&mut self, number: u32, within: u64) -> Reply {
+        let id = self.next_request - 1;
+        for _ in 0..within {
+            self.step();
+            if let Some(reply) = self.node(number).replies.remove(&id) {
+                return reply;
+            }
+        }
+        panic!("node {number} does not answer");
+    }
+
     /// Asks nodes until one of them takes it.
     pub(crate) fn ask(&mut self, body: &RequestBody) -> ReplyBody {
         for _ in 0..200 {
