@@ -7,6 +7,7 @@ mod replica_kit;
 use replica_kit::Cluster;
 use rrq::base::code::Code;
 use rrq::base::ids::GroupId;
+use rrq::shard::input::Loss;
 use rrq::wire::message::{ReplyBody, RequestBody};
 use std::time::Instant;
 
@@ -213,6 +214,29 @@ fn a_member_that_lost_its_log_is_put_right_by_the_others() {
     assert_eq!(cluster.engine(hurt).live_jobs(), 10);
     let recovering = cluster.engine(hurt).counters().raft_groups_recovering;
     assert_eq!(recovering, 0, "it is sound again");
+    // It knows that after a crash too, although the hole is still in its log.
+    cluster.kill(hurt);
+    cluster.start(hurt);
+    cluster.step();
+    let recovering = cluster.engine(hurt).counters().raft_groups_recovering;
+    assert_eq!(recovering, 0, "it stays sound");
+}
+
+#[test]
+fn connections_that_break_again_and_again_cause_no_election() {
+    let mut cluster = Cluster::new(3, 8);
+    all_lead(&mut cluster, 8);
+    let changes = |cluster: &mut Cluster| -> Vec<u64> {
+        let of = |number| cluster.engine(number).counters().raft_leader_changes_total;
+        (1..=3).map(of).collect()
+    };
+    let before = changes(&mut cluster);
+    for round in 0..60 {
+        cluster.lost(1 + round % 3, Loss::Broken);
+        cluster.pass(40);
+    }
+    cluster.enqueue("mail", b"as if nothing were");
+    assert_eq!(changes(&mut cluster), before);
 }
 
 #[test]

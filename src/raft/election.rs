@@ -133,6 +133,7 @@ impl RaftNode {
         self.role = role;
         self.leader = None;
         self.heir = false;
+        self.waits_for_heir = false;
         self.quiet = false;
         self.elapsed = 0;
         self.draw_timeout();
@@ -182,13 +183,16 @@ impl RaftNode {
                 let _ = self.step(canvass);
                 false
             }
-            None => !is_heir && self.members.is_voter(self.config.me),
+            None => {
+                self.waits_for_heir = !is_heir && self.members.is_voter(self.config.me);
+                self.waits_for_heir
+            }
         }
     }
 
     /// The heir of a leader that died has not been heard of.
     pub fn stand_in(&mut self) {
-        if self.leader.is_none() && self.role == Role::Follower {
+        if self.waits_for_heir && self.leader.is_none() {
             self.campaign_on_proof();
         }
     }
@@ -283,6 +287,7 @@ impl RaftNode {
         self.role = Role::Follower;
         self.leader = leader;
         self.heir = false;
+        self.waits_for_heir = false;
         self.put_off = None;
         self.lead = None;
         self.quiet = false;

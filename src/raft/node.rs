@@ -105,6 +105,8 @@ pub struct RaftNode {
     pub(super) offered: Option<(Voter, Position)>,
     /// It goes on if the leader dies.
     pub(super) heir: bool,
+    /// Its leader died, and it waits for the heir; not once it has voted for somebody.
+    pub(super) waits_for_heir: bool,
     /// A canvass that was not looked at since the leader was believed in.
     pub(super) put_off: Option<Message>,
     /// Ticks until the proof that a leader is dead may start another campaign.
@@ -160,6 +162,7 @@ impl RaftNode {
             quiet: false,
             offered: None,
             heir: false,
+            waits_for_heir: false,
             put_off: None,
             proof_rest: 0,
             recovery: None,

@@ -287,7 +287,12 @@ impl Cluster {
         let node = self.nodes.get_mut(&number).expect("there is such a node");
         node.engine = None;
         node.disk.crash(&mut self.prng);
-        let (peer, loss) = (voter(number), Loss::Dead);
+        self.lost(number, Loss::Dead);
+    }
+
+    /// The others are told what became of a node.
+    pub(crate) fn lost(&mut self, number: u32, loss: Loss) {
+        let peer = voter(number);
         for (_, other) in self.nodes.iter_mut().filter(|(of, _)| **of != number) {
             other.inbox.push_back(Input::PeerLost { peer, loss });
         }
