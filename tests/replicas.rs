@@ -207,7 +207,7 @@ fn a_member_that_lost_its_log_is_put_right_by_the_others() {
         .find(|number| *number != leader)
         .expect("two others");
     cluster.kill(hurt);
-    cluster.node(hurt).damage_log();
+    cluster.node(hurt).damage_log(4);
     cluster.start(hurt);
     cluster.pass(1_000);
     assert!(jobs.iter().all(|job| cluster.has(*job)));
@@ -220,6 +220,36 @@ fn a_member_that_lost_its_log_is_put_right_by_the_others() {
     cluster.step();
     let recovering = cluster.engine(hurt).counters().raft_groups_recovering;
     assert_eq!(recovering, 0, "it stays sound");
+}
+
+#[test]
+fn logs_with_different_holes_are_put_right_by_each_other() {
+    // Every node finds another of its batches rotten, so that nobody may vote. What each lacks the
+    // others have.
+    let mut cluster = Cluster::new(3, 1);
+    let jobs: Vec<_> = (0..40).map(|nth| cluster.enqueue("mail", &[nth])).collect();
+    cluster.pass(500);
+    for number in 1..=3 {
+        cluster.kill(number);
+    }
+    for (number, eighths) in [(1, 3), (2, 5), (3, 6)] {
+        cluster.node(number).damage_log(eighths);
+    }
+    for number in 1..=3 {
+        cluster.start(number);
+    }
+    cluster.step();
+    for number in 1..=3 {
+        let recovering = cluster.engine(number).counters().raft_groups_recovering;
+        assert_eq!(recovering, 1, "node {number}");
+    }
+    assert!(jobs.iter().all(|job| cluster.has(*job)));
+    cluster.pass(1_000);
+    for number in 1..=3 {
+        assert_eq!(cluster.engine(number).live_jobs(), 40, "node {number}");
+        let recovering = cluster.engine(number).counters().raft_groups_recovering;
+        assert_eq!(recovering, 0, "node {number} is sound again");
+    }
 }
 
 #[test]

@@ -7,12 +7,13 @@ mod wal_kit;
 
 use proptest::collection::vec;
 use proptest::prelude::{any, proptest};
+use rrq::base::entry::Entry;
 use rrq::base::ids::GroupId;
 use rrq::base::prng::Prng;
 use rrq::base::units::Lsn;
 use rrq::wal::batch::{BEACON, BatchHeader, FOOTER, SEG_HEAD};
 use rrq::wal::record::{BaseRecord, Record};
-use rrq::wal::recovery::{GroupLogStatus, Recovered, Recovery};
+use rrq::wal::recovery::{GroupLog, GroupLogStatus, Recovered, Recovery};
 use rrq::wal::writer::LogIdentity;
 use std::collections::BTreeMap;
 use wal_kit::{BLOCK, Fate, Log, Model, Sealed, check, hard, model_of};
@@ -413,6 +414,43 @@ fn a_headless_segment_is_read_in_the_same_way_at_the_next_start() {
     check(&recovered, &log.acked(), "read again");
     let written = second.writer.end_lsn().0 - first.start.lsn.0;
     assert_eq!(recovered.bytes, first.bytes + written, "{recovered:#?}");
+}
+
+/// Entries 1 and 2, then 3, then 4 and 5 of a later or the same term; the batch with 3 rots.
+fn without_the_third(last_term: u64) -> GroupLog {
+    let mut log = Log::fresh(8 * BLOCK);
+    log.base(1, 0, 0);
+    log.hard(1, hard(1, 1, 0));
+    log.entry(1, 1, 1, 10);
+    log.entry(1, 2, 1, 10);
+    log.sync();
+    log.entry(1, 3, 1, 10);
+    log.sync();
+    let third = log.batches.last().expect("a batch").header.lsn;
+    log.hard(1, hard(last_term, 1, 0));
+    log.entry(1, 4, last_term, 10);
+    log.entry(1, 5, last_term, 10);
+    log.sync_proved();
+    let mut disk = log.disk.clone();
+    corrupt(&log, &mut disk, |b| b.header.lsn == third);
+    let recovered = disk.recover();
+    recovered.groups[&GroupId(1)].clone()
+}
+
+#[test]
+fn what_lies_beyond_a_hole_is_kept_and_clears_what_lies_before_it() {
+    let indexes =
+        |entries: &[Entry]| -> Vec<u64> { entries.iter().map(|entry| entry.index.0).collect() };
+    let same_term = without_the_third(1);
+    assert!(matches!(same_term.status, GroupLogStatus::Damaged { .. }));
+    assert_eq!(indexes(&same_term.entries), [1, 2]);
+    assert_eq!(same_term.sound.last.0, 2, "one leader, one log");
+    assert_eq!(indexes(&same_term.sound.beyond), [4, 5]);
+    assert!(same_term.sound.end_is_known && same_term.sound.vote_is_known);
+    // A later leader may have replaced entries 1 and 2 in the hole.
+    let later_term = without_the_third(2);
+    assert_eq!(later_term.sound.last.0, 0, "they may be another's");
+    assert_eq!(indexes(&later_term.sound.beyond), [4, 5]);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::cli::survivors::{self, Survivors};
 use crate::snapshot::load::LoadedGroup;
 use crate::snapshot::manifest::{Manifest, ManifestBase};
 use crate::wal::record::{BaseRecord, HardState, Record, RootLocation};
-use crate::wal::recovery::{GroupLog, GroupLogStatus};
+use crate::wal::recovery::{GroupLog, GroupLogStatus, Sound};
 use crate::wal::writer::LogWriter;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -129,6 +129,7 @@ pub(super) fn from_manifest(
         bases: vec![base.clone()],
         entries: Vec::new(),
         status: GroupLogStatus::Intact,
+        sound: Sound::default(),
     };
     Some(from_log(log, 0, state))
 }

@@ -23,7 +23,7 @@ use crate::raft::node::{Proposal, ProposeError};
 use crate::raft::ready::{HardState, Ready};
 use crate::snapshot::layout::Owner;
 use crate::wal::record::{HardState as LoggedHardState, Record};
-use crate::wal::recovery::{GroupLog, GroupLogStatus, Recovered};
+use crate::wal::recovery::{GroupLog, GroupLogStatus, Recovered, Sound};
 use crate::wal::writer::{LogWriter, Ticket};
 use crate::wire::message::WorkerInfo;
 use bytes::{Bytes, BytesMut};
@@ -167,6 +167,7 @@ impl ShardEngine {
                     bases: vec![base],
                     entries: Vec::new(),
                     status,
+                    sound: Sound::default(),
                 }
             });
             groups.push(open_group(&config, id, log, now, &mut effects));

@@ -158,6 +158,7 @@ pub(super) fn open_group(
         bases,
         mut entries,
         status,
+        sound,
     } = log;
     let newest = bases[0].clone();
     let oldest = bases.last().expect("a group has a base");
@@ -171,14 +172,18 @@ pub(super) fn open_group(
         newest.voters.is_empty().then_some(me),
     ));
     let is_alone = members.is_only_voter(me);
-    // With other voters a damaged log is put right by them. What is committed is beyond doubt here.
+    // With other voters a damaged log is put right by them.
     let doubt = match &status {
         GroupLogStatus::Intact => None,
         _ if is_alone => None,
         GroupLogStatus::Recovering { .. } => Some(Doubt::default()),
         GroupLogStatus::Damaged { .. } => {
-            entries.retain(|entry| entry.index <= hard.commit);
-            Some(Doubt::default())
+            entries.retain(|entry| entry.index <= sound.last);
+            Some(Doubt {
+                salvaged: sound.beyond,
+                end_is_known: sound.end_is_known,
+                vote_is_known: sound.vote_is_known,
+            })
         }
     };
     let roots: Vec<_> = bases.iter().filter_map(root_ref).collect();

@@ -62,7 +62,7 @@ use crate::wal::writer::LogIdentity;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 
-pub use crate::wal::replay::{GroupLog, GroupLogStatus};
+pub use crate::wal::replay::{GroupLog, GroupLogStatus, Sound};
 
 /// Where the log was cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

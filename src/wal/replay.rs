@@ -17,13 +17,13 @@
 //! missing above it makes the group damaged; so does doubt that never ended.
 
 use crate::base::entry::Entry;
-use crate::base::ids::{GroupId, Incarnation, LogIndex};
+use crate::base::ids::{GroupId, Incarnation, LogIndex, Term};
 use crate::base::limits::BASES_KEPT;
 use crate::base::units::Lsn;
 use crate::wal::ledger::GroupStart;
 use crate::wal::record::{BaseRecord, GroupRow, HardState, RowStatus};
 use crate::wal::segment::{Footer, FooterRun};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Whether a group's log may be relied on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +42,19 @@ pub enum GroupLogStatus {
     },
 }
 
+/// What of a damaged group is beyond doubt, so that the other voters can tell the rest.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sound {
+    /// Entries up to here are what they were; those behind may have been replaced in a hole.
+    pub last: LogIndex,
+    /// Entries that lie beyond a hole, rising; nothing that was lost can have voided them.
+    pub beyond: Vec<Entry>,
+    /// Nothing followed all these.
+    pub end_is_known: bool,
+    /// The hard state is the last.
+    pub vote_is_known: bool,
+}
+
 /// What the log holds of a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GroupLog {
@@ -56,6 +69,8 @@ pub struct GroupLog {
     pub entries: Vec<Entry>,
     /// Whether all this may be relied on.
     pub status: GroupLogStatus,
+    /// Of a group that is damaged, what is beyond doubt; with what an earlier start found, nothing.
+    pub sound: Sound,
 }
 
 /// An entry and when it was read.
@@ -308,7 +323,7 @@ impl Group {
         };
         let from = self.place_above(newest.index);
         let whole = count_dense(&self.entries[from..], newest.index);
-        self.entries.truncate(from + whole);
+        let beyond = self.entries.split_off(from + whole);
         let last = LogIndex(newest.index.0 + whole as u64);
         let last_term = self
             .entries
@@ -326,6 +341,7 @@ impl Group {
             }
         };
         self.hard.commit = self.hard.commit.clamp(newest.index, last);
+        let sound = self.sound(from, last, beyond);
         let row = GroupRow {
             group: id,
             incarnation: self.incarnation,
@@ -339,7 +355,47 @@ impl Group {
         };
         let entries = self.entries.drain(keep_from..).map(|held| held.entry);
         let entries = entries.collect();
-        self.end(row, entries, what)
+        self.end(row, entries, what, sound)
+    }
+
+    /// The last of the entries above the newest base that no hole can have voided. What a hole held in
+    /// place of one has a later term, and so has what follows that: an entry beyond the hole that is
+    /// of the same term clears it, and all before it.
+    fn last_sound(&self, from: usize, last: LogIndex, beyond: &[Held]) -> LogIndex {
+        let held = &self.entries[from..];
+        let mut sound = last;
+        for hole in &self.doubt.holes {
+            let later = held
+                .iter()
+                .chain(beyond)
+                .filter(|held| held.order > hole.order);
+            let later: BTreeSet<Term> = later.map(|held| held.entry.term).collect();
+            let mut before = held.iter().rev().filter(|held| held.order < hole.order);
+            let newest = before.clone().next().map(|held| held.entry.index);
+            let cleared = before.find(|held| later.contains(&held.entry.term));
+            let cleared = cleared.map(|held| held.entry.index);
+            if newest != cleared {
+                sound = sound.min(self.hard.commit.max(cleared.unwrap_or_default()));
+            }
+        }
+        sound
+    }
+
+    /// What of the entries above the newest base, from place `from` to index `last`, and of those
+    /// beyond a gap, is beyond doubt.
+    fn sound(&self, from: usize, last: LogIndex, beyond: Vec<Held>) -> Sound {
+        let last_sound = self.last_sound(from, last, &beyond);
+        let hole = self.doubt.holes.iter().map(|hole| hole.order).max();
+        // What was read before the last hole may have been voided in it.
+        let sound = beyond.into_iter().filter(|held| Some(held.order) > hole);
+        let beyond: Vec<Entry> = sound.map(|held| held.entry).collect();
+        let end = beyond.last().map_or(last, |entry| entry.index);
+        Sound {
+            last: last_sound,
+            end_is_known: !self.doubt.end && self.claimed.0 <= end,
+            vote_is_known: !self.doubt.vote && !self.doubt.status,
+            beyond,
+        }
     }
 
     fn without_base(self, id: GroupId) -> (GroupLog, GroupStart) {
@@ -350,7 +406,8 @@ impl Group {
             status: self.row_status(true, LogIndex(1)),
             ..GroupRow::default()
         };
-        self.end(row, Vec::new(), Some("no base is left".to_string()))
+        let what = Some("no base is left".to_string());
+        self.end(row, Vec::new(), what, Sound::default())
     }
 
     fn end(
@@ -358,6 +415,7 @@ impl Group {
         row: GroupRow,
         entries: Vec<Entry>,
         what: Option<String>,
+        sound: Sound,
     ) -> (GroupLog, GroupStart) {
         let log = GroupLog {
             incarnation: self.incarnation,
@@ -369,6 +427,7 @@ impl Group {
                 (None, RowStatus::Recovering { since }) => GroupLogStatus::Recovering { since },
                 (None, RowStatus::Ok) => GroupLogStatus::Intact,
             },
+            sound,
         };
         let bases = self.bases;
         (log, GroupStart { row, bases })

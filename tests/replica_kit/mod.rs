@@ -64,11 +64,14 @@ impl Node {
         }
     }
 
-    /// A batch that was acknowledged rots, in the middle of the newest segment with three of them.
-    pub(crate) fn damage_log(&mut self) {
+    /// A batch that was acknowledged rots, so many eighths into the newest segment with some.
+    pub(crate) fn damage_log(&mut self, eighths: usize) {
         let batches = |(number, bytes): (u64, Bytes)| {
             let offsets = (0..bytes.len()).step_by(BLOCK_BYTES);
-            let found = offsets.filter(|at| BatchHeader::decode(&bytes[*at..]).is_ok());
+            let found = offsets.filter(|at| {
+                // Beacons have no records.
+                BatchHeader::decode(&bytes[*at..]).is_ok_and(|header| header.payload_len > 0)
+            });
             (number, found.collect::<Vec<_>>())
         };
         let segments: Vec<_> = self.disk.segments().map(batches).collect();
@@ -76,7 +79,8 @@ impl Node {
             .iter()
             .rfind(|(_, found)| found.len() > 3)
             .expect("a segment with batches");
-        self.disk.rot(*number, found[found.len() / 2] + 100);
+        self.disk
+            .rot(*number, found[found.len() * eighths / 8] + 100);
     }
 
     /// A process starts on the disk.
@@ -429,6 +433,7 @@ impl Cluster {
                     None => {}
                 }
             }
+            self.pass(10);
         }
         panic!("nobody answers {body:?}");
     }
