@@ -9,6 +9,7 @@
 //! campaign 1 [transfer]         without waiting for the timeout
 //! tick 1 [20] / tick all 20     time goes on
 //! propose 1 a b c               entries
+//! flood 1 70                    so many entries, each taken and sent by itself
 //! change 1 +4 ~5 -2 2:9         add a voter, a learner; remove; node 2 has disk 9 now
 //! transfer 1 2                  hand the lead over
 //! read 1 77                     asks for a read; what is let through is shown by `reads`
@@ -156,6 +157,16 @@ impl Script {
             }
             "tick" => self.tick(plain),
             "propose" => self.propose(words.first(), &plain[1..]),
+            "flood" => {
+                for nth in 0..number(plain[1]) {
+                    let text = format!("x{nth}");
+                    self.cluster
+                        .propose(words.first(), &text)
+                        .expect("it leads");
+                    self.cluster.settle();
+                }
+                String::new()
+            }
             "change" => self.change(words.first(), &plain[1..]),
             "transfer" => {
                 let result = self
@@ -568,6 +579,7 @@ fn every_script_prints_what_it_says() {
     let entries = std::fs::read_dir(&folder).expect("the folder is there");
     let mut paths: Vec<_> = entries
         .map(|entry| entry.expect("it is listed").path())
+        .filter(|path| path.extension().is_some_and(|end| end == "txt"))
         .collect();
     paths.sort();
     let mut wrong = Vec::new();
