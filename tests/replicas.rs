@@ -4,9 +4,10 @@
 
 mod replica_kit;
 
-use replica_kit::Cluster;
+use replica_kit::{Cluster, voter};
 use rrq::base::code::Code;
-use rrq::base::ids::GroupId;
+use rrq::base::ids::{DiskId, GroupId, Incarnation, LogIndex, Term};
+use rrq::raft::message::{Body, Message};
 use rrq::shard::input::Loss;
 use rrq::wire::message::{ReplyBody, RequestBody};
 use std::time::Instant;
@@ -267,6 +268,50 @@ fn connections_that_break_again_and_again_cause_no_election() {
     }
     cluster.enqueue("mail", b"as if nothing were");
     assert_eq!(changes(&mut cluster), before);
+}
+
+#[test]
+fn what_a_bad_peer_says_is_refused_and_counted() {
+    let mut cluster = Cluster::new(3, 4);
+    let job = cluster.enqueue("mail", b"one");
+    cluster.pass(500);
+    let good = Message {
+        from: voter(2),
+        to: voter(1),
+        group: GroupId(0),
+        incarnation: Incarnation(1),
+        term: Term(900),
+        life: 1 << 32,
+        recovering: false,
+        body: Body::TimeoutNow,
+    };
+    let refused = |cluster: &mut Cluster| cluster.engine(1).counters().peer_messages_refused_total;
+    let before = refused(&mut cluster);
+    let strange = |change: fn(&mut Message)| {
+        let mut message = good.clone();
+        change(&mut message);
+        message
+    };
+    let messages = vec![
+        strange(|message| message.group = GroupId(9)),
+        strange(|message| message.incarnation = Incarnation(2)),
+        strange(|message| message.to.disk = DiskId([9; 16])),
+        strange(|message| message.from = voter(1)),
+        strange(|message| message.term = Term(u64::MAX)),
+        strange(|message| {
+            message.body = Body::Append {
+                prev: (LogIndex(u64::MAX), Term(1)),
+                entries: Vec::new().into(),
+                commit: LogIndex(u64::MAX),
+            };
+            message.term = Term(0);
+        }),
+    ];
+    let count = messages.len() as u64;
+    cluster.say(1, messages, 2);
+    cluster.step();
+    assert_eq!(refused(&mut cluster), before + count + 2);
+    assert!(cluster.has(job));
 }
 
 #[test]

@@ -3,13 +3,13 @@
 
 use bytes::{Bytes, BytesMut};
 use rrq::base::entry::{Entry, EntryKind};
-use rrq::base::ids::{DiskId, GroupId, Incarnation, LogIndex, NodeId, Term};
+use rrq::base::ids::{ClusterId, DiskId, GroupId, Incarnation, LogIndex, NodeId, Term};
 use rrq::base::limits::{PEER_FRAME_BYTES_FULL, PEER_FRAME_BYTES_MAX};
 use rrq::base::units::GroupTime;
 use rrq::raft::message::{Body, Message, Voter};
 use rrq::wire::WireError;
 use rrq::wire::frame::{Frame, FrameDecoder, FrameKind, encode_frame};
-use rrq::wire::peer::{Link, decode_messages, encode_messages};
+use rrq::wire::peer::{Link, PEER_PROTOCOL_VERSION, PeerHello, decode_messages, encode_messages};
 
 const GROUP: GroupId = GroupId(7);
 const LIFE: Incarnation = Incarnation(2);
@@ -163,6 +163,64 @@ fn what_cannot_be_a_message_has_a_name() {
         "unknown value 0 of the kind of an entry"
     );
     assert!(list(&[0xff]).is_err(), "no protobuf");
+}
+
+fn hello(node: u32) -> PeerHello {
+    PeerHello {
+        protocol_min: 1,
+        protocol_max: PEER_PROTOCOL_VERSION,
+        version: "0.1.0".into(),
+        cluster: Some(ClusterId([9; 16])),
+        node: NodeId(node),
+        disk: member(node).disk,
+        start: 7,
+        shards: 2,
+        groups: 64,
+        machine_version_max: 2,
+        heard: None,
+    }
+}
+
+#[test]
+fn hellos_say_who_sends_and_who_receives() {
+    assert_eq!(Link::from_hellos(&hello(2), &hello(1)), Ok(link()));
+}
+
+#[test]
+fn nodes_that_must_not_talk_to_each_other_are_told_why() {
+    type Change = fn(&mut PeerHello);
+    let cases: [(Change, &str); 5] = [
+        (
+            |hello| (hello.protocol_min, hello.protocol_max) = (2, 3),
+            "node 2 runs 0.1.0 and speaks versions 2 to 3 between nodes, this one 1 to 1: upgrade the \
+             older node first",
+        ),
+        (
+            |hello| hello.cluster = Some(ClusterId([8; 16])),
+            "node 2 belongs to cluster 08080808080808080808080808080808, this one to \
+             09090909090909090909090909090909: take it off the list of peers, or check which data \
+             directory it was started with",
+        ),
+        (
+            |hello| hello.cluster = None,
+            "node 2 belongs to cluster none yet, this one to 09090909090909090909090909090909: take \
+             it off the list of peers, or check which data directory it was started with",
+        ),
+        (
+            |hello| hello.node = NodeId(1),
+            "both nodes have the id 1: give one of them another node.id",
+        ),
+        (
+            |hello| hello.groups = 128,
+            "node 2 has 128 groups, this one 64: one cluster has one number of groups",
+        ),
+    ];
+    for (change, words) in cases {
+        let mut theirs = hello(2);
+        change(&mut theirs);
+        let refusal = Link::from_hellos(&theirs, &hello(1)).expect_err(words);
+        assert_eq!(refusal.to_string(), words);
+    }
 }
 
 #[test]

@@ -240,7 +240,10 @@ impl ShardEngine {
                 self.counters.memory_full = u64::from(full);
             }
             Input::StopRequested => self.on_stop_requested(),
-            Input::PeerMessages { messages } => self.on_peer_messages(messages),
+            Input::PeerMessages { messages, refused } => {
+                self.counters.peer_messages_refused_total += refused;
+                self.on_peer_messages(messages);
+            }
             Input::PeerBeat { from } => self.on_peer_beat(from),
             Input::PeerLost { peer, loss } => self.on_peer_lost(peer, loss),
             Input::TimePassed => {}

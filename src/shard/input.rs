@@ -121,6 +121,8 @@ pub enum Input {
     PeerMessages {
         /// In the order in which they were sent.
         messages: Vec<Message>,
+        /// Others that were no messages, or held entries that are not what was sealed.
+        refused: u64,
     },
     /// Another node is there. For shard 0, which watches the nodes for all.
     PeerBeat {

@@ -97,6 +97,104 @@ pub struct Link {
     pub to: Voter,
 }
 
+/// Why two nodes do not talk to each other. Nothing was said but the hellos.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HelloRefusal {
+    /// They speak no version in common.
+    #[error(
+        "node {node} runs {version} and speaks versions {} to {} between nodes, this one {} to {}: \
+         upgrade the older node first",
+        .theirs.0, .theirs.1, .ours.0, .ours.1
+    )]
+    Protocol {
+        /// The other node.
+        node: NodeId,
+        /// What it runs.
+        version: String,
+        /// From and to.
+        theirs: (u32, u32),
+        /// From and to.
+        ours: (u32, u32),
+    },
+    /// One of them belongs to another cluster, or to none.
+    #[error(
+        "node {node} belongs to cluster {}, this one to {}: take it off the list of peers, or check \
+         which data directory it was started with",
+        name(*.theirs), name(*.ours)
+    )]
+    OtherCluster {
+        /// The other node.
+        node: NodeId,
+        /// Its cluster.
+        theirs: Option<ClusterId>,
+        /// Ours.
+        ours: Option<ClusterId>,
+    },
+    /// Both have the same number.
+    #[error("both nodes have the id {0}: give one of them another node.id")]
+    SameNode(NodeId),
+    /// Their groups differ, which formation has fixed.
+    #[error(
+        "node {node} has {theirs} groups, this one {ours}: one cluster has one number of groups"
+    )]
+    OtherGroups {
+        /// The other node.
+        node: NodeId,
+        /// Its groups.
+        theirs: u32,
+        /// Ours.
+        ours: u32,
+    },
+}
+
+fn name(cluster: Option<ClusterId>) -> String {
+    cluster.map_or("none yet".to_owned(), |cluster| cluster.to_string())
+}
+
+impl Link {
+    /// What the sender of `theirs` will say to the sender of `ours`.
+    ///
+    /// # Errors
+    /// [`HelloRefusal`] if they must not talk to each other.
+    pub fn from_hellos(theirs: &PeerHello, ours: &PeerHello) -> Result<Self, HelloRefusal> {
+        let node = theirs.node;
+        if theirs.protocol_min > ours.protocol_max || ours.protocol_min > theirs.protocol_max {
+            return Err(HelloRefusal::Protocol {
+                node,
+                version: theirs.version.clone(),
+                theirs: (theirs.protocol_min, theirs.protocol_max),
+                ours: (ours.protocol_min, ours.protocol_max),
+            });
+        }
+        if theirs.cluster != ours.cluster || ours.cluster.is_none() {
+            return Err(HelloRefusal::OtherCluster {
+                node,
+                theirs: theirs.cluster,
+                ours: ours.cluster,
+            });
+        }
+        if node == ours.node {
+            return Err(HelloRefusal::SameNode(node));
+        }
+        if theirs.groups != ours.groups {
+            return Err(HelloRefusal::OtherGroups {
+                node,
+                theirs: theirs.groups,
+                ours: ours.groups,
+            });
+        }
+        let voter = |hello: &PeerHello| Voter {
+            node: hello.node,
+            disk: hello.disk,
+        };
+        Ok(Self {
+            from: voter(theirs),
+            start: theirs.start,
+            to: voter(ours),
+        })
+    }
+}
+
 fn durable_to_pb(durable: &Durable) -> pb::Durable {
     pb::Durable {
         disk: Bytes::copy_from_slice(&durable.disk.0),

@@ -340,10 +340,17 @@ impl Cluster {
                 node.inbox.push_back(if messages.is_empty() {
                     Input::PeerBeat { from }
                 } else {
-                    Input::PeerMessages { messages }
+                    let refused = 0;
+                    Input::PeerMessages { messages, refused }
                 });
             }
         }
+    }
+
+    /// A node is told this by another.
+    pub(crate) fn say(&mut self, to: u32, messages: Vec<Message>, refused: u64) {
+        let input = Input::PeerMessages { messages, refused };
+        self.node(to).inbox.push_back(input);
     }
 
     /// So many milliseconds pass.
