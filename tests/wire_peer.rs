@@ -4,8 +4,9 @@
 use bytes::{Bytes, BytesMut};
 use rrq::base::entry::{Entry, EntryKind};
 use rrq::base::ids::{ClusterId, DiskId, GroupId, Incarnation, LogIndex, NodeId, Term};
-use rrq::base::limits::{PEER_FRAME_BYTES_FULL, PEER_FRAME_BYTES_MAX};
+use rrq::base::limits::{APPEND_BYTES_MAX, PEER_FRAME_BYTES_FULL, PEER_FRAME_BYTES_MAX};
 use rrq::base::units::GroupTime;
+use rrq::raft::log::RaftLog;
 use rrq::raft::message::{Body, Message, Voter};
 use rrq::wire::WireError;
 use rrq::wire::frame::{Frame, FrameDecoder, FrameKind, encode_frame};
@@ -134,6 +135,19 @@ fn many_messages_are_told_in_frames_of_bounded_size() {
         .map(|message| message.expect("it is sound"))
         .collect();
     assert_eq!(received, messages);
+}
+
+#[test]
+fn an_append_of_as_many_entries_as_can_be_fits_into_a_frame() {
+    // Entries without payload, of which only their number is much.
+    let entries = (1..=200_000)
+        .map(|index| entry(index, &Bytes::new()))
+        .collect();
+    let log = RaftLog::new((LogIndex(0), Term(0)), entries);
+    let largest = append(log.slice(LogIndex(1), APPEND_BYTES_MAX).into_vec());
+    let frames = frames(std::slice::from_ref(&largest));
+    assert!(frames[0].body.len() < PEER_FRAME_BYTES_FULL);
+    assert_eq!(read(&frames[0]), [Ok(largest)]);
 }
 
 #[test]

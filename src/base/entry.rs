@@ -85,6 +85,12 @@ impl Entry {
         }
     }
 
+    /// What it takes, in memory and on the wire: its payload, and about as much as its place in a list.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        self.payload.len() + std::mem::size_of::<Self>()
+    }
+
     /// The checksum of all fields but itself, of the group and of the incarnation.
     #[must_use]
     pub fn seal(&self, group: GroupId, incarnation: Incarnation) -> u32 {

@@ -105,7 +105,7 @@ pub const SILENT_MS: u64 = 150;
 pub const REST_AFTER_MS: u64 = 150;
 /// Who is not the heir of a leader that died waits so many milliseconds for the heir.
 pub const HEIR_WAIT_MS: u64 = 10;
-/// Payload bytes of applied entries that a group with several voters holds for those that are behind.
+/// What the applied entries take that a group with several voters holds for those that are behind.
 pub const GROUP_TAIL_BYTES: usize = 1 << 20;
 /// Without a leader for so many ticks, and a random part of as many again, a voter campaigns.
 pub const ELECTION_TICKS: u32 = 10;
@@ -121,11 +121,11 @@ pub const LEARNERS_MAX: usize = 15;
 pub const PEER_FRAME_BYTES_MAX: usize = 16 << 20;
 /// A frame between nodes takes no further message once it is as large as this.
 pub const PEER_FRAME_BYTES_FULL: usize = 1 << 20;
-/// Payload bytes of one append to a follower, or one entry if that is larger.
+/// What the entries of one append to a follower take, or one entry if that is larger.
 pub const APPEND_BYTES_MAX: usize = 1 << 20;
 /// Appends that are not answered, a follower of a group.
 pub const APPENDS_IN_FLIGHT_MAX: usize = 64;
-/// Their payload bytes; one append passes whatever its size.
+/// What their entries take; one append passes whatever its size.
 pub const APPENDS_IN_FLIGHT_BYTES_MAX: usize = 8 << 20;
 /// A learner that lacks more entries than this cannot become a voter yet.
 pub const CATCH_UP_ENTRIES_MAX: u64 = 1024;

@@ -4,7 +4,7 @@
 //! Nothing is sent when something happens, but when the engine takes what is due: all that was
 //! proposed in a turn leaves in one append for each follower.
 
-use crate::base::entry::EntryKind;
+use crate::base::entry::{Entry, EntryKind};
 use crate::base::ids::LogIndex;
 use crate::base::limits::{APPEND_BYTES_MAX, CATCH_UP_ENTRIES_MAX};
 use crate::raft::followers::Followers;
@@ -331,8 +331,9 @@ impl RaftNode {
         }
     }
 
-    /// Stops to count ticks if nothing is under way and every member that is there, a majority at least, has
-    /// everything; its followers do the same when they hear of it. Whether it rests. The engine watches the nodes meanwhile, and
+    /// Stops to count ticks if nothing is under way and every member that is there, a majority at least,
+    /// has everything; its followers do the same when they hear of it. Whether it rests. The engine
+    /// watches the nodes meanwhile, and
     /// tells of one that is lost ([`Self::lost_peer`]).
     pub fn rest(&mut self) -> bool {
         let (last, term) = self.log.last();
@@ -426,7 +427,7 @@ impl RaftNode {
             Entries::new()
         };
         let sent = entries.last().map_or(before, |entry| entry.index);
-        let bytes = entries.iter().map(|entry| entry.payload.len()).sum();
+        let bytes = entries.iter().map(Entry::held_bytes).sum();
         progress.sent(sent, bytes, commit);
         let prev = (before, term);
         Some(Body::Append {

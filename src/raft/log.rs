@@ -58,7 +58,7 @@ impl RaftLog {
             changes.extend(change_in(entry));
         }
         let unapplied_bytes = entries.iter().map(|entry| entry.payload.len()).sum();
-        let held_bytes = entries.iter().map(entry_bytes).sum();
+        let held_bytes = entries.iter().map(Entry::held_bytes).sum();
         Self {
             base,
             entries: entries.into(),
@@ -179,16 +179,16 @@ impl RaftLog {
         (index, term.expect("the index is within the log"))
     }
 
-    /// Entries from `first` on, which is held: as many as fit into so many bytes of payload, at least
-    /// one if there is one.
+    /// Entries from `first` on, which is held: as many as take so many bytes
+    /// ([`Entry::held_bytes`]), at least one if there is one.
     #[must_use]
     pub fn slice(&self, first: LogIndex, bytes_max: usize) -> Entries {
         let mut bytes = 0;
         let entries = self.entries.range(self.offset(first)..);
         let fitting = entries.take_while(|entry| {
-            let fits = bytes == 0 || bytes + entry.payload.len() <= bytes_max;
-            bytes += entry.payload.len().max(1);
-            fits
+            let is_first = bytes == 0;
+            bytes += entry.held_bytes();
+            is_first || bytes <= bytes_max
         });
         fitting.cloned().collect()
     }
@@ -214,7 +214,7 @@ impl RaftLog {
             self.last_index()
         );
         self.unapplied_bytes += entry.payload.len();
-        self.held_bytes += entry_bytes(&entry);
+        self.held_bytes += entry.held_bytes();
         self.changes.extend(change_in(&entry));
         self.entries.push_back(entry);
     }
@@ -272,7 +272,7 @@ impl RaftLog {
         let offset = self.offset(index);
         for entry in self.entries.drain(offset..) {
             self.unapplied_bytes -= entry.payload.len();
-            self.held_bytes -= entry_bytes(&entry);
+            self.held_bytes -= entry.held_bytes();
         }
         while self
             .changes
@@ -368,10 +368,9 @@ impl RaftLog {
     /// stay for members that are a little behind.
     pub fn compact_but(&mut self, bytes_kept: usize) {
         let index = self.applied.min(self.stable);
-        let fits = |entry: &Entry, held: usize| held - entry_bytes(entry) >= bytes_kept;
         while let Some(entry) = self.entries.front()
             && entry.index <= index
-            && fits(entry, self.held_bytes)
+            && self.held_bytes - entry.held_bytes() >= bytes_kept
         {
             self.forget_first();
         }
@@ -393,15 +392,10 @@ impl RaftLog {
         let Some(entry) = self.entries.pop_front() else {
             return;
         };
-        self.held_bytes -= entry_bytes(&entry);
+        self.held_bytes -= entry.held_bytes();
         self.base = (entry.index, entry.term);
         self.changes.pop_front_if(|change| *change <= entry.index);
     }
-}
-
-/// What an entry takes: its payload, and about as much as its place in a list.
-fn entry_bytes(entry: &Entry) -> usize {
-    entry.payload.len() + std::mem::size_of::<Entry>()
 }
 
 /// The index of an entry that changes the members.

@@ -193,8 +193,9 @@ fn answer(log: &RaftLog, recovery: Option<&Recovery>, first: LogIndex) -> Answer
     let run = salvaged().skip_while(|entry| entry.index < first);
     let entries: Vec<Entry> = run
         .take_while(|entry| {
-            let is_dense = entry.index == next && (bytes == 0 || bytes < APPEND_BYTES_MAX);
-            bytes += entry.payload.len().max(1);
+            let is_first = bytes == 0;
+            bytes += entry.held_bytes();
+            let is_dense = entry.index == next && (is_first || bytes <= APPEND_BYTES_MAX);
             next = next.next();
             is_dense
         })
