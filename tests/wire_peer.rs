@@ -79,20 +79,39 @@ fn read(frame: &Frame) -> Vec<Result<Message, WireError>> {
     decode_messages(&frame.body, &link()).expect("a list of messages")
 }
 
+/// Whether the payloads of a message that was read lie in its frame.
+fn are_slices(message: &Message, frame: &Frame) -> bool {
+    let Body::Append { entries, .. } = &message.body else {
+        panic!("an append was sent");
+    };
+    let body = frame.body.as_ptr_range();
+    let mut payloads = entries.iter().map(|entry| entry.payload.as_ptr());
+    payloads.all(|payload| body.contains(&payload))
+}
+
 #[test]
 fn an_entry_is_carried_as_it_was_sealed_and_not_copied() {
-    let sent = append(vec![entry(1, &Bytes::from_static(b"job"))]);
+    let sent = append(vec![entry(1, &Bytes::from(vec![7; 1000]))]);
     let frames = frames(std::slice::from_ref(&sent));
     let received = read(&frames[0]).remove(0).expect("it is sound");
     assert_eq!(received, sent);
-    let Body::Append { entries, .. } = received.body else {
-        panic!("an append was sent");
-    };
-    let body = frames[0].body.as_ptr_range();
-    assert!(
-        body.contains(&entries[0].payload.as_ptr()),
-        "a slice of the frame"
-    );
+    assert!(are_slices(&received, &frames[0]));
+}
+
+#[test]
+fn entries_that_are_a_small_part_of_a_frame_do_not_keep_all_of_it() {
+    let large = Bytes::from(vec![7; 10_000]);
+    let small = Bytes::from_static(b"a job of another group");
+    let sent = [
+        append(vec![entry(1, &large)]),
+        append(vec![entry(1, &small), entry(2, &small)]),
+    ];
+    let frames = frames(&sent);
+    let received: Result<Vec<_>, _> = read(&frames[0]).into_iter().collect();
+    let received = received.expect("they are sound");
+    assert_eq!(received, sent);
+    assert!(are_slices(&received[0], &frames[0]), "it is most of it");
+    assert!(!are_slices(&received[1], &frames[0]));
 }
 
 #[test]

@@ -2,7 +2,8 @@
 //!
 //! A connection begins with a [`PeerHello`] of each side. Who sends and who receives is known from
 //! there on, so that no message repeats it: [`Link`] puts it back. A log entry is carried as it lies in
-//! the leader's log, payload and seal unchanged, and [`decode_messages`] holds it against its seal.
+//! the leader's log, payload and seal unchanged, and [`decode_messages`] holds it against its seal. A
+//! payload is not copied where its message is most of the frame.
 //!
 //! What is refused here is what cannot be a message. Whether it fits the group is up to its member
 //! ([`StepError`](crate::raft::message::StepError)).
@@ -360,7 +361,7 @@ pub fn decode_messages(
         pb::GroupMessages::decode(body.clone()).map_err(malformed("messages of groups"))?;
     let messages = messages.messages.into_iter();
     Ok(messages
-        .map(|message| message_from_pb(message, link))
+        .map(|message| message_from_pb(message, link, body.len()))
         .collect())
 }
 
@@ -389,7 +390,26 @@ fn entry_to_pb(entry: &Entry) -> gm::Entry {
     }
 }
 
-/// An entry that is what its leader has sealed. Its payload is a slice of the frame.
+/// Entries of one message. They live long, and a slice of a frame keeps all of it: where the frame holds
+/// more than these, their payloads get memory of their own, one piece for all.
+fn entries_from_pb(
+    entries: Vec<gm::Entry>,
+    (group, incarnation): (GroupId, Incarnation),
+    frame_bytes: usize,
+) -> Result<Vec<Entry>, WireError> {
+    let bytes: usize = entries.iter().map(|entry| entry.payload.len()).sum();
+    let is_small_part = 2 * bytes < frame_bytes;
+    let mut own = BytesMut::with_capacity(if is_small_part { bytes } else { 0 });
+    try_each(entries, |mut entry| {
+        if is_small_part {
+            own.extend_from_slice(&entry.payload);
+            entry.payload = own.split().freeze();
+        }
+        entry_from_pb(entry, group, incarnation)
+    })
+}
+
+/// An entry that is what its leader has sealed.
 fn entry_from_pb(
     entry: gm::Entry,
     group: GroupId,
@@ -501,12 +521,15 @@ fn message_to_pb(message: &Message) -> pb::GroupMessage {
     }
 }
 
-fn message_from_pb(message: pb::GroupMessage, link: &Link) -> Result<Message, WireError> {
+fn message_from_pb(
+    message: pb::GroupMessage,
+    link: &Link,
+    frame_bytes: usize,
+) -> Result<Message, WireError> {
     let group = group_from_pb(message.group)?;
     let incarnation = Incarnation(message.incarnation);
-    let entries = |entries: Vec<gm::Entry>| {
-        try_each(entries, |entry| entry_from_pb(entry, group, incarnation))
-    };
+    let entries =
+        |entries: Vec<gm::Entry>| entries_from_pb(entries, (group, incarnation), frame_bytes);
     let body = message
         .body
         .ok_or(WireError::UnknownOperation("a message of a group"))?;
