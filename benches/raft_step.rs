@@ -68,17 +68,10 @@ fn voter(number: u32) -> Voter {
 }
 
 fn start(group: u16, me: u32) -> RaftNode {
+    let members = Membership::of_voters((1..=3).map(voter));
     let config = RaftConfig {
-        group: GroupId(group),
-        incarnation: LIFE,
-        me: voter(me),
-        members: Membership::of_voters((1..=3).map(voter)),
-        machine_version: 1,
-        election_ticks: 10,
         heartbeat_ticks: HEARTBEAT_TICKS,
-        seed: 1,
-        start: 1,
-        doubt: None,
+        ..RaftConfig::new(GroupId(group), LIFE, voter(me), members)
     };
     let log = RaftLog::new((LogIndex(0), Term(0)), Vec::new());
     RaftNode::new(config, HardState::default(), log, GroupTime(0))

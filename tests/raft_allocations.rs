@@ -26,18 +26,8 @@ fn voter(number: u32) -> Voter {
 }
 
 fn start(me: u32) -> RaftNode {
-    let config = RaftConfig {
-        group: GroupId(1),
-        incarnation: LIFE,
-        me: voter(me),
-        members: Membership::of_voters((1..=3).map(voter)),
-        machine_version: 1,
-        election_ticks: 10,
-        heartbeat_ticks: 2,
-        seed: 1,
-        start: 1,
-        doubt: None,
-    };
+    let members = Membership::of_voters((1..=3).map(voter));
+    let config = RaftConfig::new(GroupId(1), LIFE, voter(me), members);
     let log = RaftLog::new((LogIndex(0), Term(0)), Vec::new());
     RaftNode::new(config, HardState::default(), log, GroupTime(0))
 }

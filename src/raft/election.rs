@@ -22,27 +22,17 @@ impl RaftNode {
     /// leader that was cut off, or a candidate with the longer log, would go on for ever (trap R2).
     pub(super) fn answer_the_past(&mut self, message: &Message) {
         match message.body {
-            Body::Canvass { pre, .. } => {
-                let commit = self.log.last_committed();
+            // To who asked for entries a ballot tells the term as well as anything.
+            Body::Canvass { .. } | Body::EntryGet { .. } => {
                 let ballot = Body::Ballot {
-                    pre,
+                    pre: matches!(message.body, Body::Canvass { pre: true, .. }),
                     granted: false,
-                    commit,
+                    commit: self.log.last_committed(),
                 };
                 self.send(message.from, ballot);
             }
             Body::Append { .. } | Body::Heartbeat { .. } | Body::Offer { .. } => {
                 self.send(message.from, Body::Beat { round: 0 });
-            }
-            // A ballot tells the term as well as anything.
-            Body::EntryGet { .. } => {
-                let commit = self.log.last_committed();
-                let ballot = Body::Ballot {
-                    pre: false,
-                    granted: false,
-                    commit,
-                };
-                self.send(message.from, ballot);
             }
             _ => {}
         }

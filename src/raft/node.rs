@@ -6,7 +6,7 @@
 use crate::base::bugs::{self, Bug};
 use crate::base::entry::{Entry, EntryKind};
 use crate::base::ids::{GroupId, Incarnation, LogIndex, Term};
-use crate::base::limits::{GROUP_UNCOMMITTED_BYTES_MAX, TERM_MAX};
+use crate::base::limits::{ELECTION_TICKS, GROUP_UNCOMMITTED_BYTES_MAX, HEARTBEAT_TICKS, TERM_MAX};
 use crate::base::prng::Prng;
 use crate::base::units::GroupTime;
 use crate::raft::leader::Leadership;
@@ -42,6 +42,25 @@ pub struct RaftConfig {
     pub start: u32,
     /// What is in doubt, if the log may have lost what was promised.
     pub doubt: Option<Doubt>,
+}
+
+impl RaftConfig {
+    /// Of a member whose log is whole, with the usual bounds in ticks.
+    #[must_use]
+    pub fn new(group: GroupId, incarnation: Incarnation, me: Voter, members: Membership) -> Self {
+        Self {
+            group,
+            incarnation,
+            me,
+            members,
+            machine_version: 1,
+            election_ticks: ELECTION_TICKS,
+            heartbeat_ticks: HEARTBEAT_TICKS,
+            seed: 1,
+            start: 1,
+            doubt: None,
+        }
+    }
 }
 
 /// Why a proposal was refused. Nothing was appended.
@@ -628,18 +647,8 @@ mod tests {
     };
 
     fn config() -> RaftConfig {
-        RaftConfig {
-            group: GroupId(3),
-            incarnation: Incarnation(1),
-            me: ME,
-            members: Membership::of_voters([ME]),
-            machine_version: 1,
-            election_ticks: 10,
-            heartbeat_ticks: 2,
-            seed: 1,
-            start: 1,
-            doubt: None,
-        }
+        let members = Membership::of_voters([ME]);
+        RaftConfig::new(GroupId(3), Incarnation(1), ME, members)
     }
 
     fn fresh() -> RaftNode {

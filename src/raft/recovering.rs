@@ -140,6 +140,11 @@ impl Recovery {
         }
     }
 
+    /// Whether nothing lies behind `last`, for certain.
+    fn ends_at(&self, last: LogIndex) -> bool {
+        self.end_is_known && self.salvaged.iter().all(|entry| entry.index <= last)
+    }
+
     /// A leader's log replaces what lay beyond the hole.
     fn forget_salvaged(&mut self) {
         self.salvaged.clear();
@@ -208,14 +213,8 @@ fn answer(log: &RaftLog, recovery: Option<&Recovery>, first: LogIndex) -> Answer
         before: before
             .map(|entry| entry.term)
             .or_else(|| log.term_at(first.prev())),
-        ends: recovery.end_is_known && salvaged().all(|entry| entry.index <= until),
+        ends: recovery.ends_at(until),
         entries,
-    }
-}
-
-impl Recovery {
-    fn ends_at(&self, last: LogIndex) -> bool {
-        self.end_is_known && self.salvaged.iter().all(|entry| entry.index <= last)
     }
 }
 

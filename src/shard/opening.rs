@@ -22,7 +22,6 @@ use super::waits::Waits;
 use crate::base::checksum::Hash128;
 use crate::base::entry::Entry;
 use crate::base::ids::{DiskId, GroupId, Incarnation, JobId, LogIndex, NodeId, Term};
-use crate::base::limits::{ELECTION_TICKS, HEARTBEAT_TICKS};
 use crate::base::units::{GroupTime, Lsn, Now};
 use crate::queue::view::BodyLocation;
 use crate::queue::{JobQueue, MACHINE_VERSION};
@@ -225,16 +224,11 @@ pub(super) fn open_group(
     }
     let raft = RaftNode::new(
         RaftConfig {
-            group: id,
-            incarnation,
-            me,
-            members: members.clone(),
             machine_version,
-            election_ticks: ELECTION_TICKS,
-            heartbeat_ticks: HEARTBEAT_TICKS,
             seed: config.seed ^ u64::from(id.0),
             start: config.start_number,
             doubt,
+            ..RaftConfig::new(id, incarnation, me, members.clone())
         },
         raft_hard_state(hard, &members),
         raft_log,

@@ -334,9 +334,9 @@ pub fn encode_messages<'a>(messages: impl IntoIterator<Item = &'a Message>, out:
                 && let Some(message) = messages.next()
             {
                 encode_key(MESSAGES_TAG, WireType::LengthDelimited, out);
-                let len = message.encoded_len() as u64;
-                out.reserve(encoded_len_varint(len) + message.encoded_len());
-                encode_varint(len, out);
+                let len = message.encoded_len();
+                out.reserve(encoded_len_varint(len as u64) + len);
+                encode_varint(len as u64, out);
                 message.encode_raw(out);
             }
         });
@@ -365,11 +365,11 @@ pub fn decode_messages(
         .collect())
 }
 
-fn position_to_pb((index, term): Position) -> Option<gm::Position> {
-    Some(gm::Position {
+fn position_to_pb((index, term): Position) -> gm::Position {
+    gm::Position {
         index: index.0,
         term: term.0,
-    })
+    }
 }
 
 fn position(field: &'static str, position: Option<gm::Position>) -> Result<Position, WireError> {
@@ -445,8 +445,8 @@ fn message_to_pb(message: &Message) -> pb::GroupMessage {
             why,
         } => PbBody::Canvass(gm::Canvass {
             pre: *pre,
-            last: position_to_pb(*last),
-            commit: position_to_pb(*commit),
+            last: Some(position_to_pb(*last)),
+            commit: Some(position_to_pb(*commit)),
             transfer: *why == Why::Transfer,
         }),
         Body::Ballot {
@@ -456,21 +456,21 @@ fn message_to_pb(message: &Message) -> pb::GroupMessage {
         } => PbBody::Ballot(gm::Ballot {
             pre: *pre,
             granted: *granted,
-            commit: position_to_pb(*commit),
+            commit: Some(position_to_pb(*commit)),
         }),
         Body::Append {
             prev,
             entries,
             commit,
         } => PbBody::Append(gm::Append {
-            prev: position_to_pb(*prev),
+            prev: Some(position_to_pb(*prev)),
             entries: entries.iter().map(entry_to_pb).collect(),
             commit: commit.0,
         }),
         Body::Appended { matched } => PbBody::Appended(gm::Appended { matched: matched.0 }),
         Body::Refused { prev, hint } => PbBody::Refused(gm::Refused {
             prev: prev.0,
-            hint: position_to_pb(*hint),
+            hint: Some(position_to_pb(*hint)),
         }),
         Body::Heartbeat {
             commit,
@@ -484,9 +484,7 @@ fn message_to_pb(message: &Message) -> pb::GroupMessage {
             heir: *heir,
         }),
         Body::Beat { round } => PbBody::Beat(gm::Beat { round: *round }),
-        Body::Offer { base } => {
-            PbBody::Offer(position_to_pb(*base).expect("a position is always told"))
-        }
+        Body::Offer { base } => PbBody::Offer(position_to_pb(*base)),
         Body::TimeoutNow => PbBody::TimeoutNow(gm::TimeoutNow {}),
         Body::ReadIndex { id } => PbBody::ReadIndex(gm::ReadIndex { id: *id }),
         Body::ReadAt { id, index } => PbBody::ReadAt(gm::ReadAt {
@@ -496,7 +494,7 @@ fn message_to_pb(message: &Message) -> pb::GroupMessage {
         Body::AnchorGet { id } => PbBody::AnchorGet(gm::AnchorGet { id: *id }),
         Body::Anchor { id, at } => PbBody::Anchor(gm::Anchor {
             id: *id,
-            at: position_to_pb(*at),
+            at: Some(position_to_pb(*at)),
         }),
         Body::EntryGet { first } => PbBody::EntryGet(gm::EntryGet { first: first.0 }),
         Body::EntryGot { answer, commit } => PbBody::EntryGot(gm::EntryGot {
@@ -504,11 +502,9 @@ fn message_to_pb(message: &Message) -> pb::GroupMessage {
             before: answer.before.map(|term| term.0),
             entries: answer.entries.iter().map(entry_to_pb).collect(),
             ends: answer.ends,
-            commit: position_to_pb(*commit),
+            commit: Some(position_to_pb(*commit)),
         }),
-        Body::EntryBase { base } => {
-            PbBody::EntryBase(position_to_pb(*base).expect("a position is always told"))
-        }
+        Body::EntryBase { base } => PbBody::EntryBase(position_to_pb(*base)),
     };
     pb::GroupMessage {
         group: message.group.0.into(),

@@ -78,18 +78,8 @@ pub(super) fn group_messages(body: &Bytes) -> bool {
 
 /// A member of a group of two that has just started.
 fn follower(group: GroupId, incarnation: Incarnation, me: Voter, other: Voter) -> RaftNode {
-    let config = RaftConfig {
-        group,
-        incarnation,
-        me,
-        members: Membership::of_voters([me, other]),
-        machine_version: 1,
-        election_ticks: 10,
-        heartbeat_ticks: 2,
-        seed: 1,
-        start: 1,
-        doubt: None,
-    };
+    let members = Membership::of_voters([me, other]);
+    let config = RaftConfig::new(group, incarnation, me, members);
     let log = RaftLog::new((LogIndex(0), Term(0)), Vec::new());
     RaftNode::new(config, HardState::default(), log, GroupTime(0))
 }

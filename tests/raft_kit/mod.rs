@@ -20,8 +20,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 pub(crate) const GROUP: GroupId = GroupId(7);
 pub(crate) const LIFE: Incarnation = Incarnation(1);
-/// Without a leader for so many ticks, and up to as many more, a member campaigns.
-pub(crate) const ELECTION_TICKS: u32 = 10;
 
 /// Member `number`, on its first disk.
 pub(crate) fn voter(number: u32) -> Voter {
@@ -445,16 +443,10 @@ impl Cluster {
 
 fn start(me: Voter, disk: &Disk, seed: u64, starts: u32) -> RaftNode {
     let config = RaftConfig {
-        group: GROUP,
-        incarnation: LIFE,
-        me,
-        members: disk.base_members.clone(),
-        machine_version: 1,
-        election_ticks: ELECTION_TICKS,
-        heartbeat_ticks: 2,
         seed: (seed + u64::from(starts)) ^ u64::from(me.node.0) << 32,
         start: starts,
         doubt: disk.doubt.clone(),
+        ..RaftConfig::new(GROUP, LIFE, me, disk.base_members.clone())
     };
     let log = RaftLog::new(disk.base, disk.entries.clone());
     RaftNode::new(config, disk.hard, log, GroupTime(0))

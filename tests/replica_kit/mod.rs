@@ -371,15 +371,17 @@ impl Cluster {
         panic!("it does not come about that {what}");
     }
 
+    /// The nodes whose process runs.
+    fn running(&self) -> Vec<u32> {
+        let nodes = self.nodes.iter();
+        let running = nodes.filter(|(_, node)| node.engine.is_some());
+        running.map(|(number, _)| *number).collect()
+    }
+
     /// Whether some node serves the group, and which.
     pub(crate) fn leader(&mut self, group: GroupId) -> Option<u32> {
         let body = RequestBody::ListQueues { group };
-        let running: Vec<u32> = self
-            .nodes
-            .iter()
-            .filter(|(_, node)| node.engine.is_some())
-            .map(|(n, _)| *n)
-            .collect();
+        let running = self.running();
         running.into_iter().find(|number| {
             let reply = self.try_ask(*number, body.clone(), 3);
             reply.is_some_and(|reply| matches!(reply.body, ReplyBody::Queues(_)))
@@ -424,12 +426,7 @@ impl Cluster {
     /// Asks nodes until one of them takes it.
     pub(crate) fn ask(&mut self, body: &RequestBody) -> ReplyBody {
         for _ in 0..200 {
-            let running: Vec<u32> = self
-                .nodes
-                .iter()
-                .filter(|(_, node)| node.engine.is_some())
-                .map(|(n, _)| *n)
-                .collect();
+            let running = self.running();
             for number in running {
                 match self
                     .try_ask(number, body.clone(), 50)
