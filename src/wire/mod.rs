@@ -27,6 +27,9 @@ pub mod frame;
 #[rustfmt::skip]
 #[allow(missing_docs, unreachable_pub, clippy::all)]
 mod generated;
+#[rustfmt::skip]
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+mod generated_peer;
 mod hot;
 pub mod message;
 pub mod peer;

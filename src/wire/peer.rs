@@ -19,7 +19,7 @@ use crate::wire::command::{group_from_pb, try_each, u16_from_pb};
 use crate::wire::error::{WireError, malformed};
 use crate::wire::fields::check_fields;
 use crate::wire::frame::{FrameKind, encode_frame};
-use crate::wire::generated as pb;
+use crate::wire::generated_peer as pb;
 use bytes::{Bytes, BytesMut};
 use pb::group_message::{self as gm, Body as PbBody};
 use prost::Message as _;
