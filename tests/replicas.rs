@@ -9,6 +9,7 @@ use rrq::base::code::Code;
 use rrq::base::ids::{DiskId, GroupId, Incarnation, LogIndex, Term};
 use rrq::raft::message::{Body, Message};
 use rrq::shard::input::Loss;
+use rrq::wire::JobState;
 use rrq::wire::message::{ReplyBody, RequestBody};
 use std::time::Instant;
 
@@ -60,6 +61,33 @@ fn what_was_acknowledged_survives_the_death_of_each_leader() {
     cluster.pass(500);
     for number in 1..=3 {
         assert_eq!(cluster.engine(number).live_jobs(), 30, "node {number}");
+    }
+}
+
+#[test]
+fn what_is_acknowledged_is_on_the_disks_of_a_majority_at_that_moment() {
+    for seed in 0..20 {
+        let mut cluster = Cluster::new(3, 1);
+        cluster.reseed(seed);
+        cluster.enqueue("mail", b"somebody leads");
+        let leader = cluster.leader(GroupId(0)).expect("it has just answered");
+        // The disk of the leader is quick, those of the others are not.
+        let mut turns = [12, 30].into_iter();
+        for number in (1..=3).filter(|number| *number != leader) {
+            cluster.node(number).write_turns = turns.next().expect("two others");
+        }
+        let job = cluster.enqueue("mail", b"safe");
+        for number in 1..=3 {
+            cluster.kill(number);
+        }
+        // The leader is gone for good.
+        for number in (1..=3).filter(|number| *number != leader) {
+            cluster.start(number);
+        }
+        assert!(
+            cluster.has(job),
+            "seed {seed}: a majority died at the moment of the ack"
+        );
     }
 }
 
@@ -221,6 +249,56 @@ fn a_member_that_lost_its_log_is_put_right_by_the_others() {
     cluster.step();
     let recovering = cluster.engine(hurt).counters().raft_groups_recovering;
     assert_eq!(recovering, 0, "it stays sound");
+}
+
+#[test]
+fn a_leader_at_rest_that_freezes_is_replaced() {
+    let mut cluster = Cluster::new(3, 1);
+    let job = cluster.enqueue("mail", b"one");
+    cluster.pass(1_000);
+    assert_eq!(awake(&mut cluster), 0);
+    let leader = cluster.leader(GroupId(0)).expect("it has just answered");
+    cluster.pass(1_000);
+    // Nobody is told anything: only the silence shows it.
+    cluster.cut_off(leader);
+    cluster.until("another leads", |cluster| {
+        let leads = cluster.leader(GroupId(0));
+        leads.is_some_and(|number| number != leader)
+    });
+    assert!(cluster.has(job));
+}
+
+#[test]
+fn a_lease_ends_when_it_would_have_although_the_leader_died() {
+    let mut cluster = Cluster::new(3, 1);
+    // The group has a past, which its next leader must not count again.
+    let job = cluster.enqueue("mail", b"one");
+    cluster.pass(60_000);
+    cluster.lease("mail", 10_000, None);
+    cluster.pass(4_000);
+    let leader = cluster.leader(GroupId(0)).expect("it has just answered");
+    cluster.kill(leader);
+    assert_eq!(cluster.state(job), JobState::InFlight);
+    cluster.pass(3_000);
+    assert_eq!(cluster.state(job), JobState::InFlight, "it has time yet");
+    // A leader that wrote nothing for 5 s may forget as much.
+    cluster.pass(9_000);
+    assert_eq!(cluster.state(job), JobState::Pending);
+}
+
+#[test]
+fn a_silent_worker_loses_its_lease_at_the_next_leader_too() {
+    let mut cluster = Cluster::new(3, 1);
+    let job = cluster.enqueue("mail", b"one");
+    cluster.lease("mail", 600_000, Some(2_000));
+    let leader = cluster.leader(GroupId(0)).expect("it has just answered");
+    cluster.pass(1_000);
+    cluster.kill(leader);
+    cluster.pass(1_500);
+    let state = cluster.state(job);
+    assert_eq!(state, JobState::InFlight, "its timeout has begun anew");
+    cluster.pass(1_500);
+    assert_eq!(cluster.state(job), JobState::Pending);
 }
 
 #[test]

@@ -5,7 +5,7 @@
 
 use bytes::{Bytes, BytesMut};
 use rrq::base::code::Code;
-use rrq::base::ids::{ClusterId, ConnId, DiskId, GroupId, JobId, NodeId, ShardId};
+use rrq::base::ids::{ClusterId, ConnId, DiskId, GroupId, JobId, NodeId, Partition, ShardId};
 use rrq::base::limits::{BLOCK_BYTES, PEER_FRAME_BYTES_MAX};
 use rrq::base::prng::Prng;
 use rrq::base::units::{Monotonic, Now, WallTime};
@@ -26,7 +26,9 @@ use rrq::wal::writer::LogIdentity;
 use rrq::wire::frame::FrameDecoder;
 use rrq::wire::message::{Reply, ReplyBody, Request, RequestBody};
 use rrq::wire::peer::{Link, decode_messages, encode_messages};
-use rrq::wire::{Command, Enqueued, NewJob, Op, Outcome, QueueInfo, QueueSettings};
+use rrq::wire::{
+    Command, Enqueued, JobState, NewJob, Op, Outcome, QueueInfo, QueueSettings, SessionCall, Window,
+};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
@@ -51,8 +53,10 @@ pub(crate) struct Node {
     pub(crate) engine: Option<ShardEngine>,
     pub(crate) disk: SimDisk,
     inbox: VecDeque<Input>,
-    /// Log writes that take a step.
-    writing: Vec<u64>,
+    /// Log writes under way: how many turns they take yet, and which.
+    writing: Vec<(u64, u64)>,
+    /// Turns that a log write takes.
+    pub(crate) write_turns: u64,
     replies: BTreeMap<u64, Reply>,
 }
 
@@ -129,9 +133,13 @@ impl Node {
         let Some(mut engine) = self.engine.take() else {
             return Vec::new();
         };
-        for batch_seq in std::mem::take(&mut self.writing) {
-            self.disk.complete_write(batch_seq);
-            self.inbox.push_back(Input::WalSynced { batch_seq });
+        for (turns, batch_seq) in std::mem::take(&mut self.writing) {
+            if turns > 1 {
+                self.writing.push((turns - 1, batch_seq));
+            } else {
+                self.disk.complete_write(batch_seq);
+                self.inbox.push_back(Input::WalSynced { batch_seq });
+            }
         }
         engine.handle(now, Input::TimePassed);
         while let Some(input) = self.inbox.pop_front() {
@@ -156,7 +164,7 @@ impl Node {
         let done = match effect {
             Effect::WriteWal(write) => {
                 self.disk.start_write(&write);
-                return self.writing.push(write.batch_seq);
+                return self.writing.push((self.write_turns, write.batch_seq));
             }
             Effect::SendPeer { to, messages } => return sent.push((to, messages)),
             // A beat is told apart by being empty.
@@ -255,12 +263,18 @@ impl Cluster {
                 disk: SimDisk::new(segment_bytes),
                 inbox: VecDeque::new(),
                 writing: Vec::new(),
+                write_turns: 1,
                 replies: BTreeMap::new(),
             };
             cluster.nodes.insert(number, node);
             cluster.start(number);
         }
         cluster
+    }
+
+    /// What a crash leaves of writes under way is drawn anew.
+    pub(crate) fn reseed(&mut self, seed: u64) {
+        self.prng = Prng::new(seed);
     }
 
     pub(crate) fn clock(&self) -> Now {
@@ -466,20 +480,63 @@ impl Cluster {
         };
         let op = Op::Enqueue {
             queue: info.uid,
-            partition: rrq::base::ids::Partition(0),
+            partition: Partition(0),
             items: vec![job],
         };
-        let body = RequestBody::Command {
-            group: self.home(queue),
-            command: Command { session: None, op },
-            wait_ms: 0,
-        };
-        match self.ask(&body) {
-            ReplyBody::Outcome(Outcome::Enqueued(items)) => match &items[0] {
+        match self.command(queue, None, op) {
+            Outcome::Enqueued(items) => match &items[0] {
                 Enqueued::New(job) => *job,
                 other => panic!("not new: {other:?}"),
             },
             other => panic!("not enqueued: {other:?}"),
+        }
+    }
+
+    /// The outcome of a command to the home of a queue.
+    fn command(&mut self, queue: &str, session: Option<SessionCall>, op: Op) -> Outcome {
+        let body = RequestBody::Command {
+            group: self.home(queue),
+            command: Command { session, op },
+            wait_ms: 0,
+        };
+        match self.ask(&body) {
+            ReplyBody::Outcome(outcome) => outcome,
+            ReplyBody::Leased(_) => Outcome::Done,
+            other => panic!("no outcome: {other:?}"),
+        }
+    }
+
+    /// Leases a job, in a new session that is ended when it is silent for `timeout_ms`, or without one.
+    pub(crate) fn lease(&mut self, queue: &str, lease_ms: u32, timeout_ms: Option<u32>) {
+        let uid = self.queue(queue).uid;
+        let session = timeout_ms.map(|worker_timeout_ms| {
+            let op = Op::OpenSession { worker_timeout_ms };
+            match self.command(queue, None, op) {
+                Outcome::SessionOpened { session, .. } => session,
+                other => panic!("no session: {other:?}"),
+            }
+        });
+        let call = session.map(|id| SessionCall {
+            id,
+            seq: 1,
+            lowest: 1,
+            window: Window::Polls,
+        });
+        let op = Op::Lease {
+            queue: uid,
+            partition: Partition(0),
+            max: 1,
+            lease_ms,
+            epoch: 1,
+        };
+        self.command(queue, call, op);
+    }
+
+    /// The state of a job, asked of who leads.
+    pub(crate) fn state(&mut self, job: JobId) -> JobState {
+        match self.ask(&RequestBody::GetJob { job }) {
+            ReplyBody::Job(job) => job.state,
+            other => panic!("no job: {other:?}"),
         }
     }
 
