@@ -332,3 +332,36 @@ fn raft_hard_state(state: LoggedHardState, members: &Membership) -> HardState {
         commit: state.commit,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vote_survives_the_log_for_whomever_it_was() {
+        let voter = |node: u32| Voter {
+            node: NodeId(node),
+            disk: DiskId([node as u8; 16]),
+        };
+        let members = Membership::of_voters([1, 2, 3].map(voter));
+        let read_back = |vote: Voter| {
+            let state = HardState {
+                term: Term(7),
+                vote: Some(vote),
+                commit: LogIndex(3),
+            };
+            let again = raft_hard_state(log_hard_state(state), &members);
+            assert_eq!((again.term, again.commit), (state.term, state.commit));
+            again.vote.expect("it has voted")
+        };
+        assert_eq!(read_back(voter(2)), voter(2));
+        // It is no voter any more, or has another disk: nobody else gets that vote.
+        let gone = read_back(voter(9));
+        assert!(gone.node == NodeId(9) && !members.contains(gone));
+        let replaced = Voter {
+            disk: DiskId([8; 16]),
+            ..voter(2)
+        };
+        assert!(!members.contains(read_back(replaced)));
+    }
+}

@@ -45,6 +45,8 @@ pub(crate) fn seeds(target: &str) -> Vec<(&'static str, Vec<u8>)> {
             ("plain", vec![0, 9, 1, 20, 8, 11, 2, 30, 9, 15, 0, 0, 0, 3, 1, 2, 3]),
             ("conflict", vec![0, 9, 65, 20, 10, 6, 2, 72, 66, 90, 12, 14, 15, 1, 0, 16, 2, 9, 9]),
             ("two_segments", [[0, 255, 9].repeat(20), vec![11, 1, 9, 12, 13, 0, 15, 1, 5, 0, 1, 7]].concat()),
+            // A checkpoint in each step, as many steps as can be.
+            ("long_history", [vec![0x48; 196], vec![0, 9, 9]].concat()),
         ],
         "checkpoint_page" => vec![("rich", pages_input(&rich(2))), ("first_version", pages_input(&rich(1)))],
         "checkpoint_root" => roots(),
