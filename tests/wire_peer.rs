@@ -211,6 +211,7 @@ fn hello(node: u32) -> PeerHello {
         groups: 64,
         machine_version_max: 2,
         heard: None,
+        client_addresses: Vec::new(),
     }
 }
 

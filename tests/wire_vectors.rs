@@ -523,7 +523,10 @@ fn judge(bytes: &[u8]) -> Option<Code> {
             Some(error.error.code())
         }
         FrameKind::ServerHello | FrameKind::Reply => panic!("not for servers"),
-        FrameKind::PeerHello | FrameKind::NodeBeat | FrameKind::GroupMessages => {
+        FrameKind::PeerHello
+        | FrameKind::NodeBeat
+        | FrameKind::GroupMessages
+        | FrameKind::Formation => {
             panic!("not for clients")
         }
     }

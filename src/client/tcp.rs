@@ -383,9 +383,10 @@ async fn open(address: &str, agent: &str) -> Result<Opened, Error> {
         FrameKind::ClientHello | FrameKind::Request => {
             Err(garbled(address, &"it sent a client's frame"))
         }
-        FrameKind::PeerHello | FrameKind::NodeBeat | FrameKind::GroupMessages => {
-            Err(garbled(address, &"it spoke as to another node"))
-        }
+        FrameKind::PeerHello
+        | FrameKind::NodeBeat
+        | FrameKind::GroupMessages
+        | FrameKind::Formation => Err(garbled(address, &"it spoke as to another node")),
     }
 }
 

@@ -43,6 +43,8 @@ pub enum FrameKind {
     NodeBeat = 17,
     /// Messages of members of groups.
     GroupMessages = 18,
+    /// A node becomes a member of a cluster.
+    Formation = 19,
 }
 
 impl FrameKind {
@@ -57,6 +59,7 @@ impl FrameKind {
             Self::PeerHello,
             Self::NodeBeat,
             Self::GroupMessages,
+            Self::Formation,
         ]
         .into_iter()
         .find(|kind| *kind as u8 == raw)

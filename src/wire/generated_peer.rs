@@ -33,6 +33,37 @@ pub struct PeerHello {
     /// What the sender has heard of the receiver, at any time.
     #[prost(message, optional, tag = "11")]
     pub heard: ::core::option::Option<Durable>,
+    /// Where its clients connect, host:port, by shard.
+    #[prost(string, repeated, tag = "12")]
+    pub client_addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// Frame kind 19, after the hellos, to a node of no cluster that is one of the members: it writes this
+/// down and says hello once more, of the cluster now.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Formation {
+    /// 16 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub cluster: ::prost::bytes::Bytes,
+    /// A power of two.
+    #[prost(uint32, tag = "2")]
+    pub groups: u32,
+    /// Wall time at which the cluster was formed, milliseconds since 1970-01-01T00:00:00Z.
+    #[prost(uint64, tag = "3")]
+    pub formed_at_ms: u64,
+    /// The first voters of every group.
+    #[prost(message, repeated, tag = "4")]
+    pub members: ::prost::alloc::vec::Vec<formation::Member>,
+}
+/// Nested message and enum types in `Formation`.
+pub mod formation {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Member {
+        #[prost(uint32, tag = "1")]
+        pub node: u32,
+        /// 16 bytes.
+        #[prost(bytes = "bytes", tag = "2")]
+        pub disk: ::prost::bytes::Bytes,
+    }
 }
 /// How far the logs of a node were durable. A node whose log ends before that has lost some of it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -10,7 +10,7 @@
 
 use crate::base::entry::{Entry, EntryKind};
 use crate::base::ids::{ClusterId, DiskId, GroupId, Incarnation, LogIndex, NodeId, Term};
-use crate::base::limits::{PEER_FRAME_BYTES_FULL, PEER_SHARDS_MAX};
+use crate::base::limits::{PEER_FRAME_BYTES_FULL, PEER_SHARDS_MAX, VOTERS_MAX};
 use crate::base::units::{GroupTime, Lsn, WallTime};
 use crate::raft::message::{Body, Message, Position, Voter, Why};
 use crate::raft::recovering::Answer;
@@ -72,6 +72,21 @@ pub struct PeerHello {
     pub machine_version_max: u16,
     /// What it has heard of the receiver.
     pub heard: Option<Durable>,
+    /// Where its clients connect, `host:port`, by shard.
+    pub client_addresses: Vec<String>,
+}
+
+/// How a cluster began: the same on all its first members.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Formation {
+    /// Its id.
+    pub cluster: ClusterId,
+    /// Its groups, a power of two.
+    pub groups: u32,
+    /// When it was formed.
+    pub formed_at: WallTime,
+    /// The first voters of every group, ascending.
+    pub members: Vec<Voter>,
 }
 
 /// A node is there.
@@ -255,6 +270,7 @@ pub fn encode_peer_hello(hello: &PeerHello, out: &mut BytesMut) {
         groups: hello.groups,
         machine_version_max: hello.machine_version_max.into(),
         heard: hello.heard.as_ref().map(durable_to_pb),
+        client_addresses: hello.client_addresses.clone(),
     };
     encode_message(FrameKind::PeerHello, &message, out);
 }
@@ -274,6 +290,12 @@ pub fn decode_peer_hello(body: &Bytes) -> Result<PeerHello, WireError> {
         return Err(WireError::Contradiction("groups are a power of two"));
     }
     check_range("shards", hello.shards.into(), 1, PEER_SHARDS_MAX as u64)?;
+    check_range(
+        "addresses of clients",
+        hello.client_addresses.len() as u64,
+        0,
+        hello.shards.into(),
+    )?;
     let cluster = match &hello.cluster[..] {
         [] => None,
         bytes => Some(
@@ -295,6 +317,60 @@ pub fn decode_peer_hello(body: &Bytes) -> Result<PeerHello, WireError> {
         groups: hello.groups,
         machine_version_max: u16_from_pb("machine_version_max", hello.machine_version_max)?,
         heard: hello.heard.map(durable_from_pb).transpose()?,
+        client_addresses: hello.client_addresses,
+    })
+}
+
+/// Appends a formation.
+pub fn encode_formation(formation: &Formation, out: &mut BytesMut) {
+    let member = |member: &Voter| pb::formation::Member {
+        node: member.node.0,
+        disk: Bytes::copy_from_slice(&member.disk.0),
+    };
+    let message = pb::Formation {
+        cluster: Bytes::copy_from_slice(&formation.cluster.0),
+        groups: formation.groups,
+        formed_at_ms: formation.formed_at.0,
+        members: formation.members.iter().map(member).collect(),
+    };
+    encode_message(FrameKind::Formation, &message, out);
+}
+
+/// The formation of a frame's body.
+///
+/// # Errors
+/// [`WireError`] if it is none, or no cluster can begin so: members are ascending, at most
+/// [`VOTERS_MAX`], and groups a power of two.
+pub fn decode_formation(body: &Bytes) -> Result<Formation, WireError> {
+    let formation = pb::Formation::decode(body.clone()).map_err(malformed("a formation"))?;
+    if !formation.groups.is_power_of_two() {
+        return Err(WireError::Contradiction("groups are a power of two"));
+    }
+    check_range(
+        "members",
+        formation.members.len() as u64,
+        1,
+        VOTERS_MAX as u64,
+    )?;
+    check_range("formed_at_ms", formation.formed_at_ms, 0, WallTime::MAX.0)?;
+    let members = try_each(formation.members, |member| {
+        Ok(Voter {
+            node: NodeId(member.node),
+            disk: disk_from_pb(&member.disk)?,
+        })
+    })?;
+    if !members.is_sorted_by(|a, b| a.node < b.node) {
+        return Err(WireError::Contradiction(
+            "members are in the order of their ids",
+        ));
+    }
+    let bytes = &formation.cluster[..];
+    let cluster = bytes.try_into().map(ClusterId);
+    Ok(Formation {
+        cluster: cluster.map_err(|_| bad_id("the id of a cluster", bytes))?,
+        groups: formation.groups,
+        formed_at: WallTime(formation.formed_at_ms),
+        members,
     })
 }
 

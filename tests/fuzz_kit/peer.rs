@@ -12,8 +12,9 @@ use rrq::raft::node::{RaftConfig, RaftNode};
 use rrq::raft::ready::{HardState, Ready};
 use rrq::raft::recovering::Answer;
 use rrq::wire::peer::{
-    Durable, Link, NodeBeat, PEER_PROTOCOL_VERSION, PeerHello, decode_messages, decode_node_beat,
-    decode_peer_hello, encode_messages, encode_node_beat, encode_peer_hello,
+    Durable, Formation, Link, NodeBeat, PEER_PROTOCOL_VERSION, PeerHello, decode_formation,
+    decode_messages, decode_node_beat, decode_peer_hello, encode_formation, encode_messages,
+    encode_node_beat, encode_peer_hello,
 };
 
 pub(super) fn peer_hello(body: &Bytes) -> bool {
@@ -33,6 +34,16 @@ pub(super) fn node_beat(body: &Bytes) -> bool {
     };
     let again = body_of(|out| encode_node_beat(&beat, out));
     assert_eq!(decode_node_beat(&again), Ok(beat));
+    true
+}
+
+pub(super) fn formation(body: &Bytes) -> bool {
+    let formation = match decode_formation(body) {
+        Ok(formation) => formation,
+        Err(error) => return wire_error(&error),
+    };
+    let again = body_of(|out| encode_formation(&formation, out));
+    assert_eq!(decode_formation(&again), Ok(formation));
     true
 }
 
@@ -103,12 +114,19 @@ pub(super) fn peer_stream() -> Vec<u8> {
         groups: 64,
         machine_version_max: 2,
         heard: Some(durable.clone()),
+        client_addresses: vec!["127.0.0.2:7411".to_owned()],
     };
     let beat = NodeBeat {
         nr: 1,
         wall: WallTime(1_800_000_000_000),
         durable: durable.clone(),
         heard: Some(durable),
+    };
+    let formation = Formation {
+        cluster: ClusterId([9; 16]),
+        groups: 64,
+        formed_at: WallTime(1_800_000_000_000),
+        members: vec![member(1), member(2)],
     };
     let (group, incarnation) = (GroupId(7), Incarnation(1));
     let at = |index: u64, term: u64| (LogIndex(index), Term(term));
@@ -193,6 +211,7 @@ pub(super) fn peer_stream() -> Vec<u8> {
     });
     let mut out = BytesMut::new();
     encode_peer_hello(&hello, &mut out);
+    encode_formation(&formation, &mut out);
     encode_node_beat(&beat, &mut out);
     encode_messages(&messages, &mut out);
     out.to_vec()

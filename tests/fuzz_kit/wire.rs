@@ -48,6 +48,7 @@ fn stream(bytes: &[u8]) -> bool {
         FrameKind::PeerHello => peer::peer_hello(&frame.body),
         FrameKind::NodeBeat => peer::node_beat(&frame.body),
         FrameKind::GroupMessages => peer::group_messages(&frame.body),
+        FrameKind::Formation => peer::formation(&frame.body),
     });
     sound.count() == frames.len() && !frames.is_empty()
 }
