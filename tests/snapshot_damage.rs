@@ -10,7 +10,7 @@ use rrq::base::ids::{
     ClusterId, DiskId, GroupId, Incarnation, JobId, LogIndex, NodeId, Partition, QueueUid, ShardId,
     Term,
 };
-use rrq::base::units::{GroupTime, Lsn};
+use rrq::base::units::{GroupTime, Lsn, WallTime};
 use rrq::snapshot::builder::{PayloadBuilder, RunBuilder};
 use rrq::snapshot::layout::{
     BodyEntry, FileHeader, FileKind, GroupMeta, Owner, PageName, Root, RootRef, Voter, file_number,
@@ -322,6 +322,8 @@ fn superblock(generation: u64) -> Superblock {
         groups: 64,
         start: 3,
         created_by: "0.1.0".to_owned(),
+        formed_at: WallTime(0),
+        members: Vec::new(),
     }
 }
 

@@ -3,12 +3,12 @@
 //! Two copies, each a file of 4 KiB. The driver writes one, then the other, each by a temporary
 //! name, sync, rename, directory sync; so at any moment at least one copy is whole.
 //!
-//! # Layout, format 1
+//! # Layout, formats 1 and 2
 //!
 //! | offset | size | field | why it is there |
 //! | --- | --- | --- | --- |
 //! | 0 | 8 | magic `rrqsuper` | |
-//! | 8 | 2 | format, 1 | older binaries refuse a newer format by name |
+//! | 8 | 2 | format, 1 without members and 2 with some | older binaries refuse a newer format by name, and can still run a node that stands alone |
 //! | 10 | 2 | number of shards | another number than the machine's is a change to be made, or refused |
 //! | 12 | 4 | node id | a directory of another node is refused |
 //! | 16 | 8 | generation | the higher of two valid copies is in force |
@@ -20,7 +20,10 @@
 //! | 72 | 1 | flags: bit 0 = forming | formation was begun and is continued after a crash |
 //! | 73 | 1 | length of the next field, at most 62 | |
 //! | 74 | 62 | version of the binary that made the directory, UTF-8, zero-filled | for people |
-//! | 136 | 3956 | reserved | |
+//! | 136 | 8 | wall time of formation, ms | every member's groups begin with the same clock |
+//! | 144 | 1 | number of members, at most 15 | 0: the node stands alone |
+//! | 145 | 300 | members: node id u32, disk id 16 bytes, ascending, zero-filled | the first voters of every group |
+//! | 445 | 3647 | reserved | |
 //! | 4092 | 4 | CRC-32C of bytes 0..4092 | |
 //!
 //! # Which copy: the decision table
@@ -41,12 +44,16 @@
 //! of every reserved byte today's meaning, and add a superblock of the old format to the fixtures.
 
 use crate::base::ids::{ClusterId, DiskId, NodeId};
+use crate::base::limits::VOTERS_MAX;
+use crate::base::units::WallTime;
 use crate::snapshot::fields::{Fields, Malformed, u16_at};
-use crate::snapshot::header::{block_checksums, format_is_known};
-use crate::snapshot::layout::{HEADER_BYTES, HEADER_CRC_AT, seal_block};
+use crate::snapshot::header::block_checksums;
+use crate::snapshot::layout::{HEADER_BYTES, HEADER_CRC_AT, Voter, seal_block};
 
-/// The format that this binary writes, and the newest that it reads.
-pub const FORMAT: u16 = 1;
+/// The newest format that this binary writes and reads.
+pub const FORMAT: u16 = 2;
+/// What a node is written in that stands alone.
+const FORMAT_ALONE: u16 = 1;
 /// Bytes of a copy.
 pub const SUPERBLOCK_BYTES: usize = HEADER_BYTES;
 /// The longest version text.
@@ -54,14 +61,13 @@ pub const CREATED_BY_BYTES_MAX: usize = 62;
 
 const MAGIC: [u8; 8] = *b"rrqsuper";
 const FORMING: u8 = 1;
-const USED_BYTES: usize = 136;
+/// Of a member: node and disk.
+const MEMBER_BYTES: usize = 20;
+const ALONE_BYTES: usize = 136;
+const USED_BYTES: usize = ALONE_BYTES + 9 + VOTERS_MAX * MEMBER_BYTES;
 
-const _: () = assert!(USED_BYTES == 74 + CREATED_BY_BYTES_MAX);
+const _: () = assert!(ALONE_BYTES == 74 + CREATED_BY_BYTES_MAX);
 const _: () = assert!(USED_BYTES < HEADER_CRC_AT);
-const _: () = assert!(
-    FORMAT == crate::snapshot::layout::FORMAT,
-    "one number, until they part"
-);
 
 /// What a node knows of itself before it opens anything else.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,6 +92,10 @@ pub struct Superblock {
     pub start: u64,
     /// The version of the binary that made the directory, at most [`CREATED_BY_BYTES_MAX`] bytes.
     pub created_by: String,
+    /// When its cluster was formed; zero for a node that stands alone.
+    pub formed_at: WallTime,
+    /// The first voters of every group, this node among them, ascending; none if it stands alone.
+    pub members: Vec<Voter>,
 }
 
 /// Why there is no superblock to go by.
@@ -149,7 +159,8 @@ impl Superblock {
     /// One copy.
     ///
     /// # Panics
-    /// If the version text is longer than [`CREATED_BY_BYTES_MAX`].
+    /// If the version text is longer than [`CREATED_BY_BYTES_MAX`], or there are more members than
+    /// [`VOTERS_MAX`].
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let created_by = self.created_by.as_bytes();
@@ -159,9 +170,12 @@ impl Superblock {
             created_by.len(),
             self.created_by
         );
+        let members = self.members.len();
+        assert!(members <= VOTERS_MAX, "a cluster of {members} members");
+        let format = if members == 0 { FORMAT_ALONE } else { FORMAT };
         let mut out = Vec::with_capacity(SUPERBLOCK_BYTES);
         out.extend_from_slice(&MAGIC);
-        out.extend_from_slice(&FORMAT.to_le_bytes());
+        out.extend_from_slice(&format.to_le_bytes());
         out.extend_from_slice(&self.shards.to_le_bytes());
         out.extend_from_slice(&self.node.0.to_le_bytes());
         out.extend_from_slice(&self.generation.to_le_bytes());
@@ -173,6 +187,15 @@ impl Superblock {
         out.push(if self.forming { FORMING } else { 0 });
         out.push(created_by.len() as u8);
         out.extend_from_slice(created_by);
+        if members > 0 {
+            out.resize(ALONE_BYTES, 0);
+            out.extend_from_slice(&self.formed_at.0.to_le_bytes());
+            out.push(members as u8);
+            for member in &self.members {
+                out.extend_from_slice(&member.node.0.to_le_bytes());
+                out.extend_from_slice(&member.disk.0);
+            }
+        }
         seal_block(out)
     }
 
@@ -205,7 +228,11 @@ impl Superblock {
             });
         }
         let mut fields = Fields::new(&block[..HEADER_CRC_AT], 8);
-        format_is_known(&mut fields)?;
+        let unknown = fields.malformed("format number");
+        let format = fields.u16("format number")?;
+        if format == 0 {
+            return Err(unknown.into());
+        }
         let shards = fields.u16("number of shards")?;
         let node = NodeId(fields.u32("node id")?);
         let generation = fields.u64("generation")?;
@@ -223,7 +250,14 @@ impl Superblock {
         let len = usize::from(fields.u8("version text")?);
         let text = std::str::from_utf8(fields.take(len, "version text")?);
         fields.zeros(CREATED_BY_BYTES_MAX.checked_sub(len).ok_or(bad_version)?)?;
-        fields.zeros(HEADER_CRC_AT - USED_BYTES)?;
+        let (mut formed_at, mut members) = (WallTime(0), Vec::new());
+        if format == FORMAT_ALONE {
+            fields.zeros(HEADER_CRC_AT - ALONE_BYTES)?;
+        } else {
+            formed_at = WallTime(fields.u64("time of formation")?);
+            members = decode_members(&mut fields)?;
+            fields.zeros(HEADER_CRC_AT - USED_BYTES)?;
+        }
         Ok(Self {
             generation,
             node,
@@ -235,8 +269,32 @@ impl Superblock {
             groups,
             start,
             created_by: text.map_err(|_| bad_version)?.to_owned(),
+            formed_at,
+            members,
         })
     }
+}
+
+/// Some members in ascending order, and zeros in the place of others.
+fn decode_members(fields: &mut Fields<'_>) -> Result<Vec<Voter>, Malformed> {
+    let bad_members = fields.malformed("members");
+    let count = usize::from(fields.u8("members")?);
+    if count == 0 || count > VOTERS_MAX {
+        return Err(bad_members);
+    }
+    let members: Vec<Voter> = (0..count)
+        .map(|_| {
+            Ok(Voter {
+                node: NodeId(fields.u32("member")?),
+                disk: DiskId(fields.id("member")?),
+            })
+        })
+        .collect::<Result<_, Malformed>>()?;
+    if !members.is_sorted_by(|a, b| a.node < b.node) {
+        return Err(bad_members);
+    }
+    fields.zeros((VOTERS_MAX - count) * MEMBER_BYTES)?;
+    Ok(members)
 }
 
 /// The superblock in force, by the table above. A copy that is not there is
@@ -283,6 +341,23 @@ mod tests {
             groups: 64,
             start: 9,
             created_by: "rrq 0.1.0".to_owned(),
+            formed_at: WallTime(0),
+            members: Vec::new(),
+        }
+    }
+
+    fn member(number: u8) -> Voter {
+        Voter {
+            node: NodeId(number.into()),
+            disk: DiskId([0xd0 | number; 16]),
+        }
+    }
+
+    fn of_three() -> Superblock {
+        Superblock {
+            formed_at: WallTime(0x0123_4567_89ab),
+            members: [1, 2, 3].map(member).into(),
+            ..superblock(4)
         }
     }
 
@@ -299,7 +374,7 @@ mod tests {
     fn a_superblock_is_these_bytes() {
         let bytes = superblock(4).encode();
         assert_eq!(
-            hex(&bytes[..USED_BYTES]),
+            hex(&bytes[..ALONE_BYTES]),
             "727271737570657201000300010000000400000000000000d1d1d1d1d1d1d1d1\
              d1d1d1d1d1d1d1d1c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1c10200000040000000\
              0900000000000000010972727120302e312e3000000000000000000000000000\
@@ -307,12 +382,29 @@ mod tests {
              0000000000000000"
         );
         assert!(
-            bytes[USED_BYTES..HEADER_CRC_AT]
+            bytes[ALONE_BYTES..HEADER_CRC_AT]
                 .iter()
                 .all(|byte| *byte == 0)
         );
         assert_eq!(hex(&bytes[HEADER_CRC_AT..]), "a282bb1b");
         assert_eq!(Superblock::decode(&bytes), Ok(superblock(4)));
+    }
+
+    #[test]
+    fn a_superblock_of_a_cluster_is_these_bytes() {
+        let bytes = of_three().encode();
+        let alone = superblock(4).encode();
+        assert_eq!(bytes[8..10], [2, 0]);
+        assert_eq!(bytes[10..ALONE_BYTES], alone[10..ALONE_BYTES]);
+        assert_eq!(
+            hex(&bytes[ALONE_BYTES..ALONE_BYTES + 9 + 3 * MEMBER_BYTES]),
+            "ab89674523010000\
+             03\
+             01000000d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1\
+             02000000d2d2d2d2d2d2d2d2d2d2d2d2d2d2d2d2\
+             03000000d3d3d3d3d3d3d3d3d3d3d3d3d3d3d3d3"
+        );
+        assert_eq!(Superblock::decode(&bytes), Ok(of_three()));
     }
 
     #[test]
@@ -337,11 +429,11 @@ mod tests {
             Err(SuperblockError::BadMagic { .. })
         ));
         assert!(matches!(
-            Superblock::decode(&damaged(8, 2)),
+            Superblock::decode(&damaged(8, 3)),
             Err(SuperblockError::BadChecksum { offset: 4092, .. })
         ));
-        let too_new = SuperblockError::TooNew { found: 2, max: 1 };
-        assert_eq!(resealed(8, 2), Err(too_new));
+        let too_new = SuperblockError::TooNew { found: 3, max: 2 };
+        assert_eq!(resealed(8, 3), Err(too_new));
         let malformed = |offset, what| Err(SuperblockError::Malformed(Malformed { offset, what }));
         assert_eq!(resealed(8, 0), malformed(8, "format number"));
         assert_eq!(resealed(72, 2), malformed(72, "flags"));
@@ -349,6 +441,18 @@ mod tests {
         assert_eq!(resealed(73, 8), malformed(82, "reserved field"));
         assert_eq!(resealed(74, 0xff), malformed(73, "version text"));
         assert_eq!(resealed(200, 1), malformed(136, "reserved field"));
+        // A cluster has members, in order, and nothing behind them.
+        let of_three = |at: usize, value: u8| {
+            let mut bytes = of_three().encode();
+            bytes[at] = value;
+            reseal(&mut bytes);
+            Superblock::decode(&bytes)
+        };
+        assert_eq!(of_three(144, 0), malformed(144, "members"));
+        assert_eq!(of_three(144, 16), malformed(144, "members"));
+        assert_eq!(of_three(144, 2), malformed(185, "reserved field"));
+        assert_eq!(of_three(145, 2), malformed(144, "members"));
+        assert_eq!(of_three(445, 1), malformed(445, "reserved field"));
     }
 
     #[test]
@@ -356,7 +460,7 @@ mod tests {
         use SuperblockError::{BothDamaged, Contradiction, Missing, TooNew, Truncated};
         let (old, new) = (|| Ok(superblock(4)), || Ok(superblock(5)));
         let damaged = || Err(Truncated { found: 1 });
-        let too_new = || Err(TooNew { found: 2, max: 1 });
+        let too_new = || Err(TooNew { found: 3, max: 2 });
         let both = |first, second| {
             Err(BothDamaged {
                 first: Box::new(first),
@@ -386,9 +490,11 @@ mod tests {
         /// What the decoder accepts is exactly what the encoder writes.
         #[test]
         fn an_accepted_superblock_has_one_form(
-            changes in proptest::collection::vec((8_usize..160, any::<u8>()), 1..4),
+            changes in proptest::collection::vec((8_usize..460, any::<u8>()), 1..4),
+            in_a_cluster in any::<bool>(),
         ) {
-            let mut bytes = superblock(4).encode();
+            let one = if in_a_cluster { of_three() } else { superblock(4) };
+            let mut bytes = one.encode();
             for (at, value) in changes {
                 bytes[at] = value;
             }

@@ -625,6 +625,8 @@ fn superblocks() -> Vec<u8> {
         groups: 64,
         start: 9,
         created_by: "0.1.0".to_owned(),
+        formed_at: WallTime(0),
+        members: Vec::new(),
     };
     [copy(4), copy(5)].map(|copy| copy.encode()).concat()
 }
