@@ -7,6 +7,7 @@ use crate::cli::{Common, Output, queue};
 use crate::client::{Error, GroupId, QueueInfo, QueueStats, ServerHello, ShardStatus};
 use crate::runtime::json;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::time::Duration;
 use tokio::task::JoinSet;
@@ -32,7 +33,8 @@ pub(super) async fn run(args: &StatusArgs, common: &Common) -> Result<(), Report
     let hello = client.hello().map_err(complain)?;
     let shards = client.status().await.map_err(complain)?;
     let groups = shards.iter().flat_map(|(_, shard)| &shard.groups);
-    let serving: Vec<GroupId> = groups
+    // Each is on every node.
+    let serving: BTreeSet<GroupId> = groups
         .filter(|group| group.halted.is_empty())
         .map(|group| group.group)
         .collect();
@@ -75,10 +77,13 @@ fn as_text(
         let address = nodes.and_then(|node| node.addresses.get(usize::from(shard.shard)));
         let _ = writeln!(
             out,
-            "node {node} shard {} at {}: up {}, {}, {} of log since the last checkpoint{}",
+            "node {node} shard {} at {}: up {}, leads {} of {}, {}, {} of log since the last \
+             checkpoint{}",
             shard.shard,
             address.map_or("?", String::as_str),
             span(Duration::from_millis(shard.uptime_ms)),
+            shard.groups.iter().filter(|group| group.leader).count(),
+            count(shard.groups.len() as u64, "group"),
             count(shard.connections, "connection"),
             bytes(shard.log_bytes_since_checkpoint),
             if shard.disk_full {
@@ -95,6 +100,7 @@ fn as_text(
         out.push('\n');
         let heads = [
             "group",
+            "node",
             "shard",
             "leads",
             "term",
@@ -105,10 +111,11 @@ fn as_text(
             "version",
         ];
         let mut rows = vec![heads.map(str::to_owned).to_vec()];
-        for (_, shard) in shards {
+        for (node, shard) in shards {
             rows.extend(shard.groups.iter().map(|group| {
                 vec![
                     group.group.to_string(),
+                    node.to_string(),
                     shard.shard.to_string(),
                     if group.leader { "yes" } else { "no" }.to_owned(),
                     group.term.to_string(),
