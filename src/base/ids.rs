@@ -87,6 +87,16 @@ pub struct ClusterId(pub [u8; 16]);
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DiskId(pub [u8; 16]);
 
+/// A member that votes: a node with the disk that it was admitted with. An emptied or copied disk
+/// is another voter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Voter {
+    /// The node.
+    pub node: NodeId,
+    /// Its disk.
+    pub disk: DiskId,
+}
+
 fn write_hex(f: &mut fmt::Formatter<'_>, bytes: &[u8]) -> fmt::Result {
     bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
 }

@@ -12,23 +12,16 @@
 //! | [`Body::EntryGet`] | who recovers, to the voters | [`Body::EntryGot`], [`Body::EntryBase`] |
 
 use crate::base::entry::Entry;
-use crate::base::ids::{DiskId, GroupId, Incarnation, LogIndex, NodeId, Term};
+use crate::base::ids::{GroupId, Incarnation, LogIndex, NodeId, Term};
 use crate::raft::recovering::Answer;
 use smallvec::SmallVec;
 
-/// A member that votes: a node with the disk that it was admitted with. An emptied or copied disk
-/// is another voter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Voter {
-    /// The node.
-    pub node: NodeId,
-    /// Its disk.
-    pub disk: DiskId,
-}
+pub use crate::base::ids::Voter;
 
 /// The voter of a test: this node, on a disk of the same number.
 #[cfg(test)]
 pub(super) fn voter(node: u32) -> Voter {
+    use crate::base::ids::DiskId;
     Voter {
         node: NodeId(node),
         disk: DiskId([node as u8; 16]),

@@ -12,9 +12,8 @@ use crate::base::ids::{GroupId, Incarnation, LogIndex, Term};
 use crate::base::units::Monotonic;
 use crate::queue::JobQueue;
 use crate::queue::command::Command;
-use crate::raft;
 use crate::raft::node::RaftNode;
-use crate::snapshot::layout::{GroupMeta, Voter};
+use crate::snapshot::layout::GroupMeta;
 use crate::wal::record::BaseRecord;
 use crate::wal::writer::Ticket;
 use std::collections::VecDeque;
@@ -138,10 +137,6 @@ impl Group {
     /// The group as of what is applied.
     pub(super) fn meta(&self) -> GroupMeta {
         let index = self.raft.log().applied();
-        let voter = |voter: &raft::message::Voter| Voter {
-            node: voter.node,
-            disk: voter.disk,
-        };
         GroupMeta {
             group: self.id,
             incarnation: self.incarnation,
@@ -154,7 +149,7 @@ impl Group {
             time: self.queue.time(),
             machine_version: self.queue.version(),
             wall_offset_ms: self.queue.wall_offset_ms(),
-            voters: self.raft.members().voters().iter().map(voter).collect(),
+            voters: self.raft.members().voters().iter().copied().collect(),
         }
     }
 
@@ -174,6 +169,7 @@ impl Group {
         self.is_halted()
             || follows
             || (self.waiters.is_empty()
+                && !self.raft.is_handing_over()
                 && self.raft.log().applied() == self.raft.log().last_index())
     }
 }

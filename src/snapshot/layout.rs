@@ -105,11 +105,11 @@
 //! raised by a log entry only when all voters know it.
 
 use crate::base::checksum::{Hash128, crc32c};
-use crate::base::ids::{
-    ClusterId, DiskId, GroupId, Incarnation, JobId, LogIndex, NodeId, ShardId, Term,
-};
+use crate::base::ids::{ClusterId, DiskId, GroupId, Incarnation, JobId, LogIndex, ShardId, Term};
 use crate::base::limits::{BLOCK_BYTES, ENTRY_BYTES_MAX, LEAF_JOBS, PAYLOAD_BYTES_HARD_MAX};
 use crate::base::units::GroupTime;
+
+pub use crate::base::ids::Voter;
 use crate::snapshot::builder::BuildError;
 
 /// The format that this binary writes, and the newest that it reads.
@@ -291,15 +291,6 @@ pub struct PayloadUse {
     pub live_bytes: u64,
     /// Live bodies.
     pub live_bodies: u64,
-}
-
-/// A member that votes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Voter {
-    /// The node.
-    pub node: NodeId,
-    /// Its data directory.
-    pub disk: DiskId,
 }
 
 /// A group at one index of its log.
