@@ -7,6 +7,7 @@ mod replica_kit;
 use replica_kit::{Cluster, voter};
 use rrq::base::code::Code;
 use rrq::base::ids::{DiskId, GroupId, Incarnation, LogIndex, Term};
+use rrq::queue::MACHINE_VERSION;
 use rrq::raft::message::{Body, Message};
 use rrq::shard::input::Loss;
 use rrq::wire::JobState;
@@ -89,6 +90,99 @@ fn what_is_acknowledged_is_on_the_disks_of_a_majority_at_that_moment() {
             "seed {seed}: a majority died at the moment of the ack"
         );
     }
+}
+
+#[test]
+fn a_node_that_stops_hands_its_groups_over_first() {
+    let mut cluster = Cluster::new(3, 4);
+    all_lead(&mut cluster, 4);
+    let job = cluster.enqueue("mail", b"stays");
+    let leader = cluster.leader(cluster.home("mail")).expect("it leads");
+    cluster.pass(500);
+    cluster.ask_to_stop(leader);
+    let took = cluster.until("it has stopped", |cluster| cluster.node(leader).has_stopped);
+    assert!(took < 20, "{took} ms, without an election timeout");
+    cluster.node(leader).engine = None;
+    // Nobody had to find out.
+    let took = cluster.until("others lead", |cluster| {
+        (0..4).all(|group| {
+            cluster
+                .leader(GroupId(group))
+                .is_some_and(|by| by != leader)
+        })
+    });
+    assert!(took < 40, "{took} ms");
+    assert!(cluster.has(job));
+}
+
+#[test]
+fn the_last_node_that_runs_stops_all_the_same() {
+    let mut cluster = Cluster::new(3, 4);
+    all_lead(&mut cluster, 4);
+    let leader = cluster.leader(GroupId(0)).expect("it leads");
+    for number in (1..=3).filter(|number| *number != leader) {
+        cluster.kill(number);
+    }
+    cluster.ask_to_stop(leader);
+    let took = cluster.until("it has stopped", |cluster| cluster.node(leader).has_stopped);
+    assert!(took < 1000, "{took} ms");
+}
+
+#[test]
+fn who_does_not_lead_says_where_the_leader_listens() {
+    let mut cluster = Cluster::new(3, 1);
+    all_lead(&mut cluster, 1);
+    let leader = cluster.leader(GroupId(0)).expect("it leads");
+    cluster.pass(100);
+    let body = RequestBody::ListQueues { group: GroupId(0) };
+    for number in (1..=3).filter(|number| *number != leader) {
+        let reply = cluster
+            .try_ask(number, body.clone(), 20)
+            .expect("an answer");
+        let ReplyBody::Error(error) = reply.body else {
+            panic!("node {number} does not lead: {reply:?}");
+        };
+        assert_eq!(error.code, Code::NotLeader);
+        assert_eq!(error.leader, Some(format!("127.0.0.{leader}:7411")));
+        assert_eq!(error.message, format!("group 0 is led by node {leader}"));
+    }
+}
+
+#[test]
+fn a_version_is_raised_once_every_member_can_apply_it() {
+    let mut cluster = Cluster::new(3, 1);
+    let version_of = |cluster: &mut Cluster, number: u32| {
+        let reply = cluster.try_ask(number, RequestBody::Status, 20);
+        match reply.expect("an answer").body {
+            ReplyBody::Status(status) => status.groups[0].machine_version,
+            other => panic!("no status: {other:?}"),
+        }
+    };
+    for number in 1..=3 {
+        cluster.kill(number);
+    }
+    cluster.node(3).machine_version_max = 1;
+    (1..=3).for_each(|number| cluster.start(number));
+    all_lead(&mut cluster, 1);
+    let job = cluster.enqueue("mail", b"before");
+    cluster.pass(500);
+    for number in 1..=3 {
+        assert_eq!(version_of(&mut cluster, number), 1, "node {number}");
+    }
+    // The last one is upgraded.
+    cluster.kill(3);
+    cluster.node(3).machine_version_max = MACHINE_VERSION;
+    cluster.start(3);
+    all_lead(&mut cluster, 1);
+    cluster.pass(500);
+    for number in 1..=3 {
+        assert_eq!(
+            version_of(&mut cluster, number),
+            MACHINE_VERSION,
+            "node {number}"
+        );
+    }
+    assert!(cluster.has(job));
 }
 
 #[test]

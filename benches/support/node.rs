@@ -135,6 +135,7 @@ impl Node {
             identity: identity(),
             node: NodeId(1),
             peers: Vec::new(),
+            formed_at: None,
             shard: ShardId(0),
             shards: 1,
             groups: GROUPS,

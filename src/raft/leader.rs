@@ -221,6 +221,23 @@ impl RaftNode {
         Ok(())
     }
 
+    /// Whether it hands the lead over, and takes no proposals.
+    #[must_use]
+    pub fn is_handing_over(&self) -> bool {
+        self.lead
+            .as_ref()
+            .is_some_and(|lead| lead.is_handing_over())
+    }
+
+    /// Hands the lead over to the heir, before a node stops. Nothing happens where this member does not
+    /// lead, or nobody else votes.
+    pub fn hand_over(&mut self) {
+        if let Some(heir) = self.heir() {
+            let asked = self.transfer_to(heir);
+            asked.expect("an heir is a voter, and only a leader has one");
+        }
+    }
+
     fn hand_over_if_caught_up(&mut self) {
         let Some(lead) = &self.lead else { return };
         let Some(successor) = lead.successor else {

@@ -1,6 +1,7 @@
 //! What an engine is told at its start, and never again.
 
 use crate::base::ids::{NodeId, ShardId};
+use crate::base::units::WallTime;
 use crate::queue::command::QueueSettings;
 use crate::raft::message::Voter;
 use crate::wal::writer::LogIdentity;
@@ -14,6 +15,9 @@ pub struct ShardConfig {
     pub node: NodeId,
     /// The other voters of groups that are formed now; none on a node that stands alone.
     pub peers: Vec<Voter>,
+    /// The wall time with which groups begin that are formed now, on every member the same; `None`: this
+    /// node's own.
+    pub formed_at: Option<WallTime>,
     /// This shard.
     pub shard: ShardId,
     /// Shards of this node; group g lives on shard `g % shards`.

@@ -16,7 +16,7 @@ use super::requests::{Refusal, STOPPING};
 use crate::base::code::Code;
 use crate::base::entry::EntryKind;
 use crate::base::ids::{GroupId, Incarnation, LogIndex, SessionId, ShardId, Term};
-use crate::base::units::{Monotonic, Now};
+use crate::base::units::{Lsn, Monotonic, Now};
 use crate::queue::MACHINE_VERSION;
 use crate::queue::command::{Command, Op};
 use crate::raft::node::{Proposal, ProposeError};
@@ -244,6 +244,7 @@ impl ShardEngine {
                 self.counters.peer_messages_refused_total += refused;
                 self.on_peer_messages(messages);
             }
+            Input::PeerKnown(peer) => self.on_peer_known(peer),
             Input::PeerBeat { from } => self.on_peer_beat(from),
             Input::PeerLost { peer, loss } => self.on_peer_lost(peer, loss),
             Input::TimePassed => {}
@@ -295,14 +296,29 @@ impl ShardEngine {
         &self.counters
     }
 
-    /// Whether every group that is not damaged serves, in the version of the job machine that it
-    /// is to have.
+    /// Whether clients can be let in: every group that is not damaged is loaded. One in which nobody
+    /// else votes also leads, in the version of the job machine that it is to have; who leads the
+    /// others may change at any time.
     #[must_use]
     pub fn serving(&self) -> bool {
-        let version = self.config.machine_version_max;
-        self.groups
-            .iter()
-            .all(|group| group.is_halted() || (group.serves() && group.queue.version() >= version))
+        let (me, version) = (self.config.me(), self.config.machine_version_max);
+        let is_open = |group: &Group| {
+            if group.raft.members().is_only_voter(me) {
+                group.serves() && group.queue.version() >= version
+            } else {
+                group.phase == Phase::Serving
+            }
+        };
+        let groups = self.groups.iter();
+        groups
+            .clone()
+            .all(|group| group.is_halted() || is_open(group))
+    }
+
+    /// Where the log is durable up to.
+    #[must_use]
+    pub fn durable_lsn(&self) -> Lsn {
+        self.wal.durable_lsn()
     }
 
     /// Why groups do not serve, for the operator.
@@ -535,6 +551,7 @@ impl ShardEngine {
                 self.refuse(poll.to, poll.request, &Refusal::stopping());
             }
             self.end_waits(slot, Code::Stopping, STOPPING);
+            self.groups[slot].raft.hand_over();
             self.mark(slot);
         }
     }

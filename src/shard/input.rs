@@ -34,6 +34,17 @@ impl Origin {
     }
 }
 
+/// Another node, as its hello said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// The node, with its disk.
+    pub voter: Voter,
+    /// Where its clients connect, `host:port`, by shard.
+    pub client_addresses: Vec<String>,
+    /// The newest version of the job machine that it can apply.
+    pub machine_version_max: u16,
+}
+
 /// What became of another node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Loss {
@@ -117,6 +128,8 @@ pub enum Input {
     /// The process shall stop: finish what is proposed, cut a checkpoint, then say
     /// [`Effect::Stopped`](super::effect::Effect::Stopped).
     StopRequested,
+    /// Another node said hello.
+    PeerKnown(Peer),
     /// Another node sent messages to groups of this shard.
     PeerMessages {
         /// In the order in which they were sent.

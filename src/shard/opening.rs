@@ -135,7 +135,7 @@ pub(super) fn formation(
         root: None,
         log_start_lsn,
         machine_version: 1,
-        wall_offset_ms: i64::try_from(now.wall.0).unwrap_or(i64::MAX),
+        wall_offset_ms: i64::try_from(config.formed_at.unwrap_or(now.wall).0).unwrap_or(i64::MAX),
         voters: formed
             .iter()
             .map(|voter| (voter.node, voter.disk))

@@ -33,9 +33,10 @@ use super::clock::GroupClock;
 use super::effect::Effect;
 use super::engine::ShardEngine;
 use super::group::Phase;
-use super::input::Loss;
+use super::input::{Loss, Peer};
 use super::liveness::Liveness;
 use super::placement::shard_of;
+use super::requests::Refusal;
 use crate::base::code::Code;
 use crate::base::ids::NodeId;
 use crate::base::limits::{BEAT_MS, HEIR_WAIT_MS, REST_AFTER_MS, SILENT_MS, TICK_MS};
@@ -62,6 +63,8 @@ pub(super) struct Peers {
     /// The other nodes; empty on all shards but the first.
     nodes: BTreeMap<Voter, Watched>,
     next_beat: Option<Monotonic>,
+    /// What the other nodes said of themselves.
+    known: BTreeMap<Voter, Peer>,
 }
 
 /// Another node, watched.
@@ -122,6 +125,17 @@ impl Peers {
         times.into_iter().flatten().min()
     }
 
+    /// The newest version of the job machine that all these nodes can apply; `None` until each of them
+    /// has said so.
+    pub(super) fn machine_version_max<'a>(
+        &self,
+        nodes: impl Iterator<Item = &'a Voter>,
+    ) -> Option<u16> {
+        let of = |node| Some(self.known.get(node)?.machine_version_max);
+        let versions: Option<Vec<u16>> = nodes.map(of).collect();
+        Some(versions?.into_iter().min().unwrap_or(u16::MAX))
+    }
+
     /// Groups that are not at rest.
     pub(super) fn awake(&self) -> usize {
         self.awake.len()
@@ -143,6 +157,13 @@ impl ShardEngine {
                 _ => self.counters.peer_messages_refused_total += 1,
             }
         }
+    }
+
+    /// Another node said hello.
+    pub(super) fn on_peer_known(&mut self, peer: Peer) {
+        self.peers.known.insert(peer.voter, peer);
+        // A version may be raised now.
+        (0..self.groups.len()).for_each(|slot| self.mark(slot));
     }
 
     /// Another node is there.
@@ -301,17 +322,19 @@ impl ShardEngine {
         }
     }
 
-    /// Who leads a group, for people.
-    pub(super) fn leader_in_words(&self, slot: usize) -> String {
+    /// Who leads a group that this node does not, as far as is known.
+    pub(super) fn not_leader(&self, slot: usize) -> Refusal {
         let group = &self.groups[slot];
-        match group.raft.leader() {
-            Some(leader) if group.raft.role() != Role::Leader => {
-                format!("group {} is led by node {}", group.id, leader.node)
-            }
-            _ => format!(
-                "group {} is not ready yet: it is still recovering",
-                group.id
-            ),
-        }
+        let leader = group.raft.leader();
+        let Some(leader) = leader.filter(|_| group.raft.role() != Role::Leader) else {
+            let message = format!("group {} has no leader that is ready yet", group.id);
+            return Refusal::not_leader(message, None);
+        };
+        let message = format!("group {} is led by node {}", group.id, leader.node);
+        let addresses = self.peers.known.get(&leader);
+        let addresses = addresses.map_or(&[][..], |peer| &peer.client_addresses);
+        let shards = u16::try_from(addresses.len()).unwrap_or(u16::MAX).max(1);
+        let address = addresses.get(usize::from(shard_of(group.id, shards).0));
+        Refusal::not_leader(message, address.cloned())
     }
 }

@@ -37,6 +37,8 @@ pub(super) const STOPPING: &str = "the node is stopping and takes nothing new";
 pub(super) struct Refusal {
     code: Code,
     message: String,
+    /// Where its leader listens for clients, if another node is known to lead.
+    leader: Option<String>,
 }
 
 impl Refusal {
@@ -44,6 +46,16 @@ impl Refusal {
         Self {
             code,
             message: message.into(),
+            leader: None,
+        }
+    }
+
+    /// Another node leads; where its clients connect, if that is known.
+    pub(super) fn not_leader(message: String, leader: Option<String>) -> Self {
+        Self {
+            code: Code::NotLeader,
+            message,
+            leader,
         }
     }
 
@@ -143,8 +155,7 @@ impl ShardEngine {
             return Err(Refusal::new(Code::GroupHalted, why.clone()));
         }
         if !self.groups[slot].serves() {
-            let message = self.leader_in_words(slot);
-            return Err(Refusal::new(Code::NotLeader, message));
+            return Err(self.not_leader(slot));
         }
         match request.body {
             RequestBody::Command {
@@ -539,7 +550,7 @@ impl ShardEngine {
         let error = ErrorReply {
             code: refusal.code,
             message: refusal.message.clone(),
-            leader: None,
+            leader: refusal.leader.clone(),
             maybe_applied: false,
         };
         self.reply(to, id, None, ReplyBody::Error(error));

@@ -654,6 +654,7 @@ fn open(
         identity,
         node: NodeId(1),
         peers: Vec::new(),
+        formed_at: None,
         shard: ShardId(0),
         shards: 1,
         groups: options.groups,

@@ -14,7 +14,7 @@ use rrq::raft::message::{Message, Voter};
 use rrq::shard::config::ShardConfig;
 use rrq::shard::effect::Effect;
 use rrq::shard::engine::ShardEngine;
-use rrq::shard::input::{Input, Loss, Origin};
+use rrq::shard::input::{Input, Loss, Origin, Peer};
 use rrq::shard::loading::load_group;
 use rrq::shard::placement::home_group;
 use rrq::sim::disk::SimDisk;
@@ -50,6 +50,7 @@ pub(crate) struct Node {
     start: u32,
     checkpoint_log_bytes: u64,
     segment_bytes: usize,
+    pub(crate) machine_version_max: u16,
     pub(crate) engine: Option<ShardEngine>,
     pub(crate) disk: SimDisk,
     inbox: VecDeque<Input>,
@@ -58,6 +59,8 @@ pub(crate) struct Node {
     /// Turns that a log write takes.
     pub(crate) write_turns: u64,
     replies: BTreeMap<u64, Reply>,
+    /// All is durable, and it could end.
+    pub(crate) has_stopped: bool,
 }
 
 impl Node {
@@ -65,6 +68,15 @@ impl Node {
         Owner {
             cluster: CLUSTER,
             disk: self.me.disk,
+        }
+    }
+
+    /// What it says of itself.
+    fn hello(&self) -> Peer {
+        Peer {
+            voter: self.me,
+            client_addresses: vec![format!("127.0.0.{}:7411", self.me.node)],
+            machine_version_max: self.machine_version_max,
         }
     }
 
@@ -109,12 +121,13 @@ impl Node {
             identity,
             node: self.me.node,
             peers: self.peers.clone(),
+            formed_at: None,
             shard: ShardId(0),
             shards: 1,
             groups: self.groups,
             start_number: self.start,
             seed: u64::from(self.me.node.0) << 32 | u64::from(self.start),
-            machine_version_max: MACHINE_VERSION,
+            machine_version_max: self.machine_version_max,
             payload_bytes_max: 1 << 20,
             auto_create: true,
             queue_defaults: QueueSettings::default(),
@@ -208,7 +221,11 @@ impl Node {
                 self.disk.complete_manifest();
                 Input::ManifestWritten
             }
-            Effect::Stopped | Effect::JobsRan { .. } => return,
+            Effect::Stopped => {
+                self.has_stopped = true;
+                return;
+            }
+            Effect::JobsRan { .. } => return,
             Effect::Forward { .. } | Effect::ForwardClosed { .. } => {
                 panic!("one shard has nobody to forward to")
             }
@@ -259,12 +276,14 @@ impl Cluster {
                 start: 0,
                 checkpoint_log_bytes,
                 segment_bytes,
+                machine_version_max: MACHINE_VERSION,
                 engine: None,
                 disk: SimDisk::new(segment_bytes),
                 inbox: VecDeque::new(),
                 writing: Vec::new(),
                 write_turns: 1,
                 replies: BTreeMap::new(),
+                has_stopped: false,
             };
             cluster.nodes.insert(number, node);
             cluster.start(number);
@@ -293,10 +312,22 @@ impl Cluster {
         node.engine.as_mut().expect("the node runs")
     }
 
-    /// The process of a node starts; the others learn of its new start.
+    /// The process of a node starts, and says hello to those that run.
     pub(crate) fn start(&mut self, number: u32) {
         let now = self.clock();
         self.node(number).start(now);
+        let running = self.running();
+        for other in running.into_iter().filter(|other| *other != number) {
+            for (to, of) in [(number, other), (other, number)] {
+                let hello = Input::PeerKnown(self.node(of).hello());
+                self.node(to).inbox.push_back(hello);
+            }
+        }
+    }
+
+    /// The process of a node is asked to stop.
+    pub(crate) fn ask_to_stop(&mut self, number: u32) {
+        self.node(number).inbox.push_back(Input::StopRequested);
     }
 
     /// The process of a node dies, as by kill -9. The others see its connections end, and its port
