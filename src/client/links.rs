@@ -1,8 +1,19 @@
 //! Where to send what: the nodes and shards as last heard, and one connection to each shard in use.
 //!
-//! A connection starts at one of the addresses given (a *seed*) or at a shard's listed address; the
-//! hello says which shard it really reached. A shard that cannot be reached makes the client ask a
-//! seed again, since ports may have changed with a restart.
+//! A connection starts at one of the addresses given (a *seed*), at a shard's listed address, or at
+//! one that another node named; the hello says which shard it really reached. A shard that cannot be
+//! reached makes the client ask a seed again, since ports may have changed with a restart.
+//!
+//! A target is *away* while it cannot be reached: its connection was lost and none has been made
+//! since, is being made for long, or is silent. Its groups are looked for elsewhere.
+//!
+//! | file | holds |
+//! | --- | --- |
+//! | `links/nodes.rs` | the nodes and where they listen |
+//! | `links/leaders.rs` | where the leader of each group is thought to be |
+
+mod leaders;
+mod nodes;
 
 use crate::base::checksum::crc32c;
 use crate::base::code::Code;
@@ -14,6 +25,25 @@ use crate::wire::message::ServerHello;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+pub(super) use leaders::Refused;
+use leaders::{Place, Search};
+use nodes::Nodes;
+
+/// If a seed does not say hello within this, the next is asked, too.
+const SEED_LATE: Duration = Duration::from_millis(150);
+/// A shard that does not say hello within this is away until it does.
+const SHARD_LATE: Duration = Duration::from_millis(250);
+/// Something is asked of a server that was silent for so long while an answer was due.
+pub(super) const QUIET: Duration = Duration::from_millis(100);
+/// The same while requests wait at the server, as long polls do.
+pub(super) const QUIET_WAIT: Duration = Duration::from_millis(500);
+/// Who does not answer that within this, or four times the time that it last took, is away.
+const ANSWER: Duration = Duration::from_millis(200);
+/// The same on a slow network: never more.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
+/// Who is silent so long and still named as the leader gets a new connection.
+const SILENT_LONG: Duration = Duration::from_secs(1);
+
 /// A connection; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnNo(pub u64);
@@ -22,7 +52,11 @@ pub struct ConnNo(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Target {
     /// Any node: to learn of all.
-    Seed,
+    AnySeed,
+    /// The address given at this place.
+    Seed(usize),
+    /// An address that a node named, by its number.
+    Hint(u32),
     /// This shard of this node.
     Shard(NodeId, u16),
 }
@@ -46,11 +80,52 @@ pub(super) struct Up {
     pub(super) next_beat: Monotonic,
     /// The first heartbeat after which nothing was heard.
     pub(super) unanswered_beat: Option<Monotonic>,
+    /// When it was last heard, or last became busy.
+    pub(super) lively_at: Monotonic,
+    /// When to look whether it is silent; `None` while nothing is due.
+    pub(super) look_at: Option<Monotonic>,
+    /// Since when it owes an answer that every live server gives at once.
+    pub(super) asked_at: Option<Monotonic>,
+    /// How long it may owe that.
+    pub(super) answer_within: Duration,
+    /// It owed it for longer, since then.
+    pub(super) silent_since: Option<Monotonic>,
+}
+
+impl Up {
+    fn new(conn: ConnNo, now: Monotonic, next_beat: Monotonic) -> Self {
+        Self {
+            conn,
+            next_beat,
+            unanswered_beat: None,
+            lively_at: now,
+            look_at: None,
+            asked_at: None,
+            answer_within: ANSWER,
+            silent_since: None,
+        }
+    }
+
+    fn heard(&mut self, now: Monotonic) {
+        self.unanswered_beat = None;
+        self.silent_since = None;
+        self.lively_at = now;
+        if let Some(asked_at) = self.asked_at.take() {
+            let took = now.since(asked_at);
+            self.answer_within = (took * 4)
+                .max(self.answer_within / 8 * 7)
+                .clamp(ANSWER, ANSWER_MAX);
+        }
+    }
 }
 
 #[derive(Debug)]
 enum LinkState {
-    Connecting(ConnNo),
+    Connecting {
+        conn: ConnNo,
+        /// When it is late; `None` once it is.
+        late_at: Option<Monotonic>,
+    },
     Up(Up),
     /// No attempt before this.
     Waiting(Monotonic),
@@ -91,8 +166,14 @@ pub(super) struct Links {
     next_seed: usize,
     next_conn: u64,
     hello: Option<ServerHello>,
-    /// Where the leader of a group is, if it is not the node first reached.
-    leaders: BTreeMap<GroupId, NodeId>,
+    nodes: Nodes,
+    /// The node first reached: where groups are thought to be of which nothing is known.
+    home: Option<NodeId>,
+    /// Where the leaders of the others are thought to be.
+    leaders: BTreeMap<GroupId, Place>,
+    searches: BTreeMap<GroupId, Search>,
+    hints: BTreeMap<u32, String>,
+    next_hint: u32,
     links: BTreeMap<Target, Link>,
     targets: BTreeMap<ConnNo, Target>,
     backoff: (Duration, Duration),
@@ -109,7 +190,12 @@ impl Links {
             next_seed: 0,
             next_conn: 0,
             hello: None,
+            nodes: Nodes::default(),
+            home: None,
             leaders: BTreeMap::new(),
+            searches: BTreeMap::new(),
+            hints: BTreeMap::new(),
+            next_hint: 0,
             links: BTreeMap::new(),
             targets: BTreeMap::new(),
             backoff,
@@ -141,28 +227,18 @@ impl Links {
     }
 
     pub(super) fn target(&self, route: Route) -> Target {
-        let Some(hello) = &self.hello else {
-            return Target::Seed;
-        };
-        match route {
-            Route::Any => self
-                .up_links()
-                .map(|(target, _)| target)
-                .next()
-                .unwrap_or(Target::Seed),
-            Route::Shard(node, shard) => Target::Shard(node, shard),
-            Route::Group(group) => {
-                let node = self.leaders.get(&group).copied().unwrap_or(hello.node);
-                let shards = hello.nodes.iter().find(|listed| listed.node == node);
-                match shards {
-                    Some(listed) => {
-                        let shard = usize::from(group.0) % listed.addresses.len();
-                        Target::Shard(node, u16::try_from(shard).unwrap_or(u16::MAX))
-                    }
-                    None => Target::Seed,
-                }
+        let target = match route {
+            Route::Any => {
+                let mut lively = self.up_links().filter(|(_, up)| up.silent_since.is_none());
+                lively.next().map(|(target, _)| target)
             }
-        }
+            Route::Shard(node, shard) => self.hello.is_some().then_some(Target::Shard(node, shard)),
+            Route::Group(group) => {
+                let place = self.place(group);
+                place.and_then(|place| self.target_of(place, group))
+            }
+        };
+        target.unwrap_or(Target::AnySeed)
     }
 
     /// The connection to a target, if it is up.
@@ -193,39 +269,59 @@ impl Links {
 
     /// Connects to a target, unless that is under way or must wait.
     pub(super) fn want(&mut self, now: Monotonic, target: Target) -> Option<ToConnect> {
-        let failures = match self.links.get(&target) {
-            None => 0,
-            Some(link) => match link.state {
-                LinkState::Waiting(until) if until <= now => link.failures,
-                LinkState::Idle => link.failures,
-                LinkState::Waiting(_) | LinkState::Connecting(_) | LinkState::Up(_) => return None,
-            },
-        };
-        let address = match target {
-            Target::Seed => {
-                let address = self.seeds[self.next_seed].clone();
-                self.next_seed = (self.next_seed + 1) % self.seeds.len();
-                address
-            }
-            Target::Shard(node, shard) => self.address(node, shard)?,
+        if target == Target::AnySeed {
+            return self.want_seed(now);
+        }
+        let failures = self.may_connect(now, target)?;
+        let (address, late_after) = match target {
+            Target::AnySeed => return None,
+            Target::Seed(at) => (self.seeds.get(at)?.clone(), SEED_LATE),
+            Target::Hint(number) => (self.hints.get(&number)?.clone(), SHARD_LATE),
+            Target::Shard(node, shard) => (self.nodes.address(node, shard)?.clone(), SHARD_LATE),
         };
         self.next_conn += 1;
         let conn = ConnNo(self.next_conn);
         self.targets.insert(conn, target);
-        let state = LinkState::Connecting(conn);
+        let late_at = Some(now.plus(late_after));
+        let state = LinkState::Connecting { conn, late_at };
         self.links.insert(target, Link { state, failures });
         Some(ToConnect { conn, address })
     }
 
-    fn address(&self, node: NodeId, shard: u16) -> Option<String> {
-        let hello = self.hello.as_ref()?;
-        let listed = hello.nodes.iter().find(|listed| listed.node == node)?;
-        listed.addresses.get(usize::from(shard)).cloned()
+    /// The failures before, if an attempt may start.
+    fn may_connect(&self, now: Monotonic, target: Target) -> Option<u32> {
+        let Some(link) = self.links.get(&target) else {
+            return Some(0);
+        };
+        match link.state {
+            LinkState::Waiting(until) if until <= now => Some(link.failures),
+            LinkState::Idle => Some(link.failures),
+            LinkState::Waiting(_) | LinkState::Connecting { .. } | LinkState::Up(_) => None,
+        }
+    }
+
+    /// One seed after the other: the next when the last has failed, or is late.
+    fn want_seed(&mut self, now: Monotonic) -> Option<ToConnect> {
+        let count = self.seeds.len();
+        let seeds = || (0..count).map(|step| Target::Seed((self.next_seed + step) % count));
+        let is_awaited = |target: Target| match self.links.get(&target).map(|link| &link.state) {
+            Some(LinkState::Connecting { late_at, .. }) => late_at.is_some(),
+            _ => false,
+        };
+        if seeds().any(is_awaited) {
+            return None;
+        }
+        let target = seeds().find(|target| self.may_connect(now, *target).is_some())?;
+        if let Target::Seed(at) = target {
+            self.next_seed = (at + 1) % count;
+        }
+        self.want(now, target)
     }
 
     /// A connection said hello.
     pub(super) fn arrived(
         &mut self,
+        now: Monotonic,
         conn: ConnNo,
         hello: ServerHello,
         next_beat: Monotonic,
@@ -243,43 +339,94 @@ impl Links {
                 format!("cluster {} where {} was", hello.cluster, known.cluster),
             ));
         }
-        let reached = Target::Shard(hello.node, hello.shard);
+        let node = hello.node;
+        let reached = Target::Shard(node, hello.shard);
         let failures = self.links.get(&asked).map_or(0, |link| link.failures);
-        self.hello = Some(hello);
+        self.learn(hello);
+        self.home.get_or_insert(node);
         let mut other = None;
         if asked != reached {
-            self.links.remove(&asked);
             self.targets.remove(&conn);
-            match self.links.get(&reached).map(|link| &link.state) {
-                Some(LinkState::Up(_)) => return Arrival::Superfluous,
-                Some(LinkState::Connecting(conn)) => other = Some(*conn),
-                Some(LinkState::Waiting(_) | LinkState::Idle) | None => {}
+            let there = self.links.get(&reached).map(|link| &link.state);
+            let is_superfluous = matches!(there, Some(LinkState::Up(_)));
+            if let Some(LinkState::Connecting { conn, .. }) = there {
+                other = Some(*conn);
+            }
+            // What led to where we are already, or to somebody else, is not asked again at once.
+            match asked {
+                Target::Hint(_) => drop(self.links.remove(&asked)),
+                Target::Seed(_) if !is_superfluous => drop(self.links.remove(&asked)),
+                _ => self.wait(now, asked),
+            }
+            if is_superfluous {
+                self.moved_in(asked, node);
+                return Arrival::Superfluous;
             }
         }
         if let Some(other) = other {
             self.targets.remove(&other);
         }
-        let up = Up {
-            conn,
-            next_beat,
-            unanswered_beat: None,
-        };
         self.targets.insert(conn, reached);
-        let state = LinkState::Up(up);
+        let state = LinkState::Up(Up::new(conn, now, next_beat));
         self.links.insert(reached, Link { state, failures });
+        self.moved_in(asked, node);
         Arrival::Serves(reached, other)
     }
 
+    /// Takes what a node says of the cluster.
+    fn learn(&mut self, hello: ServerHello) {
+        let links = &self.links;
+        let is_lost = |node: NodeId| {
+            let shards = links.range(Target::Shard(node, 0)..=Target::Shard(node, u16::MAX));
+            shards.map(|(_, link)| link.failures).any(|count| count > 0)
+        };
+        self.nodes.learn(&hello, is_lost);
+        let nodes = self.nodes.listed();
+        self.hello = Some(ServerHello { nodes, ..hello });
+    }
+
     /// Something was heard.
-    pub(super) fn heard(&mut self, conn: ConnNo) {
+    pub(super) fn heard(&mut self, now: Monotonic, conn: ConnNo) {
         let Some(target) = self.targets.get(&conn) else {
             return;
         };
         if let Some(link) = self.links.get_mut(target) {
             link.failures = 0;
             if let LinkState::Up(up) = &mut link.state {
-                up.unanswered_beat = None;
+                up.heard(now);
             }
+        }
+    }
+
+    /// Something was sent, so that something is to be heard.
+    pub(super) fn sent(&mut self, now: Monotonic, conn: ConnNo) {
+        // Without another node nothing follows from silence but what heartbeats find.
+        if self.has_others()
+            && let Some((_, up)) = self.up_mut(conn)
+            && up.look_at.is_none()
+        {
+            up.lively_at = now;
+            up.look_at = Some(now.plus(QUIET));
+        }
+    }
+
+    /// Whether a target cannot be reached: see the head of this file.
+    pub(super) fn is_away(&self, target: Target) -> bool {
+        let Some(link) = self.links.get(&target) else {
+            return false;
+        };
+        match &link.state {
+            LinkState::Connecting { late_at, .. } => late_at.is_none() || link.failures > 0,
+            LinkState::Up(up) => up.silent_since.is_some(),
+            LinkState::Waiting(_) | LinkState::Idle => link.failures > 0,
+        }
+    }
+
+    /// The connection to a target that has been silent for long.
+    pub(super) fn long_silent(&self, now: Monotonic, target: Target) -> Option<ConnNo> {
+        match &self.links.get(&target)?.state {
+            LinkState::Up(up) if up.silent_since?.plus(SILENT_LONG) <= now => Some(up.conn),
+            _ => None,
         }
     }
 
@@ -288,68 +435,79 @@ impl Links {
         let Some(target) = self.targets.remove(&conn) else {
             return false;
         };
+        self.wait(now, target);
+        self.last_error = Some(error);
+        true
+    }
+
+    /// The next attempt waits, longer each time.
+    fn wait(&mut self, now: Monotonic, target: Target) {
         let failures = self.links.get(&target).map_or(0, |link| link.failures);
         let until = now.plus(self.backoff(failures));
         let state = LinkState::Waiting(until);
         let failures = failures + 1;
         self.links.insert(target, Link { state, failures });
-        self.last_error = Some(error);
-        true
     }
 
-    /// Whether a shard could not be reached at its listed address, so that a seed must be asked.
+    /// Whether a shard could not be reached at its listed address, and no other node is there to say
+    /// more, so that a seed must be asked; at once if there are several.
     pub(super) fn is_astray(&self, target: Target) -> bool {
-        target != Target::Seed
-            && self
-                .links
-                .get(&target)
-                .is_some_and(|link| link.failures > 1 && !matches!(link.state, LinkState::Up(_)))
+        let enough = if self.seeds.len() > 1 { 1 } else { 2 };
+        let is_lost = match self.links.get(&target) {
+            Some(link) => link.failures >= enough && !matches!(link.state, LinkState::Up(_)),
+            None => false,
+        };
+        let node_of = |target| match target {
+            Target::Shard(node, _) => Some(node),
+            _ => None,
+        };
+        let mut others = self
+            .up_links()
+            .filter(|(other, up)| node_of(*other) != node_of(target) && up.silent_since.is_none());
+        is_lost && !matches!(target, Target::Seed(_)) && others.next().is_none()
     }
 
-    /// Links whose wait is over may be tried.
+    /// Links whose wait is over may be tried; those that are not up in time are late.
     pub(super) fn end_waits(&mut self, now: Monotonic) {
         for link in self.links.values_mut() {
-            if matches!(link.state, LinkState::Waiting(until) if until <= now) {
-                link.state = LinkState::Idle;
+            match &mut link.state {
+                LinkState::Waiting(until) if *until <= now => link.state = LinkState::Idle,
+                LinkState::Connecting { late_at, .. } if late_at.is_some_and(|at| at <= now) => {
+                    *late_at = None;
+                }
+                _ => {}
             }
         }
+        self.end_pauses(now);
     }
 
     /// When the next attempt may start that now has to wait.
     pub(super) fn next_attempt(&self) -> Option<Monotonic> {
         let waits = self.links.values().filter_map(|link| match link.state {
             LinkState::Waiting(until) => Some(until),
+            LinkState::Connecting { late_at, .. } => late_at,
             _ => None,
         });
-        waits.min()
-    }
-
-    /// The leader of a group is elsewhere: at `address` if that is known, else at another node.
-    /// Whether that names a node that was not asked.
-    pub(super) fn leader_moved(&mut self, group: GroupId, address: Option<&str>) -> bool {
-        let Some(hello) = &self.hello else {
-            return false;
-        };
-        let asked = self.leaders.get(&group).copied().unwrap_or(hello.node);
-        let named = address.and_then(|address| {
-            let has = |listed: &[String]| listed.iter().any(|known| known == address);
-            hello.nodes.iter().find(|node| has(&node.addresses))
-        });
-        let next = named.or_else(|| {
-            let at = hello.nodes.iter().position(|node| node.node == asked)?;
-            hello.nodes.get((at + 1) % hello.nodes.len())
-        });
-        let Some(next) = next.map(|node| node.node) else {
-            return false;
-        };
-        self.leaders.insert(group, next);
-        named.is_some() && next != asked
+        waits.chain(self.next_pause_end()).min()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_slow_server_is_given_more_time_and_a_quick_one_less_by_and_by() {
+        let ms = Duration::from_millis;
+        let mut up = Up::new(ConnNo(1), Monotonic(1), Monotonic(1));
+        let mut within = Vec::new();
+        for took in [1, 300, 1, 1, 9_000] {
+            up.asked_at = Some(up.lively_at);
+            up.heard(up.lively_at.plus(ms(took)));
+            within.push(up.answer_within.as_millis());
+        }
+        assert_eq!(within, [200, 1200, 1050, 918, 5000]);
+    }
 
     #[test]
     fn waits_are_drawn_from_zero_to_a_bound_that_doubles_up_to_the_last() {

@@ -18,9 +18,12 @@
 //! - A request that was sent and not answered ends as [`Code::Unknown`], never as a plain failure,
 //!   unless it is harmless (a read) or certainly refused.
 //! - Grants whose answer can reach nobody are released.
+//! - A request that is moved to another node while the first is silent may be answered by both: the
+//!   first outcome counts, what comes later is dropped.
 
 mod answers;
 mod pending;
+mod silence;
 mod time;
 
 use crate::base::code::Code;
@@ -30,7 +33,9 @@ use crate::client::error::Error;
 use crate::client::group::{GroupSession, SessionState};
 use crate::client::links::{Arrival, Links, Target, ToConnect};
 pub use crate::client::links::{ConnNo, Route};
-use crate::wire::message::{Reply, Request, RequestBody, ServerHello, WorkerInfo};
+use crate::wire::message::{
+    LeasedJob, Reply, ReplyBody, Request, RequestBody, ServerHello, WorkerInfo,
+};
 use crate::wire::{Command, Op, SessionCall, Window};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -263,8 +268,10 @@ impl ClientCore {
         });
         let beats = self.links.up_links().map(|(_, up)| up.next_beat);
         let connects = self.links.next_attempt().filter(|_| self.needs_links());
+        let looks = self.links.up_links().filter_map(|(_, up)| up.look_at);
         retries
             .chain(beats)
+            .chain(looks)
             .chain(connects)
             .chain(self.earliest_deadline)
             .min()
@@ -318,6 +325,7 @@ impl ClientCore {
             route,
             origin,
             sent_on: None,
+            sent_before: Vec::new(),
             not_before: Monotonic(0),
             deadline,
             poll_until,
@@ -351,8 +359,12 @@ impl ClientCore {
     }
 
     fn abandoned(&mut self, now: Monotonic, id: CallId, answer: Option<Reply>) {
-        if let Some(reply) = answer {
-            self.unexpected(now, reply);
+        if let Some(Reply {
+            body: ReplyBody::Leased(jobs),
+            ..
+        }) = answer
+        {
+            self.give_back(now, jobs.iter().map(LeasedJob::token).collect());
         }
         let Some(pending) = self.requests.get_mut(&id) else {
             return;
@@ -375,14 +387,42 @@ impl ClientCore {
             return;
         }
         pending.not_before = Monotonic(0);
-        let target = self.links.target(pending.route);
+        let route = pending.route;
+        self.leave_if_away(now, route);
+        let target = self.links.target(route);
         let Some(conn) = self.links.up(target) else {
             self.want(now, target);
             return;
         };
+        let group = match route {
+            Route::Group(group) => Some(group),
+            Route::Any | Route::Shard(..) => None,
+        };
+        if group.is_some_and(|group| !self.links.may_ask(now, group)) {
+            return;
+        }
+        let Some(pending) = self.requests.get_mut(&id) else {
+            return;
+        };
+        if let Some(at) = pending
+            .sent_before
+            .iter()
+            .position(|before| *before == conn)
+        {
+            // It is under way there still.
+            pending.sent_before.swap_remove(at);
+            pending.sent_on = Some(conn);
+            self.waiting.remove(&id);
+            self.links.sent(now, conn);
+            return;
+        }
         if !self.take_place(now, id) {
             return;
         }
+        if let Some(group) = group {
+            self.links.asked(now, group, id);
+        }
+        self.links.sent(now, conn);
         let pending = self.requests.get_mut(&id).expect("it was there above");
         let left = pending.poll_until.since(now);
         if let Some(wait_ms) = pending.wait_ms_mut() {
@@ -391,6 +431,16 @@ impl ClientCore {
         pending.sent_on = Some(conn);
         self.waiting.remove(&id);
         self.effects.push(Effect::Send { conn, id });
+    }
+
+    /// A group whose node is away is looked for at another, with what works there.
+    fn leave_if_away(&mut self, now: Monotonic, route: Route) {
+        if let Route::Group(group) = route
+            && self.links.leave_if_away(now, group)
+        {
+            tracing::debug!(group = group.0, "its node is away: another is asked");
+            self.attach_if_working(now, group);
+        }
     }
 
     /// Gives a command its session and number; false if it must wait for them.
@@ -465,7 +515,7 @@ impl ClientCore {
         if self.phase != Phase::Open {
             return;
         }
-        let lookout = self.links.is_astray(target).then_some(Target::Seed);
+        let lookout = self.links.is_astray(target).then_some(Target::AnySeed);
         for target in [Some(target), lookout].into_iter().flatten() {
             if let Some(ToConnect { conn, address }) = self.links.want(now, target) {
                 self.effects.push(Effect::Connect { conn, address });
@@ -484,7 +534,7 @@ impl ClientCore {
             Some(_) => Duration::ZERO,
             None => self.beat_interval(),
         });
-        match self.links.arrived(conn, hello, next_beat) {
+        match self.links.arrived(now, conn, hello, next_beat) {
             Arrival::Stale => {}
             Arrival::Superfluous => self.effects.push(Effect::Disconnect { conn }),
             Arrival::Refused(error) => {
@@ -496,6 +546,10 @@ impl ClientCore {
                     self.effects.push(Effect::Disconnect { conn });
                 }
                 self.attach_all(now, target);
+                if self.links.is_lonely() {
+                    // Its list may be of the first moments of a start.
+                    self.want(now, Target::AnySeed);
+                }
             }
         }
         self.dispatch_waiting(now);
@@ -526,18 +580,24 @@ impl ClientCore {
         if !self.links.lost(now, conn, error.clone()) {
             return;
         }
-        let on_it =
-            |(id, pending): (&CallId, &Pending)| (pending.sent_on == Some(conn)).then_some(*id);
-        let lost: Vec<CallId> = self.requests.iter().filter_map(on_it).collect();
+        let mut lost = Vec::new();
+        for (id, pending) in &mut self.requests {
+            pending.sent_before.retain(|before| *before != conn);
+            if pending.sent_on == Some(conn) {
+                lost.push(*id);
+            }
+        }
         for id in lost {
             self.unanswered(id, error);
         }
-        if matches!(error.code(), Code::ProtocolMismatch | Code::WrongIdentity) {
+        let is_stranger = matches!(error.code(), Code::ProtocolMismatch | Code::WrongIdentity);
+        if is_stranger && self.links.up_links().next().is_none() {
             for id in std::mem::take(&mut self.waiting) {
                 self.finish(now, id, Err(error.clone()));
             }
         }
         self.keep_links(now);
+        self.dispatch_waiting(now);
     }
 
     /// The connection went before the answer came.
@@ -549,6 +609,9 @@ impl ClientCore {
         pending.sent_on = None;
         pending.unanswered = true;
         pending.last_error = Some(error.clone());
+        if let Route::Group(group) = pending.route {
+            self.links.not_asked(group, id);
+        }
         let nobody_asks = match pending.origin {
             Origin::Heartbeat | Origin::Bye => true,
             Origin::Nobody => !pending.is_mutating(),
@@ -579,6 +642,7 @@ impl ClientCore {
         let working = self.groups.iter().filter(|(_, state)| state.is_working());
         routes.extend(working.map(|(group, _)| Route::Group(*group)));
         for route in routes {
+            self.leave_if_away(now, route);
             let target = self.links.target(route);
             if self.links.up(target).is_none() {
                 self.want(now, target);

@@ -7,22 +7,36 @@ use crate::base::ids::{GroupId, SessionId, Token};
 use crate::base::units::Monotonic;
 use crate::client::error::Error;
 use crate::client::group::{GroupSession, SessionState};
-use crate::client::links::ConnNo;
+use crate::client::links::{ConnNo, Refused};
 use crate::wire::message::{ErrorReply, LeasedJob, Reply, ReplyBody};
 use crate::wire::{ItemOutcome, Op, Outcome, Rejection};
-use std::time::Duration;
+
+/// Whether an answer means that the leader of the group is another node.
+fn is_elsewhere(body: &ReplyBody) -> bool {
+    let ReplyBody::Error(error) = body else {
+        return false;
+    };
+    matches!(error.code, Code::NotLeader | Code::Stopping | Code::Unknown)
+}
 
 impl ClientCore {
     pub(super) fn received(&mut self, now: Monotonic, conn: ConnNo, reply: Reply) {
-        self.links.heard(conn);
+        self.links.heard(now, conn);
         let id = CallId(reply.id);
-        let expected = self.requests.get(&id);
-        if expected.is_none_or(|pending| pending.sent_on != Some(conn)) {
+        let Some(pending) = self.requests.get_mut(&id) else {
             self.unexpected(now, reply);
             return;
+        };
+        if pending.sent_on != Some(conn) {
+            self.late(now, conn, reply);
+            return;
         }
+        let found = match pending.route {
+            Route::Group(group) if !is_elsewhere(&reply.body) => self.links.found(group),
+            _ => false,
+        };
         match reply.body {
-            ReplyBody::Error(error) => self.refused(now, id, &error),
+            ReplyBody::Error(error) => self.refused(now, id, conn, &error),
             ReplyBody::Outcome(Outcome::Rejected(Rejection::SessionExpired)) => {
                 self.session_expired(now, id, reply);
             }
@@ -31,12 +45,49 @@ impl ClientCore {
             }
             _ => self.finish(now, id, Ok(reply)),
         }
+        if found {
+            self.dispatch_waiting(now);
+        }
     }
 
-    /// An answer that nobody waits for any more: what it grants is given back.
-    pub(super) fn unexpected(&mut self, now: Monotonic, reply: Reply) {
+    /// An answer from a node that was silent, while another is asked. An outcome is an outcome,
+    /// whoever tells it first; what else it says is of the past.
+    fn late(&mut self, now: Monotonic, conn: ConnNo, reply: Reply) {
+        let id = CallId(reply.id);
+        let pending = self.requests.get_mut(&id).expect("checked by `received`");
+        let at = pending
+            .sent_before
+            .iter()
+            .position(|before| *before == conn);
+        let Some(at) = at else {
+            self.unexpected(now, reply);
+            return;
+        };
+        pending.sent_before.swap_remove(at);
+        let is_of_the_past = matches!(pending.origin, Origin::Attach(_))
+            || matches!(
+                reply.body,
+                ReplyBody::Error(_)
+                    | ReplyBody::Outcome(Outcome::Rejected(
+                        Rejection::SessionExpired | Rejection::Reattach
+                    ))
+            );
+        if !is_of_the_past {
+            self.finish(now, id, Ok(reply));
+        }
+    }
+
+    /// An answer that nobody waits for any more: what it grants is given back, unless it is here by
+    /// another answer.
+    fn unexpected(&mut self, now: Monotonic, reply: Reply) {
         if let ReplyBody::Leased(jobs) = reply.body {
-            self.give_back(now, jobs.iter().map(LeasedJob::token).collect());
+            let tokens = jobs.iter().map(LeasedJob::token);
+            let is_here = |token: &Token| {
+                let group = self.groups.get(&token.job.group());
+                group.is_some_and(|state| state.holds(*token))
+            };
+            let unknown = tokens.filter(|token| !is_here(token)).collect();
+            self.give_back(now, unknown);
         }
     }
 
@@ -49,7 +100,7 @@ impl ClientCore {
         }
     }
 
-    pub(super) fn refused(&mut self, now: Monotonic, id: CallId, reply: &ErrorReply) {
+    pub(super) fn refused(&mut self, now: Monotonic, id: CallId, conn: ConnNo, reply: &ErrorReply) {
         let passing = matches!(
             reply.code,
             Code::NotLeader | Code::Busy | Code::DiskFull | Code::MemoryFull | Code::Stopping
@@ -67,20 +118,47 @@ impl ClientCore {
         pending.last_error = Some(error);
         pending.refusals += 1;
         let refusals = pending.refusals;
-        let mut wait = self.links.backoff(refusals);
-        if let Route::Group(group) = pending.route
-            && reply.code == Code::NotLeader
-            && self.links.leader_moved(group, reply.leader.as_deref())
-        {
-            if refusals <= 3 {
-                wait = Duration::ZERO;
+        let route = pending.route;
+        self.waiting.insert(id);
+        if let Route::Group(group) = route {
+            self.links.not_asked(group, id);
+        }
+        if !self.moved_on(now, conn, route, reply) {
+            let wait = self.links.backoff(refusals);
+            let pending = self.requests.get_mut(&id).expect("it was there above");
+            pending.not_before = now.plus(wait);
+        }
+        self.dispatch(now, id);
+    }
+
+    /// Where a refusal says that the node does not lead the group, another is asked for it. False if
+    /// the same is to be asked again, after a wait.
+    fn moved_on(&mut self, now: Monotonic, conn: ConnNo, route: Route, reply: &ErrorReply) -> bool {
+        let elsewhere = matches!(reply.code, Code::NotLeader | Code::Stopping);
+        let (Route::Group(group), true) = (route, elsewhere) else {
+            return false;
+        };
+        let Some(by) = self.links.up_mut(conn).map(|(target, _)| target) else {
+            return false;
+        };
+        let before = self.links.target(route);
+        match self.links.refused(now, group, by, reply.leader.as_deref()) {
+            Refused::Alone => return false,
+            Refused::Elsewhere(None) => {}
+            Refused::Elsewhere(Some(named)) => {
+                if let Some(conn) = self.links.long_silent(now, named) {
+                    self.effects.push(Effect::Disconnect { conn });
+                    let words = "the server does not answer, and is named as the leader";
+                    let error = Error::new(Code::ConnectionTimeout, words);
+                    self.disconnected(now, conn, &error);
+                }
+                self.want(now, named);
             }
+        }
+        if self.links.target(route) != before {
             self.attach_if_working(now, group);
         }
-        let pending = self.requests.get_mut(&id).expect("it was there above");
-        pending.not_before = now.plus(wait);
-        self.waiting.insert(id);
-        self.dispatch(now, id);
+        true
     }
 
     pub(super) fn attach_if_working(&mut self, now: Monotonic, group: GroupId) {
@@ -169,7 +247,7 @@ impl ClientCore {
         }
         match origin {
             Origin::OpenSession(group) => self.session_opened(now, group, &result),
-            Origin::Attach(group) => self.attached(group, &result),
+            Origin::Attach(group) => self.attached(now, group, &result),
             Origin::Heartbeat => self.heartbeat_taken(now, &result),
             Origin::Nobody => {
                 if let Ok(Reply {
@@ -248,7 +326,7 @@ impl ClientCore {
                 state.state = SessionState::Open(*session);
                 state.epoch = *epoch;
                 if self.worker.is_some() {
-                    self.beat_soon(now);
+                    self.beat_soon(now, None);
                 }
                 return;
             }
@@ -272,15 +350,25 @@ impl ClientCore {
         }
     }
 
-    pub(super) fn attached(&mut self, group: GroupId, result: &Result<Reply, Error>) {
+    pub(super) fn attached(
+        &mut self,
+        now: Monotonic,
+        group: GroupId,
+        result: &Result<Reply, Error>,
+    ) {
         let state = self.groups.entry(group).or_default();
         match result {
             Ok(Reply {
                 body: ReplyBody::Outcome(Outcome::Attached { epoch, tokens }),
                 ..
             }) => state.attached(*epoch, tokens.clone()),
-            _ => state.attaching = false,
+            _ => {
+                state.attaching = false;
+                return;
+            }
         }
+        // Where it is attached it is alive: before the grace of its last connection ends.
+        self.beat_soon(now, Some(Route::Group(group)));
     }
 
     pub(super) fn heartbeat_taken(&mut self, now: Monotonic, result: &Result<Reply, Error>) {
@@ -303,6 +391,9 @@ impl ClientCore {
     pub(super) fn forget(&mut self, id: CallId) -> Option<Pending> {
         let pending = self.requests.remove(&id)?;
         self.waiting.remove(&id);
+        if let Route::Group(group) = pending.route {
+            self.links.not_asked(group, id);
+        }
         if let Some((group, command)) = pending.command()
             && let Some(call) = command.session
         {

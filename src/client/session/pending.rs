@@ -28,6 +28,8 @@ pub(super) struct Pending {
     pub(super) origin: Origin,
     /// Where it was sent and its answer is awaited.
     pub(super) sent_on: Option<ConnNo>,
+    /// Where it was sent before, to nodes that fell silent: their answers may still come.
+    pub(super) sent_before: Vec<ConnNo>,
     /// Not to be sent again before this.
     pub(super) not_before: Monotonic,
     pub(super) deadline: Monotonic,
@@ -63,6 +65,11 @@ impl Pending {
             | RequestBody::WaitJob { wait_ms, .. } => Some(wait_ms),
             _ => None,
         }
+    }
+
+    /// Whether it waits at the server for something to happen, and may do so for longer.
+    pub(super) fn is_waiting(&self, now: Monotonic) -> bool {
+        self.poll_until > now
     }
 
     pub(super) fn is_lease(&self) -> bool {

@@ -1,5 +1,8 @@
 //! Named situations: what the core sends, and what it says of calls, when things go wrong.
 
+mod cluster;
+mod world;
+
 use super::*;
 use crate::base::ids::{ClusterId, JobId, LogIndex, NodeId, Partition, QueueUid, SessionId, Token};
 use crate::base::units::WallTime;

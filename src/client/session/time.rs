@@ -18,6 +18,7 @@ impl ClientCore {
             self.expire(now);
         }
         self.links.end_waits(now);
+        self.look(now);
         self.beat(now);
         self.keep_links(now);
         self.dispatch_waiting(now);
@@ -53,11 +54,15 @@ impl ClientCore {
     /// The servers hear of it at once where something is under way, else with the next work.
     pub(super) fn introduced(&mut self, now: Monotonic, worker: WorkerInfo) {
         self.worker = Some(worker);
-        self.beat_soon(now);
+        self.beat_soon(now, None);
     }
 
-    pub(super) fn beat_soon(&mut self, now: Monotonic) {
-        let conns: Vec<ConnNo> = self.links.up_links().map(|(_, up)| up.conn).collect();
+    /// The next heartbeats are due now: on all connections, or on that of a route.
+    pub(super) fn beat_soon(&mut self, now: Monotonic, route: Option<Route>) {
+        let target = route.map(|route| self.links.target(route));
+        let here = |of: &Target| target.is_none_or(|target| target == *of);
+        let up = self.links.up_links().filter(|(of, _)| here(of));
+        let conns: Vec<ConnNo> = up.map(|(_, up)| up.conn).collect();
         for conn in conns {
             if let Some((_, up)) = self.links.up_mut(conn) {
                 up.next_beat = up.next_beat.min(now);
@@ -156,7 +161,11 @@ impl ClientCore {
             }
         }
         self.groups.clear();
-        let targets: Vec<Target> = self.links.up_links().map(|(target, _)| target).collect();
+        let lively = self
+            .links
+            .up_links()
+            .filter(|(_, up)| up.silent_since.is_none());
+        let targets: Vec<Target> = lively.map(|(target, _)| target).collect();
         for target in targets {
             if let Target::Shard(node, shard) = target {
                 self.ask(
