@@ -4,6 +4,7 @@ use crate::base::code::Code;
 use crate::base::report::Report;
 use crate::loadtest::NODE_SUBCOMMAND;
 use crate::loadtest::crash_recover;
+use crate::loadtest::failover::{self, Strike, Victim};
 use crate::loadtest::load;
 use crate::loadtest::node::Signal;
 use crate::runtime::node;
@@ -30,6 +31,9 @@ enum Command {
     /// Kill a node with -9 under load, again and again: how long until it works again, and is any
     /// acknowledged job lost?
     CrashRecover(CrashRecover),
+    /// Kill or freeze a node of a cluster under load, again and again: how long do clients wait, and
+    /// is any acknowledged job lost?
+    Failover(Failover),
     /// Enqueue, and lease and ack, as fast as answers come or at a rate: how much, how fast, at what
     /// cost?
     Load(Load),
@@ -49,9 +53,10 @@ Examples:
   rrq-bench crash-recover --jobs 100000 --rounds 30 --cold
   rrq-bench crash-recover --jobs 1000,10000,100000,1000000 --html curve.html
   rrq-bench crash-recover --rounds 100 --json result.json
+  rrq-bench crash-recover --nodes 3
   rrq-bench crash-recover --data-dir /mnt/disk/new-folder --shards 1")]
 struct CrashRecover {
-    /// Nodes
+    /// Nodes: 1, 3 or 5; all are killed at once
     #[arg(long, value_name = "N", default_value_t = 1)]
     nodes: u32,
     /// Jobs that wait in the queues while the load is on; several numbers give a curve
@@ -83,10 +88,11 @@ struct CrashRecover {
     /// A new or empty folder for the data, which is kept [default: one that is removed]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Shards of the node [default: one for each core]
+    /// Shards of a node [default: one for each core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     shards: Option<u16>,
-    /// Port of the first shard, shard k takes the k-th after it [default: any that is free]
+    /// Port of the first shard, shard k takes the k-th after it; of several nodes each listens at an
+    /// address of its own, 127.0.0.N [default: any that is free]
     #[arg(
         long,
         value_name = "PORT",
@@ -101,7 +107,67 @@ struct CrashRecover {
 
 #[derive(Args, Debug)]
 #[command(after_help = "\
-Without an address it starts a node of its own. Latencies are measured from the moment at
+Starts a cluster on this machine, keeps load on, and strikes: by KILL the node ends at once
+and is started again, by TERM in order, by STOP it is frozen for two seconds. A round's gap
+is the longest time in which a queue had no answer, as callers of the client library see it.
+After each round it looks at every job that must be there; at the end it drains all and
+compares its books with the nodes' own counters.
+
+Exit status: 0 if all is accounted for, 1 if a job is lost or came back after its ack.
+
+Examples:
+  rrq-bench failover
+  rrq-bench failover --rounds 100 --signal STOP --json result.json --html result.html
+  rrq-bench failover --nodes 5 --target follower
+  rrq-bench failover --target all --signal TERM")]
+struct Failover {
+    /// Nodes: 3 or 5
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    nodes: u32,
+    /// How often to strike
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    rounds: u32,
+    /// What befalls a node: KILL, STOP or TERM
+    #[arg(long, value_name = "SIGNAL", value_enum, ignore_case = true, default_value_t = Strike::Kill)]
+    signal: Strike,
+    /// Whom it befalls
+    #[arg(long, value_name = "WHO", value_enum, default_value_t = Victim::Leader)]
+    target: Victim,
+    /// Jobs that wait in the queues while the load is on
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    jobs: u64,
+    /// Bytes of each job's payload
+    #[arg(long, value_name = "BYTES", default_value_t = 256)]
+    payload: usize,
+    /// Write the figures to a file, too
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write curves, a timeline and the raw histograms to a file that needs nothing else
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// A new or empty folder for the data, which is kept [default: one that is removed]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Shards of each node
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    shards: u16,
+    /// First port of each node, which listens at an address of its own, 127.0.0.N [default: any that
+    /// is free]
+    #[arg(
+        long,
+        value_name = "PORT",
+        default_value_t = 0,
+        hide_default_value = true
+    )]
+    port: u16,
+    /// The program to start as a node [default: this one]
+    #[arg(long, value_name = "FILE")]
+    node: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Without an address it starts a node of its own, or several. Latencies are measured from the moment at
 which a request was due: with --rate that is its place in the schedule, also if the node
 was late before (no coordinated omission). At the end all jobs are accounted for.
 
@@ -112,11 +178,15 @@ Examples:
   rrq-bench load --consumers 32
   rrq-bench load --batch 64 --duration 30s
   rrq-bench load --consumers 32 --rate 50000 --json result.json --html result.html
+  rrq-bench load --nodes 3 --consumers 32
   rrq-bench load 127.0.0.1:7411 --producers 1 --window 1")]
 struct Load {
     /// A node that runs [default: one of its own, which goes at the end]
     #[arg(value_name = "HOST:PORT")]
     address: Option<String>,
+    /// Nodes of its own: 1, 3 or 5
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    nodes: u32,
     /// Connections that enqueue
     #[arg(long, value_name = "N", default_value_t = 32)]
     producers: u32,
@@ -165,7 +235,7 @@ struct Load {
     /// A new or empty folder for its own node's data, which is kept [default: one that is removed]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Shards of its own node [default: one for each core]
+    /// Shards of a node of its own [default: one for each core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     shards: Option<u16>,
     /// The program to start as a node [default: this one]
@@ -191,6 +261,7 @@ pub fn main_with_args(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let is_sound = match flags.command {
         Command::CrashRecover(command) => command.run(),
+        Command::Failover(command) => command.run(),
         Command::Load(command) => command.run(),
     };
     match is_sound {
@@ -267,6 +338,33 @@ impl CrashRecover {
     }
 }
 
+impl Failover {
+    /// Whether all was as it must be.
+    fn run(self) -> Result<bool, Report> {
+        let json = self.json.as_deref().map(create).transpose()?;
+        let html = self.html.as_deref().map(create).transpose()?;
+        let options = failover::Options {
+            nodes: self.nodes,
+            rounds: self.rounds,
+            signal: self.signal,
+            target: self.target,
+            jobs: self.jobs,
+            payload: self.payload,
+            data_dir: self.data_dir,
+            shards: self.shards,
+            port: self.port,
+            node: self.node,
+            obey_signals: true,
+            say,
+        };
+        let outcome = failover::run(&options)?;
+        say(outcome.text().trim_end_matches('\n'));
+        write(json, || pretty(&outcome))?;
+        write(html, || outcome.html())?;
+        Ok(outcome.is_sound())
+    }
+}
+
 impl Load {
     /// Whether all was as it must be.
     fn run(self) -> Result<bool, Report> {
@@ -287,6 +385,7 @@ impl Load {
             duration: self.duration,
             warm_up: self.warm_up,
             address: self.address,
+            nodes: self.nodes,
             shards: self.shards,
             data_dir: self.data_dir,
             node: self.node,

@@ -10,13 +10,15 @@
 //! ```
 
 use crate::base::code::Code;
+use crate::base::ids::GroupId;
 use crate::base::report::Report;
 use crate::client::{
     AckItem, Client, Enqueued, Error, NewJob, Options, Queue, QueueInfo, QueueSettings, QueueStats,
 };
-use crate::loadtest::first_job::Source;
-use crate::workload::{Ledger, number_of, payload};
+use crate::loadtest::gaps::Gaps;
+use crate::workload::{Ledger, Misses, number_of, payload};
 use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, watch};
@@ -64,6 +66,10 @@ struct Shared {
     /// Acks confirmed through the library.
     acks: watch::Sender<u64>,
     first_ack: watch::Sender<FirstAck>,
+    /// Acknowledged enqueues and confirmed acks, a stream a queue.
+    gaps: Mutex<(Gaps, Gaps)>,
+    /// Calls that ended with an error.
+    failed: AtomicU64,
     /// What no retry can mend.
     fault: watch::Sender<Option<Error>>,
     /// A permit a job that may be enqueued.
@@ -81,15 +87,35 @@ pub(super) struct Load {
     tasks: JoinSet<()>,
 }
 
+/// What a load has shown when nothing of it is left.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Settled {
+    /// Jobs whose enqueue was acknowledged.
+    pub(super) enqueued: u64,
+    /// Jobs finished.
+    pub(super) finished: u64,
+    /// All that went wrong.
+    pub(super) misses: Misses,
+}
+
+/// The longest time in which a queue of the load stood still.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Longest {
+    /// Between two acknowledged enqueues.
+    pub(super) enqueue: Duration,
+    /// Between two finished jobs.
+    pub(super) finish: Duration,
+}
+
 /// Counters of the node itself, over all queues of the load.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct NodeCounts {
+struct NodeCounts {
     /// Jobs in any state.
-    pub(super) live: u64,
+    live: u64,
     /// Jobs ever made.
-    pub(super) enqueued: u64,
+    enqueued: u64,
     /// Jobs acknowledged by workers.
-    pub(super) completed: u64,
+    completed: u64,
 }
 
 /// A call under way.
@@ -127,6 +153,8 @@ impl Load {
             busy: watch::Sender::new(0),
             acks: watch::Sender::new(0),
             first_ack: watch::Sender::new(FirstAck::default()),
+            gaps: Mutex::default(),
+            failed: AtomicU64::new(0),
             fault: watch::Sender::new(None),
             room: Semaphore::new(0),
             payload_len,
@@ -148,10 +176,10 @@ impl Load {
             let working = found.map_err(failed)?;
             load.queues.push(producing.clone());
             for _ in 0..PRODUCERS / QUEUES {
-                let run = produce(load.shared.clone(), producing.clone());
+                let run = produce(load.shared.clone(), producing.clone(), number);
                 load.tasks.spawn(run);
             }
-            let run = work(load.shared.clone(), load.worker.clone(), working);
+            let run = work(load.shared.clone(), load.worker.clone(), working, number);
             load.tasks.spawn(run);
         }
         Ok(load)
@@ -280,7 +308,7 @@ impl Load {
     ///
     /// # Errors
     /// If some never go.
-    pub(super) async fn drain(&self) -> Result<(), Report> {
+    async fn drain(&self) -> Result<(), Report> {
         self.shared.phase.send_replace(Phase::Draining);
         loop {
             let before = *self.shared.acks.borrow();
@@ -302,7 +330,7 @@ impl Load {
     ///
     /// # Errors
     /// If it does not say.
-    pub(super) async fn counts(&self) -> Result<NodeCounts, Report> {
+    async fn counts(&self) -> Result<NodeCounts, Report> {
         let mut counts = NodeCounts::default();
         for (_, stats) in self.infos().await? {
             counts.live += stats.pending + stats.delayed + stats.in_flight + stats.dead;
@@ -312,28 +340,103 @@ impl Load {
         Ok(counts)
     }
 
-    /// Where the first job of a queue may be taken from.
+    /// One of the queues of the load.
     ///
     /// # Errors
     /// If the node does not say.
-    pub(super) async fn source(&self, number: usize) -> Result<Source, Report> {
+    pub(super) async fn queue(&self, number: usize) -> Result<QueueInfo, Report> {
+        let mut infos = self.infos().await?;
+        let at = number % infos.len();
+        Ok(infos.swap_remove(at).0)
+    }
+
+    /// The groups of all queues of the load.
+    ///
+    /// # Errors
+    /// If the node does not say.
+    pub(super) async fn groups(&self) -> Result<Vec<GroupId>, Report> {
         let infos = self.infos().await?;
-        let (info, _) = &infos[number % infos.len()];
-        let hello = self.producer.hello();
-        let hello = hello.map_err(|error| report("the node is not known", &error))?;
-        let group = info.groups.first().copied().unwrap_or_default();
-        let node = hello.nodes.iter().find(|node| node.node == hello.node);
-        let addresses = node
-            .map(|node| node.addresses.as_slice())
-            .unwrap_or_default();
-        let address = addresses
-            .get(usize::from(group.0) % addresses.len().max(1))
-            .cloned()
-            .ok_or_else(|| Report::error(Code::Unreachable, "the node lists no address"))?;
-        Ok(Source {
-            address,
-            group,
-            queue: info.uid,
+        Ok(infos
+            .into_iter()
+            .flat_map(|(info, _)| info.groups)
+            .collect())
+    }
+
+    /// From now on looks for the longest time in which a queue stands still.
+    pub(super) fn begin_gaps(&self) {
+        let now = Instant::now();
+        let (enqueues, finishes) = &mut *self.shared.gaps();
+        enqueues.begin(QUEUES, now);
+        finishes.begin(QUEUES, now);
+    }
+
+    /// Waits until in each queue something was enqueued and something finished after a moment.
+    ///
+    /// # Errors
+    /// If that does not come to be.
+    pub(super) async fn all_run(&self, since: Instant) -> Result<(), Report> {
+        let run = async {
+            loop {
+                let seen = {
+                    let gaps = self.shared.gaps();
+                    gaps.0.all_answered_since(since) && gaps.1.all_answered_since(since)
+                };
+                if seen {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        self.within_deadline("all queues to be worked again", run)
+            .await
+    }
+
+    /// Looks no more, and says what was seen.
+    pub(super) fn end_gaps(&self) -> Longest {
+        let now = Instant::now();
+        let (enqueues, finishes) = &mut *self.shared.gaps();
+        Longest {
+            enqueue: enqueues.end(now),
+            finish: finishes.end(now),
+        }
+    }
+
+    /// Calls that ended with an error.
+    #[must_use]
+    pub(super) fn failed(&self) -> u64 {
+        self.shared.failed.load(Relaxed)
+    }
+
+    /// Jobs whose enqueue was acknowledged.
+    #[must_use]
+    pub(super) fn enqueued(&self) -> u64 {
+        lock(&self.shared.ledger).enqueued_count()
+    }
+
+    /// All that went wrong up to now, as far as an audit has seen it.
+    #[must_use]
+    pub(super) fn misses(&self) -> Misses {
+        lock(&self.shared.ledger).misses()
+    }
+
+    /// Works until nothing is left, and compares the books with the node's own counters. The load is
+    /// off.
+    ///
+    /// # Errors
+    /// If some jobs never go, or the node does not say.
+    pub(super) async fn settle(&self) -> Result<Settled, Report> {
+        self.drain().await?;
+        // Acks whose answer was lost are settled: nothing is left, so all are finished.
+        self.audit().await?;
+        let counts = self.counts().await?;
+        let ledger = lock(&self.shared.ledger);
+        let (enqueued, finished) = (ledger.enqueued_count(), ledger.finished_count());
+        let mut misses = ledger.misses();
+        misses.strange += counts.enqueued.abs_diff(enqueued) + counts.completed.abs_diff(finished);
+        Ok(Settled {
+            enqueued,
+            finished,
+            misses,
         })
     }
 
@@ -416,7 +519,7 @@ async fn fill_batch(shared: &Shared, queue: &Queue, count: u64) -> Result<(), Re
     Ok(())
 }
 
-async fn produce(shared: Arc<Shared>, queue: Queue) {
+async fn produce(shared: Arc<Shared>, queue: Queue, stream: usize) {
     let mut phase = shared.phase.subscribe();
     loop {
         let running = phase.wait_for(|phase| *phase == Phase::Running).await;
@@ -439,10 +542,15 @@ async fn produce(shared: Arc<Shared>, queue: Queue) {
         match queue.enqueue(job).await {
             Ok(Enqueued::New(id) | Enqueued::Existing(id)) => {
                 lock(&shared.ledger).enqueued(number, id);
+                shared.gaps().0.answered(stream, Instant::now());
             }
             Ok(Enqueued::Rejected(_)) => lock(&shared.ledger).refused(number),
-            Err(error) if error.maybe_applied() => lock(&shared.ledger).enqueue_unknown(number),
+            Err(error) if error.maybe_applied() => {
+                shared.failed.fetch_add(1, Relaxed);
+                lock(&shared.ledger).enqueue_unknown(number);
+            }
             Err(error) => {
+                shared.failed.fetch_add(1, Relaxed);
                 lock(&shared.ledger).refused(number);
                 shared.room.add_permits(1);
                 fail(&shared, error);
@@ -451,7 +559,7 @@ async fn produce(shared: Arc<Shared>, queue: Queue) {
     }
 }
 
-async fn work(shared: Arc<Shared>, client: Client, queue: Queue) {
+async fn work(shared: Arc<Shared>, client: Client, queue: Queue, stream: usize) {
     let mut phase = shared.phase.subscribe();
     loop {
         let going = phase.wait_for(|phase| *phase != Phase::Paused).await;
@@ -464,6 +572,7 @@ async fn work(shared: Arc<Shared>, client: Client, queue: Queue) {
         let jobs = match queue.lease(max, LEASE_WAIT).await {
             Ok(jobs) => jobs,
             Err(error) => {
+                shared.failed.fetch_add(1, Relaxed);
                 fail(&shared, error);
                 continue;
             }
@@ -486,20 +595,30 @@ async fn work(shared: Arc<Shared>, client: Client, queue: Queue) {
                     lock(&shared.ledger).acked(number, token);
                     shared.room.add_permits(1);
                     shared.acked(asked);
+                    shared.gaps().1.answered(stream, Instant::now());
                 }
                 // Finished: by an ack of ours whose answer was lost. The next audit settles it.
                 Err(error) if error.maybe_applied() || error.code() == Code::Finished => {
+                    let failed = u64::from(error.maybe_applied());
+                    shared.failed.fetch_add(failed, Relaxed);
                     lock(&shared.ledger).ack_unknown(number);
                 }
                 // It comes back, to whomever.
                 Err(error) if error.code() == Code::LeaseLost => {}
-                Err(error) => fail(&shared, error),
+                Err(error) => {
+                    shared.failed.fetch_add(1, Relaxed);
+                    fail(&shared, error);
+                }
             }
         }
     }
 }
 
 impl Shared {
+    fn gaps(&self) -> MutexGuard<'_, (Gaps, Gaps)> {
+        self.gaps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn acked(&self, asked: Instant) {
         self.acks.send_modify(|count| *count += 1);
         self.first_ack.send_if_modified(|first| {

@@ -1,4 +1,5 @@
-//! `crash-recover`: how long a node is away after a kill -9, and whether it forgot anything.
+//! `crash-recover`: how long a node is away after a kill -9, and whether it forgot anything. Of several
+//! nodes all are killed at once, and started again at once.
 //!
 //! ```text
 //! fill -> load on -> kill -9 -> reaped -> exec -> connected -> replied -> leased -> acked
@@ -14,13 +15,14 @@
 use crate::base::code::Code;
 use crate::base::prng::Prng;
 use crate::base::report::Report;
-use crate::loadtest::background::Load;
+use crate::loadtest::background::{Load, Settled};
+use crate::loadtest::cluster::{self, Cluster, View};
 use crate::loadtest::cold;
 use crate::loadtest::disk_probe::{DiskProbe, new_histogram};
 use crate::loadtest::first_job::{self, Marks, Source};
 use crate::loadtest::host::HostFacts;
 use crate::loadtest::html::{Chart, Page, Series};
-use crate::loadtest::node::{Node, NodeCommand, NodePlan, Signal, free_ports};
+use crate::loadtest::node::{NodeCommand, NodePlan, Signal};
 use crate::loadtest::report::{Marked, Percentiles, bars, millis};
 use crate::loadtest::setting::{Place, no_runtime, signalled, stopped};
 use crate::runtime::preflight;
@@ -40,7 +42,7 @@ const KILL_WITHIN_MS: u64 = 50;
 /// What to do.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Nodes; 1 until there are clusters.
+    /// Nodes: 1, 3 or 5.
     pub nodes: u32,
     /// Jobs in the queues while the load is on.
     pub jobs: u64,
@@ -316,13 +318,7 @@ pub fn run(options: &Options) -> Result<Outcome, Report> {
 
 fn check(options: &Options) -> Result<(), Report> {
     let wrong = |what: String| Err(Report::error(Code::BadArgument, what));
-    if options.nodes != 1 {
-        let report = Report::error(
-            Code::BadArgument,
-            format!("--nodes {}: this version measures one node", options.nodes),
-        );
-        return Err(report.fix("--nodes 1"));
-    }
+    cluster::check_nodes(options.nodes)?;
     if options.jobs == 0 || options.rounds == 0 {
         return wrong("--jobs and --rounds must be at least 1".to_owned());
     }
@@ -351,19 +347,12 @@ async fn measure(
         // A copy, which nobody else runs: it would stay in memory.
         command.program = copied(&command.program, place.path())?;
     }
-    let plan = NodePlan {
-        command,
-        data_dir: place.path().join("data"),
-        port: match options.port {
-            0 => free_ports(shards)?,
-            port => port,
-        },
-        shards: Some(shards),
-    };
-    let address = plan.address().to_string();
-    let mut node = tokio::task::spawn_blocking(|| Node::start(plan))
+    let folder = place.path().join("data");
+    let plans = cluster::plans(&command, &folder, options.nodes, shards, options.port)?;
+    let mut cluster = tokio::task::spawn_blocking(|| Cluster::start(plans))
         .await
         .expect("starting a node does not panic")?;
+    let address = cluster.address();
     let load = Load::connect(&address, options.payload).await?;
     let begun = Instant::now();
     load.fill(options.jobs).await?;
@@ -377,18 +366,17 @@ async fn measure(
     let mut rounds = Vec::new();
     for number in 0..options.rounds {
         let (survivor, round) =
-            one_round(options, node, &load, number, &mut prng, probe, stop).await?;
-        node = survivor;
+            one_round(options, cluster, &load, number, &mut prng, probe, stop).await?;
+        cluster = survivor;
         load.audit().await?;
         load.top_up(options.jobs);
         let round = round.audited(&load, &rounds);
         (options.say)(&round.line(number + 1, options.rounds));
         rounds.push(round);
     }
-    load.drain().await?;
     let outcome = finish(options, &load, rounds, probe).await?;
     load.close().await;
-    drop(node);
+    drop(cluster);
     Ok(outcome)
 }
 
@@ -404,14 +392,14 @@ fn copied(program: &Path, folder: &Path) -> Result<PathBuf, Report> {
 /// One kill under load; afterwards the load is off.
 async fn one_round(
     options: &Options,
-    node: Node,
+    cluster: Cluster,
     load: &Load,
     number: u32,
     prng: &mut Prng,
     probe: &DiskProbe,
     stop: &Arc<AtomicBool>,
-) -> Result<(Node, Round), Report> {
-    let source = load.source(number as usize).await?;
+) -> Result<(Cluster, Round), Report> {
+    let source = source(options, &cluster, load, number as usize).await?;
     load.resume();
     load.acks(ACKS_BEFORE_KILL.min(1 + prng.below(ACKS_BEFORE_KILL)))
         .await?;
@@ -419,13 +407,35 @@ async fn one_round(
     let (ledger, stop, watch) = (load.ledger(), stop.clone(), load.watch_first_ack());
     let (signal, cold) = (options.signal, options.cold);
     let killed = tokio::task::spawn_blocking(move || {
-        kill_and_restart(node, (signal, cold), &source, &ledger, &stop, watch)
+        kill_and_restart(cluster, (signal, cold), &source, &ledger, &stop, watch)
     });
-    let (node, crash) = killed.await.expect("a round does not panic")?;
+    let (cluster, crash) = killed.await.expect("a round does not panic")?;
     load.make_room();
     let library = load.first_ack().await?;
     load.pause().await?;
-    Ok((node, crash.round(library, probe)))
+    Ok((cluster, crash.round(library, probe)))
+}
+
+/// Where the first job of a queue may be taken from.
+async fn source(
+    options: &Options,
+    cluster: &Cluster,
+    load: &Load,
+    number: usize,
+) -> Result<Source, Report> {
+    let queue = load.queue(number).await?;
+    let group = queue.groups.first().copied().unwrap_or_default();
+    let view = View::of(&cluster.address(), options.nodes).await?;
+    let addresses = view.addresses_of(group);
+    if addresses.is_empty() {
+        let report = Report::error(Code::Unreachable, "the node lists no address");
+        return Err(report);
+    }
+    Ok(Source {
+        addresses,
+        group,
+        queue: queue.uid,
+    })
 }
 
 /// The moments of a round.
@@ -437,29 +447,36 @@ struct Crash {
 }
 
 fn kill_and_restart(
-    mut node: Node,
+    mut cluster: Cluster,
     (signal, cold): (Signal, bool),
     source: &Source,
     ledger: &Mutex<Ledger>,
     stop: &AtomicBool,
     watch_first_ack: impl Fn(Instant),
-) -> Result<(Node, Crash), Report> {
+) -> Result<(Cluster, Crash), Report> {
     let killed = Instant::now();
-    node.signal(signal)?;
+    for node in cluster.nodes_mut() {
+        node.signal(signal)?;
+    }
     watch_first_ack(Instant::now());
-    node.reap()?;
+    cluster.reap()?;
     let reaped = Instant::now();
-    let plan = node.plan().clone();
+    let plans = cluster.plans();
     let begun = Instant::now();
     if cold {
-        cold::forget(&[&plan.data_dir, &plan.command.program])?;
+        for NodePlan {
+            data_dir, command, ..
+        } in &plans
+        {
+            cold::forget(&[data_dir, &command.program])?;
+        }
     }
     let forgotten = begun.elapsed();
     let exec = Instant::now();
-    let mut node = Node::spawn(plan)?;
+    let mut cluster = Cluster::spawn(plans)?;
     let marks = first_job::take_one(source, ledger, || match stop.load(Relaxed) {
         true => Err(stopped()),
-        false => node.check(),
+        false => cluster.check(),
     })?;
     let crash = Crash {
         // The time that it took to forget is not the node's.
@@ -468,7 +485,7 @@ fn kill_and_restart(
         exec,
         marks,
     };
-    Ok((node, crash))
+    Ok((cluster, crash))
 }
 
 impl Crash {
@@ -531,21 +548,18 @@ impl Round {
     }
 }
 
-/// Compares the books of an emptied queue with the node's own counters.
+/// Empties the queues, and compares the books with the node's own counters.
 async fn finish(
     options: &Options,
     load: &Load,
     rounds: Vec<Round>,
     probe: &DiskProbe,
 ) -> Result<Outcome, Report> {
-    // Acks whose answer was lost are settled: nothing is left, so all are finished.
-    load.audit().await?;
-    let counts = load.counts().await?;
-    let ledger = load.ledger();
-    let ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
-    let (enqueued, finished) = (ledger.enqueued_count(), ledger.finished_count());
-    let mut misses = ledger.misses();
-    misses.strange += counts.enqueued.abs_diff(enqueued) + counts.completed.abs_diff(finished);
+    let Settled {
+        enqueued,
+        finished,
+        misses,
+    } = load.settle().await?;
     let writes = probe.writes_us();
     let disk_ms = Percentiles::of_histogram(&writes);
     Ok(Outcome {

@@ -29,8 +29,8 @@ const DEADLINE: Duration = Duration::from_secs(120);
 /// Which queue to take a job from.
 #[derive(Clone, Debug)]
 pub(super) struct Source {
-    /// Where the shard listens that leads the queue's group.
-    pub(super) address: String,
+    /// Where the shards listen that may lead the queue's group, one of each node; not empty.
+    pub(super) addresses: Vec<String>,
     /// The group.
     pub(super) group: GroupId,
     /// The queue.
@@ -61,9 +61,11 @@ pub(super) fn take_one(
 ) -> Result<Marks, Report> {
     let begun = Instant::now();
     let mut last = String::from("nobody listens");
+    let mut turn = source.addresses.iter().cycle();
     while begun.elapsed() < DEADLINE {
         check()?;
-        match TcpStream::connect(&source.address) {
+        let address = turn.next().map_or("", String::as_str);
+        match TcpStream::connect(address) {
             Ok(stream) => match attempt(stream, source, ledger, &mut check) {
                 Ok(marks) => return Ok(marks),
                 Err(Broken::Stopped(report)) => return Err(report),
@@ -73,7 +75,8 @@ pub(super) fn take_one(
         }
         std::thread::sleep(RETRY);
     }
-    let what = format!("no job from {} in {} s", source.address, DEADLINE.as_secs());
+    let from = source.addresses.join(", ");
+    let what = format!("no job from {from} in {} s", DEADLINE.as_secs());
     Err(Report::error(Code::Unreachable, what).location(last))
 }
 
@@ -179,6 +182,12 @@ impl Link<'_> {
                         source.queue, source.group
                     );
                     return Err(Broken::Stopped(report.location(location)));
+                }
+                // Another node may lead it.
+                ReplyBody::Error(error)
+                    if error.code == Code::NotLeader && source.addresses.len() > 1 =>
+                {
+                    return Err(Broken::Lost(error.message));
                 }
                 // No job yet, or the group does not serve yet.
                 _ => {

@@ -3,11 +3,14 @@
 //! | file | holds |
 //! | --- | --- |
 //! | `crash_recover.rs` | kill -9 under load: how long, and is anything lost |
+//! | `failover.rs`, `failover/outcome.rs` | one node of several goes: how long do clients wait for the others |
 //! | `load/` | how much a node does, how fast, at what cost |
 //! | `background.rs` | the load that is on meanwhile: producers, workers, audits |
 //! | `cold.rs` | a start with nothing in memory |
 //! | `first_job.rs` | the impatient client that times a start |
 //! | `node.rs` | a node as a child process, its port and folder |
+//! | `cluster.rs` | several of them, and who leads what |
+//! | `gaps.rs` | the longest silence of streams of answers |
 //! | `setting.rs` | the folder of the data, the signal that ends a run early |
 //! | `disk_probe.rs`, `host.rs`, `process.rs` | what the figures were taken on |
 //! | `report.rs` | percentiles, bars |
@@ -17,10 +20,13 @@
 
 mod args;
 mod background;
+mod cluster;
 mod cold;
 pub mod crash_recover;
 mod disk_probe;
+pub mod failover;
 mod first_job;
+mod gaps;
 mod host;
 mod html;
 pub mod load;

@@ -75,14 +75,36 @@ pub(super) struct NodePlan {
     pub(super) port: u16,
     /// How many shards; `None` = one for each core.
     pub(super) shards: Option<u16>,
+    /// Its place in a cluster; `None` = it is alone.
+    pub(super) member: Option<Member>,
+}
+
+/// One of several nodes of a cluster.
+#[derive(Clone, Debug)]
+pub(super) struct Member {
+    /// The node's number, from 1.
+    pub(super) id: u8,
+    /// Where the nodes listen for each other, as all are told: `1=HOST:PORT,2=HOST:PORT,...`.
+    pub(super) members: String,
 }
 
 impl NodePlan {
     /// Where its first shard listens.
     #[must_use]
     pub(super) fn address(&self) -> SocketAddr {
-        SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))
+        SocketAddr::from((self.host(), self.port))
     }
+
+    /// The address of its own on this machine: a node of a cluster has its number as the last part.
+    fn host(&self) -> Ipv4Addr {
+        host_of(self.member.as_ref().map_or(1, |member| member.id))
+    }
+}
+
+/// The address on this machine of a node of a cluster.
+#[must_use]
+pub(super) fn host_of(id: u8) -> Ipv4Addr {
+    Ipv4Addr::new(127, 0, 0, id)
 }
 
 /// What ends a node.
@@ -112,21 +134,20 @@ fn jobs_memory(memory: u64) -> String {
 }
 
 impl Node {
-    /// Starts a node and waits until it is ready.
+    /// Waits until it is ready, once after it was spawned.
     ///
     /// # Errors
     /// If it does not start: what it said.
-    pub(super) fn start(plan: NodePlan) -> Result<Self, Report> {
-        let mut node = Self::spawn(plan)?;
+    pub(super) fn wait_ready(&mut self) -> Result<(), Report> {
         let begun = Instant::now();
         loop {
-            match node.ready.recv_timeout(Duration::from_millis(20)) {
-                Ok(()) => return Ok(node),
-                Err(RecvTimeoutError::Disconnected) => return Err(node.failure()),
-                Err(RecvTimeoutError::Timeout) => node.check()?,
+            match self.ready.recv_timeout(Duration::from_millis(20)) {
+                Ok(()) => return Ok(()),
+                Err(RecvTimeoutError::Disconnected) => return Err(self.failure()),
+                Err(RecvTimeoutError::Timeout) => self.check()?,
             }
             if begun.elapsed() > START_DEADLINE {
-                return Err(node.failure());
+                return Err(self.failure());
             }
         }
     }
@@ -142,7 +163,7 @@ impl Node {
             .arg("--data-dir")
             .arg(&plan.data_dir)
             .args(["--listen", &plan.address().to_string()])
-            .args(["--admin", "127.0.0.1:0"])
+            .args(["--admin", &SocketAddr::from((plan.host(), 0)).to_string()])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -152,6 +173,11 @@ impl Node {
         }
         if let Some(shards) = plan.shards {
             command.args(["--shards", &shards.to_string()]);
+        }
+        if let Some(Member { id, members }) = &plan.member {
+            command.args(["--id", &id.to_string(), "--members", members]);
+            // Several on one machine: none may have a core for itself.
+            command.arg("--no-pin");
         }
         let mut child = command.spawn().map_err(|error| {
             let program = plan.command.program.display();
@@ -213,6 +239,19 @@ impl Node {
                 Ok(())
             }
         }
+    }
+
+    /// Freezes it, or lets it go on.
+    ///
+    /// # Errors
+    /// If it has ended before: what it said.
+    pub(super) fn freeze(&mut self, frozen: bool) -> Result<(), Report> {
+        self.check()?;
+        match frozen {
+            true => sys::freeze(self.child.id()),
+            false => sys::thaw(self.child.id()),
+        }
+        Ok(())
     }
 
     /// Waits until the kernel has reaped it: all that it held is free.
@@ -295,12 +334,12 @@ fn each_line(
     })
 }
 
-/// The first of `count` ports in a row that are free, outside of the range from which the kernel
-/// takes ports for connections.
+/// The first of `count` ports in a row that are free at the addresses of all `nodes`, outside of the
+/// range from which the kernel takes ports for connections.
 ///
 /// # Errors
 /// If none were found.
-pub(super) fn free_ports(count: u16) -> Result<u16, Report> {
+pub(super) fn free_ports(count: u16, nodes: u8) -> Result<u16, Report> {
     let begin = ephemeral_range_begin();
     let end = begin.saturating_sub(count);
     if end > PORTS_FROM {
@@ -309,7 +348,7 @@ pub(super) fn free_ports(count: u16) -> Result<u16, Report> {
         let offset = (std::process::id().wrapping_mul(97) % u32::from(spread)) as u16;
         let places = (0..spread).map(|step| PORTS_FROM + (offset + step) % spread);
         for first in places.step_by(usize::from(count)) {
-            if (first..first + count).all(is_free) {
+            if (first..first + count).all(|port| is_free(port, nodes)) {
                 return Ok(first);
             }
         }
@@ -318,8 +357,8 @@ pub(super) fn free_ports(count: u16) -> Result<u16, Report> {
     Err(Report::error(Code::PortInUse, what).fix("--port N with a port that is free"))
 }
 
-fn is_free(port: u16) -> bool {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
+fn is_free(port: u16, nodes: u8) -> bool {
+    (1..=nodes).all(|id| TcpListener::bind((host_of(id), port)).is_ok())
 }
 
 fn ephemeral_range_begin() -> u16 {
@@ -375,8 +414,8 @@ mod tests {
 
     #[test]
     fn ports_in_a_row_are_free_and_not_the_kernels() {
-        let first = free_ports(3).expect("a machine has free ports");
-        assert!((first..first + 3).all(is_free));
+        let first = free_ports(3, 2).expect("a machine has free ports");
+        assert!((first..first + 3).all(|port| is_free(port, 2)));
         assert!(first + 3 <= ephemeral_range_begin());
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 const TICKS_A_SECOND: u64 = 100;
 
 /// CPU time and bytes of a process since it began.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd)]
 pub(super) struct Usage {
     /// In user and kernel mode, of all its threads.
     pub(super) cpu: Duration,
@@ -24,6 +24,18 @@ impl Usage {
             cpu: cpu_of(&stat)?,
             written: written_of(&io)?,
         })
+    }
+
+    /// Of several together; `None` if one is gone or somebody else's.
+    #[must_use]
+    pub(super) fn of_all(pids: impl IntoIterator<Item = u32>) -> Option<Self> {
+        let mut all = Self::default();
+        for pid in pids {
+            let Self { cpu, written } = Self::of(pid)?;
+            all.cpu += cpu;
+            all.written += written;
+        }
+        Some(all)
     }
 
     /// What was used since.
@@ -69,5 +81,8 @@ mod tests {
     fn every_process_has_used_something() {
         assert!(Usage::of(std::process::id()).is_some());
         assert_eq!(Usage::of(u32::MAX), None);
+        let own = std::process::id();
+        assert!(Usage::of_all([own, own]) > Usage::of(own).map(|_| Usage::default()));
+        assert_eq!(Usage::of_all([own, u32::MAX]), None);
     }
 }

@@ -316,12 +316,26 @@ pub fn exit_now(status: u8) -> ! {
 
 /// Asks a process of ours to end in order.
 pub fn terminate(process: u32) {
+    send_signal(process, libc::SIGTERM);
+}
+
+/// Freezes a process of ours: it keeps all that it has, and does nothing.
+pub fn freeze(process: u32) {
+    send_signal(process, libc::SIGSTOP);
+}
+
+/// Lets a frozen process of ours go on.
+pub fn thaw(process: u32) {
+    send_signal(process, libc::SIGCONT);
+}
+
+fn send_signal(process: u32, signal: libc::c_int) {
     // 0 would mean our own group.
     if let Ok(process) = libc::pid_t::try_from(process)
         && process > 0
     {
         // SAFETY: takes no pointer. A process that is gone already is an error that changes nothing.
-        unsafe { libc::kill(process, libc::SIGTERM) };
+        unsafe { libc::kill(process, signal) };
     }
 }
 

@@ -29,9 +29,10 @@ use crate::base::code::Code;
 use crate::base::ids::{GroupId, QueueUid};
 use crate::base::report::Report;
 use crate::client::{Client, Error, QueueSettings};
+use crate::loadtest::cluster::{self, Cluster, View};
 use crate::loadtest::disk_probe::DiskProbe;
 use crate::loadtest::host::HostFacts;
-use crate::loadtest::node::{Node, NodeCommand, NodePlan, free_ports};
+use crate::loadtest::node::NodeCommand;
 use crate::loadtest::process::Usage;
 use crate::loadtest::setting::{Place, no_runtime, signalled, stopped};
 use crate::runtime::preflight;
@@ -72,8 +73,10 @@ pub struct Options {
     pub duration: Duration,
     /// How long the load is on before.
     pub warm_up: Duration,
-    /// A node that runs; `None` = one of our own.
+    /// A node that runs; `None` = our own.
     pub address: Option<String>,
+    /// Nodes of our own: 1, 3 or 5.
+    pub nodes: u32,
     /// Shards of our own node; `None` = one for each core.
     pub shards: Option<u16>,
     /// Where our own node keeps its data; `None` = a folder that is removed.
@@ -103,6 +106,7 @@ impl Default for Options {
             duration: Duration::from_secs(10),
             warm_up: Duration::from_secs(2),
             address: None,
+            nodes: 1,
             shards: None,
             data_dir: None,
             node: None,
@@ -182,6 +186,10 @@ fn check(options: &Options) -> Result<(), Report> {
         let report = Report::error(Code::BadArgument, what);
         return Err(report.fix("--consumers with at least as many as --queues"));
     }
+    cluster::check_nodes(options.nodes)?;
+    if options.address.is_some() && options.nodes > 1 {
+        return wrong("--nodes is for nodes of the bench's own".to_owned());
+    }
     if options.address.is_some() && (options.shards.is_some() || options.data_dir.is_some()) {
         return wrong("--shards and --data-dir are for a node of the bench's own".to_owned());
     }
@@ -196,23 +204,21 @@ struct Target {
 }
 
 async fn measure(options: &Options, place: &Place, probe: &DiskProbe) -> Result<Outcome, Report> {
-    let (node, address) = match &options.address {
+    let (cluster, address) = match &options.address {
         Some(address) => (None, address.clone()),
         None => {
-            let plan = plan(options, place)?;
-            let address = plan.address().to_string();
-            let started = tokio::task::spawn_blocking(|| Node::start(plan)).await;
-            (
-                Some(started.expect("starting a node does not panic")?),
-                address,
-            )
+            let started = start(options, place).await?;
+            let address = started.address();
+            (Some(started), address)
         }
     };
     let client = Client::connect(&address).await;
     let client = client.map_err(|error| failed("cannot connect", &error))?;
     let names = queue_names(options);
-    let targets = make_queues(&client, &names).await?;
-    let server = || node.as_ref().and_then(|node| Usage::of(node.pid()));
+    make_queues(&client, &names).await?;
+    let view = View::of(&address, options.nodes).await?;
+    let targets = targets(&client, &names, &view).await?;
+    let server = || Usage::of_all(cluster.as_ref()?.pids());
     let run = Run {
         options,
         probe,
@@ -221,7 +227,7 @@ async fn measure(options: &Options, place: &Place, probe: &DiskProbe) -> Result<
         names: &names,
     };
     let measured = run.with(&targets).await;
-    if node.is_none() {
+    if cluster.is_none() {
         // Nothing of ours stays on a node that is somebody else's.
         for name in &names {
             let queue = client.find_queue(name).await;
@@ -233,17 +239,16 @@ async fn measure(options: &Options, place: &Place, probe: &DiskProbe) -> Result<
     measured
 }
 
-fn plan(options: &Options, place: &Place) -> Result<NodePlan, Report> {
+async fn start(options: &Options, place: &Place) -> Result<Cluster, Report> {
     let shards = options.shards.unwrap_or_else(preflight::per_core);
-    Ok(NodePlan {
-        command: match &options.node {
-            Some(program) => NodeCommand::of(program.clone()),
-            None => NodeCommand::itself()?,
-        },
-        data_dir: place.path().join("data"),
-        port: free_ports(shards)?,
-        shards: Some(shards),
-    })
+    let command = match &options.node {
+        Some(program) => NodeCommand::of(program.clone()),
+        None => NodeCommand::itself()?,
+    };
+    let folder = place.path().join("data");
+    let plans = cluster::plans(&command, &folder, options.nodes, shards, 0)?;
+    let started = tokio::task::spawn_blocking(|| Cluster::start(plans)).await;
+    started.expect("starting a node does not panic")
 }
 
 fn queue_names(options: &Options) -> Vec<String> {
@@ -255,23 +260,26 @@ fn queue_names(options: &Options) -> Vec<String> {
     names.map(|number| format!("load-{run}{number}")).collect()
 }
 
-async fn make_queues(client: &Client, names: &[String]) -> Result<Vec<Target>, Report> {
-    let hello = client.hello();
-    let hello = hello.map_err(|error| failed("the node is not known", &error))?;
+async fn make_queues(client: &Client, names: &[String]) -> Result<(), Report> {
     let settings = QueueSettings {
         max_attempts: u16::MAX,
         ..QueueSettings::default()
     };
-    let mut targets = Vec::new();
     for name in names {
         let made = client.create_queue(name, settings, true).await;
-        let info = async { made?.info().await }.await;
-        let (info, _) = info.map_err(|error| failed("cannot make a queue", &error))?;
+        made.map_err(|error| failed("cannot make a queue", &error))?;
+    }
+    Ok(())
+}
+
+/// The queues, each with its leader.
+async fn targets(client: &Client, names: &[String], view: &View) -> Result<Vec<Target>, Report> {
+    let mut targets = Vec::new();
+    for name in names {
+        let info = async { client.find_queue(name).await?.info().await }.await;
+        let (info, _) = info.map_err(|error| failed("a queue is not there", &error))?;
         let group = info.groups.first().copied().unwrap_or_default();
-        let nodes = hello.nodes.iter().find(|node| node.node == hello.node);
-        let addresses = nodes.map_or(&[][..], |node| node.addresses.as_slice());
-        let address = addresses.get(usize::from(group.0) % addresses.len().max(1));
-        let Some(address) = address else {
+        let Some(address) = view.leader_address(group) else {
             let report = Report::error(Code::Unreachable, "the node lists no address");
             return Err(report);
         };
