@@ -186,6 +186,58 @@ fn a_version_is_raised_once_every_member_can_apply_it() {
 }
 
 #[test]
+fn a_node_on_an_older_image_of_its_disk_elects_nobody_who_lacks_what_it_had() {
+    let mut cluster = Cluster::new(3, 1);
+    cluster.enqueue("mail", b"before");
+    let leader = cluster.leader(GroupId(0)).expect("it has just answered");
+    let mut others = (1..=3).filter(|number| *number != leader);
+    let (restored, behind) = (others.next().expect("two"), others.next().expect("two"));
+    cluster.pass(100);
+    let image = cluster.node(restored).disk.clone();
+    cluster.node(behind).write_turns = 1_000_000;
+    let job = cluster.enqueue("mail", b"on the leader and on the one that is restored");
+    cluster.pass(100);
+    let heard = cluster.engine(restored).durable_lsn();
+    (1..=3).for_each(|number| cluster.kill(number));
+    cluster.node(behind).write_turns = 1;
+    cluster.start_on(restored, image, heard);
+    cluster.start(behind);
+    cluster.pass(3_000);
+    assert_eq!(
+        cluster.leader(GroupId(0)),
+        None,
+        "neither of them has the job"
+    );
+    let lost = cluster.engine(restored).counters().log_ends_lost_total;
+    assert_eq!(lost, 1);
+    cluster.start(leader);
+    assert!(cluster.has(job));
+    cluster.until("the restored one is sound again", |cluster| {
+        cluster.engine(restored).counters().raft_groups_recovering == 0
+    });
+}
+
+#[test]
+fn what_another_has_heard_is_no_news_to_a_whole_log() {
+    let mut cluster = Cluster::new(3, 1);
+    cluster.enqueue("mail", b"job");
+    cluster.pass(100);
+    let heard = cluster.engine(2).durable_lsn();
+    cluster.kill(2);
+    let disk = cluster.node(2).disk.clone();
+    cluster.start_on(2, disk, heard);
+    cluster.pass(10);
+    let counters = cluster.engine(2).counters();
+    assert_eq!(
+        (
+            counters.log_ends_lost_total,
+            counters.raft_groups_recovering
+        ),
+        (0, 0)
+    );
+}
+
+#[test]
 fn all_nodes_killed_at_once_come_back_with_everything() {
     let mut cluster = Cluster::with_checkpoints(3, 2, 64 << 10);
     let jobs: Vec<_> = (0..200)

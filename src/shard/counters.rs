@@ -44,6 +44,9 @@ counters! {
     raft_groups_awake: gauge,
     /// Groups whose log may have lost what was promised, until the other voters have put it right.
     raft_groups_recovering: gauge,
+    /// Times that another node had heard of more of this shard's log than a start found: the groups that
+    /// others vote in were put right by them.
+    log_ends_lost_total: total,
     /// Messages of other nodes that were refused: for a group that is not here, or nonsense.
     peer_messages_refused_total: total,
     /// Requests handed to another shard of this node.

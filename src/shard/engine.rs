@@ -103,6 +103,8 @@ pub struct ShardEngine {
     written: VecDeque<Written>,
     pub(super) timers: BTreeSet<(Monotonic, usize)>,
     pub(super) peers: Peers,
+    /// Where the log ended that this process has found.
+    pub(super) found_lsn: Lsn,
     beacon_at: Option<Monotonic>,
     stop: Stop,
 }
@@ -126,6 +128,7 @@ impl ShardEngine {
             segments,
             bytes,
         } = recovered;
+        let start_lsn = start.lsn;
         let mut wal = LogWriter::with_segment_bytes(
             config.identity,
             start,
@@ -204,6 +207,7 @@ impl ShardEngine {
             written: VecDeque::new(),
             timers: BTreeSet::new(),
             peers,
+            found_lsn: start_lsn,
             beacon_at: None,
             stop: Stop::No,
         };
@@ -245,6 +249,7 @@ impl ShardEngine {
                 self.on_peer_messages(messages);
             }
             Input::PeerKnown(peer) => self.on_peer_known(peer),
+            Input::HeardDurable { lsn } => self.on_heard_durable(lsn),
             Input::PeerBeat { from } => self.on_peer_beat(from),
             Input::PeerLost { peer, loss } => self.on_peer_lost(peer, loss),
             Input::TimePassed => {}

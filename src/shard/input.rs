@@ -2,6 +2,7 @@
 
 use super::loading::GroupState;
 use crate::base::ids::{ConnId, GroupId, ShardId};
+use crate::base::units::Lsn;
 use crate::raft::message::{Message, Voter};
 use crate::wire::message::{Reply, Request};
 use bytes::Bytes;
@@ -130,6 +131,12 @@ pub enum Input {
     StopRequested,
     /// Another node said hello.
     PeerKnown(Peer),
+    /// Another node has heard, before this process was started, that the log of this shard was durable
+    /// up to here.
+    HeardDurable {
+        /// The place.
+        lsn: Lsn,
+    },
     /// Another node sent messages to groups of this shard.
     PeerMessages {
         /// In the order in which they were sent.

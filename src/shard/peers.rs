@@ -40,7 +40,7 @@ use super::requests::Refusal;
 use crate::base::code::Code;
 use crate::base::ids::NodeId;
 use crate::base::limits::{BEAT_MS, HEIR_WAIT_MS, REST_AFTER_MS, SILENT_MS, TICK_MS};
-use crate::base::units::Monotonic;
+use crate::base::units::{Lsn, Monotonic};
 use crate::raft::message::{Message, Voter};
 use crate::raft::role::Role;
 use crate::wal::writer::Ticket;
@@ -164,6 +164,23 @@ impl ShardEngine {
         self.peers.known.insert(peer.voter, peer);
         // A version may be raised now.
         (0..self.groups.len()).for_each(|slot| self.mark(slot));
+    }
+
+    /// The log that this process has found was longer once: it has lost its end, or the disk is an older
+    /// image of itself. Nothing that was promised in what is missing is known any more. A group in which
+    /// nobody else votes has nobody to ask.
+    pub(super) fn on_heard_durable(&mut self, lsn: Lsn) {
+        if lsn <= self.found_lsn {
+            return;
+        }
+        self.counters.log_ends_lost_total += 1;
+        for slot in 0..self.groups.len() {
+            let raft = &mut self.groups[slot].raft;
+            if !raft.members().is_only_voter(self.config.me()) {
+                raft.distrust();
+                self.mark(slot);
+            }
+        }
     }
 
     /// Another node is there.

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 const SECTOR_BYTES: usize = 512;
 
 /// A log write under way.
+#[derive(Clone)]
 struct PendingWrite {
     segment: u64,
     offset: usize,
@@ -18,14 +19,15 @@ struct PendingWrite {
 }
 
 /// A checkpoint file.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct File {
     bytes: Vec<u8>,
     /// Everything before this many bytes is synced.
     synced: usize,
 }
 
-/// The disk of one shard.
+/// The disk of one shard. A clone is an image of it.
+#[derive(Clone)]
 pub struct SimDisk {
     segment_bytes: usize,
     segments: BTreeMap<u64, Vec<u8>>,

@@ -76,6 +76,9 @@ pub struct Durable {
     /// By shard.
     #[prost(uint64, repeated, tag = "3")]
     pub lsns: ::prost::alloc::vec::Vec<u64>,
+    /// The start of the node that they are of.
+    #[prost(uint32, tag = "4")]
+    pub start: u32,
 }
 /// Frame kind 17: the sender is there. One for all groups that two nodes share.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -88,8 +91,6 @@ pub struct NodeBeat {
     pub wall_ms: u64,
     #[prost(message, optional, tag = "3")]
     pub durable: ::core::option::Option<Durable>,
-    #[prost(message, optional, tag = "4")]
-    pub heard: ::core::option::Option<Durable>,
 }
 /// Frame kind 18.
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -9,10 +9,10 @@
 //! ([`StepError`](crate::raft::message::StepError)).
 
 use crate::base::entry::{Entry, EntryKind};
-use crate::base::ids::{ClusterId, DiskId, GroupId, Incarnation, LogIndex, NodeId, Term};
+use crate::base::ids::{ClusterId, DiskId, GroupId, Incarnation, LogIndex, NodeId, Term, Voter};
 use crate::base::limits::{PEER_FRAME_BYTES_FULL, PEER_SHARDS_MAX, VOTERS_MAX};
 use crate::base::units::{GroupTime, Lsn, WallTime};
-use crate::raft::message::{Body, Message, Position, Voter, Why};
+use crate::raft::message::{Body, Position, Why};
 use crate::raft::recovering::Answer;
 use crate::wire::bounds::check_range;
 use crate::wire::command::{group_from_pb, try_each, u16_from_pb};
@@ -25,6 +25,8 @@ use pb::group_message::{self as gm, Body as PbBody};
 use prost::Message as _;
 use prost::encoding::WireType;
 use prost::encoding::{encode_key, encode_varint, encoded_len_varint};
+
+pub use crate::raft::message::Message;
 
 /// The protocol version between nodes that this build speaks; there is one so far.
 pub const PEER_PROTOCOL_VERSION: u32 = 1;
@@ -45,6 +47,17 @@ pub struct Durable {
     pub wal_set: u32,
     /// All below was durable, by shard.
     pub lsns: Vec<Lsn>,
+    /// The start of the node in which it was.
+    pub start: u32,
+}
+
+impl Durable {
+    /// Whether both are of one start of one node.
+    #[must_use]
+    pub fn is_of(&self, other: &Self) -> bool {
+        let of = |durable: &Self| (durable.disk, durable.wal_set, durable.start);
+        of(self) == of(other) && self.lsns.len() == other.lsns.len()
+    }
 }
 
 /// The first frame of a node.
@@ -98,8 +111,6 @@ pub struct NodeBeat {
     pub wall: WallTime,
     /// How far its logs are durable.
     pub durable: Durable,
-    /// What it has heard of the receiver.
-    pub heard: Option<Durable>,
 }
 
 /// Who sends and who receives on a connection, as their hellos said.
@@ -216,6 +227,7 @@ fn durable_to_pb(durable: &Durable) -> pb::Durable {
         disk: Bytes::copy_from_slice(&durable.disk.0),
         wal_set: durable.wal_set,
         lsns: durable.lsns.iter().map(|lsn| lsn.0).collect(),
+        start: durable.start,
     }
 }
 
@@ -244,6 +256,7 @@ fn durable_from_pb(durable: pb::Durable) -> Result<Durable, WireError> {
         disk: disk_from_pb(&durable.disk)?,
         wal_set: durable.wal_set,
         lsns: durable.lsns.into_iter().map(Lsn).collect(),
+        start: durable.start,
     })
 }
 
@@ -380,7 +393,6 @@ pub fn encode_node_beat(beat: &NodeBeat, out: &mut BytesMut) {
         nr: beat.nr,
         wall_ms: beat.wall.0,
         durable: Some(durable_to_pb(&beat.durable)),
-        heard: beat.heard.as_ref().map(durable_to_pb),
     };
     encode_message(FrameKind::NodeBeat, &message, out);
 }
@@ -396,7 +408,6 @@ pub fn decode_node_beat(body: &Bytes) -> Result<NodeBeat, WireError> {
         nr: beat.nr,
         wall: WallTime(beat.wall_ms),
         durable: durable_from_pb(durable)?,
-        heard: beat.heard.map(durable_from_pb).transpose()?,
     })
 }
 

@@ -101,6 +101,7 @@ pub(super) fn peer_stream() -> Vec<u8> {
         disk: member(1).disk,
         wal_set: 3,
         lsns: vec![Lsn(4096), Lsn(1 << 40)],
+        start: 7,
     };
     let hello = PeerHello {
         protocol_min: 1,
@@ -119,8 +120,7 @@ pub(super) fn peer_stream() -> Vec<u8> {
     let beat = NodeBeat {
         nr: 1,
         wall: WallTime(1_800_000_000_000),
-        durable: durable.clone(),
-        heard: Some(durable),
+        durable,
     };
     let formation = Formation {
         cluster: ClusterId([9; 16]),

@@ -8,7 +8,7 @@ use rrq::base::code::Code;
 use rrq::base::ids::{ClusterId, ConnId, DiskId, GroupId, JobId, NodeId, Partition, ShardId};
 use rrq::base::limits::{BLOCK_BYTES, PEER_FRAME_BYTES_MAX};
 use rrq::base::prng::Prng;
-use rrq::base::units::{Monotonic, Now, WallTime};
+use rrq::base::units::{Lsn, Monotonic, Now, WallTime};
 use rrq::queue::MACHINE_VERSION;
 use rrq::raft::message::{Message, Voter};
 use rrq::shard::config::ShardConfig;
@@ -323,6 +323,17 @@ impl Cluster {
                 self.node(to).inbox.push_back(hello);
             }
         }
+    }
+
+    /// The disk of a node that is not running becomes an older image of itself; then it starts, and hears
+    /// from another how long its log was.
+    pub(crate) fn start_on(&mut self, number: u32, image: SimDisk, heard: Lsn) {
+        let node = self.nodes.get_mut(&number).expect("there is such a node");
+        node.disk = image;
+        node.disk.crash(&mut self.prng);
+        self.start(number);
+        let heard = Input::HeardDurable { lsn: heard };
+        self.node(number).inbox.push_back(heard);
     }
 
     /// The process of a node is asked to stop.
