@@ -121,6 +121,8 @@ pub const LEARNERS_MAX: usize = 15;
 pub const PEER_FRAME_BYTES_MAX: usize = 16 << 20;
 /// A frame between nodes takes no further message once it is as large as this.
 pub const PEER_FRAME_BYTES_FULL: usize = 1 << 20;
+/// What waits to be sent to another node, in bytes; more is dropped, and said again by Raft.
+pub const PEER_OUTBOX_BYTES_MAX: usize = 64 << 20;
 /// What the entries of one append to a follower take, or one entry if that is larger.
 pub const APPEND_BYTES_MAX: usize = 1 << 20;
 /// Appends that are not answered, a follower of a group.

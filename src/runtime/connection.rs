@@ -41,7 +41,7 @@ use bytes::{Buf, BytesMut};
 use futures_lite::{AsyncRead, AsyncWrite};
 use glommio::net::TcpStream;
 use glommio::timer::Timer;
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 use std::future::{Future, poll_fn};
 use std::net::Shutdown;
 use std::pin::Pin;
@@ -173,7 +173,7 @@ pub struct UnderWay {
 /// What a connection's task needs from its shard.
 pub trait Shard {
     /// What to answer to a hello.
-    fn hello(&self) -> &ServerHello;
+    fn hello(&self) -> Ref<'_, ServerHello>;
     /// Takes an input for the engine.
     fn push(&self, input: Input);
     /// The shard's read buffer.
@@ -461,7 +461,7 @@ impl<S: Shard> Session<'_, S> {
             return self.last_words(Code::ProtocolMismatch, text);
         }
         tracing::debug!(agent = %hello.agent, conn = %self.origin.conn, "a client said hello");
-        encode_server_hello(self.shard.hello(), &mut self.connection.out.borrow_mut());
+        encode_server_hello(&self.shard.hello(), &mut self.connection.out.borrow_mut());
         self.decoder.set_body_bytes_max(FRAME_BYTES_MAX);
         self.phase = Phase::Open;
         self.timer = None;
@@ -478,7 +478,7 @@ impl<S: Shard> Session<'_, S> {
                 None => return self.last_words(error.error.code(), error.to_string()),
             },
         };
-        let answer_bytes = answer_bytes(&request.body, self.shard.hello());
+        let answer_bytes = answer_bytes(&request.body, &self.shard.hello());
         if answer_bytes > STATUS_BYTES && !self.connection.budget.has_room(answer_bytes) {
             let text = format!(
                 "the answer may take {answer_bytes} bytes, and {} of {} are in use on this shard \

@@ -15,15 +15,20 @@
 //! empty folders is a first start that was cut short, and is taken up again; beside a log it is a
 //! loss, and refused. The start number is raised, in at least one copy, before the log is opened.
 //!
+//! A node that is to be one of several has a directory without a cluster until the cluster is formed
+//! (`peers/forming.rs`); what belongs to none has no log.
+//!
 //! Nothing is changed in a directory that is refused.
 
 use crate::base::code::Code;
 use crate::base::ids::{ClusterId, DiskId, NodeId};
 use crate::base::limits::{GROUPS_MIN, GROUPS_PER_SHARD};
 use crate::base::report::Report;
+use crate::base::units::WallTime;
 use crate::runtime::config::{NodeConfig, Shards};
 use crate::runtime::{preflight, process, space, sys};
 use crate::snapshot::superblock::{Superblock, SuperblockError, choose};
+use crate::wire::peer::Formation;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::DirBuilderExt;
@@ -176,6 +181,22 @@ impl DataDir {
         self.write_copy(1, false)
     }
 
+    /// Becomes a member of the cluster that was just formed.
+    ///
+    /// # Errors
+    /// If the directory cannot be written.
+    pub fn join(&mut self, formation: &Formation) -> Result<(), Report> {
+        let superblock = &mut self.superblock;
+        superblock.cluster = formation.cluster;
+        superblock.groups = formation.groups;
+        superblock.formed_at = formation.formed_at;
+        superblock.members.clone_from(&formation.members);
+        superblock.generation += 1;
+        self.write_copy(0, false)?;
+        self.superblock.generation += 1;
+        self.write_copy(1, false)
+    }
+
     fn check_logs(&self) -> Result<(), Report> {
         let superblock = &self.superblock;
         for shard in 0..superblock.shards {
@@ -250,6 +271,58 @@ pub fn fits(path: &Path, superblock: &Superblock, config: &NodeConfig) -> Result
             .fix(format!("--shards {made}")));
     }
     Ok(())
+}
+
+/// Whether the configured members are those of the directory's cluster, which are fixed when it is
+/// formed.
+///
+/// # Errors
+/// If they are others, or one of both stands alone.
+pub fn fits_members(
+    path: &Path,
+    superblock: &Superblock,
+    config: &NodeConfig,
+) -> Result<(), Report> {
+    let path = path.display();
+    let is_formed = superblock.cluster != ClusterId::default();
+    let list = |nodes: &[NodeId]| {
+        let nodes: Vec<String> = nodes.iter().map(ToString::to_string).collect();
+        nodes.join(", ")
+    };
+    let ours: Vec<NodeId> = superblock
+        .members
+        .iter()
+        .map(|member| member.node)
+        .collect();
+    let wanted: Vec<NodeId> = config.members.iter().map(|member| member.node).collect();
+    let (what, fix) = match (is_formed, ours.is_empty(), wanted.is_empty()) {
+        (true, true, true) | (false, _, false) => return Ok(()),
+        _ if is_formed && ours == wanted => return Ok(()),
+        (true, true, false) => (
+            format!("data directory {path} belongs to a node that stands alone"),
+            "without --members, or another --data-dir".to_owned(),
+        ),
+        (true, false, _) => (
+            format!(
+                "data directory {path} belongs to a cluster of nodes {}",
+                list(&ours)
+            ),
+            "--members with these nodes and where they are, or another --data-dir".to_owned(),
+        ),
+        (false, ..) => (
+            format!("data directory {path} was made for a cluster that is not formed yet"),
+            "--members with all its nodes, or another --data-dir".to_owned(),
+        ),
+    };
+    let location = if wanted.is_empty() {
+        "this start names no cluster.members".to_owned()
+    } else {
+        format!("the cluster.members of this start are {}", list(&wanted))
+    };
+    Err(Report::error(Code::WrongIdentity, what)
+        .location(location)
+        .why("the members of a cluster are fixed when it is formed, in this version")
+        .fix(fix))
 }
 
 /// Who works in a directory right now, if anybody does.
@@ -400,17 +473,24 @@ fn form(config: &NodeConfig, cores: usize) -> io::Result<Superblock> {
     let groups = (GROUPS_PER_SHARD * usize::from(shards))
         .max(GROUPS_MIN)
         .next_power_of_two();
+    let is_alone = config.members.is_empty();
     Ok(Superblock {
         generation: 0,
         node: config.node.unwrap_or(NodeId(1)),
         disk: DiskId(random()?),
-        cluster: ClusterId(random()?),
+        cluster: if is_alone {
+            ClusterId(random()?)
+        } else {
+            ClusterId::default()
+        },
         forming: true,
         wal_set: 1,
         shards,
         groups: groups as u32,
         start: 0,
         created_by: env!("CARGO_PKG_VERSION").to_owned(),
+        formed_at: WallTime(0),
+        members: Vec::new(),
     })
 }
 
@@ -442,7 +522,11 @@ fn shard_folder(path: &Path, shard: u16) -> PathBuf {
 }
 
 /// 128 bits that nobody else has.
-fn random() -> io::Result<[u8; 16]> {
+/// Bits for a name that nobody else has.
+///
+/// # Errors
+/// What the system says of its source of random bits.
+pub fn random() -> io::Result<[u8; 16]> {
     let mut bits = [0; 16];
     File::open("/dev/urandom")?.read_exact(&mut bits)?;
     Ok(bits)

@@ -8,12 +8,14 @@
 //! Replies are not refused, since each answers a request that was let in.
 
 use crate::base::code::Code;
-use crate::base::ids::ShardId;
+use crate::base::ids::{NodeId, ShardId, Voter};
+use crate::runtime::peers::connector::Linked;
 use crate::runtime::poker::Mailbox;
 use crate::runtime::recover::Remains;
 use crate::runtime::space::Level;
-use crate::shard::input::{Input, Origin};
+use crate::shard::input::{Input, Loss, Origin};
 use crate::wire::message::{ErrorReply, Reply, ReplyBody, Request};
+use bytes::Bytes;
 use std::sync::Arc;
 
 /// Letters in a mailbox beyond which requests are refused.
@@ -38,6 +40,10 @@ pub enum Letter {
     Reply(Origin, Reply),
     /// A client of another shard is gone.
     Closed(Origin),
+    /// A connection to another node stands. For shard 0.
+    Linked(Box<Linked>),
+    /// Frames for another node. For shard 0.
+    ToPeer(NodeId, Bytes),
 }
 
 /// All mailboxes of the node, as one shard sees them.
@@ -79,6 +85,23 @@ impl Mesh {
     /// Tells a shard that a connection is gone.
     pub fn closed(&self, to: ShardId, from: Origin) {
         self.of(to).send(Letter::Closed(from));
+    }
+
+    /// Tells the engine of a shard what happened.
+    pub fn happened(&self, to: ShardId, input: Input) {
+        self.of(to).send(Letter::Happened(input));
+    }
+
+    /// Tells the engines of all shards what became of another node.
+    pub fn peer_lost(&self, peer: Voter, loss: Loss) {
+        for mailbox in self.boxes.iter() {
+            mailbox.send(Letter::Happened(Input::PeerLost { peer, loss }));
+        }
+    }
+
+    /// Has shard 0 send frames to another node.
+    pub fn to_peer(&self, to: NodeId, frames: Bytes) {
+        self.of(ShardId(0)).send(Letter::ToPeer(to, frames));
     }
 
     fn of(&self, shard: ShardId) -> &Mailbox<Letter> {

@@ -27,6 +27,8 @@ pub struct ShardMetrics {
     pub connections: AtomicU64,
     /// Memory that its jobs take.
     jobs_held_bytes: AtomicU64,
+    /// Where its log is durable up to.
+    pub durable_lsn: AtomicU64,
     /// Whether it serves.
     pub serving: AtomicBool,
     /// From submitting a batch of the log to its completion: one write that is also its sync.
@@ -57,6 +59,7 @@ impl ShardMetrics {
             values: (0..Counters::LEN).map(|_| AtomicU64::new(0)).collect(),
             connections: AtomicU64::new(0),
             jobs_held_bytes: AtomicU64::new(0),
+            durable_lsn: AtomicU64::new(0),
             serving: AtomicBool::new(false),
             wal_fsync: histogram(
                 "rrq_wal_fsync_seconds",

@@ -13,7 +13,8 @@
 //! | a panic ends one executor alone | the hook in [`node`] ends the process |
 //!
 //! Threads: one executor a shard ([`shard_task`]); a shard's two helpers, for the files of its log
-//! and of its checkpoints; poker, signals, space, admin.
+//! and of its checkpoints; poker, signals, space, admin; in a cluster one for each other node, and one
+//! that accepts them ([`peers`]).
 
 pub mod admin;
 pub mod api;
@@ -30,6 +31,7 @@ pub mod logs;
 pub mod mesh;
 pub mod metrics;
 pub mod node;
+pub mod peers;
 pub mod poker;
 pub mod preflight;
 pub mod process;

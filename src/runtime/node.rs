@@ -1,6 +1,7 @@
 //! The process: starts everything in the order that makes a restart short, waits, ends.
 //!
-//! 1. what must be known first: kernel, directory and its lock, ports;
+//! 1. what must be known first: kernel, directory and its lock, ports; a node of a cluster that is not
+//!    formed yet waits until it is;
 //! 2. the poker, then all executors, before any of them works: a busy pinned executor would delay
 //!    the start of the next;
 //! 3. on plain threads, a shard each: find the segments, read the log, tell the shard;
@@ -11,16 +12,18 @@
 //! cut. The second ends it at once. Either way nothing acknowledged is lost.
 
 use crate::base::code::Code;
-use crate::base::ids::ShardId;
+use crate::base::ids::{ShardId, Voter};
 use crate::base::limits::SEGMENT_BYTES;
 use crate::base::report::Report;
 use crate::runtime::api::Api;
 use crate::runtime::config::{self, Asked, NoConfig, NodeConfig};
-use crate::runtime::data_dir::DataDir;
+use crate::runtime::data_dir::{DataDir, fits_members};
 use crate::runtime::desk::Desk;
 use crate::runtime::listener::Admission;
 use crate::runtime::mesh::{Letter, Mesh};
 use crate::runtime::metrics::NodeMetrics;
+use crate::runtime::peers::roster::Roster;
+use crate::runtime::peers::{connector, forming};
 use crate::runtime::poker::{self, Mailbox, Pulse};
 use crate::runtime::shard_task::{self, Event, Parts};
 use crate::runtime::snapshot_files::{self, SnapshotFiles};
@@ -30,6 +33,7 @@ use crate::shard::config::ShardConfig;
 use crate::snapshot::layout::Owner;
 use crate::wal::writer::LogIdentity;
 use crate::wire::message::{NodeAddresses, ServerHello};
+use crate::wire::peer::{Formation, PEER_PROTOCOL_VERSION, PeerHello};
 use glommio::{LocalExecutorBuilder, Placement};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::ffi::OsString;
@@ -90,10 +94,15 @@ pub fn run(config: NodeConfig) -> Result<(), Report> {
     let cores = preflight::cores();
     let mut dir = DataDir::open(&config, cores)?;
     let shards = dir.superblock.shards;
+    fits_members(dir.path(), &dir.superblock, &config)?;
     for warning in preflight::check::at_start(&config, shards) {
         tracing::warn!("{}: {}", warning.code, warning.what);
     }
     let (clients, admin) = preflight::listeners(&config, shards)?;
+    let peers = match config.members[..] {
+        [] => None,
+        _ => Some(preflight::peer_listener(&config)?),
+    };
     dir.begin()?;
     let addresses = Addresses::of(&clients, &admin)?;
     let (events, inbox) = channel();
@@ -104,6 +113,11 @@ pub fn run(config: NodeConfig) -> Result<(), Report> {
         .iter()
         .map(|pulse| Mailbox::new(pulse.clone()))
         .collect();
+    if let Some(listener) = peers
+        && !meet_peers(&config, &mut dir, (&addresses, listener), &boxes, &inbox)?
+    {
+        return Ok(());
+    }
     let desk = Arc::new(Desk::new(boxes.clone()));
     let metrics = NodeMetrics::new(&pulses).map_err(|error| no_thread("metrics", &error))?;
     let node = Node {
@@ -129,6 +143,50 @@ pub fn run(config: NodeConfig) -> Result<(), Report> {
     node.attend(&inbox)
 }
 
+/// Has the other nodes connected to, and this node belong to a cluster. False if the process shall stop
+/// before there is one.
+fn meet_peers(
+    config: &NodeConfig,
+    dir: &mut DataDir,
+    (addresses, listener): (&Addresses, TcpListener),
+    boxes: &Arc<[Mailbox<Letter>]>,
+    inbox: &Receiver<Event>,
+) -> Result<bool, Report> {
+    let superblock = &dir.superblock;
+    let is_formed = !superblock.members.is_empty();
+    let formation = is_formed.then(|| Formation {
+        cluster: superblock.cluster,
+        groups: superblock.groups,
+        formed_at: superblock.formed_at,
+        members: superblock.members.clone(),
+    });
+    let hello = PeerHello {
+        protocol_min: PEER_PROTOCOL_VERSION,
+        protocol_max: PEER_PROTOCOL_VERSION,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        cluster: is_formed.then_some(superblock.cluster),
+        node: superblock.node,
+        disk: superblock.disk,
+        start: superblock.start as u32,
+        shards: superblock.shards,
+        groups: superblock.groups,
+        machine_version_max: config.machine_version_max,
+        heard: None,
+        client_addresses: addresses.advertised(config),
+    };
+    let others = config
+        .members
+        .iter()
+        .filter(|member| member.node != superblock.node);
+    let others = others.cloned().collect();
+    let roster = Arc::new(Roster::new(others, boxes.clone(), hello, formation));
+    connector::start(&roster, listener).map_err(|error| no_thread("peers", &error))?;
+    if is_formed {
+        return Ok(true);
+    }
+    forming::form(&roster, dir, inbox)
+}
+
 struct Addresses {
     clients: Vec<SocketAddr>,
     admin: SocketAddr,
@@ -147,6 +205,12 @@ impl Addresses {
             })
         };
         ask().map_err(|error: io::Error| no_thread("listeners", &error))
+    }
+
+    /// What clients and other nodes are told of the shards.
+    fn advertised(&self, config: &NodeConfig) -> Vec<String> {
+        let clients = self.clients.iter();
+        clients.map(|bound| config.advertised(*bound)).collect()
     }
 }
 
@@ -183,6 +247,16 @@ impl Node {
             cluster: superblock.cluster,
             groups: superblock.groups,
         }
+    }
+
+    /// The other nodes of the cluster.
+    fn peers(&self) -> Vec<Voter> {
+        let superblock = &self.dir.superblock;
+        let others = superblock
+            .members
+            .iter()
+            .filter(|member| member.node != superblock.node);
+        others.copied().collect()
     }
 
     fn identity(&self, shard: u16) -> LogIdentity {
@@ -242,17 +316,13 @@ impl Node {
     ) -> Parts {
         let (config, superblock) = (&self.config, &self.dir.superblock);
         let memory = process::memory_limit();
-        let addresses = self
-            .addresses
-            .clients
-            .iter()
-            .map(ToString::to_string)
-            .collect();
+        let addresses = self.addresses.advertised(&self.config);
         Parts {
             config: ShardConfig {
                 identity: self.identity(shard),
                 node: superblock.node,
-                peers: Vec::new(),
+                peers: self.peers(),
+                formed_at: (!superblock.members.is_empty()).then_some(superblock.formed_at),
                 shard: ShardId(shard),
                 shards: superblock.shards,
                 groups: superblock.groups,
@@ -415,9 +485,13 @@ impl Node {
         let mut out = io::stdout().lock();
         let line = writeln!(
             out,
-            "rrq-node {} ready: clients {}, admin {}, {} shard{}, data {}{}, stop with Ctrl-C or \
+            "rrq-node {} ready: {}clients {}, admin {}, {} shard{}, data {}{}, stop with Ctrl-C or \
              kill {}",
             env!("CARGO_PKG_VERSION"),
+            match self.dir.superblock.members.len() {
+                0 => String::new(),
+                members => format!("node {} of {members}, ", self.dir.superblock.node),
+            },
             self.addresses.clients[0],
             self.addresses.admin,
             self.shards(),

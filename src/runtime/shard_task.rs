@@ -8,9 +8,9 @@
 //!
 //! The mailbox is emptied on every turn, whoever woke the loop: no safety rests on a wake.
 
-use crate::base::ids::{ConnId, ShardId};
+use crate::base::ids::{ConnId, DiskId, ShardId};
 use crate::base::report::Report;
-use crate::base::units::{Monotonic, Now, WallTime};
+use crate::base::units::{Lsn, Monotonic, Now, WallTime};
 use crate::runtime::budget::Budget;
 use crate::runtime::connection::{Connection, READ_BYTES, Shard};
 use crate::runtime::desk::{self, Desk};
@@ -18,6 +18,7 @@ use crate::runtime::durations::Durations;
 use crate::runtime::listener::{self, Admission};
 use crate::runtime::mesh::{Letter, Mesh};
 use crate::runtime::metrics::{NodeMetrics, ShardMetrics};
+use crate::runtime::peers::link::Links;
 use crate::runtime::poker::Pulse;
 use crate::runtime::recover::Remains;
 use crate::runtime::wal_writer::WalWriter;
@@ -25,11 +26,13 @@ use crate::runtime::{process, segments, snapshot_files, sys};
 use crate::shard::config::ShardConfig;
 use crate::shard::effect::Effect;
 use crate::shard::engine::ShardEngine;
-use crate::shard::input::{Input, Origin};
-use crate::wal::writer::WalWrite;
-use crate::wire::message::{LeasedJob, Reply, ReplyBody, ServerHello};
+use crate::shard::input::{Input, Loss, Origin, Peer};
+use crate::wal::writer::{LogIdentity, WalWrite};
+use crate::wire::message::{LeasedJob, NodeAddresses, Reply, ReplyBody, ServerHello};
+use crate::wire::peer::{Durable, NodeBeat, encode_messages};
+use bytes::BytesMut;
 use glommio::timer::Timer;
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::future::{Future, poll_fn};
 use std::net::TcpListener;
@@ -97,7 +100,9 @@ pub struct Parts {
 /// What the tasks of a shard share.
 pub struct Hub {
     shard: ShardId,
-    hello: ServerHello,
+    hello: RefCell<ServerHello>,
+    /// To the other nodes; shard 0 has them.
+    links: Links,
     inbox: RefCell<Vec<Input>>,
     driver: RefCell<Option<Waker>>,
     connections: RefCell<BTreeMap<u64, Rc<Connection>>>,
@@ -121,6 +126,25 @@ impl Hub {
     /// Whether the node stops.
     pub fn stopping(&self) -> bool {
         self.stopping.get()
+    }
+
+    /// The connections to other nodes.
+    pub fn links(&self) -> &Links {
+        &self.links
+    }
+
+    /// Clients are told where another node's shards are.
+    fn note_node(&self, peer: &Peer) {
+        let nodes = &mut self.hello.borrow_mut().nodes;
+        let node = peer.voter.node;
+        nodes.retain(|listed| listed.node != node);
+        if !peer.client_addresses.is_empty() {
+            nodes.push(NodeAddresses {
+                node,
+                addresses: peer.client_addresses.clone(),
+            });
+            nodes.sort_unstable_by_key(|listed| listed.node);
+        }
     }
 
     /// A new client.
@@ -197,8 +221,8 @@ impl Hub {
 }
 
 impl Shard for Hub {
-    fn hello(&self) -> &ServerHello {
-        &self.hello
+    fn hello(&self) -> Ref<'_, ServerHello> {
+        self.hello.borrow()
     }
 
     fn push(&self, input: Input) {
@@ -217,7 +241,8 @@ pub async fn run(parts: Parts) {
     let durations = Durations::new(&numbers.rpc, &numbers.job_wait, &numbers.job_run);
     let hub = Rc::new(Hub {
         shard: parts.mesh.me,
-        hello: parts.hello,
+        hello: RefCell::new(parts.hello),
+        links: Links::default(),
         inbox: RefCell::default(),
         driver: RefCell::default(),
         connections: RefCell::default(),
@@ -250,6 +275,8 @@ pub async fn run(parts: Parts) {
     };
     parts.pulse.set_opening(true);
     let begun = Instant::now();
+    let LogIdentity { disk, wal_set, .. } = parts.config.identity;
+    let start = parts.config.start_number;
     let mut driver = Driver {
         engine: ShardEngine::new(parts.config, remains.log, remains.files, now()),
         wal: Rc::new(WalWriter::new(parts.wal_folder)),
@@ -269,6 +296,9 @@ pub async fn run(parts: Parts) {
         },
         stopped: false,
         begun,
+        disk,
+        wal_set,
+        start,
     };
     driver.drive().await;
 }
@@ -323,6 +353,9 @@ struct Driver {
     stopped: bool,
     /// When the log was read.
     begun: Instant,
+    disk: DiskId,
+    wal_set: u32,
+    start: u32,
 }
 
 /// Whether the live jobs of all shards take what they may. It ends a little below the bound, so that
@@ -372,6 +405,8 @@ impl Driver {
             }
             self.perform();
             self.hub.numbers().publish(self.engine.counters());
+            let durable = self.engine.durable_lsn();
+            self.hub.numbers().durable_lsn.store(durable.0, Relaxed);
             self.hub.durations.borrow().publish();
             self.open_door();
             self.wait(now.mono).await;
@@ -386,7 +421,17 @@ impl Driver {
     fn open(&mut self, letter: Letter, now: Now) {
         let input = match letter {
             Letter::SegmentMade(number) => return self.open_segment(number),
-            Letter::Happened(input) => input,
+            Letter::Happened(input) => {
+                if let Input::PeerKnown(peer) = &input {
+                    self.hub.note_node(peer);
+                }
+                input
+            }
+            Letter::Linked(linked) => {
+                let shards = u16::try_from(self.mesh.boxes.len()).unwrap_or(u16::MAX);
+                return Links::open(*linked, shards, self.hub.clone(), self.mesh.clone());
+            }
+            Letter::ToPeer(to, frames) => return self.hub.links.send(to, &frames),
             Letter::Space(level) => {
                 self.order_segments(segments::Order::MayMakeAhead(!level.full));
                 Input::DiskSpace {
@@ -462,9 +507,16 @@ impl Driver {
                 }
             }
             Effect::ForwardClosed { to, from } => self.mesh.closed(to, from),
-            Effect::SendPeer { .. } | Effect::SendBeat { .. } | Effect::TellSilent { .. } => {
-                unreachable!("a node is configured without peers so far")
+            Effect::SendPeer { to, messages } if self.hub.shard == ShardId(0) => {
+                self.hub.links.send_messages(to, &messages);
             }
+            Effect::SendPeer { to, messages } => {
+                let mut frames = BytesMut::new();
+                encode_messages(&messages, &mut frames);
+                self.mesh.to_peer(to, frames.freeze());
+            }
+            Effect::SendBeat { to } => self.hub.links.beat(to, self.beat()),
+            Effect::TellSilent { peer } => self.mesh.peer_lost(peer, Loss::Silent),
             Effect::JobsRan { times_ms } => {
                 let durations = self.hub.durations.borrow();
                 for ms in times_ms {
@@ -526,6 +578,22 @@ impl Driver {
 
     fn order(&self, order: snapshot_files::Order) {
         let _ = self.snapshots.send(order);
+    }
+
+    /// What this node tells the others of itself, now and then.
+    fn beat(&self) -> NodeBeat {
+        let shards = self.hub.metrics.shards.iter();
+        let lsns = shards.map(|shard| Lsn(shard.durable_lsn.load(Relaxed)));
+        NodeBeat {
+            nr: 0,
+            wall: now().wall,
+            durable: Durable {
+                disk: self.disk,
+                wal_set: self.wal_set,
+                lsns: lsns.collect(),
+                start: self.start,
+            },
+        }
     }
 
     /// Clients come in once the shard serves; until then they wait in the kernel's queue.

@@ -268,6 +268,12 @@ pub fn adopt_listener(listener: std::net::TcpListener) -> glommio::net::TcpListe
     unsafe { glommio::net::TcpListener::from_raw_fd(listener.into_raw_fd()) }
 }
 
+/// Gives a connection to the executor of this thread.
+pub fn adopt_stream(stream: std::net::TcpStream) -> glommio::net::TcpStream {
+    // SAFETY: the descriptor is open and ours: `into_raw_fd` gives it up here.
+    unsafe { glommio::net::TcpStream::from_raw_fd(stream.into_raw_fd()) }
+}
+
 /// Drops a connection half-closed by a peer that lost its power: the kernel asks after a minute.
 pub fn keep_alive(socket: &impl AsRawFd) {
     let set = |level, option, value: libc::c_int| {

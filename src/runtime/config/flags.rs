@@ -62,6 +62,10 @@ pub(super) struct Flags {
     /// Number of this node in its cluster [default: 1] [env: RRQ_NODE__ID]
     #[arg(long, value_name = "N", global = true)]
     pub(super) id: Option<String>,
+    /// All nodes of the cluster, this one too, as ID=HOST:PORT with commas between: the same list on
+    /// each of them [default: alone] [env: RRQ_CLUSTER__MEMBERS]
+    #[arg(long, value_name = "LIST", global = true)]
+    pub(super) members: Option<String>,
     /// Largest payload of a job, up to 4MiB [default: 1MiB] [env: RRQ_LIMITS__PAYLOAD_MAX]
     #[arg(long, value_name = "SIZE", global = true)]
     pub(super) payload_max: Option<String>,
@@ -116,6 +120,7 @@ impl Flags {
         [
             ("--data-dir", "node.data_dir", self.data_dir.clone()),
             ("--id", "node.id", self.id.clone()),
+            ("--members", "cluster.members", self.members.clone()),
             ("--listen", "listen.client", self.listen.clone()),
             ("--admin", "listen.admin", self.admin.clone()),
             ("--insecure", "listen.insecure", when(self.insecure, "true")),

@@ -6,11 +6,12 @@
 use super::value::{
     Refusal, address, duration, flag, number, rule, show_duration, show_size, size,
 };
-use super::{NodeConfig, Shards};
+use super::{Member, NodeConfig, Shards};
 use crate::base::ids::NodeId;
-use crate::base::limits::{IN_FLIGHT_BYTES_SHARD_MIN, PAYLOAD_BYTES_HARD_MAX};
+use crate::base::limits::{IN_FLIGHT_BYTES_SHARD_MIN, PAYLOAD_BYTES_HARD_MAX, VOTERS_MAX};
 use crate::wal::record::MACHINE_VERSION_MAX;
 use crate::wire::{BackoffKind, DeadPolicy};
+use std::collections::BTreeSet;
 
 /// A key of the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +46,7 @@ pub(super) const SECTIONS: &[&str] = &[
     "node",
     "listen",
     "shards",
+    "cluster",
     "limits",
     "queue_defaults",
     "log",
@@ -58,11 +60,13 @@ pub const KEYS: &[Key] = &[
     with_flag("node.data_dir", "--data-dir"),
     with_flag("node.id", "--id"),
     with_flag("listen.client", "--listen"),
+    key("listen.advertise"),
     with_flag("listen.admin", "--admin"),
     key("listen.peer"),
     with_flag("listen.insecure", "--insecure"),
     with_flag("shards.count", "--shards"),
     with_flag("shards.pin", "--no-pin"),
+    with_flag("cluster.members", "--members"),
     with_flag("limits.payload_max", "--payload-max"),
     key("limits.connections_max"),
     key("limits.in_flight_max"),
@@ -100,8 +104,14 @@ pub(super) fn set(config: &mut NodeConfig, key: &str, text: &str) -> Result<(), 
         "node.data_dir" => config.data_dir = text.into(),
         "node.id" => config.node = Some(NodeId(number(text, 1..=65_535)?)),
         "listen.client" => config.client = address(text)?,
+        "listen.advertise" if text == "auto" => config.advertise = None,
+        "listen.advertise" if text.is_empty() || text.contains([' ', '/']) => {
+            return Err(rule("a host name or an address without a port, or auto"));
+        }
+        "listen.advertise" => config.advertise = Some(text.to_owned()),
         "listen.admin" => config.admin = address(text)?,
-        "listen.peer" => config.peer = address(text)?,
+        "listen.peer" if text == "as-listed" => config.peer = None,
+        "listen.peer" => config.peer = Some(address(text)?),
         "listen.insecure" => config.insecure = flag(text)?,
         "shards.count" if text == "as-made" => config.shards = Shards::AsMade,
         "shards.count" if text == "per-core" => config.shards = Shards::PerCore,
@@ -111,6 +121,7 @@ pub(super) fn set(config: &mut NodeConfig, key: &str, text: &str) -> Result<(), 
             config.shards = Shards::Exactly(count);
         }
         "shards.pin" => config.pin = flag(text)?,
+        "cluster.members" => config.members = members(text)?,
         "limits.payload_max" => {
             config.payload_bytes_max = size(text, 1..=PAYLOAD_BYTES_HARD_MAX as u64)? as usize;
         }
@@ -203,8 +214,14 @@ pub(super) fn show(config: &NodeConfig, key: &str) -> String {
         "node.data_dir" => config.data_dir.display().to_string(),
         "node.id" => config.node.unwrap_or(NodeId(1)).to_string(),
         "listen.client" => config.client.to_string(),
+        "listen.advertise" => config
+            .advertise
+            .clone()
+            .unwrap_or_else(|| "auto".to_owned()),
         "listen.admin" => config.admin.to_string(),
-        "listen.peer" => config.peer.to_string(),
+        "listen.peer" => config
+            .peer
+            .map_or_else(|| "as-listed".to_owned(), |address| address.to_string()),
         "listen.insecure" => config.insecure.to_string(),
         "shards.count" => match config.shards {
             Shards::AsMade => "as-made".to_owned(),
@@ -212,6 +229,7 @@ pub(super) fn show(config: &NodeConfig, key: &str) -> String {
             Shards::Exactly(count) => count.to_string(),
         },
         "shards.pin" => config.pin.to_string(),
+        "cluster.members" => show_members(&config.members),
         "limits.payload_max" => show_size(config.payload_bytes_max as u64),
         "limits.connections_max" => config.connections_max.to_string(),
         "limits.in_flight_max" => config
@@ -257,6 +275,53 @@ pub(super) fn show(config: &NodeConfig, key: &str) -> String {
     }
 }
 
+/// The members of a cluster, as `1=host:port,2=host:port`, in any order, or `alone`.
+fn members(text: &str) -> Result<Vec<Member>, Refusal> {
+    let wrong = || rule("alone, or ID=HOST:PORT for each node with commas between");
+    let member = |part: &str| {
+        let (node, address) = part.trim().split_once('=')?;
+        let node = node
+            .parse()
+            .ok()
+            .filter(|node| (1..=65_535).contains(node))?;
+        let (host, port) = address.rsplit_once(':')?;
+        let is_one = !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0);
+        is_one.then(|| Member {
+            node: NodeId(node),
+            address: address.to_owned(),
+        })
+    };
+    if text == "alone" {
+        return Ok(Vec::new());
+    }
+    let members: Option<Vec<Member>> = text.split(',').map(member).collect();
+    let mut members = members.ok_or_else(wrong)?;
+    members.sort_by_key(|member| member.node);
+    if members.windows(2).any(|pair| pair[0].node == pair[1].node) {
+        return Err(rule("a list in which each id stands once"));
+    }
+    let addresses: BTreeSet<&str> = members.iter().map(|member| &*member.address).collect();
+    if addresses.len() < members.len() {
+        return Err(rule("a list in which each address stands once"));
+    }
+    let count = members.len();
+    if count % 2 == 0 || !(3..=VOTERS_MAX).contains(&count) {
+        return Err(rule(format!(
+            "3, 5 or another odd number of nodes up to {VOTERS_MAX}: one more than an odd number bears no \
+             further loss"
+        )));
+    }
+    Ok(members)
+}
+
+fn show_members(members: &[Member]) -> String {
+    if members.is_empty() {
+        return "alone".to_owned();
+    }
+    let shown = members.iter().map(ToString::to_string);
+    shown.collect::<Vec<_>>().join(",")
+}
+
 /// Whether a value is written without quotes in TOML, which has no `007`, `.5` or `5.`.
 pub(super) fn is_bare(text: &str) -> bool {
     let is_digits = |part: &str| !part.is_empty() && part.bytes().all(|c| c.is_ascii_digit());
@@ -282,6 +347,41 @@ mod tests {
             set(&mut config, "no.key", ""),
             Err(Refusal::UnknownKey)
         ));
+    }
+
+    #[test]
+    fn members_are_an_odd_number_of_ids_and_addresses() {
+        let of = |text: &str| {
+            let mut config = NodeConfig::default();
+            match set(&mut config, "cluster.members", text) {
+                Ok(()) => show(&config, "cluster.members"),
+                Err(Refusal::Value(rule)) => format!("must be {rule}"),
+                Err(Refusal::UnknownKey) => panic!("it is a key"),
+            }
+        };
+        assert_eq!(of("3=c:3, 1=a:1,2=[::1]:2"), "1=a:1,2=[::1]:2,3=c:3");
+        assert_eq!(of("alone"), "alone");
+        let form = "must be alone, or ID=HOST:PORT for each node with commas between";
+        for text in [
+            "",
+            "a:1",
+            "0=a:1",
+            "1=a",
+            "1=:1",
+            "1=a:0",
+            "1=a:99999",
+            "1=a:1,,2=b:2,3=c:3",
+        ] {
+            assert_eq!(of(text), form, "{text}");
+        }
+        for (text, words) in [
+            ("1=a:1,1=b:2,3=c:3", "each id stands once"),
+            ("1=a:1,2=a:1,3=c:3", "each address stands once"),
+            ("1=a:1,2=b:2", "odd number of nodes up to 15"),
+            ("1=a:1", "odd number of nodes up to 15"),
+        ] {
+            assert!(of(text).contains(words), "{text}: {}", of(text));
+        }
     }
 
     #[test]

@@ -65,10 +65,15 @@ pub struct NodeConfig {
     pub node: Option<NodeId>,
     /// The first shard's listener; shard k takes the k-th port after it, or any if it is 0.
     pub client: SocketAddr,
+    /// The host by which clients reach this node, for the ports of its shards; `None`: see
+    /// [`Self::advertised`].
+    pub advertise: Option<String>,
     /// The listener of metrics and health.
     pub admin: SocketAddr,
-    /// Kept for the other nodes.
-    pub peer: SocketAddr,
+    /// Where the other nodes connect; `None`: where the list of members has this node.
+    pub peer: Option<SocketAddr>,
+    /// All nodes of the cluster with this one, ascending; none: it stands alone.
+    pub members: Vec<Member>,
     /// How many shards.
     pub shards: Shards,
     /// Whether shards stay on cores of their own.
@@ -96,6 +101,21 @@ pub struct NodeConfig {
     pub machine_version_max: u16,
 }
 
+/// A node of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Which.
+    pub node: NodeId,
+    /// Where the others reach it, `host:port`.
+    pub address: String,
+}
+
+impl fmt::Display for Member {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.node, self.address)
+    }
+}
+
 /// How many shards a node has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shards {
@@ -116,8 +136,10 @@ impl Default for NodeConfig {
             data_dir: "./rrq-data".into(),
             node: None,
             client: loopback(7411),
+            advertise: None,
             admin: loopback(7480),
-            peer: loopback(7421),
+            peer: None,
+            members: Vec::new(),
             shards: Shards::AsMade,
             pin: true,
             payload_bytes_max: PAYLOAD_BYTES_DEFAULT_MAX,
@@ -144,6 +166,29 @@ impl NodeConfig {
         let auto = auto.min(IN_FLIGHT_BYTES_DEFAULT_MAX);
         let all = self.in_flight_bytes_max.unwrap_or(auto);
         (all / usize::from(shards.max(1))).max(IN_FLIGHT_BYTES_SHARD_MIN)
+    }
+
+    /// Where clients are told to connect to a shard that listens at `bound`: at that address, unless
+    /// another host is configured or it stands for every address of this machine. Then it is the host
+    /// by which the other nodes reach this one, if there are any.
+    #[must_use]
+    pub fn advertised(&self, bound: SocketAddr) -> String {
+        let member = self
+            .members
+            .iter()
+            .find(|member| Some(member.node) == self.node);
+        let listed = member.and_then(|member| member.address.rsplit_once(':'));
+        let listed = listed
+            .map(|(host, _)| host)
+            .filter(|_| bound.ip().is_unspecified());
+        match self.advertise.as_deref().or(listed) {
+            // The brackets of an IPv6 address belong to it.
+            Some(host) if host.contains(':') && !host.starts_with('[') => {
+                format!("[{host}]:{}", bound.port())
+            }
+            Some(host) => format!("{host}:{}", bound.port()),
+            None => bound.to_string(),
+        }
     }
 
     /// What jobs and keys may take, in bytes: a quarter of the memory unless it is set, since a start
@@ -421,9 +466,11 @@ impl Reading {
     /// What no single value can be blamed for.
     fn check(&mut self) {
         for (key, address) in [
-            ("listen.client", self.config.client),
-            ("listen.admin", self.config.admin),
+            ("listen.client", Some(self.config.client)),
+            ("listen.admin", Some(self.config.admin)),
+            ("listen.peer", self.config.peer),
         ] {
+            let Some(address) = address else { continue };
             if !address.ip().is_loopback() && !self.config.insecure {
                 let what = format!(
                     "{address} is not loopback, and there is no authentication yet: --insecure if \
@@ -439,6 +486,17 @@ impl Reading {
                 "{}, {}",
                 self.origin("listen.client"),
                 self.origin("listen.admin")
+            );
+            self.fault(Code::BadConfig, what, &location);
+        }
+        let members = &self.config.members;
+        let is_one = |node| members.iter().any(|member| member.node == node);
+        if !members.is_empty() && !self.config.node.is_some_and(is_one) {
+            let what = "node.id must say which of the cluster.members this node is".to_owned();
+            let location = format!(
+                "{}, {}",
+                self.origin("node.id"),
+                self.origin("cluster.members")
             );
             self.fault(Code::BadConfig, what, &location);
         }

@@ -42,6 +42,47 @@ fn with(args: &[&str], env: &[(&str, &str)]) -> Result<Loaded, String> {
 }
 
 #[test]
+fn clients_are_told_an_address_that_they_can_reach() {
+    let advertised = |bound: &str, advertise: Option<&str>, members: &str| {
+        let mut config = NodeConfig {
+            node: Some(NodeId(2)),
+            advertise: advertise.map(str::to_owned),
+            ..NodeConfig::default()
+        };
+        assert!(keys::set(&mut config, "cluster.members", members).is_ok());
+        config.advertised(bound.parse().expect("an address"))
+    };
+    let three = "1=rrq-1:7421,2=rrq-2:7421,3=rrq-3:7421";
+    assert_eq!(advertised("127.0.0.1:7411", None, three), "127.0.0.1:7411");
+    assert_eq!(advertised("0.0.0.0:7412", None, three), "rrq-2:7412");
+    assert_eq!(
+        advertised("[::]:7412", None, "1=a:1,2=[::2]:1,3=c:1"),
+        "[::2]:7412"
+    );
+    assert_eq!(advertised("0.0.0.0:7411", None, "alone"), "0.0.0.0:7411");
+    assert_eq!(
+        advertised("0.0.0.0:7411", Some("queue.example"), three),
+        "queue.example:7411"
+    );
+    assert_eq!(
+        advertised("127.0.0.1:7411", Some("::1"), "alone"),
+        "[::1]:7411"
+    );
+}
+
+#[test]
+fn the_file_for_three_nodes_is_sound_on_each_of_them() {
+    for node in ["1", "2", "3"] {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/cluster-3.toml");
+        let asked = ask(&["--config", path, "--id", node], &[]);
+        let Ok(Asked::Run(loaded)) = asked else {
+            panic!("{asked:?}");
+        };
+        assert_eq!(loaded.config.members.len(), 3);
+    }
+}
+
+#[test]
 fn the_files_in_configs_hold_every_key_with_its_default() {
     let defaults = NodeConfig::default();
     for (name, text) in [

@@ -7,14 +7,14 @@ pub mod check;
 
 use crate::base::code::Code;
 use crate::base::report::Report;
-use crate::runtime::config::{CheckFormat, Loaded, NodeConfig};
+use crate::runtime::config::{CheckFormat, Loaded, Member, NodeConfig};
 use crate::runtime::data_dir::{HOLDER_GRACE, HOLDER_PATIENCE, HOLDER_RETRY};
 use crate::runtime::guest::GUESTS_MAX;
 use crate::runtime::listener::REFUSED_MAX;
 use crate::runtime::{process, sys};
 use std::fs::OpenOptions;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::process::ExitCode;
@@ -271,6 +271,49 @@ pub fn listeners(
     let clients = clients.collect::<Result<_, _>>()?;
     let admin = bind(config.admin, "admin port", "--admin", true)?;
     Ok((clients, admin))
+}
+
+/// Binds the listener of the other nodes: where the configuration says, else where the list of members
+/// has this node.
+///
+/// # Errors
+/// If it is taken, by whom; or the listed name has no address.
+pub fn peer_listener(config: &NodeConfig) -> Result<TcpListener, Report> {
+    let purpose = "port of the other nodes";
+    if let Some(address) = config.peer {
+        return bind(address, purpose, "listen.peer", true);
+    }
+    let listed = config
+        .members
+        .iter()
+        .find(|member| Some(member.node) == config.node);
+    let listed = listed.expect("a configuration names this node among the members");
+    let resolved = listed.address.to_socket_addrs().map(|mut all| all.next());
+    let address = match resolved {
+        Ok(Some(address)) => address,
+        Ok(None) => return Err(unresolved(listed, "it has no address")),
+        Err(error) => return Err(unresolved(listed, &error.to_string())),
+    };
+    if !address.ip().is_loopback() && !config.insecure {
+        let what = format!(
+            "{address} is not loopback, and there is no authentication yet: --insecure if all who reach \
+             it are trusted"
+        );
+        return Err(Report::error(Code::BadConfig, what)
+            .location(format!("cluster.members: {listed}"))
+            .fix("--insecure"));
+    }
+    bind(address, purpose, "--members", true)
+}
+
+fn unresolved(member: &Member, why: &str) -> Report {
+    Report::error(
+        Code::BadConfig,
+        format!("{} does not resolve", member.address),
+    )
+    .location(format!("cluster.members: {member}: {why}"))
+    .why("this node listens for the others where the list has it")
+    .fix("--members with an address of this machine, or listen.peer")
 }
 
 /// Where the shards listen.

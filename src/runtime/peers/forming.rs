@@ -1,0 +1,278 @@
+//! How a cluster begins: once, without a layout step, and never twice.
+//!
+//! ```text
+//!   1 (lowest id)                       2                            3
+//!     hello: no cluster  <───────────> hello: no cluster <────────> hello: no cluster
+//!     all are there and belong to none:
+//!     id, members with disks ─> own superblock, durable
+//!     formation ─────────────────────> own superblock, durable
+//!     formation ──────────────────────────────────────────────────> own superblock, durable
+//! ```
+//!
+//! Whoever has written it down serves at once and gives it to the listed members that have not. That
+//! is safe, although some may not have it yet:
+//!
+//! - Another cluster of the same nodes begins only if *every* configured member says that it belongs to
+//!   none, with the directory that it has now. A member that has written the cluster down never says so
+//!   again; if none has but the first, and that one loses its disk, nothing was acknowledged: one of
+//!   three is no majority.
+//! - A member is a node *with its disk*. A directory that was emptied is another disk, and nobody lets
+//!   it vote in place of the one that may have promised something.
+//!
+//! A node that is silent is waited for, by name. A crash at any step is continued by the next start.
+
+use crate::base::ids::{ClusterId, NodeId, Voter};
+use crate::base::report::Report;
+use crate::base::units::WallTime;
+use crate::runtime::data_dir::{self, DataDir};
+use crate::runtime::peers::roster::{Known, Roster};
+use crate::runtime::shard_task::Event;
+use crate::wire::peer::Formation;
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::{Duration, Instant, SystemTime};
+
+/// A hello that is older says nothing about now.
+const FRESH: Duration = Duration::from_secs(2);
+/// How often it looks at what was heard, although nothing new was.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// After this it says for whom it waits, and again after each ten of it.
+const SAY_AFTER: Duration = Duration::from_secs(1);
+
+/// Waits until this node belongs to a cluster, and writes that down. False if the process shall stop
+/// before.
+///
+/// # Errors
+/// If it cannot be written, or the process cannot go on.
+pub fn form(roster: &Roster, dir: &mut DataDir, events: &Receiver<Event>) -> Result<bool, Report> {
+    let mut said: Option<(String, Instant)> = None;
+    let begun = Instant::now();
+    loop {
+        match events.try_recv() {
+            Ok(Event::Stop) | Err(TryRecvError::Disconnected) => return Ok(false),
+            Ok(Event::Failed(report)) => return Err(report),
+            Ok(_) | Err(TryRecvError::Empty) => {}
+        }
+        let mut known = roster.wait(LOOK_EVERY);
+        let asked = known.asked.take();
+        let formation = match asked {
+            Some(formation) => acceptable(&known, roster, formation),
+            None => propose(&known, roster),
+        };
+        drop(known);
+        match formation {
+            Ok(formation) => {
+                dir.join(&formation)?;
+                tracing::info!(cluster = %formation.cluster, "this node belongs to a cluster now");
+                roster.change(|known| {
+                    known.hello.cluster = Some(formation.cluster);
+                    known.hello.groups = formation.groups;
+                    known.formation = Some(formation);
+                });
+                return Ok(true);
+            }
+            Err(why) => {
+                let again = said
+                    .as_ref()
+                    .is_none_or(|(text, at)| *text != why || at.elapsed() > 10 * SAY_AFTER);
+                if again && begun.elapsed() > SAY_AFTER {
+                    tracing::warn!("{why}");
+                    said = Some((why, Instant::now()));
+                }
+            }
+        }
+    }
+}
+
+/// The cluster that this node begins, if it is up to it; else why not yet.
+fn propose(known: &Known, roster: &Roster) -> Result<Formation, String> {
+    let ours = &known.hello;
+    let mut members = vec![Voter {
+        node: ours.node,
+        disk: ours.disk,
+    }];
+    for other in &roster.others {
+        let heard = known.heard.get(&other.node);
+        let Some((hello, _)) = heard.filter(|(_, at)| at.elapsed() < FRESH) else {
+            return Err(format!(
+                "the cluster is not formed yet: node {} at {} is silent",
+                other.node, other.address
+            ));
+        };
+        if let Some(cluster) = hello.cluster {
+            return Err(format!(
+                "node {} belongs to cluster {cluster}, and this node's data directory to none: the \
+                 cluster does not know it as it is now (disk {})",
+                other.node, ours.disk
+            ));
+        }
+        members.push(Voter {
+            node: other.node,
+            disk: hello.disk,
+        });
+    }
+    members.sort_unstable();
+    let first = members[0].node;
+    if first != ours.node {
+        return Err(format!(
+            "the cluster is not formed yet: node {first} begins it"
+        ));
+    }
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let now = now.map_or(0, |now| now.as_millis() as u64);
+    Ok(Formation {
+        cluster: ClusterId(data_dir::random().map_err(|error| error.to_string())?),
+        groups: ours.groups,
+        formed_at: WallTime(now.min(WallTime::MAX.0)),
+        members,
+    })
+}
+
+/// A cluster that another node begins, if this node is in it and it is the one configured.
+fn acceptable(known: &Known, roster: &Roster, formation: Formation) -> Result<Formation, String> {
+    let me = Voter {
+        node: known.hello.node,
+        disk: known.hello.disk,
+    };
+    if !formation.members.contains(&me) {
+        return Err(format!(
+            "cluster {} knows this node with another data directory",
+            formation.cluster
+        ));
+    }
+    let theirs: Vec<NodeId> = formation.members.iter().map(|member| member.node).collect();
+    let mut ours: Vec<NodeId> = roster.others.iter().map(|other| other.node).collect();
+    ours.push(me.node);
+    ours.sort_unstable();
+    if theirs != ours {
+        let list = |nodes: &[NodeId]| {
+            let nodes: Vec<String> = nodes.iter().map(ToString::to_string).collect();
+            nodes.join(", ")
+        };
+        return Err(format!(
+            "cluster {} is one of nodes {}, and this node's cluster.members are {}: give every node the \
+             same list",
+            formation.cluster,
+            list(&theirs),
+            list(&ours)
+        ));
+    }
+    Ok(formation)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::ids::DiskId;
+    use crate::runtime::config::Member;
+    use crate::wire::peer::PeerHello;
+
+    fn member(node: u32) -> Voter {
+        Voter {
+            node: NodeId(node),
+            disk: DiskId([node as u8; 16]),
+        }
+    }
+
+    fn hello(node: u32, cluster: Option<ClusterId>) -> PeerHello {
+        PeerHello {
+            protocol_min: 1,
+            protocol_max: 1,
+            version: "0.1.0".to_owned(),
+            cluster,
+            node: NodeId(node),
+            disk: member(node).disk,
+            start: 1,
+            shards: 1,
+            groups: 64,
+            machine_version_max: 2,
+            heard: None,
+            client_addresses: Vec::new(),
+        }
+    }
+
+    /// A node of three that belongs to no cluster.
+    fn node(number: u32) -> Roster {
+        let others = (1..=3).filter(|other| *other != number);
+        let others = others.map(|other| Member {
+            node: NodeId(other),
+            address: format!("127.0.0.{other}:7421"),
+        });
+        Roster::new(others.collect(), [].into(), hello(number, None), None)
+    }
+
+    fn proposed(roster: &Roster) -> Result<Formation, String> {
+        propose(&roster.known(), roster)
+    }
+
+    #[test]
+    fn the_first_of_all_nodes_begins_once_every_other_is_there_and_belongs_to_none() {
+        let first = node(1);
+        let silent = |node: u32| {
+            format!("the cluster is not formed yet: node {node} at 127.0.0.{node}:7421 is silent")
+        };
+        assert_eq!(proposed(&first), Err(silent(2)));
+        first.heard(&hello(2, None));
+        assert_eq!(proposed(&first), Err(silent(3)));
+        first.heard(&hello(3, None));
+        let formation = proposed(&first).expect("all are there");
+        assert_eq!(formation.members, [1, 2, 3].map(member));
+        assert_eq!(formation.groups, 64);
+        assert!(formation.cluster != ClusterId::default() && formation.formed_at > WallTime(0));
+        // The others wait for it.
+        let second = node(2);
+        second.heard(&hello(1, None));
+        second.heard(&hello(3, None));
+        let words = "the cluster is not formed yet: node 1 begins it";
+        assert_eq!(proposed(&second), Err(words.to_owned()));
+    }
+
+    #[test]
+    fn nobody_begins_a_second_cluster_beside_one_that_is_there() {
+        let first = node(1);
+        first.heard(&hello(2, None));
+        first.heard(&hello(3, Some(ClusterId([9; 16]))));
+        let words = proposed(&first).expect_err("node 3 has a cluster");
+        assert!(
+            words.starts_with("node 3 belongs to cluster 0909"),
+            "{words}"
+        );
+    }
+
+    #[test]
+    fn what_was_heard_long_ago_says_nothing() {
+        let first = node(1);
+        first.heard(&hello(2, None));
+        first.heard(&hello(3, None));
+        let long_ago = Instant::now()
+            .checked_sub(2 * FRESH)
+            .expect("the machine is up");
+        first.change(|known| known.heard.get_mut(&NodeId(2)).expect("it was heard").1 = long_ago);
+        let words = "the cluster is not formed yet: node 2 at 127.0.0.2:7421 is silent";
+        assert_eq!(proposed(&first), Err(words.to_owned()));
+    }
+
+    #[test]
+    fn a_cluster_is_joined_by_who_is_listed_with_its_disk_and_lists_the_same() {
+        let second = node(2);
+        let formation = |members: &[u32]| Formation {
+            cluster: ClusterId([9; 16]),
+            groups: 64,
+            formed_at: WallTime(5),
+            members: members.iter().copied().map(member).collect(),
+        };
+        let answer = |formation| acceptable(&second.known(), &second, formation);
+        assert_eq!(answer(formation(&[1, 2, 3])), Ok(formation(&[1, 2, 3])));
+        let mut other_disk = formation(&[1, 2, 3]);
+        other_disk.members[1].disk = DiskId([7; 16]);
+        let words = answer(other_disk).expect_err("another disk");
+        assert!(
+            words.ends_with("knows this node with another data directory"),
+            "{words}"
+        );
+        let words = answer(formation(&[1, 2, 4])).expect_err("another list");
+        assert!(
+            words.contains("nodes 1, 2, 4, and this node's cluster.members are 1, 2, 3"),
+            "{words}"
+        );
+    }
+}

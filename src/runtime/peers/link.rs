@@ -1,0 +1,310 @@
+//! Connections between nodes, once both have said hello: on shard 0's executor, one task each.
+
+use crate::base::ids::{NodeId, ShardId, Voter};
+use crate::base::limits::{PEER_OUTBOX_BYTES_MAX, PEER_SHARDS_MAX};
+use crate::runtime::connection::Shard;
+use crate::runtime::mesh::Mesh;
+use crate::runtime::peers::connector::{Linked, Way};
+use crate::runtime::peers::roster::Roster;
+use crate::runtime::shard_task::Hub;
+use crate::runtime::sys;
+use crate::shard::input::Input;
+use crate::shard::placement::shard_of;
+use crate::wire::frame::{Frame, FrameDecoder, FrameKind};
+use crate::wire::peer::{
+    Link, Message, NodeBeat, decode_messages, decode_node_beat, encode_messages, encode_node_beat,
+};
+use bytes::{Buf, BytesMut};
+use futures_lite::{AsyncRead, AsyncWrite};
+use glommio::net::TcpStream;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+const _: () = assert!(PEER_SHARDS_MAX >= 64, "a hello tells of every shard");
+
+/// Read at once.
+const READ_BYTES: usize = 256 << 10;
+/// A buffer larger than this is given back once it is sent.
+const KEPT_BYTES: usize = 1 << 20;
+
+/// The connections of this node to the others.
+#[derive(Default)]
+pub struct Links {
+    out: RefCell<BTreeMap<NodeId, Rc<Outgoing>>>,
+    /// Of each node the one that came last.
+    incoming: RefCell<BTreeMap<NodeId, Rc<Incoming>>>,
+}
+
+struct Outgoing {
+    outbox: RefCell<BytesMut>,
+    waker: RefCell<Option<Waker>>,
+    beats: Cell<u64>,
+}
+
+#[derive(Default)]
+struct Incoming {
+    /// Another one came after it.
+    is_over: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+fn wake(waker: &RefCell<Option<Waker>>) {
+    if let Some(waker) = waker.borrow_mut().take() {
+        waker.wake();
+    }
+}
+
+impl Links {
+    /// Sends frames to a node, if there is a connection to it and it takes what it gets.
+    pub fn send(&self, to: NodeId, frames: &[u8]) {
+        self.append(to, |outbox| outbox.extend_from_slice(frames));
+    }
+
+    /// Sends messages, likewise.
+    pub fn send_messages(&self, to: NodeId, messages: &[Message]) {
+        self.append(to, |outbox| encode_messages(messages, outbox));
+    }
+
+    fn append(&self, to: NodeId, write: impl FnOnce(&mut BytesMut)) {
+        let out = self.out.borrow();
+        let Some(outgoing) = out.get(&to) else {
+            return;
+        };
+        let mut outbox = outgoing.outbox.borrow_mut();
+        if outbox.len() < PEER_OUTBOX_BYTES_MAX {
+            write(&mut outbox);
+            drop(outbox);
+            wake(&outgoing.waker);
+        }
+    }
+
+    /// Tells a node that this one is there. The beat's number is given here.
+    pub fn beat(&self, to: NodeId, beat: NodeBeat) {
+        let number = self.out.borrow().get(&to).map(|outgoing| {
+            outgoing.beats.set(outgoing.beats.get() + 1);
+            outgoing.beats.get()
+        });
+        if let Some(nr) = number {
+            self.append(to, |outbox| {
+                encode_node_beat(&NodeBeat { nr, ..beat }, outbox);
+            });
+        }
+    }
+
+    /// Serves a connection until it ends.
+    pub fn open(linked: Linked, shards: u16, hub: Rc<Hub>, mesh: Mesh) {
+        let Linked {
+            link,
+            way,
+            stream,
+            decoder,
+            roster,
+            alive,
+        } = linked;
+        sys::keep_alive(&stream);
+        let stream = sys::adopt_stream(stream);
+        let task = async move {
+            match way {
+                Way::Out => hub.links().serve_out(link.to, stream).await,
+                Way::In => {
+                    let reader = Reader {
+                        link,
+                        shards,
+                        hub: &hub,
+                        mesh: &mesh,
+                        roster: &roster,
+                        decoder,
+                        buffer: vec![0; READ_BYTES],
+                    };
+                    hub.links().serve_in(reader, stream).await;
+                }
+            }
+            tracing::debug!(?link, ?way, "a connection between nodes has ended");
+            drop(alive);
+        };
+        glommio::spawn_local(task).detach();
+    }
+
+    async fn serve_out(&self, to: Voter, mut stream: TcpStream) {
+        let outgoing = Rc::new(Outgoing {
+            outbox: RefCell::default(),
+            waker: RefCell::default(),
+            beats: Cell::new(0),
+        });
+        self.out.borrow_mut().insert(to.node, outgoing.clone());
+        let mut writing = BytesMut::new();
+        poll_fn(|context| {
+            *outgoing.waker.borrow_mut() = Some(context.waker().clone());
+            write_out(&mut stream, &outgoing.outbox, &mut writing, context)
+        })
+        .await;
+        self.out.borrow_mut().remove(&to.node);
+    }
+
+    async fn serve_in(&self, mut reader: Reader<'_>, mut stream: TcpStream) {
+        let incoming = Rc::new(Incoming::default());
+        let from = reader.link.from.node;
+        let before = self.incoming.borrow_mut().insert(from, incoming.clone());
+        if let Some(before) = before {
+            before.is_over.set(true);
+            wake(&before.waker);
+        }
+        // What came with the hello is read first.
+        let sound = reader.take_frames();
+        if sound.is_ok() {
+            poll_fn(|context| {
+                *incoming.waker.borrow_mut() = Some(context.waker().clone());
+                if incoming.is_over.get() {
+                    return Poll::Ready(());
+                }
+                reader.poll(&mut stream, context)
+            })
+            .await;
+        }
+    }
+}
+
+/// Ready when the connection is over. The other node says nothing on it: what can be read is its end.
+fn write_out(
+    stream: &mut TcpStream,
+    outbox: &RefCell<BytesMut>,
+    writing: &mut BytesMut,
+    context: &mut Context<'_>,
+) -> Poll<()> {
+    loop {
+        if writing.is_empty() {
+            if writing.capacity() > KEPT_BYTES {
+                *writing = BytesMut::new();
+            }
+            std::mem::swap(writing, &mut outbox.borrow_mut());
+            if writing.is_empty() {
+                break;
+            }
+        }
+        match Pin::new(&mut *stream).poll_write(context, writing) {
+            Poll::Ready(Ok(sent)) if sent > 0 => writing.advance(sent),
+            Poll::Ready(_) => return Poll::Ready(()),
+            Poll::Pending => break,
+        }
+    }
+    let mut none = [0; 1];
+    Pin::new(stream).poll_read(context, &mut none).map(drop)
+}
+
+/// The frames of one connection.
+struct Reader<'a> {
+    link: Link,
+    shards: u16,
+    hub: &'a Hub,
+    mesh: &'a Mesh,
+    roster: &'a Roster,
+    decoder: FrameDecoder,
+    buffer: Vec<u8>,
+}
+
+/// The connection is over: nobody knows where the next frame starts.
+struct Broken;
+
+impl Reader<'_> {
+    /// Ready when the connection is over.
+    fn poll(&mut self, stream: &mut TcpStream, context: &mut Context<'_>) -> Poll<()> {
+        match Pin::new(&mut *stream).poll_read(context, &mut self.buffer) {
+            Poll::Ready(Ok(read)) if read > 0 => self.decoder.push(&self.buffer[..read]),
+            Poll::Ready(_) => return Poll::Ready(()),
+            Poll::Pending => return Poll::Pending,
+        }
+        if self.take_frames().is_err() {
+            return Poll::Ready(());
+        }
+        // The other tasks of this executor come first.
+        context.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn take_frames(&mut self) -> Result<(), Broken> {
+        loop {
+            match self.decoder.next() {
+                Ok(Some(frame)) => self.take(&frame)?,
+                Ok(None) => return Ok(()),
+                Err(error) => {
+                    self.complain(&error);
+                    return Err(Broken);
+                }
+            }
+        }
+    }
+
+    fn complain(&self, error: &dyn std::fmt::Display) {
+        let node = self.link.from.node.0;
+        tracing::warn!(node, %error, "a node sent what is no frame; the connection is ended");
+    }
+
+    fn take(&self, frame: &Frame) -> Result<(), Broken> {
+        match frame.kind {
+            FrameKind::GroupMessages => {
+                let messages = decode_messages(&frame.body, &self.link);
+                let messages = messages.map_err(|error| self.complain(&error));
+                self.pass_on(messages.map_err(|()| Broken)?);
+                Ok(())
+            }
+            FrameKind::NodeBeat => match decode_node_beat(&frame.body) {
+                Ok(beat) => {
+                    let from = self.link.from;
+                    let mut known = self.roster.known();
+                    known.heard_durable(from.node, beat.durable);
+                    drop(known);
+                    self.happened(ShardId(0), Input::PeerBeat { from });
+                    Ok(())
+                }
+                Err(error) => {
+                    self.complain(&error);
+                    Err(Broken)
+                }
+            },
+            kind => {
+                self.complain(&format!("a {kind:?} after the hello"));
+                Err(Broken)
+            }
+        }
+    }
+
+    /// Each shard gets what is for its groups, in one input.
+    fn pass_on<E>(&self, messages: Vec<Result<Message, E>>) {
+        let count = messages.len();
+        let sound: Vec<Message> = messages.into_iter().flatten().collect();
+        let mut refused = (count - sound.len()) as u64;
+        if self.shards == 1 {
+            let messages = sound;
+            let input = Input::PeerMessages { messages, refused };
+            return self.happened(ShardId(0), input);
+        }
+        let mut of_shards: BTreeMap<ShardId, Vec<Message>> = BTreeMap::new();
+        for message in sound {
+            let shard = shard_of(message.group, self.shards);
+            of_shards.entry(shard).or_default().push(message);
+        }
+        if refused > 0 {
+            of_shards.entry(ShardId(0)).or_default();
+        }
+        for (shard, messages) in of_shards {
+            let refused = if shard == ShardId(0) {
+                std::mem::take(&mut refused)
+            } else {
+                0
+            };
+            self.happened(shard, Input::PeerMessages { messages, refused });
+        }
+    }
+
+    fn happened(&self, shard: ShardId, input: Input) {
+        if shard == self.hub.shard() {
+            self.hub.push(input);
+        } else {
+            self.mesh.happened(shard, input);
+        }
+    }
+}
