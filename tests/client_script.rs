@@ -4,7 +4,7 @@
 mod client_support;
 mod error_kit;
 
-use client_support::script::{Answer, info, serve, uid};
+use client_support::script::{Answer, info, serve, serve_nodes, uid};
 use client_support::soon;
 use rrq::base::ids::{GroupId, JobId, Partition};
 use rrq::base::units::WallTime;
@@ -15,8 +15,9 @@ use rrq::client::{
     partition_of_key,
 };
 use rrq::wire::JobScan;
-use rrq::wire::message::{ReplyBody, RequestBody};
+use rrq::wire::message::{ErrorReply, ReplyBody, RequestBody};
 use rrq::wire::{Body, Op, Outcome, Rejection};
+use std::future::IntoFuture;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -518,4 +519,74 @@ async fn the_server_is_told_who_works() {
         "sooner than with the first beat of many"
     );
     work.abort();
+}
+
+fn led_elsewhere(leader: Option<String>) -> Answer {
+    let error = ErrorReply {
+        code: Code::NotLeader,
+        message: "led elsewhere".to_owned(),
+        leader,
+        maybe_applied: false,
+    };
+    Answer::Now(ReplyBody::Error(error))
+}
+
+#[tokio::test]
+async fn a_silent_address_does_not_keep_a_client_from_the_next() {
+    // The kernel lets a client connect; nobody says hello.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+    let silent = silent.expect("a port");
+    let first = silent.local_addr().expect("bound").to_string();
+    let second = serve(1, |_| Answer::Usual).await;
+    let client = soon(Client::connect([first, second])).await;
+    let queue = client.expect("connected").queue("emails").await;
+    assert!(queue.is_ok());
+}
+
+#[tokio::test]
+async fn a_call_goes_to_the_leader_wherever_it_moves() {
+    let leader = Arc::new(Mutex::new((0, Vec::new())));
+    let (asked, noted) = notes();
+    let known = leader.clone();
+    let addresses = serve_nodes(3, move |at, request| {
+        let (leads, addresses) = &*known.lock().expect("no panic");
+        let is_command = op(request).is_some() || matches!(request, RequestBody::GetQueue { .. });
+        if is_command && at != *leads {
+            return led_elsewhere(addresses.get(*leads).cloned());
+        }
+        if let Some(Op::Enqueue { .. }) = op(request) {
+            asked.lock().expect("no panic").push(at);
+            let id = job(0, 1);
+            let made = Outcome::Enqueued(vec![Enqueued::New(id)]);
+            return Answer::Now(ReplyBody::Outcome(made));
+        }
+        Answer::Usual
+    })
+    .await;
+    let client = connect(addresses[0].clone()).await;
+    let queue = client.queue("emails").await.expect("there");
+    for (leads, named) in [(0, false), (2, true), (1, false)] {
+        let names = if named { addresses.clone() } else { Vec::new() };
+        *leader.lock().expect("no panic") = (leads, names);
+        soon(queue.enqueue("x").into_future())
+            .await
+            .expect("enqueued");
+        assert_eq!(taken(&noted), [leads]);
+    }
+}
+
+#[tokio::test]
+async fn nodes_that_cannot_be_reached_are_listed_as_such() {
+    let addresses = serve_nodes(2, |at, request| match (at, request) {
+        (1, RequestBody::Status) => Answer::Close,
+        _ => Answer::Usual,
+    })
+    .await;
+    let client = connect(addresses[0].clone()).await;
+    let nodes = soon(client.nodes()).await.expect("the list");
+    assert_eq!(nodes.len(), 2);
+    assert_eq!(nodes[0].shards.as_ref().map(Vec::len), Ok(1));
+    let error = nodes[1].shards.as_ref().expect_err("it closes");
+    assert_eq!(error.code(), Code::Unreachable);
+    assert_eq!(nodes[1].addresses, addresses[1..]);
 }

@@ -26,8 +26,9 @@
 use crate::client::worker::{IntoVerdict, Job, Summary};
 use crate::client::{
     AckItem, Addresses, Backoff, Code, Ended, Enqueued, Error, FinishedJob, JobFilter, JobId,
-    JobPage, JobState, JobView, LeasedJob, NackItem, NewJob, NodeId, Options, PurgeStates,
-    QueueInfo, QueueSettings, QueueStats, ShardStatus, SweepAction, Swept, Token, WallTime, Worker,
+    JobPage, JobState, JobView, LeasedJob, NackItem, NewJob, NodeId, NodeView, Options,
+    PurgeStates, QueueInfo, QueueSettings, QueueStats, ShardStatus, SweepAction, Swept, Token,
+    WallTime, Worker,
 };
 use bytes::Bytes;
 use std::future::IntoFuture;
@@ -245,6 +246,7 @@ impl Client {
     wait_for! { "Client":
         queues() -> Result<Vec<(QueueInfo, QueueStats)>, Error>;
         status() -> Result<Vec<(NodeId, ShardStatus)>, Error>;
+        nodes() -> Result<Vec<NodeView>, Error>;
         job(job: JobId) -> Result<JobView, Error>;
         wait(job: JobId, patience: Duration) -> Result<Ended, Error>;
         ack(token: Token, result: Option<Bytes>) -> Result<(), Error>;

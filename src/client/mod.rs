@@ -33,6 +33,7 @@
 //! | --- | --- |
 //! | `queue.rs`, `enqueue.rs`, `finish.rs` | the verbs: enqueue, lease, ack and the others |
 //! | `admin.rs` | what is done to queues |
+//! | `cluster.rs` | the nodes, also those that cannot be reached |
 //! | `scan.rs`, `finished.rs` | lists of jobs, page by page |
 //! | `worker.rs` | [`Worker`]: takes jobs and runs a handler for each |
 //! | `blocking.rs` | the same for programs without async |
@@ -47,6 +48,7 @@ mod address;
 mod admin;
 pub mod blocking;
 mod call;
+mod cluster;
 mod enqueue;
 mod error;
 mod finish;
@@ -74,6 +76,7 @@ pub use crate::wire::{
 };
 pub use address::Addresses;
 pub use admin::{Sweep, Swept};
+pub use cluster::NodeView;
 pub use enqueue::Enqueue;
 pub use error::Error;
 pub use finished::{FinishedCursor, FinishedScan};
@@ -298,7 +301,8 @@ impl Client {
         Ok(queues)
     }
 
-    /// What each shard of each node is and does; a node that cannot be reached is an error.
+    /// What each shard of each node is and does; a node that cannot be reached is an error. See
+    /// [`Self::nodes`] for the others.
     ///
     /// # Errors
     /// What a call can end with.

@@ -55,24 +55,55 @@ pub(crate) async fn serve(
 ) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("bound").to_string();
-    let script: Script = Arc::new(Mutex::new(script));
-    let own = address.clone();
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            tokio::spawn(talk(stream, own.clone(), partitions, script.clone()));
-        }
-    });
+    accept(listener, vec![address.clone()], 0, partitions, script);
     address
 }
 
-async fn talk(stream: TcpStream, address: String, partitions: u8, script: Script) {
+/// Starts several nodes that list each other, with one queue of one partition; their addresses. A
+/// script is told at which of them, from 0 on, it is asked.
+pub(crate) async fn serve_nodes(
+    nodes: usize,
+    script: impl FnMut(usize, &RequestBody) -> Answer + Send + 'static,
+) -> Vec<String> {
+    let mut listeners = Vec::new();
+    for _ in 0..nodes {
+        listeners.push(TcpListener::bind("127.0.0.1:0").await.expect("a port"));
+    }
+    let address = |of: &TcpListener| of.local_addr().expect("bound").to_string();
+    let addresses: Vec<String> = listeners.iter().map(address).collect();
+    let script = Arc::new(Mutex::new(script));
+    for (at, listener) in listeners.into_iter().enumerate() {
+        let script = script.clone();
+        let of_one = move |body: &RequestBody| script.lock().expect("no panic")(at, body);
+        accept(listener, addresses.clone(), at, 1, of_one);
+    }
+    addresses
+}
+
+fn accept(
+    listener: TcpListener,
+    addresses: Vec<String>,
+    at: usize,
+    partitions: u8,
+    script: impl FnMut(&RequestBody) -> Answer + Send + 'static,
+) {
+    let script: Script = Arc::new(Mutex::new(script));
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let hello = hello(&addresses, at);
+            tokio::spawn(talk(stream, hello, partitions, script.clone()));
+        }
+    });
+}
+
+async fn talk(stream: TcpStream, hello: ServerHello, partitions: u8, script: Script) {
     let (mut reader, mut writer) = stream.into_split();
     let mut decoder = FrameDecoder::default();
     decoder.set_body_bytes_max(FRAME_BYTES_MAX);
     let (sender, mut replies) = mpsc::unbounded_channel::<Reply>();
     let write = async move {
         let mut out = BytesMut::new();
-        encode_server_hello(&hello(&address), &mut out);
+        encode_server_hello(&hello, &mut out);
         while writer.write_all(&out.split()).await.is_ok() {
             match replies.recv().await {
                 Some(reply) => encode_reply(&reply, &mut out),
@@ -125,20 +156,24 @@ async fn talk(stream: TcpStream, address: String, partitions: u8, script: Script
     }
 }
 
-fn hello(address: &str) -> ServerHello {
-    let node = NodeId(1);
+fn node(at: usize) -> NodeId {
+    NodeId(u32::try_from(at).expect("few") + 1)
+}
+
+fn hello(addresses: &[String], at: usize) -> ServerHello {
+    let listed = |(at, address): (usize, &String)| NodeAddresses {
+        node: node(at),
+        addresses: vec![address.clone()],
+    };
     ServerHello {
         protocol: 1,
         version: "scripted".to_owned(),
         cluster: ClusterId([9; 16]),
-        node,
+        node: node(at),
         shard: 0,
         groups: 1,
         payload_bytes_max: 1 << 20,
-        nodes: vec![NodeAddresses {
-            node,
-            addresses: vec![address.to_owned()],
-        }],
+        nodes: addresses.iter().enumerate().map(listed).collect(),
     }
 }
 

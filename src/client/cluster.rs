@@ -1,0 +1,66 @@
+//! The nodes of the cluster, each with what it says of itself, or why it says nothing.
+
+use crate::client::call::strange;
+use crate::client::session::Route;
+use crate::client::{Client, Error, NodeId, ShardStatus};
+use crate::wire::message::{ReplyBody, RequestBody};
+use std::time::Duration;
+
+/// A node that does not say how it is within this is taken for away.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// A node, as [`Client::nodes`] finds it.
+#[derive(Clone, Debug)]
+pub struct NodeView {
+    /// Its number.
+    pub node: NodeId,
+    /// `host:port` of each of its shards, in order, as last listed.
+    pub addresses: Vec<String>,
+    /// What its shards say, in order; or why one of them does not.
+    pub shards: Result<Vec<ShardStatus>, Error>,
+}
+
+impl Client {
+    /// All nodes that the cluster lists; one that cannot be reached is listed as such. Waits at most 2 s
+    /// for it, or [`Options::deadline`](crate::client::Options::deadline) if that is less.
+    ///
+    /// # Errors
+    /// [`Code::Unreachable`](crate::client::Code::Unreachable); no node was ever reached.
+    pub async fn nodes(&self) -> Result<Vec<NodeView>, Error> {
+        let patience = PATIENCE.min(self.inner.options.deadline);
+        let ask = |node: NodeId, shard: usize| {
+            let shard = u16::try_from(shard).unwrap_or(u16::MAX);
+            let route = Route::Shard(node, shard);
+            self.inner.driver.ask(route, RequestBody::Status, patience)
+        };
+        let mut asked = Vec::new();
+        for listed in self.hello()?.nodes {
+            let shards = 0..listed.addresses.len();
+            let answers: Vec<_> = shards.map(|shard| ask(listed.node, shard)).collect();
+            asked.push((listed, answers));
+        }
+        let mut nodes = Vec::new();
+        for (listed, answers) in asked {
+            let mut shards = Ok(Vec::new());
+            for answer in answers {
+                let said = match answer.answer().await {
+                    Ok(reply) => match reply.body {
+                        ReplyBody::Status(status) => Ok(status),
+                        other => Err(strange(&other)),
+                    },
+                    Err(error) => Err(error),
+                };
+                shards = shards.and_then(|mut shards: Vec<ShardStatus>| {
+                    shards.push(said?);
+                    Ok(shards)
+                });
+            }
+            nodes.push(NodeView {
+                node: listed.node,
+                addresses: listed.addresses,
+                shards,
+            });
+        }
+        Ok(nodes)
+    }
+}
