@@ -37,10 +37,13 @@ const SHARD_LATE: Duration = Duration::from_millis(250);
 pub(super) const QUIET: Duration = Duration::from_millis(100);
 /// The same while requests wait at the server, as long polls do.
 pub(super) const QUIET_WAIT: Duration = Duration::from_millis(500);
-/// Who does not answer that within this, or four times the time that it last took, is away.
+/// Who does not answer that within this is away; on a slow network, within four times the way there
+/// and back.
 const ANSWER: Duration = Duration::from_millis(200);
-/// The same on a slow network: never more.
-const ANSWER_MAX: Duration = Duration::from_secs(5);
+/// How slow a network is thought to be by the time that a connection took: never more than this.
+const ANSWER_CONNECTED_MAX: Duration = Duration::from_secs(1);
+/// The same by answers.
+const ANSWER_MAX: Duration = Duration::from_secs(2);
 /// Who is silent so long and still named as the leader gets a new connection.
 const SILENT_LONG: Duration = Duration::from_secs(1);
 
@@ -88,12 +91,16 @@ pub(super) struct Up {
     pub(super) asked_at: Option<Monotonic>,
     /// How long it may owe that.
     pub(super) answer_within: Duration,
+    /// The same, at the least.
+    answer_least: Duration,
     /// It owed it for longer, since then.
     pub(super) silent_since: Option<Monotonic>,
 }
 
 impl Up {
-    fn new(conn: ConnNo, now: Monotonic, next_beat: Monotonic) -> Self {
+    /// Connecting took that long: there and back twice.
+    fn new(conn: ConnNo, now: Monotonic, next_beat: Monotonic, took: Duration) -> Self {
+        let answer_least = (took * 2).clamp(ANSWER, ANSWER_CONNECTED_MAX);
         Self {
             conn,
             next_beat,
@@ -101,7 +108,8 @@ impl Up {
             lively_at: now,
             look_at: None,
             asked_at: None,
-            answer_within: ANSWER,
+            answer_within: answer_least,
+            answer_least,
             silent_since: None,
         }
     }
@@ -111,11 +119,16 @@ impl Up {
         self.silent_since = None;
         self.lively_at = now;
         if let Some(asked_at) = self.asked_at.take() {
-            let took = now.since(asked_at);
-            self.answer_within = (took * 4)
-                .max(self.answer_within / 8 * 7)
-                .clamp(ANSWER, ANSWER_MAX);
+            // A server that was frozen for long is no slow network: it at most doubles.
+            let most = (self.answer_within * 2).min(ANSWER_MAX);
+            let due = (now.since(asked_at) * 4).min(most);
+            self.answer_within = due.max(self.answer_within / 2).max(self.answer_least);
         }
+    }
+
+    /// It was lively all the time.
+    pub(super) fn is_lively(&mut self) {
+        self.answer_within = (self.answer_within / 8 * 7).max(self.answer_least);
     }
 }
 
@@ -123,6 +136,7 @@ impl Up {
 enum LinkState {
     Connecting {
         conn: ConnNo,
+        since: Monotonic,
         /// When it is late; `None` once it is.
         late_at: Option<Monotonic>,
     },
@@ -283,7 +297,12 @@ impl Links {
         let conn = ConnNo(self.next_conn);
         self.targets.insert(conn, target);
         let late_at = Some(now.plus(late_after));
-        let state = LinkState::Connecting { conn, late_at };
+        let since = now;
+        let state = LinkState::Connecting {
+            conn,
+            since,
+            late_at,
+        };
         self.links.insert(target, Link { state, failures });
         Some(ToConnect { conn, address })
     }
@@ -341,7 +360,12 @@ impl Links {
         }
         let node = hello.node;
         let reached = Target::Shard(node, hello.shard);
-        let failures = self.links.get(&asked).map_or(0, |link| link.failures);
+        let link = self.links.get(&asked);
+        let failures = link.map_or(0, |link| link.failures);
+        let took = match link.map(|link| &link.state) {
+            Some(LinkState::Connecting { since, .. }) => now.since(*since),
+            _ => Duration::ZERO,
+        };
         self.learn(hello);
         self.home.get_or_insert(node);
         let mut other = None;
@@ -367,7 +391,7 @@ impl Links {
             self.targets.remove(&other);
         }
         self.targets.insert(conn, reached);
-        let state = LinkState::Up(Up::new(conn, now, next_beat));
+        let state = LinkState::Up(Up::new(conn, now, next_beat, took));
         self.links.insert(reached, Link { state, failures });
         self.moved_in(asked, node);
         Arrival::Serves(reached, other)
@@ -496,17 +520,31 @@ impl Links {
 mod tests {
     use super::*;
 
+    /// How long a server may take for an answer, each time that one took that long.
+    fn within(up: &mut Up, took: &[u64]) -> Vec<u128> {
+        let each = took.iter().map(|took| {
+            up.asked_at = Some(up.lively_at);
+            up.heard(up.lively_at.plus(Duration::from_millis(*took)));
+            up.answer_within.as_millis()
+        });
+        each.collect()
+    }
+
     #[test]
     fn a_slow_server_is_given_more_time_and_a_quick_one_less_by_and_by() {
-        let ms = Duration::from_millis;
-        let mut up = Up::new(ConnNo(1), Monotonic(1), Monotonic(1));
-        let mut within = Vec::new();
-        for took in [1, 300, 1, 1, 9_000] {
-            up.asked_at = Some(up.lively_at);
-            up.heard(up.lively_at.plus(ms(took)));
-            within.push(up.answer_within.as_millis());
-        }
-        assert_eq!(within, [200, 1200, 1050, 918, 5000]);
+        let connected = |took| {
+            let took = Duration::from_millis(took);
+            Up::new(ConnNo(1), Monotonic(1), Monotonic(1), took)
+        };
+        let mut up = connected(2);
+        assert_eq!(within(&mut up, &[1, 300, 300, 300]), [200, 400, 800, 1200]);
+        assert_eq!(within(&mut up, &[1, 1, 1]), [600, 300, 200]);
+        assert_eq!(within(&mut up, &[9_000]), [400], "it was frozen");
+        (0..8).for_each(|_| up.is_lively());
+        assert_eq!(up.answer_within.as_millis(), 200);
+        let mut far = connected(300);
+        assert_eq!(within(&mut far, &[1, 150]), [600, 600]);
+        assert_eq!(within(&mut connected(60_000), &[1]), [1000]);
     }
 
     #[test]

@@ -62,6 +62,7 @@ impl ClientCore {
         }
         let until = up.lively_at.plus(patience);
         if until > now {
+            up.is_lively();
             up.look_at = Some(until);
             return;
         }
