@@ -146,3 +146,74 @@ fn an_orderly_stop_is_measured_too() {
     assert!(output.status.success(), "{said}{errors}");
     assert!(said.contains("VERDICT  ok"), "{said}");
 }
+
+/// Runs a command of its own and reads its figures; it must be sound.
+fn sound(name: &str, args: &[&str]) -> Value {
+    let json = file(name);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rrq-bench"));
+    command.args(args).arg("--json").arg(&json);
+    let output = command.output().expect("it runs");
+    let said = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}{errors}");
+    assert!(said.contains("VERDICT  ok"), "{said}");
+    let text = std::fs::read_to_string(&json).expect("the figures");
+    serde_json::from_str(&text).expect("JSON")
+}
+
+#[test]
+fn a_leader_and_then_all_nodes_go_and_nothing_is_lost() {
+    let html = file("failover.html");
+    let page = html.to_str().expect("text");
+    for (signal, target) in [("KILL", "leader"), ("TERM", "all")] {
+        let args = ["failover", "--nodes", "3", "--rounds", "1", "--jobs", "50"];
+        let more = ["--signal", signal, "--target", target, "--html", page];
+        let found = sound("failover.json", &[&args[..], &more].concat());
+        assert_eq!(found["nodes"], 3, "{found}");
+        assert_eq!(found["lost"], 0, "{found}");
+        let round = &found["rounds"][0];
+        assert!(number(round, "gap_ms") > 0.0 && number(round, "finish_gap_ms") > 0.0);
+        assert_eq!(number(&found, "gap_ms.max"), number(round, "gap_ms"));
+        let victims = round["victims"].as_array().map(Vec::len);
+        assert_eq!(
+            victims,
+            Some(if target == "all" { 3 } else { 1 }),
+            "{found}"
+        );
+    }
+    let page = std::fs::read_to_string(html).expect("a page");
+    assert!(page.contains("rrq-bench failover") && page.contains("<svg"));
+}
+
+#[test]
+fn several_nodes_are_loaded_and_recover_together() {
+    let found = figures("load-nodes.json", &["--nodes", "3", "--duration", "500ms"]);
+    assert!(number(&found, "enqueued_per_s") > 0.0);
+    let args = ["crash-recover", "--nodes", "3", "--jobs", "50"];
+    let more = ["--rounds", "1", "--shards", "1"];
+    let found = sound("recover-nodes.json", &[&args[..], &more].concat());
+    assert!(number(&found, "rto_ms.max") > 0.0);
+}
+
+#[test]
+fn a_cluster_that_cannot_be_is_refused() {
+    for (args, words) in [
+        (&["failover", "--nodes", "1"][..], "has no others"),
+        (&["failover", "--nodes", "4"], "must be 1, 3 or 5, not 4"),
+        (
+            &["crash-recover", "--nodes", "2"],
+            "must be 1, 3 or 5, not 2",
+        ),
+        (
+            &["load", "127.0.0.1:7411", "--nodes", "3"],
+            "of the bench's own",
+        ),
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rrq-bench"));
+        let output = command.args(args).output().expect("it runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.starts_with("error[RRQ-2001]"), "{said}");
+        assert!(said.contains(words), "{said}");
+    }
+}

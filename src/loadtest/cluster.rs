@@ -225,24 +225,39 @@ impl View {
     }
 
     fn is_level(&self) -> bool {
-        let is_behind = |(_, group): &(NodeId, GroupId), applied: &LogIndex| {
+        self.behind().next().is_none()
+    }
+
+    /// The groups of nodes that have not applied what their leader has committed.
+    fn behind(&self) -> impl Iterator<Item = (NodeId, GroupId)> {
+        let is_behind = |group: &GroupId, applied: LogIndex| {
             let leader = self.leaders.get(group);
-            leader.is_none_or(|(_, commit)| applied < commit)
+            leader.is_none_or(|(_, commit)| applied < *commit)
         };
-        !self
-            .applied
-            .iter()
-            .any(|(at, applied)| is_behind(at, applied))
+        let all = self.applied.iter();
+        all.filter(move |((_, group), applied)| is_behind(group, **applied))
+            .map(|(at, _)| *at)
     }
 
     fn words(&self) -> String {
+        let mut behind: BTreeMap<NodeId, Vec<GroupId>> = BTreeMap::new();
+        for (node, group) in self.behind() {
+            behind.entry(node).or_default().push(group);
+        }
+        let behind: String = behind
+            .iter()
+            .map(|(node, groups)| {
+                let (count, first) = (groups.len(), groups[0]);
+                format!("; node {} is behind in {count} of them, as {first}", node.0)
+            })
+            .collect();
         let nodes: Vec<String> = self
             .addresses
             .keys()
             .map(|node| node.0.to_string())
             .collect();
         format!(
-            "nodes {} are listed; {} of {} groups have a leader",
+            "nodes {} are listed; {} of {} groups have a leader{behind}",
             nodes.join(", "),
             self.leaders.len(),
             self.groups
@@ -329,7 +344,13 @@ mod tests {
         assert!(view(&[1, 1], &[(1, 9), (2, 9), (3, 9)]).is_whole(3));
         assert!(!view(&[1, 1], &[(1, 9), (2, 9)]).is_whole(3));
         assert!(view(&[1, 1], &[(1, 9), (2, 9)]).is_level());
-        assert!(!view(&[1, 1], &[(1, 9), (2, 8)]).is_level());
+        let behind = view(&[1, 1], &[(1, 9), (2, 8)]);
+        assert!(!behind.is_level());
+        let words = behind.words();
+        assert!(
+            words.ends_with("node 2 is behind in 2 of them, as 0"),
+            "{words}"
+        );
         let mut leaderless = view(&[1, 1], &[(1, 9), (2, 9), (3, 9)]);
         leaderless.leaders.remove(&GroupId(1));
         assert!(!leaderless.is_whole(3) && !leaderless.is_level());

@@ -34,6 +34,8 @@ use std::time::{Duration, Instant};
 const ACKS_BEFORE: u64 = 300;
 /// A strike comes at a random moment of this time.
 const STRIKE_WITHIN_MS: u64 = 50;
+/// Answers that were on their way when a node was struck come within this.
+const ON_THE_WAY: Duration = Duration::from_millis(20);
 /// How long a frozen node is frozen.
 const FROZEN: Duration = Duration::from_secs(2);
 /// How long is looked on once all nodes are there again.
@@ -260,15 +262,18 @@ async fn one_round(
     // With all gone there is nobody to go on.
     let all_gone = options.target == Victim::All && signal != Strike::Stop;
     if !all_gone {
-        load.all_run(Instant::now()).await?;
+        load.all_run(Instant::now() + ON_THE_WAY).await?;
     }
-    let worked_again = struck.elapsed();
+    let mut worked_again = struck.elapsed();
     if signal == Strike::Stop {
         tokio::time::sleep(FROZEN.saturating_sub(struck.elapsed())).await;
     }
     let at = victims.to_vec();
     let cluster = apart(move || heal(cluster, signal, &at)).await?;
     load.all_run(Instant::now()).await?;
+    if all_gone {
+        worked_again = struck.elapsed();
+    }
     tokio::time::sleep(LOOK_ON).await;
     let gaps = load.end_gaps();
     let ended = Instant::now();
