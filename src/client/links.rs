@@ -427,10 +427,12 @@ impl Links {
         // Without another node nothing follows from silence but what heartbeats find.
         if self.has_others()
             && let Some((_, up)) = self.up_mut(conn)
-            && up.look_at.is_none()
         {
-            up.lively_at = now;
-            up.look_at = Some(now.plus(QUIET));
+            let due = now.plus(QUIET);
+            if up.look_at.is_none() {
+                up.lively_at = now;
+            }
+            up.look_at = Some(up.look_at.map_or(due, |at| at.min(due)));
         }
     }
 

@@ -67,11 +67,6 @@ impl Pending {
         }
     }
 
-    /// Whether it waits at the server for something to happen, and may do so for longer.
-    pub(super) fn is_waiting(&self, now: Monotonic) -> bool {
-        self.poll_until > now
-    }
-
     pub(super) fn is_lease(&self) -> bool {
         matches!(
             self.command(),

@@ -32,22 +32,27 @@ impl ClientCore {
     }
 
     fn look_at(&mut self, now: Monotonic, conn: ConnNo) {
-        let mut patience = None;
-        for pending in self.requests.values() {
-            let is_here = pending.sent_on == Some(conn);
-            if is_here && pending.origin != Origin::Bye {
-                let quiet = match pending.is_waiting(now) {
-                    true => QUIET_WAIT,
-                    false => QUIET,
-                };
-                patience = Some(patience.unwrap_or(quiet).min(quiet));
-            }
-        }
+        let Some((_, up)) = self.links.up_mut(conn) else {
+            return;
+        };
+        let lively_at = up.lively_at;
+        let here = self
+            .requests
+            .values()
+            .filter(|pending| pending.sent_on == Some(conn) && pending.origin != Origin::Bye);
+        let dues = here.map(|pending| match pending.poll_until > now {
+            // It may wait at the server; once its time is over it may not.
+            true => lively_at
+                .plus(QUIET_WAIT)
+                .min(pending.poll_until.plus(QUIET)),
+            false => lively_at.plus(QUIET),
+        });
+        let due = dues.min();
         let Some((target, up)) = self.links.up_mut(conn) else {
             return;
         };
         up.look_at = None;
-        let Some(patience) = patience.filter(|_| up.silent_since.is_none()) else {
+        let Some(due) = due.filter(|_| up.silent_since.is_none()) else {
             return;
         };
         if let Some(asked_at) = up.asked_at {
@@ -60,10 +65,9 @@ impl ClientCore {
             }
             return;
         }
-        let until = up.lively_at.plus(patience);
-        if until > now {
+        if due > now {
             up.is_lively();
-            up.look_at = Some(until);
+            up.look_at = Some(due);
             return;
         }
         up.asked_at = Some(now);

@@ -276,6 +276,28 @@ fn an_idle_poll_moves_from_a_frozen_leader_and_is_probed_rarely() {
 }
 
 #[test]
+fn a_short_poll_does_not_hide_that_a_leader_is_frozen_nor_does_a_long_one_behind_a_command() {
+    let mut world = World::working(3);
+    world.client.call(enqueue());
+    world.run(ms(80));
+    world.client.call(lease(50));
+    world.run(ms(1));
+    world.node(1).health = Health::Frozen;
+    world.elect(2);
+    world.run(ms(370));
+    assert!(!world.commands_at(2).is_empty(), "a short poll");
+
+    let mut world = World::working(3);
+    world.client.call(lease(60_000));
+    world.run(ms(1_250));
+    world.node(1).health = Health::Frozen;
+    world.elect(2);
+    world.client.call(enqueue());
+    world.run(ms(370));
+    assert!(!world.commands_at(2).is_empty(), "a long one");
+}
+
+#[test]
 fn what_a_worker_holds_is_attached_and_kept_alive_at_the_next_leader() {
     let mut world = World::working(3);
     world.ready = 1;
