@@ -1,0 +1,319 @@
+//! Clusters of real `rrq-node` processes on addresses of their own of this machine, and clients that
+//! enqueue and finish jobs all the time and keep books.
+
+use super::node_support::{DEADLINE, Node, folder};
+use rrq::client::blocking::Client;
+use rrq::client::{Code, Error, GroupId, NodeId, Options};
+use rrq::shard::placement::home_group;
+use rrq::wire::AckItem;
+use rrq::workload::{Ledger, number_of, payload};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Where the jobs of [`Load`] go.
+pub(crate) const QUEUE: &str = "load";
+
+/// Nodes 1 to n, each with a loopback address of its own: another test cannot have its ports.
+pub(crate) struct Cluster {
+    folder: PathBuf,
+    net: String,
+    size: u32,
+    pub(crate) nodes: BTreeMap<u32, Node>,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Cluster {
+    /// Nodes that are not started, on an empty folder.
+    pub(crate) fn new(name: &str, size: u32) -> Self {
+        // One cluster at a time: three nodes are enough for a small machine.
+        static TURN: Mutex<()> = Mutex::new(());
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let pid = std::process::id();
+        // 127.0.0.0/8 is this machine; the low numbers are what people use.
+        let net = format!("127.{}.{}", 32 + pid % 200, pid / 200 % 250);
+        let folder = folder(&format!("cluster-{name}"));
+        std::fs::create_dir_all(&folder).expect("a folder");
+        Self {
+            folder,
+            net,
+            size,
+            nodes: BTreeMap::new(),
+            _turn: turn,
+        }
+    }
+
+    /// A cluster whose nodes all serve.
+    pub(crate) fn start(name: &str, size: u32) -> Self {
+        let mut cluster = Self::new(name, size);
+        cluster.start_all();
+        cluster
+    }
+
+    /// Starts the nodes that do not run, and waits until all are ready.
+    pub(crate) fn start_all(&mut self) {
+        let missing = (1..=self.size).filter(|number| !self.nodes.contains_key(number));
+        let started: Vec<_> = missing.map(|number| (number, self.spawn(number))).collect();
+        for (number, node) in started {
+            self.nodes.insert(number, node.until_ready());
+        }
+    }
+
+    pub(crate) fn numbers(&self) -> impl Iterator<Item = u32> + use<> {
+        1..=self.size
+    }
+
+    pub(crate) fn data(&self, number: u32) -> PathBuf {
+        self.folder.join(number.to_string())
+    }
+
+    /// The list that every node gets.
+    pub(crate) fn members(&self) -> String {
+        let members = self
+            .numbers()
+            .map(|number| format!("{number}={}.{number}:7421", self.net));
+        members.collect::<Vec<_>>().join(",")
+    }
+
+    pub(crate) fn client_address(&self, number: u32) -> String {
+        format!("{}.{number}:7411", self.net)
+    }
+
+    /// What starts a node.
+    pub(crate) fn command(&self, number: u32, data: &Path, members: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rrq-node"));
+        command
+            .args(["--id", &number.to_string(), "--members", members])
+            .args(["--listen", &self.client_address(number)])
+            .args(["--admin", &format!("{}.{number}:7480", self.net)])
+            .args(["--shards", "1", "--no-pin", "--data-dir"])
+            .arg(data)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    pub(crate) fn spawn(&self, number: u32) -> Node {
+        let data = self.data(number);
+        Node::spawn_by(&mut self.command(number, &data, &self.members()))
+    }
+
+    /// Starts a node and waits until it is ready.
+    pub(crate) fn start_one(&mut self, number: u32) {
+        let node = self.spawn(number).until_ready();
+        self.nodes.insert(number, node);
+    }
+
+    /// Ends a node by a signal, and waits for its end.
+    pub(crate) fn end(&mut self, number: u32, signal: &str) {
+        let mut node = self.nodes.remove(&number).expect("it runs");
+        node.signal(signal);
+        node.wait();
+    }
+
+    /// A client that knows all nodes.
+    pub(crate) fn client(&self) -> Client {
+        self.client_with(Options::default())
+    }
+
+    pub(crate) fn client_with(&self, options: Options) -> Client {
+        let addresses: Vec<String> = self.numbers().map(|nr| self.client_address(nr)).collect();
+        Client::connect_with(addresses, options).expect("a node answers")
+    }
+
+    /// Which node leads the group of [`QUEUE`].
+    pub(crate) fn leader(&self) -> u32 {
+        let begun = Instant::now();
+        loop {
+            for number in self.nodes.keys() {
+                if self.leads(*number).contains(&home_group(QUEUE, 64)) {
+                    return *number;
+                }
+            }
+            assert!(begun.elapsed() < DEADLINE, "nobody leads");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// The groups that a node says it leads.
+    pub(crate) fn leads(&self, number: u32) -> Vec<GroupId> {
+        let options = Options {
+            connect_deadline: Duration::from_millis(500),
+            deadline: Duration::from_millis(500),
+            ..Options::default()
+        };
+        let Ok(client) = Client::connect_with([self.client_address(number)], options) else {
+            return Vec::new();
+        };
+        let nodes = client.nodes().unwrap_or_default();
+        let node = nodes.iter().find(|view| view.node == NodeId(number));
+        let shards = node.and_then(|view| view.shards.as_ref().ok());
+        let groups = shards.into_iter().flatten().flat_map(|shard| &shard.groups);
+        groups
+            .filter(|group| group.leader)
+            .map(|group| group.group)
+            .collect()
+    }
+}
+
+/// Clients that work all the time.
+pub(crate) struct Load {
+    ledger: Arc<Mutex<Ledger>>,
+    client: Client,
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+    errors: Arc<Mutex<Vec<Error>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("nobody panics with it")
+}
+
+impl Load {
+    /// Producers and workers on one queue.
+    pub(crate) fn start(cluster: &Cluster, producers: usize, workers: usize) -> Self {
+        let mut load = Self {
+            ledger: Arc::default(),
+            client: cluster.client(),
+            stop: Arc::default(),
+            threads: Vec::new(),
+            errors: Arc::default(),
+        };
+        load.client.queue(QUEUE).expect("a queue");
+        for _ in 0..producers {
+            load.spawn(Self::produce);
+        }
+        for _ in 0..workers {
+            load.spawn(Self::work);
+        }
+        load
+    }
+
+    fn spawn(&mut self, what: fn(&Client, &Mutex<Ledger>, &AtomicBool, &Mutex<Vec<Error>>)) {
+        let (client, ledger) = (self.client.clone(), self.ledger.clone());
+        let (stop, errors) = (self.stop.clone(), self.errors.clone());
+        let run = move || what(&client, &ledger, &stop, &errors);
+        self.threads.push(std::thread::spawn(run));
+    }
+
+    fn produce(
+        client: &Client,
+        ledger: &Mutex<Ledger>,
+        stop: &AtomicBool,
+        errors: &Mutex<Vec<Error>>,
+    ) {
+        while !stop.load(Relaxed) {
+            let number = lock(ledger).ask();
+            match client.enqueue(QUEUE, payload(number, 200)).id() {
+                Ok(id) => lock(ledger).enqueued(number, id),
+                Err(error) => {
+                    if error.maybe_applied() {
+                        lock(ledger).enqueue_unknown(number);
+                    } else {
+                        lock(ledger).refused(number);
+                    }
+                    lock(errors).push(error);
+                }
+            }
+        }
+    }
+
+    fn work(
+        client: &Client,
+        ledger: &Mutex<Ledger>,
+        stop: &AtomicBool,
+        errors: &Mutex<Vec<Error>>,
+    ) {
+        let queue = client.queue(QUEUE).expect("it is there");
+        while !stop.load(Relaxed) {
+            match queue.lease(8, Duration::from_millis(200)) {
+                Ok(jobs) => finish(client, ledger, jobs, errors),
+                Err(error) => lock(errors).push(error),
+            }
+        }
+    }
+
+    /// How many jobs are acknowledged by now.
+    pub(crate) fn enqueued(&self) -> u64 {
+        lock(&self.ledger).enqueued_count()
+    }
+
+    /// Waits until so many more jobs are acknowledged; how long that took.
+    pub(crate) fn until_enqueued(&self, more: u64) -> Duration {
+        let (begun, goal) = (Instant::now(), self.enqueued() + more);
+        while self.enqueued() < goal {
+            assert!(begun.elapsed() < DEADLINE, "nothing is enqueued any more");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        begun.elapsed()
+    }
+
+    /// Ends the load, finishes what is left, and holds the books against it: how many jobs there were,
+    /// and the errors that the clients saw.
+    pub(crate) fn settle(mut self) -> (u64, Vec<Error>) {
+        self.stop.store(true, Relaxed);
+        for thread in self.threads.drain(..) {
+            thread.join().expect("a client does not panic");
+        }
+        let queue = self.client.queue(QUEUE).expect("it is there");
+        let errors = Mutex::new(Vec::new());
+        loop {
+            let jobs = queue.lease(256, Duration::ZERO).expect("it serves again");
+            if jobs.is_empty() {
+                break;
+            }
+            finish(&self.client, &self.ledger, jobs, &errors);
+        }
+        let left: Vec<_> = lock(&self.ledger).live().collect();
+        for (number, id) in left {
+            match self.client.run(self.client.calls().job(id)) {
+                Ok(job) => lock(&self.ledger).found_live(number, number_of(&job.body.payload)),
+                Err(error) if [Code::Finished, Code::NotFound].contains(&error.code()) => {
+                    lock(&self.ledger).found_gone(number);
+                }
+                Err(error) => panic!("job {id} cannot be looked for: {error}"),
+            }
+        }
+        let ledger = lock(&self.ledger);
+        assert!(ledger.misses().is_none(), "{:?}", ledger.misses());
+        // What an earlier grant of a dead worker holds is still leased.
+        let errors = std::mem::take(&mut *lock(&self.errors));
+        (ledger.enqueued_count(), errors)
+    }
+}
+
+fn finish(
+    client: &Client,
+    ledger: &Mutex<Ledger>,
+    jobs: Vec<rrq::client::LeasedJob>,
+    errors: &Mutex<Vec<Error>>,
+) {
+    let mut numbers = Vec::new();
+    let mut items = Vec::new();
+    for leased in &jobs {
+        let number = number_of(&leased.job.body.payload);
+        lock(ledger).delivered(number, leased.token());
+        numbers.extend(number.map(|number| (number, leased.token())));
+        items.push(AckItem {
+            token: leased.token(),
+            result: None,
+        });
+    }
+    let outcomes = client.run(client.calls().ack_batch(items));
+    for ((number, token), outcome) in numbers.into_iter().zip(outcomes) {
+        match outcome {
+            Ok(()) => lock(ledger).acked(number, token),
+            Err(error) => {
+                if error.maybe_applied() {
+                    lock(ledger).ack_unknown(number);
+                }
+                lock(errors).push(error);
+            }
+        }
+    }
+}

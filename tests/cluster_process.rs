@@ -1,0 +1,187 @@
+//! Three real `rrq-node` processes that are killed, frozen, stopped and started: nothing acknowledged
+//! is lost, nothing comes back after its ack, and clients go on by themselves.
+#![cfg(all(feature = "server", feature = "client", target_os = "linux"))]
+
+mod cluster_kit;
+mod node_support;
+
+use cluster_kit::{Cluster, Load};
+use node_support::error_kit::compare;
+use node_support::{DEADLINE, Node, assert_is_report};
+use std::time::{Duration, Instant};
+
+#[test]
+fn a_cluster_forms_by_itself_once_every_node_is_there() {
+    let mut cluster = Cluster::new("forms", 3);
+    let mut early = vec![cluster.spawn(1), cluster.spawn(2)];
+    for node in &mut early {
+        let begun = Instant::now();
+        let waits = || "node 3 at";
+        let mut heard = Vec::new();
+        while !heard
+            .iter()
+            .any(|line: &String| line.contains(waits()) && line.contains("is silent"))
+        {
+            assert!(
+                begun.elapsed() < DEADLINE,
+                "it does not say for whom it waits: {heard:?}"
+            );
+            heard.extend(node.heard());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+    let late = cluster.spawn(3);
+    for (number, node) in (1..).zip(early.into_iter().chain([late])) {
+        let node = node.until_ready();
+        let words = format!("ready: node {number} of 3, clients");
+        assert!(node.ready.contains(&words), "{}", node.ready);
+        cluster.nodes.insert(number, node);
+    }
+    let load = Load::start(&cluster, 2, 2);
+    load.until_enqueued(500);
+    let (jobs, errors) = load.settle();
+    assert!(jobs >= 500 && errors.is_empty(), "{errors:?}");
+    // Every group has one leader.
+    let begun = Instant::now();
+    loop {
+        let leads: Vec<usize> = (1..=3).map(|number| cluster.leads(number).len()).collect();
+        if leads.iter().sum::<usize>() == 64 {
+            break;
+        }
+        assert!(begun.elapsed() < DEADLINE, "{leads:?}");
+    }
+}
+
+#[test]
+fn leaders_killed_one_after_the_other_lose_nothing() {
+    let mut cluster = Cluster::start("leaders", 3);
+    let load = Load::start(&cluster, 4, 4);
+    for _ in 0..6 {
+        load.until_enqueued(200);
+        let leader = cluster.leader();
+        cluster.end(leader, "-KILL");
+        load.until_enqueued(200);
+        cluster.start_one(leader);
+    }
+    let (jobs, errors) = load.settle();
+    assert!(jobs >= 2400, "{jobs}");
+    assert!(errors.is_empty(), "no request fails: {errors:?}");
+}
+
+#[test]
+fn a_leader_that_is_frozen_is_replaced_and_finds_its_place_again() {
+    let cluster = Cluster::start("frozen", 3);
+    let load = Load::start(&cluster, 4, 4);
+    load.until_enqueued(200);
+    let leader = cluster.leader();
+    cluster.nodes[&leader].signal("-STOP");
+    // What was under way is answered by the next leader.
+    load.until_enqueued(500);
+    cluster.nodes[&leader].signal("-CONT");
+    load.until_enqueued(500);
+    let (_, errors) = load.settle();
+    assert!(errors.is_empty(), "no request fails: {errors:?}");
+}
+
+#[test]
+fn all_nodes_killed_at_once_come_back_unattended_with_everything() {
+    let mut cluster = Cluster::start("all", 3);
+    let load = Load::start(&cluster, 4, 2);
+    for _ in 0..3 {
+        load.until_enqueued(500);
+        for node in cluster.nodes.values() {
+            node.signal("-KILL");
+        }
+        for mut node in std::mem::take(&mut cluster.nodes).into_values() {
+            node.wait();
+        }
+        cluster.start_all();
+    }
+    load.until_enqueued(200);
+    let (jobs, errors) = load.settle();
+    assert!(jobs >= 1700 && errors.is_empty(), "{jobs} {errors:?}");
+}
+
+#[test]
+fn a_rolling_restart_fails_no_request() {
+    let mut cluster = Cluster::start("rolling", 3);
+    let load = Load::start(&cluster, 4, 4);
+    for number in cluster.numbers() {
+        load.until_enqueued(200);
+        cluster.end(number, "-TERM");
+        load.until_enqueued(200);
+        cluster.start_one(number);
+    }
+    let (_, errors) = load.settle();
+    assert!(errors.is_empty(), "{errors:?}");
+}
+
+#[test]
+fn an_emptied_directory_is_no_voter_and_forms_no_second_cluster() {
+    let mut cluster = Cluster::start("emptied", 3);
+    let load = Load::start(&cluster, 2, 2);
+    load.until_enqueued(200);
+    cluster.end(3, "-KILL");
+    std::fs::remove_dir_all(cluster.data(3)).expect("it is there");
+    let mut emptied = cluster.spawn(3);
+    let begun = Instant::now();
+    let mut heard = Vec::new();
+    while !heard
+        .iter()
+        .any(|line: &String| line.contains("belongs to cluster"))
+    {
+        assert!(begun.elapsed() < DEADLINE, "it says nothing: {heard:?}");
+        heard.extend(emptied.heard());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    load.until_enqueued(200);
+    // With one of the two others gone there is no majority: the emptied one makes none.
+    cluster.end(2, "-KILL");
+    let acked = load.enqueued();
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(
+        load.enqueued() <= acked + 2,
+        "what was under way, and no more"
+    );
+    cluster.start_one(2);
+    load.until_enqueued(200);
+    let (_, errors) = load.settle();
+    assert!(errors.is_empty(), "{errors:?}");
+}
+
+/// A cluster that was formed and is stopped; starts a node of it that must refuse, and says what is
+/// pinned.
+fn refuses(name: &str, members: impl FnOnce(&Cluster) -> String) {
+    let mut cluster = Cluster::start(name, 3);
+    for number in cluster.numbers() {
+        cluster.end(number, "-TERM");
+    }
+    let (data, members) = (cluster.data(1), members(&cluster));
+    let mut node = Node::spawn_by(&mut cluster.command(1, &data, &members));
+    let status = node.wait();
+    let text = node.errors();
+    assert_is_report(&text);
+    compare(&text);
+    assert!(!status.success(), "{text}");
+    // Nothing was changed.
+    cluster.start_all();
+}
+
+#[test]
+fn other_members_than_the_cluster_was_formed_with_are_refused() {
+    refuses("other-members", |cluster| {
+        cluster.members().replace("3=", "4=")
+    });
+}
+
+#[test]
+fn a_member_of_a_cluster_does_not_start_alone() {
+    refuses("alone", |_| "alone".to_owned());
+}
+
+#[test]
+fn a_member_whose_own_address_does_not_resolve_is_told_so() {
+    refuses("unresolved", |_| {
+        "1=no.such.host.invalid:7421,2=127.0.0.1:2,3=127.0.0.1:3".to_owned()
+    });
+}
