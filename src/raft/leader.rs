@@ -386,7 +386,8 @@ impl RaftNode {
 
     /// Sends a heartbeat to every follower.
     fn beat(&mut self) {
-        let (committed, quiet, heir) = (self.log.committed(), self.quiet, self.heir());
+        let (committed, heir) = (self.log.committed(), self.heir());
+        let last = self.log.last_index();
         let mut lead = self.lead.take().expect("it leads");
         lead.beat_now = false;
         lead.since_beat = 0;
@@ -395,6 +396,8 @@ impl RaftNode {
             // What is not known to be in its log cannot be told to be committed (trap R13).
             let commit = committed.min(progress.matched());
             progress.told(commit);
+            // One that comes back while the group rests must ask for what it lacks.
+            let quiet = self.quiet && progress.counted() == last;
             let heartbeat = Body::Heartbeat {
                 commit,
                 round: lead.round,

@@ -48,6 +48,7 @@
 //! - *Damage* ([`recovering`]): who may have lost what it promised neither votes nor counts until an
 //!   anchor of a leader or the other voters have put its log right. The thesis knows no such member.
 //! - *Checkpoints* take the place of InstallSnapshot (5): the leader offers, the engines bring it over.
+//!   A member that comes back to a group at rest stays awake until it has everything.
 //! - *Quiet groups*: who has everything stops to count ticks; the engine watches the nodes instead.
 //!
 //! # Deliberately absent
