@@ -24,8 +24,96 @@ use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Where a body comes from: its bytes and their place on this node's disk.
-pub(super) type Bodies<'a> = dyn FnMut(JobId) -> Option<(Bytes, BodyLocation)> + 'a;
+/// Where a body comes from: its bytes and their place on this node's disk, if they have one.
+pub(super) type Bodies<'a> = dyn FnMut(JobId) -> Option<(Bytes, Option<BodyLocation>)> + 'a;
+
+/// A state that is made from its pages step by step, so that nobody is kept waiting by it.
+pub struct StateLoader {
+    loading: Loading,
+    pages: Vec<(PageKey, Bytes)>,
+    /// Pages of this kind are taken now, by its place in the order.
+    kind: usize,
+    /// The next page to look at.
+    page: usize,
+}
+
+impl StateLoader {
+    /// Of these pages, in the order of their keys.
+    ///
+    /// # Errors
+    /// [`PageError`] if they are out of order, or there is no group page.
+    pub fn new(group: GroupId, pages: Vec<(PageKey, Bytes)>) -> Result<Self, PageError> {
+        check_keys(&pages)?;
+        Ok(Self {
+            loading: Loading::new(group),
+            pages,
+            kind: 0,
+            page: 0,
+        })
+    }
+
+    /// Takes so many pages more, each with the bodies of its jobs, which lie nowhere on this disk;
+    /// whether all are taken.
+    ///
+    /// # Errors
+    /// [`PageError`] names what is damaged or missing: nothing can be made of the rest. No bytes make
+    /// it panic.
+    pub fn step(
+        &mut self,
+        pages: usize,
+        bodies: &mut dyn FnMut(JobId) -> Option<Bytes>,
+    ) -> Result<bool, PageError> {
+        let mut bodies = |job: JobId| bodies(job).map(|bytes| (bytes, None));
+        let mut left = pages;
+        while self.kind < ORDER.len() {
+            let from = self.page;
+            let of_kind = |(key, _): &(PageKey, Bytes)| key.kind == ORDER[self.kind];
+            let Some(next) = self.pages[from..].iter().position(of_kind) else {
+                (self.kind, self.page) = (self.kind + 1, 0);
+                continue;
+            };
+            if left == 0 {
+                return Ok(false);
+            }
+            left -= 1;
+            let (key, bytes) = &self.pages[from + next];
+            self.loading.page(*key, bytes, &mut bodies)?;
+            self.page = from + next + 1;
+        }
+        Ok(true)
+    }
+
+    /// The state, once all pages are taken.
+    ///
+    /// # Errors
+    /// [`PageError`] if they do not fit each other.
+    ///
+    /// # Panics
+    /// If some are not taken.
+    pub fn finish(self) -> Result<JobQueue, PageError> {
+        assert!(self.kind == ORDER.len(), "some pages are not taken yet");
+        self.loading.finish()
+    }
+}
+
+fn check_keys(pages: &[(PageKey, Bytes)]) -> Result<(), PageError> {
+    for pair in pages.windows(2) {
+        if pair[0].0 >= pair[1].0 {
+            return Err(PageError::of_page(
+                pair[1].0,
+                "it is out of order or twice there",
+            ));
+        }
+    }
+    let first = pages.first();
+    if first.is_none_or(|(key, _)| key.kind != PageKind::Group) {
+        return Err(PageError {
+            place: PagePlace::Set,
+            what: "there is no group page".to_owned(),
+        });
+    }
+    Ok(())
+}
 
 impl JobQueue {
     /// Takes the state from its pages, in the order of their keys, and from the bodies of its jobs.
@@ -38,32 +126,24 @@ impl JobQueue {
         pages: &[(PageKey, Bytes)],
         bodies: &mut dyn FnMut(JobId) -> Option<(Bytes, BodyLocation)>,
     ) -> Result<(), PageError> {
-        for pair in pages.windows(2) {
-            if pair[0].0 >= pair[1].0 {
-                return Err(PageError::of_page(
-                    pair[1].0,
-                    "it is out of order or twice there",
-                ));
-            }
-        }
+        check_keys(pages)?;
         let mut loading = Loading::new(self.group);
-        if pages
-            .first()
-            .is_none_or(|(key, _)| key.kind != PageKind::Group)
-        {
-            return Err(PageError {
-                place: PagePlace::Set,
-                what: "there is no group page".to_owned(),
-            });
-        }
+        let mut bodies = located(bodies);
         for kind in ORDER {
             for (key, bytes) in pages.iter().filter(|(key, _)| key.kind == kind) {
-                loading.page(*key, bytes, bodies)?;
+                loading.page(*key, bytes, &mut bodies)?;
             }
         }
         *self = loading.finish()?;
         Ok(())
     }
+}
+
+/// Bodies that all lie on this disk.
+pub(super) fn located(
+    bodies: &mut dyn FnMut(JobId) -> Option<(Bytes, BodyLocation)>,
+) -> impl FnMut(JobId) -> Option<(Bytes, Option<BodyLocation>)> {
+    |job| bodies(job).map(|(bytes, at)| (bytes, Some(at)))
 }
 
 pub(super) struct Loading {
@@ -258,7 +338,9 @@ impl Loading {
         let state = state.expect("its place was found before");
         let body = StoredBody::of_checked(&bytes);
         state.insert(id, record, body, &mut self.machine.links);
-        self.machine.set_body_location(id, location);
+        if let Some(at) = location {
+            self.machine.set_body_location(id, at);
+        }
         Ok(())
     }
 

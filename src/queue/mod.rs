@@ -71,5 +71,6 @@ mod version_tests;
 pub use body::{StoredBody, decode_body, encode_body};
 pub use frozen::{BodyCursor, FrozenBody, FrozenState};
 pub use job_queue::{JobQueue, MACHINE_VERSION, PagesNeeded};
+pub use load::StateLoader;
 pub use page::{PageError, PagePlace};
 pub use salvage::Lost;

@@ -20,9 +20,9 @@ use crate::base::ids::{GroupId, JobId, QueueUid};
 use crate::base::limits::LEAF_JOBS;
 use crate::queue::command::PartitionChange;
 use crate::queue::job_queue::JobQueue;
-use crate::queue::load::{Bodies, Loading, ORDER};
+use crate::queue::load::{Bodies, Loading, ORDER, located};
 use crate::queue::page::{PageError, PagePlace, read_keys, read_leaf, read_reasons};
-use crate::queue::view::{PageKey, PageKind};
+use crate::queue::view::{BodyLocation, PageKey, PageKind};
 use bytes::Bytes;
 
 /// What a salvage leaves out.
@@ -47,8 +47,9 @@ impl JobQueue {
         group: GroupId,
         pages: &[(PageKey, Bytes)],
         bad: Vec<PageError>,
-        bodies: &mut Bodies<'_>,
+        bodies: &mut dyn FnMut(JobId) -> Option<(Bytes, BodyLocation)>,
     ) -> Result<(Self, Lost), PageError> {
+        let mut bodies = located(bodies);
         let mut salvage = Salvage {
             loading: Loading::new(group),
             lost: Lost {
@@ -69,7 +70,7 @@ impl JobQueue {
         salvage.lose_leaves();
         for kind in ORDER {
             for (key, bytes) in pages.iter().filter(|(key, _)| key.kind == kind) {
-                salvage.page(*key, bytes, bodies)?;
+                salvage.page(*key, bytes, &mut bodies)?;
             }
             if kind == PageKind::Partition {
                 salvage.drop_halves();
@@ -289,7 +290,7 @@ mod tests {
     use crate::queue::command::{
         Command, Enqueued, NewJob, Op, Outcome, QueueSettings, SessionCall, Window,
     };
-    use crate::queue::view::{ApplyAt, BodyLocation, JobState};
+    use crate::queue::view::{ApplyAt, JobState};
 
     const GROUP: GroupId = GroupId(7);
 
