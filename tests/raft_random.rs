@@ -9,12 +9,13 @@
 mod raft_kit;
 
 use raft_kit::{Cluster, GROUP, LIFE, voter};
+use rrq::base::checksum::Hash128;
 use rrq::base::entry::{Entry, EntryKind};
 use rrq::base::ids::{LogIndex, Term};
 use rrq::base::prng::Prng;
 use rrq::base::units::GroupTime;
 use rrq::raft::membership::Step;
-use rrq::raft::message::{Body, Message, Position, Voter, Why};
+use rrq::raft::message::{Body, Checkpoint, Message, Position, Voter, Why};
 use rrq::raft::node::RaftNode;
 use rrq::raft::ready::Ready;
 use rrq::raft::recovering::Answer;
@@ -454,7 +455,7 @@ fn any_body(prng: &mut Prng, last: Position) -> Body {
         0 => last,
         _ => (LogIndex(edge(prng)), Term(edge(prng))),
     };
-    match prng.below(16) {
+    match prng.below(18) {
         0 => Body::Canvass {
             pre: prng.chance(1, 2),
             last: position(prng),
@@ -513,9 +514,21 @@ fn any_body(prng: &mut Prng, last: Position) -> Body {
                 commit: position(prng),
             }
         }
-        _ => Body::EntryBase {
+        15 => Body::EntryBase {
             base: position(prng),
         },
+        16 => Body::Checkpoint(Checkpoint::Get {
+            id: edge(prng),
+            above: LogIndex(edge(prng)),
+            next: edge(prng),
+            again: prng.chance(1, 2),
+        }),
+        _ => Body::Checkpoint(Checkpoint::Part {
+            id: edge(prng),
+            number: edge(prng),
+            bytes: vec![1; prng.below(40) as usize].into(),
+            hash: prng.chance(1, 2).then(|| Hash128::of(b"any")),
+        }),
     }
 }
 

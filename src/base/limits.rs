@@ -1,6 +1,6 @@
 //! Every bound of the system in one place, and the relations between them, checked by the compiler.
 
-use crate::base::ids::Term;
+use crate::base::ids::{LogIndex, Term};
 
 /// The unit of disk I/O: batches start and end on it.
 pub const BLOCK_BYTES: usize = 4096;
@@ -129,6 +129,18 @@ pub const APPEND_BYTES_MAX: usize = 1 << 20;
 pub const APPENDS_IN_FLIGHT_MAX: usize = 64;
 /// What their entries take; one append passes whatever its size.
 pub const APPENDS_IN_FLIGHT_BYTES_MAX: usize = 8 << 20;
+/// A checkpoint goes to another node in parts of at most this.
+pub const CHECKPOINT_PART_BYTES: usize = 128 << 10;
+/// Parts on their way to a node that it has not answered.
+pub const CHECKPOINT_PARTS_IN_FLIGHT: u64 = 4;
+/// A page or a body on its way to another node, at the most: a session may hold all outcomes of its
+/// group.
+pub const CHECKPOINT_ITEM_BYTES_MAX: usize = 128 << 20;
+/// While a checkpoint goes to a follower, its leader keeps the entries behind it in memory as long as
+/// they take no more than this, or no more than the checkpoint so far.
+pub const CHECKPOINT_TAIL_BYTES_MAX: usize = 64 << 20;
+/// No index is ever higher: a log would grow for millions of years to get there.
+pub const INDEX_MAX: LogIndex = LogIndex(1 << 62);
 /// A learner that lacks more entries than this cannot become a voter yet.
 pub const CATCH_UP_ENTRIES_MAX: u64 = 1024;
 /// No term is ever higher: elections would take millions of years to get there.
@@ -176,5 +188,8 @@ const _: () = assert!(FRAME_BYTES_MAX + REPLY_JOBS_BYTES_MAX <= IN_FLIGHT_BYTES_
 const _: () = assert!(CONNECTION_BYTES_MAX < IN_FLIGHT_BYTES_SHARD_MIN);
 // Whoever has not said hello yet is never held back.
 const _: () = assert!(FRAME_BYTES_HELLO_MAX < CONNECTION_BYTES_ASSURED);
+// The entries of one append lie behind a follower that has caught up.
+const _: () = assert!(GROUP_TAIL_BYTES < CHECKPOINT_TAIL_BYTES_MAX);
+const _: () = assert!(SESSION_BYTES_MAX < CHECKPOINT_ITEM_BYTES_MAX);
 const _: () = assert!(WORKER_CLOSED_MS <= WORKER_TIMEOUT_MS);
 const _: () = assert!(WORKER_TIMEOUT_MS < SESSION_IDLE_MS);

@@ -5,6 +5,7 @@ use crate::base::units::GroupTime;
 use crate::raft::membership::Membership;
 use crate::raft::message::{Body, Entries, Position, Voter};
 use crate::raft::node::RaftNode;
+use crate::raft::role::Role;
 
 /// A checkpoint that a follower has got in place of entries.
 #[derive(Clone, Debug)]
@@ -70,10 +71,31 @@ impl RaftNode {
         self.offered.take()
     }
 
-    /// A checkpoint was installed, durably. One that is not ahead of what is committed here changes
+    /// A checkpoint shall be installed: no leader of an earlier term is heeded any more, whose entries
+    /// could contradict what follows it. False if that cannot be: this member leads, or has applied as
+    /// much.
+    pub fn prepare_install(&mut self, base: Position) -> bool {
+        if self.role == Role::Leader || base.0 <= self.log.applied() {
+            return false;
+        }
+        if base.1 > self.term {
+            self.become_follower(base.1, None);
+        } else if self.role != Role::Follower {
+            // What it asked for its votes with is no more.
+            self.become_follower(self.term, None);
+        }
+        true
+    }
+
+    /// A checkpoint was installed, durably. One that is not ahead of what is applied here changes
     /// nothing.
     pub fn installed(&mut self, checkpoint: Installed) {
-        if checkpoint.base.0 > self.log.committed() {
+        if checkpoint.base.0 > self.log.applied() {
+            let is_here = self.log.term_at(checkpoint.base.0) == Some(checkpoint.base.1);
+            if !is_here && self.role != Role::Follower {
+                // Whoever has it shall lead.
+                self.become_follower(self.term, None);
+            }
             self.log.install(checkpoint.base);
             self.go_on_from_base(checkpoint.time, checkpoint.machine_version);
             self.go_on_from_log();

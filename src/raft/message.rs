@@ -8,12 +8,15 @@
 //! | [`Body::Offer`] | leader, to who needs a checkpoint | [`Body::Appended`] once installed |
 //! | [`Body::TimeoutNow`] | leader, to who shall lead | its canvass |
 //! | [`Body::ReadIndex`] | follower | [`Body::ReadAt`] |
+//! | [`Body::Checkpoint`] | who was offered one; who offered it | [`Checkpoint`] |
 //! | [`Body::AnchorGet`] | who recovers, to its leader | [`Body::Anchor`] |
 //! | [`Body::EntryGet`] | who recovers, to the voters | [`Body::EntryGot`], [`Body::EntryBase`] |
 
+use crate::base::checksum::Hash128;
 use crate::base::entry::Entry;
 use crate::base::ids::{GroupId, Incarnation, LogIndex, NodeId, Term};
 use crate::raft::recovering::Answer;
+use bytes::Bytes;
 use smallvec::SmallVec;
 
 pub use crate::base::ids::Voter;
@@ -132,6 +135,9 @@ pub enum Body {
         /// Where the leader's newest checkpoint was cut.
         base: Position,
     },
+    /// A checkpoint on its way. It says nothing to Raft, which only looks whether it belongs here; the
+    /// engines understand it.
+    Checkpoint(Checkpoint),
     /// Campaign at once (thesis 3.10).
     TimeoutNow,
     /// From which index on is a read the latest (thesis 6.4)?
@@ -174,6 +180,35 @@ pub enum Body {
     EntryBase {
         /// Where it was cut.
         base: Position,
+    },
+}
+
+/// What the engines of two members say to each other about a checkpoint that one of them needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Checkpoint {
+    /// The next parts, please. All that came before this number is here, so that it is the answer to
+    /// parts too.
+    Get {
+        /// Chosen by the asker, anew for each checkpoint; never twice in a start.
+        id: u64,
+        /// A checkpoint of this index or below is of no use.
+        above: LogIndex,
+        /// The number of the next part.
+        next: u64,
+        /// That part and those behind it were lost.
+        again: bool,
+    },
+    /// One part.
+    Part {
+        /// The asker's number.
+        id: u64,
+        /// Which part, from 0.
+        number: u64,
+        /// A piece of the stream, at most
+        /// [`CHECKPOINT_PART_BYTES`](crate::base::limits::CHECKPOINT_PART_BYTES).
+        bytes: Bytes,
+        /// In the last part: the hash of the whole stream.
+        hash: Option<Hash128>,
     },
 }
 

@@ -12,7 +12,7 @@ use crate::base::units::GroupTime;
 use crate::raft::leader::Leadership;
 use crate::raft::log::RaftLog;
 use crate::raft::membership::{Change, Membership};
-use crate::raft::message::{Body, Message, Position, StepError, Voter, Why};
+use crate::raft::message::{Body, Checkpoint, Message, Position, StepError, Voter, Why};
 use crate::raft::ready::{HardState, Ready};
 use crate::raft::recovering::{Doubt, Recovery};
 use crate::raft::role::Role;
@@ -122,6 +122,8 @@ pub struct RaftNode {
     pub(super) quiet: bool,
     /// A checkpoint that the leader offers, or a voter to one that recovers, for the engine.
     pub(super) offered: Option<(Voter, Position)>,
+    /// What was said about checkpoints on their way, for the engine.
+    checkpoints: Vec<(Voter, Checkpoint)>,
     /// It goes on if the leader dies.
     pub(super) heir: bool,
     /// Its leader died, and it waits for the heir; not once it has voted for somebody.
@@ -180,6 +182,7 @@ impl RaftNode {
             lead: None,
             quiet: false,
             offered: None,
+            checkpoints: Vec::new(),
             heir: false,
             waits_for_heir: false,
             put_off: None,
@@ -215,6 +218,11 @@ impl RaftNode {
         // Whoever says more than that it is there has something under way (trap R22).
         self.quiet &= matches!(message.body, Body::Beat { .. });
         if !self.hear_follower(&message) {
+            return Ok(());
+        }
+        // A checkpoint holds what is committed, whoever leads and in whatever term.
+        if let Body::Checkpoint(checkpoint) = message.body {
+            self.checkpoints.push((message.from, checkpoint));
             return Ok(());
         }
         // Who is asked for entries takes a new term by it, so that it is bound by none before.
@@ -262,6 +270,7 @@ impl RaftNode {
                 self.hear_leader(from);
                 self.on_offer(base);
             }
+            Body::Checkpoint(_) => unreachable!("it was handed to the engine"),
             Body::TimeoutNow => self.campaign(Why::Transfer),
             Body::Appended { matched } => self.on_appended(from, matched),
             Body::Refused { prev, hint } => self.on_refused(from, prev, hint),
@@ -296,10 +305,15 @@ impl RaftNode {
         if (message.term == Term(0) && !may_be_none) || message.term > TERM_MAX {
             return Err(StepError::Nonsense("its term cannot be"));
         }
-        // Only members are asked. Who asks or leads may be one that is not known here yet.
+        // Only members are asked, and get checkpoints. Who asks for a vote or leads may be one that is
+        // not known here yet.
         let answers = matches!(
             message.body,
-            Body::Ballot { .. } | Body::Appended { .. } | Body::Refused { .. } | Body::Beat { .. }
+            Body::Ballot { .. }
+                | Body::Appended { .. }
+                | Body::Refused { .. }
+                | Body::Beat { .. }
+                | Body::Checkpoint(Checkpoint::Get { .. })
         );
         if answers && !self.leads(message.from) && !self.members.contains(message.from) {
             return Err(StepError::NotAMember(message.from.node));
@@ -584,6 +598,17 @@ impl RaftNode {
     pub(super) fn go_on_from_base(&mut self, time: GroupTime, machine_version: u16) {
         self.last_time = self.last_time.max(time);
         self.machine_version = machine_version;
+    }
+
+    /// What was said about checkpoints on their way since the last call.
+    pub fn take_checkpoints(&mut self) -> Vec<(Voter, Checkpoint)> {
+        std::mem::take(&mut self.checkpoints)
+    }
+
+    /// What this member says about a checkpoint on its way.
+    #[must_use]
+    pub fn carry(&self, to: Voter, what: Checkpoint) -> Message {
+        self.message(to, self.term, Body::Checkpoint(what))
     }
 
     pub(super) fn message(&self, to: Voter, term: Term, body: Body) -> Message {

@@ -115,7 +115,7 @@ pub struct GroupMessage {
     pub recovering: bool,
     #[prost(
         oneof = "group_message::Body",
-        tags = "6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21"
+        tags = "6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23"
     )]
     pub body: ::core::option::Option<group_message::Body>,
 }
@@ -253,6 +253,36 @@ pub mod group_message {
         #[prost(message, optional, tag = "5")]
         pub commit: ::core::option::Option<Position>,
     }
+    /// A checkpoint is a stream of CheckpointItem, cut into parts.
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct CheckpointGet {
+        /// Chosen by the asker, anew for each checkpoint; never twice in a start.
+        #[prost(uint64, tag = "1")]
+        pub id: u64,
+        /// One of this index or below is of no use.
+        #[prost(uint64, tag = "2")]
+        pub above: u64,
+        /// All parts before this one are here.
+        #[prost(uint64, tag = "3")]
+        pub next: u64,
+        /// Those from there on were lost.
+        #[prost(bool, tag = "4")]
+        pub again: bool,
+    }
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct CheckpointPart {
+        /// The asker's number.
+        #[prost(uint64, tag = "1")]
+        pub id: u64,
+        /// From 0.
+        #[prost(uint64, tag = "2")]
+        pub number: u64,
+        #[prost(bytes = "bytes", tag = "3")]
+        pub bytes: ::prost::bytes::Bytes,
+        /// In the last part: the first 16 bytes of BLAKE3 of all parts.
+        #[prost(bytes = "bytes", tag = "4")]
+        pub hash: ::prost::bytes::Bytes,
+    }
     #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Body {
         #[prost(message, tag = "6")]
@@ -287,5 +317,75 @@ pub mod group_message {
         EntryGot(EntryGot),
         #[prost(message, tag = "21")]
         EntryBase(Position),
+        #[prost(message, tag = "22")]
+        CheckpointGet(CheckpointGet),
+        #[prost(message, tag = "23")]
+        CheckpointPart(CheckpointPart),
+    }
+}
+/// Each behind its length as a varint. First the head, then pages in the order of their keys, then
+/// bodies in the order of their jobs.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CheckpointItem {
+    #[prost(oneof = "checkpoint_item::Item", tags = "1, 2, 3")]
+    pub item: ::core::option::Option<checkpoint_item::Item>,
+}
+/// Nested message and enum types in `CheckpointItem`.
+pub mod checkpoint_item {
+    /// The group at one index.
+    #[derive(Clone, PartialEq, ::prost::Message)]
+    pub struct Head {
+        #[prost(uint64, tag = "1")]
+        pub index: u64,
+        #[prost(uint64, tag = "2")]
+        pub term: u64,
+        #[prost(uint64, tag = "3")]
+        pub time_ms: u64,
+        #[prost(uint32, tag = "4")]
+        pub machine_version: u32,
+        #[prost(sint64, tag = "5")]
+        pub wall_offset_ms: i64,
+        #[prost(message, repeated, tag = "6")]
+        pub voters: ::prost::alloc::vec::Vec<Voter>,
+    }
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Voter {
+        #[prost(uint32, tag = "1")]
+        pub node: u32,
+        /// 16 bytes.
+        #[prost(bytes = "bytes", tag = "2")]
+        pub disk: ::prost::bytes::Bytes,
+    }
+    /// As in a run file.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Page {
+        #[prost(uint32, tag = "1")]
+        pub kind: u32,
+        #[prost(uint64, tag = "2")]
+        pub queue: u64,
+        #[prost(uint32, tag = "3")]
+        pub partition: u32,
+        #[prost(uint64, tag = "4")]
+        pub number: u64,
+        #[prost(bytes = "bytes", tag = "5")]
+        pub bytes: ::prost::bytes::Bytes,
+    }
+    /// As in a payload file.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Body {
+        /// 16 bytes.
+        #[prost(bytes = "bytes", tag = "1")]
+        pub job: ::prost::bytes::Bytes,
+        #[prost(bytes = "bytes", tag = "2")]
+        pub bytes: ::prost::bytes::Bytes,
+    }
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Item {
+        #[prost(message, tag = "1")]
+        Head(Head),
+        #[prost(message, tag = "2")]
+        Page(Page),
+        #[prost(message, tag = "3")]
+        Body(Body),
     }
 }

@@ -19,6 +19,7 @@
 //! What is deliberately absent: I/O, time, and any opinion on what a request means.
 
 pub mod bounds;
+pub mod checkpoint;
 pub mod client;
 pub mod command;
 pub mod error;

@@ -8,11 +8,12 @@
 //! What is refused here is what cannot be a message. Whether it fits the group is up to its member
 //! ([`StepError`](crate::raft::message::StepError)).
 
+use crate::base::checksum::Hash128;
 use crate::base::entry::{Entry, EntryKind};
 use crate::base::ids::{ClusterId, DiskId, GroupId, Incarnation, LogIndex, NodeId, Term, Voter};
-use crate::base::limits::{PEER_FRAME_BYTES_FULL, PEER_SHARDS_MAX, VOTERS_MAX};
+use crate::base::limits::{CHECKPOINT_PART_BYTES, PEER_FRAME_BYTES_FULL, PEER_SHARDS_MAX, VOTERS_MAX};
 use crate::base::units::{GroupTime, Lsn, WallTime};
-use crate::raft::message::{Body, Position, Why};
+use crate::raft::message::{Body, Checkpoint, Position, Why};
 use crate::raft::recovering::Answer;
 use crate::wire::bounds::check_range;
 use crate::wire::command::{group_from_pb, try_each, u16_from_pb};
@@ -523,6 +524,54 @@ fn entry_from_pb(
     }
 }
 
+fn checkpoint_to_pb(checkpoint: &Checkpoint) -> PbBody {
+    match checkpoint {
+        Checkpoint::Get {
+            id,
+            above,
+            next,
+            again,
+        } => PbBody::CheckpointGet(gm::CheckpointGet {
+            id: *id,
+            above: above.0,
+            next: *next,
+            again: *again,
+        }),
+        Checkpoint::Part {
+            id,
+            number,
+            bytes,
+            hash,
+        } => PbBody::CheckpointPart(gm::CheckpointPart {
+            id: *id,
+            number: *number,
+            bytes: bytes.clone(),
+            hash: hash.map_or(Bytes::new(), |hash| Bytes::copy_from_slice(&hash.0)),
+        }),
+    }
+}
+
+fn part_from_pb(part: gm::CheckpointPart) -> Result<Checkpoint, WireError> {
+    let len = part.bytes.len() as u64;
+    let max = CHECKPOINT_PART_BYTES as u64;
+    check_range("the bytes of a part", len, 1, max)?;
+    let hash = match &part.hash[..] {
+        [] => None,
+        bytes => Some(
+            bytes
+                .try_into()
+                .map(Hash128)
+                .map_err(|_| bad_id("a hash", bytes))?,
+        ),
+    };
+    Ok(Checkpoint::Part {
+        id: part.id,
+        number: part.number,
+        bytes: part.bytes,
+        hash,
+    })
+}
+
 fn message_to_pb(message: &Message) -> pb::GroupMessage {
     let body = match &message.body {
         Body::Canvass {
@@ -592,6 +641,7 @@ fn message_to_pb(message: &Message) -> pb::GroupMessage {
             commit: Some(position_to_pb(*commit)),
         }),
         Body::EntryBase { base } => PbBody::EntryBase(position_to_pb(*base)),
+        Body::Checkpoint(checkpoint) => checkpoint_to_pb(checkpoint),
     };
     pb::GroupMessage {
         group: message.group.0.into(),
@@ -680,6 +730,13 @@ fn message_from_pb(
         PbBody::EntryBase(base) => Body::EntryBase {
             base: position("base", Some(base))?,
         },
+        PbBody::CheckpointGet(get) => Body::Checkpoint(Checkpoint::Get {
+            id: get.id,
+            above: LogIndex(get.above),
+            next: get.next,
+            again: get.again,
+        }),
+        PbBody::CheckpointPart(part) => Body::Checkpoint(part_from_pb(part)?),
     };
     Ok(Message {
         from: link.from,

@@ -2,12 +2,13 @@
 
 use super::wire::{body_of, wire_error};
 use bytes::{Bytes, BytesMut};
+use rrq::base::checksum::Hash128;
 use rrq::base::entry::{Entry, EntryKind};
 use rrq::base::ids::{ClusterId, DiskId, GroupId, Incarnation, LogIndex, NodeId, Term};
 use rrq::base::units::{GroupTime, Lsn, WallTime};
 use rrq::raft::log::RaftLog;
 use rrq::raft::membership::Membership;
-use rrq::raft::message::{Body, Message, Voter, Why};
+use rrq::raft::message::{Body, Checkpoint, Message, Voter, Why};
 use rrq::raft::node::{RaftConfig, RaftNode};
 use rrq::raft::ready::{HardState, Ready};
 use rrq::raft::recovering::Answer;
@@ -198,6 +199,18 @@ pub(super) fn peer_stream() -> Vec<u8> {
         Body::EntryGet { first },
         Body::EntryGot { answer, commit },
         Body::EntryBase { base: at(9, 1) },
+        Body::Checkpoint(Checkpoint::Get {
+            id,
+            above: LogIndex(2),
+            next: 0,
+            again: true,
+        }),
+        Body::Checkpoint(Checkpoint::Part {
+            id,
+            number: 3,
+            bytes: Bytes::from_static(b"a part"),
+            hash: Some(Hash128::of(b"a part")),
+        }),
     ];
     let messages = bodies.map(|body| Message {
         from: member(2),

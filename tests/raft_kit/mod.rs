@@ -11,7 +11,7 @@ use rrq::base::units::GroupTime;
 use rrq::raft::follower::Installed;
 use rrq::raft::log::RaftLog;
 use rrq::raft::membership::{Change, Membership};
-use rrq::raft::message::{Body, Message, Position, StepError, Voter};
+use rrq::raft::message::{Body, Checkpoint, Message, Position, StepError, Voter};
 use rrq::raft::node::{Proposal, RaftConfig, RaftNode};
 use rrq::raft::ready::{HardState, Ready, Standing};
 use rrq::raft::recovering::Doubt;
@@ -350,7 +350,11 @@ impl Cluster {
         let from = self.members.get(&source)?;
         let (base, members) = (from.disk.base, from.disk.base_members.clone());
         let member = self.member(me);
-        let is_ahead = base.0 > member.node.log().committed();
+        let is_ahead = member.node.prepare_install(base);
+        if !is_ahead && base.0 > member.node.log().applied() {
+            // It leads, and has all that is in it.
+            return None;
+        }
         if is_ahead {
             let has_base = |entry: &Entry| (entry.index, entry.term) == base;
             let disk_follows = member.disk.entries.iter().any(has_base);
@@ -495,6 +499,8 @@ pub(crate) fn show(message: &Message) -> String {
         ),
         Body::Beat { round } => format!("beat {round}"),
         Body::Offer { base } => format!("offer {}", at(*base)),
+        Body::Checkpoint(Checkpoint::Get { next, .. }) => format!("checkpoint-get {next}"),
+        Body::Checkpoint(Checkpoint::Part { number, .. }) => format!("checkpoint-part {number}"),
         Body::TimeoutNow => "timeout-now".to_owned(),
         Body::ReadIndex { id } => format!("read-index {id}"),
         Body::ReadAt { id, index } => format!("read {id} at {index}"),

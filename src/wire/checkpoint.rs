@@ -1,0 +1,314 @@
+//! A checkpoint on its way to another node <-> a stream of bytes, which is cut into parts anywhere.
+//!
+//! Each item stands behind its length: first the head, then pages in the order of their keys, then
+//! bodies in the order of their jobs. Pages and bodies are as they lie on disk, so that what checks a
+//! checkpoint there checks it here. What is refused here is what cannot be an item; whether the items
+//! make up a state is up to the job machine.
+
+use crate::base::ids::{DiskId, JobId, LogIndex, NodeId, Partition, QueueUid, Term};
+use crate::base::limits::{CHECKPOINT_ITEM_BYTES_MAX, INDEX_MAX, TERM_MAX, VOTERS_MAX};
+use crate::base::units::GroupTime;
+use crate::queue::view::{PageKey, PageKind};
+use crate::raft::message::Voter;
+use crate::wire::bounds::check_range;
+use crate::wire::command::u16_from_pb;
+use crate::wire::error::{WireError, malformed};
+use crate::wire::fields::check_fields;
+use crate::wire::generated_peer as pb;
+use bytes::{Buf, Bytes, BytesMut};
+use pb::checkpoint_item::{self as ci, Item as PbItem};
+use prost::Message as _;
+use prost::encoding::decode_varint;
+
+/// The fields of an item: a head has the most, with two for each voter.
+const FIELDS_MAX: usize = 64;
+/// Item, head or page or body.
+const LEVELS_COUNTED: u32 = 2;
+/// A length takes no more bytes than this.
+const LENGTH_BYTES_MAX: usize = 5;
+
+/// The group at the index of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckpointHead {
+    /// The last entry that is in it.
+    pub index: LogIndex,
+    /// Its term.
+    pub term: Term,
+    /// The group's time there.
+    pub time: GroupTime,
+    /// The version of the job machine in force there.
+    pub machine_version: u16,
+    /// The group's wall offset there, in milliseconds.
+    pub wall_offset_ms: i64,
+    /// The voters in force there, ascending by node.
+    pub voters: Vec<Voter>,
+}
+
+/// An item of the stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CheckpointItem {
+    /// The first.
+    Head(CheckpointHead),
+    /// A page, as in a run file.
+    Page(PageKey, Bytes),
+    /// The body of a live job, as in a payload file.
+    Body(JobId, Bytes),
+}
+
+/// Appends an item.
+pub fn encode_item(item: &CheckpointItem, out: &mut BytesMut) {
+    let item = match item {
+        CheckpointItem::Head(head) => PbItem::Head(ci::Head {
+            index: head.index.0,
+            term: head.term.0,
+            time_ms: head.time.0,
+            machine_version: head.machine_version.into(),
+            wall_offset_ms: head.wall_offset_ms,
+            voters: head.voters.iter().map(voter_to_pb).collect(),
+        }),
+        CheckpointItem::Page(key, bytes) => PbItem::Page(ci::Page {
+            kind: key.kind as u32,
+            queue: key.queue.to_u64(),
+            partition: key.partition.0.into(),
+            number: key.number,
+            bytes: bytes.clone(),
+        }),
+        CheckpointItem::Body(job, bytes) => PbItem::Body(ci::Body {
+            job: Bytes::copy_from_slice(&job.to_bytes()),
+            bytes: bytes.clone(),
+        }),
+    };
+    let item = pb::CheckpointItem { item: Some(item) };
+    item.encode_length_delimited(out)
+        .expect("a buffer that grows takes every item");
+}
+
+fn voter_to_pb(voter: &Voter) -> ci::Voter {
+    ci::Voter {
+        node: voter.node.0,
+        disk: Bytes::copy_from_slice(&voter.disk.0),
+    }
+}
+
+/// Puts items together again from the pieces of a stream.
+#[derive(Debug, Default)]
+pub struct ItemDecoder {
+    buffer: BytesMut,
+}
+
+impl ItemDecoder {
+    /// The next piece.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    /// The next item; `None` if it is not all here.
+    ///
+    /// # Errors
+    /// [`WireError`] if the bytes are no item: nobody knows where the next one starts.
+    pub fn next_item(&mut self) -> Result<Option<CheckpointItem>, WireError> {
+        let mut rest = &self.buffer[..];
+        let ends = rest.iter().take(LENGTH_BYTES_MAX).any(|byte| *byte < 0x80);
+        if !ends && rest.len() < LENGTH_BYTES_MAX {
+            return Ok(None);
+        }
+        let len = decode_varint(&mut rest).map_err(malformed("the length of an item"))?;
+        let max = CHECKPOINT_ITEM_BYTES_MAX as u64;
+        check_range("the length of an item", len, 1, max)?;
+        let len = usize::try_from(len).expect("it was just compared");
+        let head_bytes = self.buffer.len() - rest.len();
+        if rest.len() < len {
+            return Ok(None);
+        }
+        self.buffer.advance(head_bytes);
+        let bytes = self.buffer.split_to(len).freeze();
+        check_fields("an item, in fields,", &bytes, LEVELS_COUNTED, FIELDS_MAX)?;
+        let item = pb::CheckpointItem::decode(bytes).map_err(malformed("an item"))?;
+        item_from_pb(item).map(Some)
+    }
+
+    /// Whether no piece of an item is left.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.buffer.is_empty()
+    }
+}
+
+fn item_from_pb(item: pb::CheckpointItem) -> Result<CheckpointItem, WireError> {
+    let item = item.item.ok_or(WireError::Missing("an item"))?;
+    Ok(match item {
+        PbItem::Head(head) => CheckpointItem::Head(head_from_pb(head)?),
+        PbItem::Page(page) => {
+            let kind = u8::try_from(page.kind).ok().and_then(PageKind::from_u8);
+            let place = (
+                kind,
+                QueueUid::from_u64(page.queue),
+                u8::try_from(page.partition),
+            );
+            let (Some(kind), Some(queue), Ok(partition)) = place else {
+                return Err(WireError::Contradiction("the key of a page cannot be"));
+            };
+            let key = PageKey {
+                kind,
+                queue,
+                partition: Partition(partition),
+                number: page.number,
+            };
+            CheckpointItem::Page(key, page.bytes)
+        }
+        PbItem::Body(body) => {
+            let job = body.job[..].try_into().map_err(|_| WireError::BadLength {
+                field: "the id of a job",
+                got: body.job.len(),
+                min: 16,
+                max: 16,
+            })?;
+            let job = JobId::from_bytes(job)
+                .map_err(|_| WireError::Contradiction("the id of a job has reserved bits set"))?;
+            CheckpointItem::Body(job, body.bytes)
+        }
+    })
+}
+
+fn head_from_pb(head: ci::Head) -> Result<CheckpointHead, WireError> {
+    check_range("the index of a checkpoint", head.index, 1, INDEX_MAX.0)?;
+    check_range("the term of a checkpoint", head.term, 1, TERM_MAX.0)?;
+    let count = head.voters.len() as u64;
+    check_range("the voters of a checkpoint", count, 1, VOTERS_MAX as u64)?;
+    let voters = head.voters.into_iter().map(|voter| {
+        let disk = voter.disk[..].try_into().map(DiskId);
+        let disk = disk.map_err(|_| WireError::BadLength {
+            field: "the id of a disk",
+            got: voter.disk.len(),
+            min: 16,
+            max: 16,
+        })?;
+        let node = NodeId(voter.node);
+        Ok(Voter { node, disk })
+    });
+    let voters = voters.collect::<Result<Vec<_>, WireError>>()?;
+    if !voters.is_sorted_by(|one, next| one.node < next.node) {
+        return Err(WireError::Contradiction(
+            "the voters of a checkpoint ascend by node",
+        ));
+    }
+    Ok(CheckpointHead {
+        index: LogIndex(head.index),
+        term: Term(head.term),
+        time: GroupTime(head.time_ms),
+        machine_version: u16_from_pb("machine_version", head.machine_version)?,
+        wall_offset_ms: head.wall_offset_ms,
+        voters,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::ids::GroupId;
+    use crate::base::prng::Prng;
+
+    fn items() -> Vec<CheckpointItem> {
+        let voter = |node: u32| Voter {
+            node: NodeId(node),
+            disk: DiskId([node as u8; 16]),
+        };
+        let queue = QueueUid::new(GroupId(7), 3).expect("a small counter");
+        let key = PageKey {
+            kind: PageKind::Leaf,
+            queue,
+            partition: Partition(2),
+            number: 9,
+        };
+        vec![
+            CheckpointItem::Head(CheckpointHead {
+                index: LogIndex(100),
+                term: Term(5),
+                time: GroupTime(77),
+                machine_version: 2,
+                wall_offset_ms: -3,
+                voters: (1..=3).map(voter).collect(),
+            }),
+            CheckpointItem::Page(key, Bytes::from(vec![1; 300])),
+            CheckpointItem::Page(key, Bytes::new()),
+            CheckpointItem::Body(
+                JobId::new(GroupId(7), queue, Partition(2), 8),
+                Bytes::from(vec![2; 70_000]),
+            ),
+        ]
+    }
+
+    fn stream() -> BytesMut {
+        let mut out = BytesMut::new();
+        for item in items() {
+            encode_item(&item, &mut out);
+        }
+        out
+    }
+
+    #[test]
+    fn pieces_of_any_size_yield_the_same_items() {
+        for size in [1, 2, 3, 7, 100, 10_000, 1 << 20] {
+            let mut decoder = ItemDecoder::default();
+            let mut read = Vec::new();
+            for piece in stream().chunks(size) {
+                decoder.push(piece);
+                while let Some(item) = decoder.next_item().expect("they are items") {
+                    read.push(item);
+                }
+            }
+            assert_eq!(read, items(), "pieces of {size} bytes");
+            assert!(decoder.is_empty());
+        }
+    }
+
+    #[test]
+    fn what_is_no_item_is_refused() {
+        let mut too_long = BytesMut::new();
+        prost::encoding::encode_varint(1 << 30, &mut too_long);
+        let head = |change: fn(&mut CheckpointHead)| {
+            let mut head = match items().remove(0) {
+                CheckpointItem::Head(head) => head,
+                other => panic!("not a head: {other:?}"),
+            };
+            change(&mut head);
+            let mut out = BytesMut::new();
+            encode_item(&CheckpointItem::Head(head), &mut out);
+            out
+        };
+        let voters = |head: &mut CheckpointHead| {
+            head.voters = vec![head.voters[0]; 100];
+        };
+        for bad in [
+            too_long,
+            BytesMut::from(&[0xff; 10][..]),
+            BytesMut::from(&[0][..]),
+            BytesMut::from(&[2, 0x22, 0][..]),
+            head(|head| head.index = LogIndex(u64::MAX)),
+            head(|head| head.term = Term(0)),
+            head(|head| head.voters.clear()),
+            head(|head| head.voters.reverse()),
+            head(voters),
+        ] {
+            let mut decoder = ItemDecoder::default();
+            decoder.push(&bad);
+            assert!(decoder.next_item().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn damaged_streams_never_panic() {
+        let mut prng = Prng::new(1);
+        for _ in 0..3000 {
+            let mut bytes = stream();
+            bytes.truncate(600);
+            for _ in 0..1 + prng.below(4) {
+                let at = prng.below(600) as usize;
+                bytes[at] = prng.below(256) as u8;
+            }
+            let mut decoder = ItemDecoder::default();
+            decoder.push(&bytes);
+            while let Ok(Some(_)) = decoder.next_item() {}
+        }
+    }
+}
