@@ -283,7 +283,7 @@ impl RaftLog {
         self.stable = self.stable.min(index.prev());
     }
 
-    /// Goes on behind a checkpoint that was installed, ahead of what is committed here.
+    /// Goes on behind a checkpoint that was installed, ahead of what is applied here.
     ///
     /// If its last entry is in this log, what follows it stays: it may be acknowledged, and counted on.
     /// Else nothing stays: a tail that the checkpoint knows nothing of may contradict what follows it
@@ -365,15 +365,35 @@ impl RaftLog {
     }
 
     /// Forgets entries that are applied and durable, but for the newest: as many as so many bytes hold
-    /// stay for members that are a little behind.
-    pub fn compact_but(&mut self, bytes_kept: usize) {
+    /// stay for members that are a little behind, and all above `needed` for one that is known to need
+    /// them.
+    pub fn compact_but(&mut self, bytes_kept: usize, needed: Option<LogIndex>) {
         let index = self.applied.min(self.stable);
+        let index = needed.map_or(index, |needed| needed.min(index));
         while let Some(entry) = self.entries.front()
             && entry.index <= index
             && self.held_bytes - entry.held_bytes() >= bytes_kept
         {
             self.forget_first();
         }
+    }
+
+    /// What all entries that are held take.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        self.held_bytes
+    }
+
+    /// Whether the entries above `index` take more than so many bytes. Looks at no more than that.
+    #[must_use]
+    pub fn has_more_above(&self, index: LogIndex, bytes: usize) -> bool {
+        let above = self.entries.iter().rev();
+        let mut above = above.take_while(|entry| entry.index > index);
+        let sum = above.try_fold(0, |sum, entry| {
+            let sum = sum + entry.held_bytes();
+            (sum <= bytes).then_some(sum)
+        });
+        sum.is_none()
     }
 
     /// Forgets entries up to `index`, which is applied and durable.

@@ -22,6 +22,7 @@ use crate::wire::message::{ErrorReply, LeasedJob, ReplyBody};
 impl ShardEngine {
     pub(super) fn apply_committed(&mut self, slot: usize) {
         while self.groups[slot].phase == Phase::Serving
+            && !self.groups[slot].installing
             && self.groups[slot].raft.next_committed().is_some()
         {
             if let Err(why) = self.apply_next(slot) {
@@ -35,12 +36,13 @@ impl ShardEngine {
         self.counters.jobs_held_bytes = self.counters.jobs_held_bytes - before + held_bytes;
         // While it loads, an older base may turn out to be the one to start from.
         if self.groups[slot].phase == Phase::Serving {
+            let needed = self.entries_needed(slot);
             let group = &mut self.groups[slot];
             let applied = group.raft.log().applied();
             if group.raft.members().is_only_voter(self.config.me()) {
                 group.raft.log_mut().compact(applied);
             } else {
-                group.raft.log_mut().compact_but(GROUP_TAIL_BYTES);
+                group.raft.log_mut().compact_but(GROUP_TAIL_BYTES, needed);
             }
         }
     }

@@ -22,28 +22,33 @@
 //! Nothing is dropped before the BASE record that replaces it is durable, and the base before the
 //! newest stays, with the log from there on, should the newest be damaged.
 //!
+//! The checkpoint of another node that a group installs is a round of its own, of that group alone: it
+//! takes the same way to the disk, with the state that was brought here in place of the group's own
+//! (`installing`). There is one round at a time.
+//!
 //! Bodies are written once: a round writes those that are in no payload file yet, and those in files
 //! of which less than half is alive. Deliberately absent in this form: leaving out pages that did
 //! not change; each round writes all pages of its groups.
 
+use super::bases::{base_record, manifest_group, page_name, payload_use};
 use super::effect::{CheckpointFile, Effect};
 use super::engine::ShardEngine;
 use super::group::Phase as GroupPhase;
+use super::installing::Joins;
 use super::loading::BaseFiles;
 use crate::base::bugs::{self, Bug};
 use crate::base::entry::EntryKind;
-use crate::base::ids::{GroupId, JobId, ShardId};
+use crate::base::ids::{JobId, ShardId};
 use crate::base::limits::BASES_KEPT;
 use crate::base::units::{Lsn, Monotonic};
-use crate::queue::view::{BodyLocation, PageKey};
-use crate::queue::{BodyCursor, FrozenState};
+use crate::queue::view::BodyLocation;
+use crate::queue::{BodyCursor, FrozenState, JobQueue};
 use crate::snapshot::builder::{PayloadBuilder, RunBuilder};
 use crate::snapshot::layout::{
-    BodyEntry, BodyPlace, FileHeader, FileKind, GroupMeta, Owner, PageName, PayloadUse, RootRef,
-    Voter, file_number,
+    BodyEntry, BodyPlace, FileHeader, FileKind, GroupMeta, Owner, PageName, file_number,
 };
-use crate::snapshot::manifest::{Manifest, ManifestBase, ManifestGroup};
-use crate::wal::record::{BaseRecord, Record, RootLocation};
+use crate::snapshot::manifest::Manifest;
+use crate::wal::record::{BaseRecord, Record};
 use crate::wal::writer::Ticket;
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -76,6 +81,8 @@ struct Written {
     files: BaseFiles,
     /// Bodies that this round wrote.
     placed: Vec<(JobId, BodyLocation)>,
+    /// The state that was written, if it is to take the place of the group's own.
+    installs: Option<Box<JobQueue>>,
 }
 
 enum Phase {
@@ -93,6 +100,10 @@ enum Phase {
         group: usize,
         body: usize,
     },
+    /// All is on disk but the BASE records.
+    Placed {
+        written: Vec<Written>,
+    },
     Publishing {
         ticket: Ticket,
         written: Vec<Written>,
@@ -109,6 +120,7 @@ struct Writing {
     outstanding: usize,
     pages_bytes: u64,
     written: Vec<Written>,
+    installs: Option<Box<JobQueue>>,
     /// The body that is being written.
     encoded: Vec<u8>,
 }
@@ -313,21 +325,35 @@ impl ShardEngine {
                 self.checkpoints.phase = Phase::Idle;
                 return;
             }
-            let header = self.checkpoints.header(FileKind::Run);
-            let run = CheckpointFile::Run(header.file);
-            self.checkpoints.phase = Phase::Writing(Box::new(Writing {
-                queue,
-                current: None,
-                run: RunBuilder::new(&header),
-                run_file: header.file,
-                payload: None,
-                files: vec![run],
-                outstanding: 0,
-                pages_bytes: 0,
-                written: Vec::new(),
-                encoded: Vec::new(),
-            }));
+            self.start_writing(queue, None);
         }
+    }
+
+    fn start_writing(&mut self, queue: VecDeque<Frozen>, installs: Option<Box<JobQueue>>) {
+        let header = self.checkpoints.header(FileKind::Run);
+        let run = CheckpointFile::Run(header.file);
+        self.checkpoints.phase = Phase::Writing(Box::new(Writing {
+            queue,
+            current: None,
+            run: RunBuilder::new(&header),
+            run_file: header.file,
+            payload: None,
+            files: vec![run],
+            outstanding: 0,
+            pages_bytes: 0,
+            written: Vec::new(),
+            installs,
+            encoded: Vec::new(),
+        }));
+    }
+
+    /// Starts the round of a checkpoint that was brought here. There must be none.
+    pub(super) fn start_install(&mut self, slot: usize, meta: GroupMeta, queue: Box<JobQueue>) {
+        assert!(self.checkpoints.is_idle(), "there is one round at a time");
+        self.checkpoints.round += 1;
+        let state = queue.freeze();
+        let frozen = Frozen { slot, meta, state };
+        self.start_writing(VecDeque::from([frozen]), Some(queue));
     }
 
     /// A group stopped serving: a round does not wait for it.
@@ -374,7 +400,10 @@ impl ShardEngine {
         self.close_payload_file(&mut writing);
         self.emit_chunks(&mut writing);
         let round = self.checkpoints.round;
-        self.checkpoints.last_pages_bytes = writing.pages_bytes;
+        let is_install = writing.written.iter().any(Written::is_install);
+        let others = self.checkpoints.last_pages_bytes;
+        self.checkpoints.last_pages_bytes =
+            writing.pages_bytes + if is_install { others } else { 0 };
         self.effects.push(Effect::SyncFiles {
             round,
             files: writing.files,
@@ -462,6 +491,7 @@ impl ShardEngine {
             base: base_record(meta, &root, before.log_start_lsn),
             files: BaseFiles::new(&root, vec![writing.run_file], &payloads),
             placed: current.placed,
+            installs: writing.installs.take(),
         });
     }
 
@@ -539,6 +569,9 @@ impl ShardEngine {
                     self.checkpoints.files.remove(&file);
                 }
             }
+            if written.iter().any(Written::is_install) {
+                return self.install_failed("it could not be written");
+            }
         }
         self.counters.checkpoint_rounds_failed_total += 1;
         self.checkpoints.carried = self.config.checkpoint_log_bytes;
@@ -551,12 +584,21 @@ impl ShardEngine {
         !kept.any(|files| files.all().any(|kept| kept == file))
     }
 
-    fn step_placing(&mut self, written: Vec<Written>, mut group: usize, mut body: usize) {
+    fn step_placing(&mut self, mut written: Vec<Written>, mut group: usize, mut body: usize) {
         let mut left = SLICE_BODIES;
         while left > 0 && group < written.len() {
-            let Written { slot, placed, .. } = &written[group];
+            let Written {
+                slot,
+                placed,
+                installs,
+                ..
+            } = &mut written[group];
+            let queue = match installs {
+                Some(queue) => queue,
+                None => &mut self.groups[*slot].queue,
+            };
             for (job, at) in placed.iter().skip(body).take(left) {
-                self.groups[*slot].queue.set_body_location(*job, *at);
+                queue.set_body_location(*job, *at);
             }
             let count = left.min(placed.len() - body);
             left -= count.max(1);
@@ -572,6 +614,35 @@ impl ShardEngine {
                 body,
             };
             return;
+        }
+        self.checkpoints.phase = Phase::Placed { written };
+        self.append_bases();
+    }
+
+    /// Puts the BASE records into the log; that of a checkpoint of another node once the log of its
+    /// group lets it.
+    pub(super) fn append_bases(&mut self) {
+        if !matches!(self.checkpoints.phase, Phase::Placed { .. }) {
+            return;
+        }
+        let Phase::Placed { mut written } =
+            std::mem::replace(&mut self.checkpoints.phase, Phase::Idle)
+        else {
+            unreachable!("the phase was just looked at");
+        };
+        for install in written.iter_mut().filter(|written| written.is_install()) {
+            let base = &mut install.base;
+            match self.join_log(install.slot, (base.index, base.term)) {
+                Joins::At(start) => base.log_start_lsn = start,
+                Joins::Later => {
+                    self.checkpoints.phase = Phase::Placed { written };
+                    return;
+                }
+                Joins::Never => {
+                    self.end_install();
+                    return self.drop_unreferenced_files();
+                }
+            }
         }
         let tickets: Vec<Ticket> = written
             .iter()
@@ -597,17 +668,26 @@ impl ShardEngine {
         else {
             unreachable!("the phase was just looked at");
         };
+        let is_install = written.iter().any(Written::is_install);
         for Written {
-            slot, base, files, ..
+            slot,
+            base,
+            files,
+            installs,
+            ..
         } in written
         {
+            if let Some(queue) = installs {
+                self.put_in_force(slot, base, files, *queue);
+                continue;
+            }
             let group = &mut self.groups[slot];
             group.bases.insert(0, base);
             group.bases.truncate(BASES_KEPT);
             group.base_files.insert(0, files);
             group.base_files.truncate(BASES_KEPT);
         }
-        self.counters.checkpoint_rounds_total += 1;
+        self.counters.checkpoint_rounds_total += u64::from(!is_install);
         self.drop_unreferenced_files();
         self.choose_files_to_rewrite();
         self.write_manifest();
@@ -712,6 +792,12 @@ impl ShardEngine {
     }
 }
 
+impl Written {
+    fn is_install(&self) -> bool {
+        self.installs.is_some()
+    }
+}
+
 impl Current {
     fn new(frozen: Frozen) -> Self {
         let cursor = frozen.state.bodies();
@@ -726,107 +812,4 @@ impl Current {
             placed: Vec::with_capacity(live),
         }
     }
-}
-
-fn page_name(key: PageKey) -> PageName {
-    PageName {
-        kind: key.kind as u8,
-        queue: key.queue.to_u64(),
-        partition: key.partition.0.into(),
-        number: key.number,
-    }
-}
-
-fn payload_use(bodies: &[BodyEntry]) -> Vec<PayloadUse> {
-    let mut files: BTreeMap<u64, PayloadUse> = BTreeMap::new();
-    for body in bodies {
-        let file = body.place.file;
-        let used = files.entry(file).or_insert(PayloadUse {
-            file,
-            live_bytes: 0,
-            live_bodies: 0,
-        });
-        used.live_bytes += body.place.record_bytes();
-        used.live_bodies += 1;
-    }
-    files.into_values().collect()
-}
-
-fn base_record(meta: &GroupMeta, root: &RootRef, log_start_lsn: Lsn) -> BaseRecord {
-    BaseRecord {
-        group: meta.group,
-        incarnation: meta.incarnation,
-        index: meta.index,
-        term: meta.term,
-        time: meta.time,
-        root_hash: root.hash,
-        root: Some(RootLocation {
-            file: root.file,
-            offset: root.offset,
-            len: root.len,
-        }),
-        log_start_lsn,
-        machine_version: meta.machine_version,
-        wall_offset_ms: meta.wall_offset_ms,
-        voters: meta
-            .voters
-            .iter()
-            .map(|voter| (voter.node, voter.disk))
-            .collect(),
-    }
-}
-
-/// Where the root of a base lies; `None` for the empty base of formation.
-pub(super) fn root_ref(base: &BaseRecord) -> Option<RootRef> {
-    base.root.map(|root| RootRef {
-        file: root.file,
-        offset: root.offset,
-        len: root.len,
-        hash: base.root_hash,
-    })
-}
-
-fn manifest_base(base: &BaseRecord) -> ManifestBase {
-    let voter = |(node, disk): &(_, _)| Voter {
-        node: *node,
-        disk: *disk,
-    };
-    ManifestBase {
-        meta: GroupMeta {
-            group: base.group,
-            incarnation: base.incarnation,
-            index: base.index,
-            term: base.term,
-            time: base.time,
-            machine_version: base.machine_version,
-            wall_offset_ms: base.wall_offset_ms,
-            voters: base.voters.iter().map(voter).collect(),
-        },
-        root: root_ref(base),
-        log_start: base.log_start_lsn,
-    }
-}
-
-fn manifest_group(bases: &[BaseRecord]) -> ManifestGroup {
-    ManifestGroup {
-        newest: manifest_base(&bases[0]),
-        previous: bases.get(1).map(manifest_base),
-    }
-}
-
-/// The page that a name in a root stands for; `None` for a name that this version never wrote.
-pub(super) fn page_key(name: &PageName) -> Option<PageKey> {
-    use crate::base::ids::{Partition, QueueUid};
-    use crate::queue::view::PageKind;
-    Some(PageKey {
-        kind: PageKind::from_u8(name.kind)?,
-        queue: QueueUid::from_u64(name.queue)?,
-        partition: Partition(u8::try_from(name.partition).ok()?),
-        number: name.number,
-    })
-}
-
-/// The group that a file error is about, for messages.
-pub(super) fn damaged(group: GroupId, what: &str) -> String {
-    format!("the checkpoint of group {group} is damaged: {what}")
 }

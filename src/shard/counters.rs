@@ -79,6 +79,16 @@ counters! {
     checkpoints_damaged_total: total,
     /// Bytes of checkpoint files written.
     checkpoint_bytes_total: total,
+    /// Checkpoints of other nodes that were installed in place of log entries.
+    checkpoints_installed_total: total,
+    /// Checkpoints of other nodes whose transfer or installation was given up.
+    checkpoint_installs_failed_total: total,
+    /// Checkpoints on their way to other nodes, or there and not caught up with yet.
+    checkpoints_under_way: gauge,
+    /// Parts of checkpoints sent to other nodes.
+    checkpoint_parts_sent_total: total,
+    /// Parts of checkpoints that nobody asked for, or that came twice or out of order.
+    checkpoint_parts_refused_total: total,
     /// Groups that do not serve because their log or state is damaged.
     groups_halted: gauge,
     /// Groups of this shard.

@@ -8,11 +8,13 @@ use super::counters::Counters;
 use super::effect::{CheckpointFile, Effect};
 use super::group::{Group, Phase, Waiter};
 use super::input::{Input, Origin};
+use super::installs::Installs;
 use super::opening::{formation, log_hard_state, open_group, standing_row};
 use super::peers::Peers;
 use super::placement::{groups_of, shard_of};
 use super::polls::Place;
 use super::requests::{Refusal, STOPPING};
+use crate::base::checksum::Hash128;
 use crate::base::code::Code;
 use crate::base::entry::EntryKind;
 use crate::base::ids::{GroupId, Incarnation, LogIndex, SessionId, ShardId, Term};
@@ -105,6 +107,7 @@ pub struct ShardEngine {
     pub(super) peers: Peers,
     /// Where the log ended that this process has found.
     pub(super) found_lsn: Lsn,
+    pub(super) installs: Installs,
     beacon_at: Option<Monotonic>,
     stop: Stop,
 }
@@ -208,6 +211,7 @@ impl ShardEngine {
             timers: BTreeSet::new(),
             peers,
             found_lsn: start_lsn,
+            installs: Installs::default(),
             beacon_at: None,
             stop: Stop::No,
         };
@@ -265,6 +269,7 @@ impl ShardEngine {
         while let Some(slot) = self.dirty.pop() {
             self.settle(slot);
         }
+        self.step_installs();
         self.start_due_round();
         self.step_round();
         self.write_due_manifest();
@@ -284,12 +289,13 @@ impl ShardEngine {
     /// When the engine wants to be called next although nothing happened.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Monotonic> {
-        if self.checkpoints.wants_a_turn() {
+        if self.checkpoints.wants_a_turn() || self.installs.wants_a_turn() {
             return Some(self.now.mono);
         }
         let timer = self.timers.first().map(|(at, _)| *at);
         let manifest = self.checkpoints.next_manifest(self.wal.durable_lsn());
-        [timer, self.beacon_at, manifest, self.peers.next_deadline()]
+        let (peers, installs) = (self.peers.next_deadline(), self.installs.next_deadline());
+        [timer, self.beacon_at, manifest, peers, installs]
             .into_iter()
             .flatten()
             .min()
@@ -339,6 +345,15 @@ impl ShardEngine {
     pub fn live_jobs(&self) -> u64 {
         let groups = self.groups.iter();
         groups.map(|group| group.queue.live_jobs()).sum()
+    }
+
+    /// The index that a group has applied, and a hash over its state there: the same on every replica.
+    /// `None` while it does not serve.
+    #[must_use]
+    pub fn state_hash(&self, group: GroupId) -> Option<(LogIndex, Hash128)> {
+        let group = &self.groups[self.slot(group)];
+        let hash = || (group.raft.log().applied(), group.queue.state_hash());
+        (group.phase == Phase::Serving).then(hash)
     }
 
     pub(super) fn stopping(&self) -> bool {
@@ -429,6 +444,7 @@ impl ShardEngine {
         }
         self.peers.durable(durable);
         self.publish_if_durable(durable);
+        self.append_bases();
         let numbers = self.wal.droppable();
         if !numbers.is_empty() {
             self.effects.push(Effect::DropSegments { numbers });
@@ -437,7 +453,7 @@ impl ShardEngine {
     }
 
     /// Puts what Raft wants written into the log.
-    fn collect_ready(&mut self, slot: usize) {
+    pub(super) fn collect_ready(&mut self, slot: usize) {
         let group = &mut self.groups[slot];
         if !group.raft.has_ready() {
             return;
@@ -531,6 +547,7 @@ impl ShardEngine {
     /// who waited is answered, and its next timer is set.
     fn settle(&mut self, slot: usize) {
         self.groups[slot].dirty = false;
+        self.take_offer(slot);
         self.collect_ready(slot);
         self.apply_committed(slot);
         self.note_role(slot);

@@ -127,6 +127,9 @@ pub(super) struct Group {
     pub(super) recovers: bool,
     /// It leads and serves, and its timeouts run.
     pub(super) leads: bool,
+    /// The record of a base that was brought here is on its way to the disk: nothing is applied until
+    /// it is in force.
+    pub(super) installing: bool,
     /// The batch with the last of what its promises speak of.
     pub(super) promise_ticket: Ticket,
     /// The batch with the last term or vote that is not a mere commit mark.
@@ -155,7 +158,7 @@ impl Group {
 
     /// Whether this member leads, and what it applied is the latest.
     pub(super) fn serves(&self) -> bool {
-        self.phase == Phase::Serving && self.raft.leads_for_sure()
+        self.phase == Phase::Serving && self.raft.leads_for_sure() && !self.installing
     }
 
     /// Whether it stopped.

@@ -10,7 +10,8 @@
 //! the groups of its partitions, `versions` raises the version of a group's machine. What is due and
 //! who is silent is found by `timers` and `liveness`; `checkpoint` cuts the hot state of the groups so
 //! that the log stays short, and `opening` brings a group back from it. What the members of a group say
-//! to each other goes through `peers`.
+//! to each other goes through `peers`. A checkpoint for a follower that lacks more than its leader's
+//! log has goes through `sending` there and `installing` here; `installs` knows which are under way.
 //!
 //! # The contract
 //!
@@ -29,6 +30,7 @@
 //! asks whether there is one node or many: a group has one voter or several, and that is all.
 
 mod apply;
+mod bases;
 mod changes;
 mod checkpoint;
 mod clock;
@@ -38,6 +40,8 @@ pub mod effect;
 pub mod engine;
 mod group;
 pub mod input;
+mod installing;
+mod installs;
 mod liveness;
 pub mod loading;
 mod opening;
@@ -46,6 +50,7 @@ pub mod placement;
 mod polls;
 mod reads;
 mod requests;
+mod sending;
 mod timers;
 mod versions;
 mod waits;

@@ -7,8 +7,8 @@
 //! | damaged | the empty one of formation | the log is applied from its beginning |
 //! | damaged | damaged, or none | stops, alone, and names what is damaged |
 
+use super::bases::{damaged, page_key, root_ref};
 use super::changes::Changes;
-use super::checkpoint::{damaged, page_key, root_ref};
 use super::clock::GroupClock;
 use super::config::ShardConfig;
 use super::effect::Effect;
@@ -268,6 +268,7 @@ pub(super) fn open_group(
         dirty: true,
         recovers: false,
         leads: false,
+        installing: false,
         promise_ticket: Ticket::default(),
         vote_ticket: Ticket::default(),
     }

@@ -52,6 +52,8 @@ use std::time::Duration;
 pub(super) struct Peers {
     /// By node, in the order in which it was said.
     outbox: BTreeMap<NodeId, Vec<Message>>,
+    /// Checkpoints on their way, behind all else.
+    bulk: BTreeMap<NodeId, Vec<Message>>,
     /// What waits for the disk, by the batch that it waits for.
     held: BTreeMap<Ticket, Vec<Message>>,
     /// Slots that are ticked.
@@ -108,6 +110,12 @@ impl Peers {
         }
     }
 
+    /// Sends once all else is said.
+    pub(super) fn send_last(&mut self, message: Message) {
+        let bulk = self.bulk.entry(message.to.node).or_default();
+        bulk.push(message);
+    }
+
     /// Batches are durable up to here.
     pub(super) fn durable(&mut self, ticket: Ticket) {
         while let Some(first) = self.held.first_entry()
@@ -153,7 +161,10 @@ impl ShardEngine {
             let slot = slot.filter(|slot| !self.groups[*slot].is_halted());
             let taken = slot.map(|slot| self.groups[slot].raft.step(message));
             match (slot, taken) {
-                (Some(slot), Some(Ok(()))) => self.mark(slot),
+                (Some(slot), Some(Ok(()))) => {
+                    self.on_checkpoints(slot);
+                    self.mark(slot);
+                }
                 _ => self.counters.peer_messages_refused_total += 1,
             }
         }
@@ -215,6 +226,7 @@ impl ShardEngine {
 
     /// Another node is not what it was.
     pub(super) fn on_peer_lost(&mut self, peer: Voter, loss: Loss) {
+        self.installs.lost(peer, loss, self.now.mono);
         for slot in 0..self.groups.len() {
             let raft = &mut self.groups[slot].raft;
             if !raft.members().contains(peer) {
@@ -334,7 +346,11 @@ impl ShardEngine {
 
     /// Hands the outboxes to the driver.
     pub(super) fn flush_peers(&mut self) {
-        for (to, messages) in std::mem::take(&mut self.peers.outbox) {
+        let mut outbox = std::mem::take(&mut self.peers.outbox);
+        for (to, mut messages) in std::mem::take(&mut self.peers.bulk) {
+            outbox.entry(to).or_default().append(&mut messages);
+        }
+        for (to, messages) in outbox {
             self.effects.push(Effect::SendPeer { to, messages });
         }
     }

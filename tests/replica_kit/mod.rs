@@ -12,7 +12,7 @@ use rrq::base::units::{Lsn, Monotonic, Now, WallTime};
 use rrq::queue::MACHINE_VERSION;
 use rrq::raft::message::{Message, Voter};
 use rrq::shard::config::ShardConfig;
-use rrq::shard::effect::Effect;
+use rrq::shard::effect::{CheckpointFile, Effect};
 use rrq::shard::engine::ShardEngine;
 use rrq::shard::input::{Input, Loss, Origin, Peer};
 use rrq::shard::loading::load_group;
@@ -58,6 +58,10 @@ pub(crate) struct Node {
     writing: Vec<(u64, u64)>,
     /// Turns that a log write takes.
     pub(crate) write_turns: u64,
+    /// Checkpoint files under way: how many turns they take yet, which to sync, and what is told then.
+    filing: Vec<(u64, Vec<CheckpointFile>, Input)>,
+    /// Turns that it takes to write or sync checkpoint files, beside the present one.
+    pub(crate) file_turns: u64,
     replies: BTreeMap<u64, Reply>,
     /// All is durable, and it could end.
     pub(crate) has_stopped: bool,
@@ -137,6 +141,7 @@ impl Node {
         };
         self.inbox.clear();
         self.writing.clear();
+        self.filing.clear();
         let files = self.disk.files();
         self.engine = Some(ShardEngine::new(config, recovered, files, now));
     }
@@ -152,6 +157,14 @@ impl Node {
             } else {
                 self.disk.complete_write(batch_seq);
                 self.inbox.push_back(Input::WalSynced { batch_seq });
+            }
+        }
+        for (turns, files, done) in std::mem::take(&mut self.filing) {
+            if turns > 1 {
+                self.filing.push((turns - 1, files, done));
+            } else {
+                self.disk.sync_files(&files);
+                self.inbox.push_back(done);
             }
         }
         engine.handle(now, Input::TimePassed);
@@ -171,6 +184,16 @@ impl Node {
         }
         self.engine = Some(engine);
         sent
+    }
+
+    /// Syncs files and tells of it, at once or later.
+    fn file(&mut self, files: Vec<CheckpointFile>, done: Input) {
+        if self.file_turns == 0 {
+            self.disk.sync_files(&files);
+            self.inbox.push_back(done);
+        } else {
+            self.filing.push((self.file_turns, files, done));
+        }
     }
 
     fn perform(&mut self, effect: Effect, sent: &mut Vec<(NodeId, Vec<Message>)>) {
@@ -210,11 +233,12 @@ impl Node {
             } => {
                 self.disk.write_chunk(file, offset, &bytes);
                 let bytes = bytes.len();
-                Input::ChunkWritten { bytes }
+                let done = Input::ChunkWritten { bytes };
+                return self.file(Vec::new(), done);
             }
             Effect::SyncFiles { round, files } => {
-                self.disk.sync_files(&files);
-                Input::FilesSynced { round }
+                let done = Input::FilesSynced { round };
+                return self.file(files, done);
             }
             Effect::WriteManifest { bytes } => {
                 self.disk.start_manifest(bytes);
@@ -282,6 +306,8 @@ impl Cluster {
                 inbox: VecDeque::new(),
                 writing: Vec::new(),
                 write_turns: 1,
+                filing: Vec::new(),
+                file_turns: 0,
                 replies: BTreeMap::new(),
                 has_stopped: false,
             };
@@ -409,6 +435,13 @@ impl Cluster {
         self.node(to).inbox.push_back(input);
     }
 
+    /// A node is told this by another, before all that is on its way.
+    pub(crate) fn say_first(&mut self, to: u32, message: Message) {
+        let (messages, refused) = (vec![message], 0);
+        let input = Input::PeerMessages { messages, refused };
+        self.node(to).inbox.push_front(input);
+    }
+
     /// So many milliseconds pass.
     pub(crate) fn pass(&mut self, milliseconds: u64) {
         for _ in 0..milliseconds {
@@ -534,8 +567,50 @@ impl Cluster {
         }
     }
 
+    /// So many jobs of so many bytes each, in one command.
+    pub(crate) fn fill(&mut self, queue: &str, count: usize, bytes: usize) {
+        let info = self.queue(queue);
+        let payload = Bytes::from(vec![7; bytes]);
+        let job = || NewJob {
+            payload: payload.clone(),
+            ..NewJob::default()
+        };
+        let op = Op::Enqueue {
+            queue: info.uid,
+            partition: Partition(0),
+            items: (0..count).map(|_| job()).collect(),
+        };
+        self.command(queue, None, op);
+    }
+
+    /// Whoever leads a group dies, until this node leads it.
+    pub(crate) fn make_lead(&mut self, number: u32, group: GroupId) {
+        for _ in 0..20 {
+            self.until("somebody leads", |cluster| cluster.leader(group).is_some());
+            let leader = self.leader(group).expect("it was just seen");
+            if leader == number {
+                return;
+            }
+            self.kill(leader);
+            self.until("another leads", |cluster| cluster.leader(group).is_some());
+            self.start(leader);
+            self.pass(500);
+        }
+        panic!("node {number} never leads group {group}");
+    }
+
+    /// All nodes have applied as much of a group, and have the same state.
+    pub(crate) fn are_equal(&mut self, group: GroupId) -> bool {
+        let running = self.running();
+        let mut states = running
+            .into_iter()
+            .map(|number| self.engine(number).state_hash(group));
+        let first = states.next().expect("a node runs");
+        first.is_some() && states.all(|state| state == first)
+    }
+
     /// The outcome of a command to the home of a queue.
-    fn command(&mut self, queue: &str, session: Option<SessionCall>, op: Op) -> Outcome {
+    pub(crate) fn command(&mut self, queue: &str, session: Option<SessionCall>, op: Op) -> Outcome {
         let body = RequestBody::Command {
             group: self.home(queue),
             command: Command { session, op },

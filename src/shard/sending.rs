@@ -1,0 +1,272 @@
+//! A checkpoint for a node that lacks more than the log holds in memory.
+//!
+//! The state is frozen when it is asked for, which costs a pass over page pointers; pages and bodies are
+//! made a part at a time, when there is room for it on the way. Any member can do that, whoever leads:
+//! what it has applied is committed.
+//!
+//! A leader keeps the log from there on until the follower has caught up: else it would need another
+//! checkpoint as soon as it has this one, for ever. If the log grows faster than the checkpoint gets
+//! there, it is not kept any more ([`CHECKPOINT_TAIL_BYTES_MAX`]).
+
+use super::engine::ShardEngine;
+use super::group::Phase;
+use super::installs::FORGET_AFTER;
+use crate::base::checksum::{Hash128, Hasher128};
+use crate::base::ids::LogIndex;
+use crate::base::limits::{
+    CHECKPOINT_PART_BYTES, CHECKPOINT_PARTS_IN_FLIGHT, CHECKPOINT_TAIL_BYTES_MAX, GROUP_TAIL_BYTES,
+};
+use crate::base::units::Monotonic;
+use crate::queue::{BodyCursor, FrozenState};
+use crate::raft::message::{Checkpoint, Voter};
+use crate::raft::progress::Progress;
+use crate::raft::role::Role;
+use crate::snapshot::layout::GroupMeta;
+use crate::wire::checkpoint::{CheckpointHead, CheckpointItem, encode_item};
+use bytes::{Bytes, BytesMut};
+use std::collections::VecDeque;
+
+/// A checkpoint on its way to another node.
+pub(super) struct Sending {
+    id: u64,
+    /// The last entry that is in it.
+    index: LogIndex,
+    /// What makes the parts; `None` once all have arrived.
+    stream: Option<Stream>,
+    /// Parts that were made and are not known to have arrived.
+    parts: VecDeque<(Bytes, Option<Hash128>)>,
+    /// The number of the first of them.
+    first: u64,
+    /// The number of the next to be sent.
+    next: u64,
+    /// Bytes of all parts so far.
+    bytes: usize,
+    /// Up to here the follower had the log, when it was looked at last.
+    matched: LogIndex,
+    /// The log behind it is kept.
+    keeps_log: bool,
+    forget_at: Monotonic,
+}
+
+/// Makes the parts.
+struct Stream {
+    pages: FrozenState,
+    /// `None` at its end.
+    bodies: Option<BodyCursor>,
+    /// Pages come first.
+    pages_done: bool,
+    /// What is made and in no part yet.
+    made: BytesMut,
+    hasher: Hasher128,
+}
+
+impl Stream {
+    fn new(meta: &GroupMeta, pages: FrozenState) -> Self {
+        let voter = |voter: &crate::snapshot::layout::Voter| Voter {
+            node: voter.node,
+            disk: voter.disk,
+        };
+        let head = CheckpointHead {
+            index: meta.index,
+            term: meta.term,
+            time: meta.time,
+            machine_version: meta.machine_version,
+            wall_offset_ms: meta.wall_offset_ms,
+            voters: meta.voters.iter().map(voter).collect(),
+        };
+        let mut made = BytesMut::new();
+        encode_item(&CheckpointItem::Head(head), &mut made);
+        Self {
+            bodies: Some(pages.bodies()),
+            pages,
+            pages_done: false,
+            made,
+            hasher: Hasher128::default(),
+        }
+    }
+
+    /// The next part; the last one has the hash.
+    fn next_part(&mut self) -> (Bytes, Option<Hash128>) {
+        while self.made.len() < CHECKPOINT_PART_BYTES && self.bodies.is_some() {
+            self.make();
+        }
+        let len = self.made.len().min(CHECKPOINT_PART_BYTES);
+        let part = self.made.split_to(len).freeze();
+        self.hasher.update(&part);
+        let is_last = self.made.is_empty() && self.bodies.is_none();
+        (part, is_last.then(|| self.hasher.finish()))
+    }
+
+    /// Makes the next few items.
+    fn make(&mut self) {
+        if !self.pages_done {
+            let pages = self.pages.next_pages(CHECKPOINT_PART_BYTES);
+            self.pages_done = pages.is_empty();
+            for (key, bytes) in pages {
+                encode_item(&CheckpointItem::Page(key, bytes), &mut self.made);
+            }
+            return;
+        }
+        let Some(cursor) = &mut self.bodies else {
+            return;
+        };
+        let bodies = cursor.next_bodies(CHECKPOINT_PART_BYTES);
+        let is_end = bodies.is_empty();
+        for body in bodies {
+            let mut bytes = Vec::with_capacity(body.body.encoded_len());
+            body.body.encode_into(&mut bytes);
+            let item = CheckpointItem::Body(body.job, bytes.into());
+            encode_item(&item, &mut self.made);
+        }
+        if is_end {
+            self.bodies = None;
+        }
+    }
+}
+
+impl Sending {
+    /// When it is forgotten if nothing more is heard of it.
+    pub(super) fn forget_at(&self) -> Monotonic {
+        self.forget_at
+    }
+
+    /// All before `next` has arrived, and what was sent behind it is lost if it is asked for `again`.
+    /// False if that cannot be.
+    fn arrived(&mut self, next: u64, again: bool) -> bool {
+        if !(self.first..=self.next).contains(&next) {
+            return false;
+        }
+        while self.first < next {
+            self.parts.pop_front();
+            self.first += 1;
+        }
+        if again {
+            self.next = next;
+        }
+        // The last part was made, and is not among those that are missing.
+        let is_last = |stream: &Stream| stream.bodies.is_none() && stream.made.is_empty();
+        if self.parts.is_empty() && self.stream.as_ref().is_some_and(is_last) {
+            self.stream = None;
+        }
+        true
+    }
+
+    /// The next part that may leave, with its number.
+    fn next_to_send(&mut self) -> Option<(u64, Bytes, Option<Hash128>)> {
+        if self.next >= self.first + CHECKPOINT_PARTS_IN_FLIGHT {
+            return None;
+        }
+        let place = usize::try_from(self.next - self.first).expect("a few are on their way");
+        if place == self.parts.len() {
+            let is_ended = self.parts.back().is_some_and(|(_, hash)| hash.is_some());
+            let stream = self.stream.as_mut().filter(|_| !is_ended)?;
+            let part = stream.next_part();
+            self.bytes += part.0.len();
+            self.parts.push_back(part);
+        }
+        let (bytes, hash) = self.parts[place].clone();
+        let number = self.next;
+        self.next += 1;
+        Some((number, bytes, hash))
+    }
+}
+
+impl ShardEngine {
+    /// Another member wants parts of a checkpoint above an index. What cannot be is ignored: it asks
+    /// again, or for another.
+    pub(super) fn on_get(
+        &mut self,
+        slot: usize,
+        to: Voter,
+        (id, above): (u64, LogIndex),
+        next: u64,
+        again: bool,
+    ) {
+        let known = self.installs.sending.get(&(to, slot));
+        if known.is_none_or(|sending| sending.id != id) {
+            if next != 0 || !self.may_send(slot, to, above) {
+                return;
+            }
+            let sending = self.freeze_for(slot, id);
+            self.installs.sending.insert((to, slot), sending);
+        }
+        let sending = self.installs.sending.get_mut(&(to, slot));
+        let sending = sending.expect("it is known, or was just made");
+        if !sending.arrived(next, again) {
+            return;
+        }
+        sending.forget_at = self.now.mono.plus(FORGET_AFTER);
+        let raft = &self.groups[slot].raft;
+        while let Some((number, bytes, hash)) = sending.next_to_send() {
+            let part = Checkpoint::Part {
+                id,
+                number,
+                bytes,
+                hash,
+            };
+            self.peers.send_last(raft.carry(to, part));
+            self.counters.checkpoint_parts_sent_total += 1;
+        }
+    }
+
+    /// Whether a checkpoint may be sent there: one at a time to each node.
+    fn may_send(&self, slot: usize, to: Voter, above: LogIndex) -> bool {
+        let group = &self.groups[slot];
+        let is_busy = |((other, at), sending): (&(Voter, usize), &Sending)| {
+            other.node == to.node && *at != slot && sending.stream.is_some()
+        };
+        group.phase == Phase::Serving
+            && group.raft.log().applied() > above
+            && !self.installs.sending.iter().any(is_busy)
+    }
+
+    fn freeze_for(&self, slot: usize, id: u64) -> Sending {
+        let group = &self.groups[slot];
+        let meta = group.meta();
+        Sending {
+            id,
+            index: meta.index,
+            stream: Some(Stream::new(&meta, group.queue.freeze())),
+            parts: VecDeque::new(),
+            first: 0,
+            next: 0,
+            bytes: 0,
+            matched: LogIndex(0),
+            keeps_log: true,
+            forget_at: self.now.mono.plus(FORGET_AFTER),
+        }
+    }
+
+    /// Above which index a leader must keep its log for those that get a checkpoint, or have got one
+    /// and are catching up.
+    pub(super) fn entries_needed(&mut self, slot: usize) -> Option<LogIndex> {
+        if self.installs.sending.is_empty() {
+            return None;
+        }
+        let raft = &self.groups[slot].raft;
+        let forget_at = self.now.mono.plus(FORGET_AFTER);
+        let mut needed = None;
+        self.installs.sending.retain(|(to, of), sending| {
+            if *of != slot || raft.role() != Role::Leader {
+                return true;
+            }
+            let progress = raft.followers().find(|(follower, _)| follower == to);
+            let matched = progress.map_or(LogIndex(0), |(_, progress)| Progress::matched(progress));
+            if matched > sending.matched && matched >= sending.index {
+                (sending.matched, sending.forget_at) = (matched, forget_at);
+            }
+            let log = raft.log();
+            let is_installed = sending.matched >= sending.index;
+            if is_installed && !log.has_more_above(sending.matched, GROUP_TAIL_BYTES / 2) {
+                return false;
+            }
+            sending.keeps_log &= log.held_bytes() <= sending.bytes.max(CHECKPOINT_TAIL_BYTES_MAX);
+            if sending.keeps_log {
+                let above = sending.matched.max(sending.index);
+                needed = Some(needed.map_or(above, |other: LogIndex| other.min(above)));
+            }
+            true
+        });
+        needed
+    }
+}
