@@ -107,20 +107,20 @@ impl ItemDecoder {
     /// # Errors
     /// [`WireError`] if the bytes are no item: nobody knows where the next one starts.
     pub fn next_item(&mut self) -> Result<Option<CheckpointItem>, WireError> {
-        let mut rest = &self.buffer[..];
-        let ends = rest.iter().take(LENGTH_BYTES_MAX).any(|byte| *byte < 0x80);
-        if !ends && rest.len() < LENGTH_BYTES_MAX {
+        let length_bytes = self.buffer.len().min(LENGTH_BYTES_MAX);
+        let mut length = &self.buffer[..length_bytes];
+        if length_bytes < LENGTH_BYTES_MAX && length.iter().all(|byte| *byte >= 0x80) {
             return Ok(None);
         }
-        let len = decode_varint(&mut rest).map_err(malformed("the length of an item"))?;
+        let len = decode_varint(&mut length).map_err(malformed("the length of an item"))?;
         let max = CHECKPOINT_ITEM_BYTES_MAX as u64;
         check_range("the length of an item", len, 1, max)?;
         let len = usize::try_from(len).expect("it was just compared");
-        let head_bytes = self.buffer.len() - rest.len();
-        if rest.len() < len {
+        let length_bytes = length_bytes - length.len();
+        if self.buffer.len() - length_bytes < len {
             return Ok(None);
         }
-        self.buffer.advance(head_bytes);
+        self.buffer.advance(length_bytes);
         let bytes = self.buffer.split_to(len).freeze();
         check_fields("an item, in fields,", &bytes, LEVELS_COUNTED, FIELDS_MAX)?;
         let item = pb::CheckpointItem::decode(bytes).map_err(malformed("an item"))?;

@@ -23,6 +23,7 @@ pub(crate) mod memory;
 mod pages;
 mod peer;
 pub(crate) mod seeds;
+mod stream;
 mod text;
 #[path = "../wal_kit/mod.rs"]
 mod wal_kit;
@@ -61,6 +62,7 @@ pub(crate) const TARGETS: &[Target] = &[
     target("log_segment", log::segment, 64),
     target("log_damage", log_damage::damage, HISTORY_FACTOR),
     target("checkpoint_page", pages::pages, 2000),
+    target("checkpoint_stream", stream::stream, 2000),
     target("checkpoint_root", checkpoint::root, 64),
     target("manifest", checkpoint::manifest, 64),
     target("superblock", checkpoint::superblock, 64),

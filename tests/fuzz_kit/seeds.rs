@@ -4,6 +4,7 @@ use super::checkpoint::{OWNER, header};
 use super::log::{SEGMENT, segment_input};
 use super::pages::{GROUP, pages_input};
 use super::peer::peer_stream;
+use super::stream::stream_of;
 use super::wal_kit::{BLOCK, Log, hard};
 use bytes::{Bytes, BytesMut};
 use rrq::base::checksum::Hash128;
@@ -49,6 +50,7 @@ pub(crate) fn seeds(target: &str) -> Vec<(&'static str, Vec<u8>)> {
             ("long_history", [vec![0x48; 196], vec![0, 9, 9]].concat()),
         ],
         "checkpoint_page" => vec![("rich", pages_input(&rich(2))), ("first_version", pages_input(&rich(1)))],
+        "checkpoint_stream" => vec![("rich", stream_of(&rich(2))), ("first_version", stream_of(&rich(1)))],
         "checkpoint_root" => roots(),
         "manifest" => vec![("two_groups", manifest().encode())],
         "superblock" => vec![("two_copies", superblocks())],
