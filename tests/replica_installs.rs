@@ -273,19 +273,21 @@ fn a_follower_may_die_at_any_step_of_the_way() {
 
 #[test]
 fn a_checkpoint_counts_only_once_its_base_is_durable() {
-    let mut cluster = Cluster::new(3, 1);
-    let follower = with_one_behind(&mut cluster);
-    slow(&mut cluster, follower);
-    cluster.node(follower).write_turns = 40;
-    cluster.heal();
-    cluster.until("it is installed", |cluster| {
-        installed(cluster, follower) == 1
-    });
-    cluster.kill(follower);
-    cluster.cut_off(follower);
-    cluster.start(follower);
-    cluster.pass(20);
-    assert_eq!(cluster.engine(follower).live_jobs(), 1001);
+    for seed in 0..10 {
+        let mut cluster = Cluster::new(3, 1);
+        cluster.reseed(seed);
+        let follower = with_one_behind(&mut cluster);
+        cluster.node(follower).write_turns = 40;
+        cluster.heal();
+        cluster.until("it is installed", |cluster| {
+            installed(cluster, follower) == 1
+        });
+        cluster.kill(follower);
+        cluster.cut_off(follower);
+        cluster.start(follower);
+        cluster.pass(20);
+        assert_eq!(cluster.engine(follower).live_jobs(), 1001, "seed {seed}");
+    }
 }
 
 #[test]
@@ -642,4 +644,28 @@ fn a_checkpoint_that_changed_on_its_way_is_not_installed() {
     cluster.until("all have the same state", |cluster| {
         cluster.are_equal(GROUP)
     });
+}
+
+#[test]
+fn a_checkpoint_that_cannot_be_written_is_tried_again_later() {
+    let mut cluster = Cluster::new(3, 1);
+    let follower = with_one_behind(&mut cluster);
+    cluster.node(follower).rounds_fail = 2;
+    cluster.heal();
+    let took = cluster.until("it is installed", |cluster| {
+        installed(cluster, follower) == 1
+    });
+    assert!(took > 9_000, "twice 5 s are waited, not {took} ms");
+    let counters = counters(&mut cluster, follower);
+    assert_eq!(counters.checkpoint_installs_failed_total, 2);
+    assert_eq!(counters.checkpoint_rounds_failed_total, 0);
+    let failure = cluster.engine(follower).install_failure();
+    assert!(failure.is_some_and(|why| why.ends_with("it could not be written")));
+    cluster.until("all have the same state", |cluster| {
+        cluster.are_equal(GROUP)
+    });
+    cluster.kill(follower);
+    cluster.start(follower);
+    cluster.pass(500);
+    all_equal(&mut cluster, follower, 0);
 }

@@ -422,3 +422,52 @@ impl RaftLog {
 fn change_in(entry: &Entry) -> Option<LogIndex> {
     (entry.kind == EntryKind::Conf).then_some(entry.index)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::units::GroupTime;
+
+    /// Entries 1 to `count`, all applied and durable.
+    fn applied(count: u64) -> RaftLog {
+        let entry = |index| Entry {
+            term: Term(1),
+            index: LogIndex(index),
+            time: GroupTime(0),
+            kind: EntryKind::Data,
+            machine_version: 1,
+            flags: 0,
+            crc: 0,
+            payload: vec![0; 100].into(),
+        };
+        let entries = (1..=count).map(entry).collect();
+        let mut log = RaftLog::new((LogIndex(0), Term(0)), entries);
+        log.start_at(LogIndex(count));
+        log
+    }
+
+    #[test]
+    fn what_somebody_needs_stays_beside_the_newest() {
+        let each = applied(1).held_bytes();
+        let kept = |needed: Option<u64>| {
+            let mut log = applied(10);
+            log.compact_but(3 * each, needed.map(LogIndex));
+            assert_eq!(log.last_index(), LogIndex(10));
+            log.base().0.0
+        };
+        assert_eq!(kept(None), 7);
+        assert_eq!(kept(Some(2)), 2);
+        assert_eq!(kept(Some(9)), 7);
+        assert_eq!(kept(Some(100)), 7);
+    }
+
+    #[test]
+    fn bytes_above_an_index_are_compared_to_the_byte() {
+        let log = applied(10);
+        let each = applied(1).held_bytes();
+        assert!(log.has_more_above(LogIndex(6), 4 * each - 1));
+        assert!(!log.has_more_above(LogIndex(6), 4 * each));
+        assert!(!log.has_more_above(LogIndex(10), 0));
+        assert!(log.has_more_above(LogIndex(0), 0));
+    }
+}

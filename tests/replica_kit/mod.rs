@@ -62,6 +62,8 @@ pub(crate) struct Node {
     filing: Vec<(u64, Vec<CheckpointFile>, Input)>,
     /// Turns that it takes to write or sync checkpoint files, beside the present one.
     pub(crate) file_turns: u64,
+    /// So many rounds cannot be written from now on.
+    pub(crate) rounds_fail: u64,
     replies: BTreeMap<u64, Reply>,
     /// All is durable, and it could end.
     pub(crate) has_stopped: bool,
@@ -236,6 +238,11 @@ impl Node {
                 let done = Input::ChunkWritten { bytes };
                 return self.file(Vec::new(), done);
             }
+            Effect::SyncFiles { round, files } if self.rounds_fail > 0 => {
+                self.rounds_fail -= 1;
+                self.disk.drop_files(&files);
+                Input::RoundFailed { round }
+            }
             Effect::SyncFiles { round, files } => {
                 let done = Input::FilesSynced { round };
                 return self.file(files, done);
@@ -308,6 +315,7 @@ impl Cluster {
                 write_turns: 1,
                 filing: Vec::new(),
                 file_turns: 0,
+                rounds_fail: 0,
                 replies: BTreeMap::new(),
                 has_stopped: false,
             };
