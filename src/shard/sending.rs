@@ -25,6 +25,10 @@ use crate::snapshot::layout::GroupMeta;
 use crate::wire::checkpoint::{CheckpointHead, CheckpointItem, encode_item};
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
+use std::time::Duration;
+
+/// A checkpoint that was not asked for since then lets another go to the same node.
+const BUSY_FOR: Duration = Duration::from_secs(5);
 
 /// A checkpoint on its way to another node.
 pub(super) struct Sending {
@@ -45,7 +49,8 @@ pub(super) struct Sending {
     matched: LogIndex,
     /// The log behind it is kept.
     keeps_log: bool,
-    forget_at: Monotonic,
+    /// When it was asked for, or seen to go on, last.
+    heard: Monotonic,
 }
 
 /// Makes the parts.
@@ -127,7 +132,12 @@ impl Stream {
 impl Sending {
     /// When it is forgotten if nothing more is heard of it.
     pub(super) fn forget_at(&self) -> Monotonic {
-        self.forget_at
+        self.heard.plus(FORGET_AFTER)
+    }
+
+    /// Whether it keeps others from going to the same node. Who still wants it asks more often.
+    fn is_busy(&self, now: Monotonic) -> bool {
+        self.stream.is_some() && self.heard.plus(BUSY_FOR) > now
     }
 
     /// All before `next` has arrived, and what was sent behind it is lost if it is asked for `again`.
@@ -195,7 +205,7 @@ impl ShardEngine {
         if !sending.arrived(next, again) {
             return;
         }
-        sending.forget_at = self.now.mono.plus(FORGET_AFTER);
+        sending.heard = self.now.mono;
         let raft = &self.groups[slot].raft;
         while let Some((number, bytes, hash)) = sending.next_to_send() {
             let part = Checkpoint::Part {
@@ -213,7 +223,7 @@ impl ShardEngine {
     fn may_send(&self, slot: usize, to: Voter, above: LogIndex) -> bool {
         let group = &self.groups[slot];
         let is_busy = |((other, at), sending): (&(Voter, usize), &Sending)| {
-            other.node == to.node && *at != slot && sending.stream.is_some()
+            other.node == to.node && *at != slot && sending.is_busy(self.now.mono)
         };
         group.phase == Phase::Serving
             && group.raft.log().applied() > above
@@ -233,7 +243,7 @@ impl ShardEngine {
             bytes: 0,
             matched: LogIndex(0),
             keeps_log: true,
-            forget_at: self.now.mono.plus(FORGET_AFTER),
+            heard: self.now.mono,
         }
     }
 
@@ -244,7 +254,7 @@ impl ShardEngine {
             return None;
         }
         let raft = &self.groups[slot].raft;
-        let forget_at = self.now.mono.plus(FORGET_AFTER);
+        let now = self.now.mono;
         let mut needed = None;
         self.installs.sending.retain(|(to, of), sending| {
             if *of != slot || raft.role() != Role::Leader {
@@ -253,7 +263,7 @@ impl ShardEngine {
             let progress = raft.followers().find(|(follower, _)| follower == to);
             let matched = progress.map_or(LogIndex(0), |(_, progress)| Progress::matched(progress));
             if matched > sending.matched && matched >= sending.index {
-                (sending.matched, sending.forget_at) = (matched, forget_at);
+                (sending.matched, sending.heard) = (matched, now);
             }
             let log = raft.log();
             let is_installed = sending.matched >= sending.index;
