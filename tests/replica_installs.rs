@@ -6,9 +6,11 @@ mod replica_kit;
 
 use bytes::Bytes;
 use replica_kit::{Cluster, voter};
+use rrq::base::checksum::Hash128;
 use rrq::base::ids::{GroupId, Incarnation, LogIndex, Partition, Term, Token};
 use rrq::raft::message::{Body, Checkpoint, Message};
 use rrq::shard::counters::Counters;
+use rrq::shard::input::Loss;
 use rrq::wire::message::{ReplyBody, RequestBody};
 use rrq::wire::{
     AckItem, Command, Enqueued, ItemOutcome, JobState, NewJob, Op, Outcome, SessionCall, Start,
@@ -668,4 +670,170 @@ fn a_checkpoint_that_cannot_be_written_is_tried_again_later() {
     cluster.start(follower);
     cluster.pass(500);
     all_equal(&mut cluster, follower, 0);
+}
+
+#[test]
+fn a_checkpoint_that_nobody_wants_any_more_is_not_in_the_way() {
+    let mut cluster = Cluster::new(3, 8);
+    let groups: Vec<GroupId> = (0..8).map(GroupId).collect();
+    cluster.pass(2_000);
+    let leaders: Vec<u32> = groups
+        .iter()
+        .map(|group| cluster.leader(*group).expect("they are elected"))
+        .collect();
+    // One node leads two of them.
+    let is_first = |at: &usize| !leaders[..*at].contains(&leaders[*at]);
+    let second = (0..8).find(|at| !is_first(at)).expect("three nodes");
+    let leader = leaders[second];
+    let first = (0..8).find(|at| leaders[*at] == leader).expect("it is one");
+    let pair = [groups[first], groups[second]];
+    let follower = 1 + leader % 3;
+    let names = (0..1_000).map(|nth| format!("queue-{nth}"));
+    let names: Vec<String> = names
+        .filter(|name| pair.contains(&cluster.home(name)))
+        .take(8)
+        .collect();
+    cluster.cut_off(follower);
+    for name in &names {
+        for _ in 0..8 {
+            cluster.fill(name, 100, COMMAND_BYTES / 100);
+        }
+    }
+    cluster.heal();
+    cluster.until("some parts are here", |cluster| parts_sent(cluster) > 4);
+    let next = parts_sent(&mut cluster) - 4;
+    for group in pair {
+        let part = Checkpoint::Part {
+            id: 1 << 32 | 1,
+            number: next,
+            bytes: Bytes::from_static(b"no item begins or goes on like this"),
+            hash: Some(Hash128::default()),
+        };
+        let message = Message {
+            from: voter(leader),
+            to: voter(follower),
+            group,
+            incarnation: Incarnation(1),
+            term: Term(1),
+            life: 1 << 32,
+            recovering: false,
+            body: Body::Checkpoint(part),
+        };
+        cluster.say_first(follower, message);
+    }
+    cluster.step();
+    let failed = counters(&mut cluster, follower).checkpoint_installs_failed_total;
+    assert_eq!(failed, 1);
+    let took = cluster.until("both are installed", |cluster| {
+        installed(cluster, follower) == 2
+    });
+    assert!(took < 15_000, "after {took} ms");
+}
+
+#[test]
+fn what_lies_behind_the_checkpoint_in_a_log_that_leads_to_it_stays() {
+    // Node 3 gets all entries, says nothing, and is told of nothing that is committed.
+    let mut cluster = Cluster::new(3, 1);
+    cluster.enqueue("mail", b"before");
+    cluster.make_lead(1, GROUP);
+    let uid = cluster.queue("mail").uid;
+    cluster.pass(500);
+    cluster.tamper = Some(|to, message| match &mut message.body {
+        Body::Append { commit, .. } | Body::Heartbeat { commit, .. } if to == 3 => {
+            *commit = LogIndex(0);
+        }
+        _ => {}
+    });
+    cluster.silence(3);
+    write(&mut cluster, 10);
+    // What only nodes 1 and 3 have is not committed.
+    cluster.cut_off(2);
+    cluster.silence(3);
+    let job = NewJob {
+        payload: Bytes::from_static(b"behind it"),
+        ..NewJob::default()
+    };
+    let op = Op::Enqueue {
+        queue: uid,
+        partition: Partition(0),
+        items: vec![job],
+    };
+    let command = Command { session: None, op };
+    let body = RequestBody::Command {
+        group: GROUP,
+        command,
+        wait_ms: 0,
+    };
+    assert!(cluster.try_ask(1, body, 20).is_none());
+    // The link of node 3 breaks, and the leader finds out what it has.
+    cluster.heal();
+    cluster.cut_off(2);
+    cluster.lost(3, Loss::Broken);
+    let reply = cluster.until_answered(1, 5_000).body;
+    let ReplyBody::Outcome(Outcome::Enqueued(items)) = reply else {
+        panic!("not enqueued: {reply:?}");
+    };
+    let job = items[0].id().expect("it is new");
+    assert_eq!(installed(&mut cluster, 3), 1);
+    for number in 1..=3 {
+        cluster.kill(number);
+    }
+    // Node 1 is gone for good.
+    cluster.tamper = None;
+    cluster.heal();
+    cluster.start(2);
+    cluster.start(3);
+    assert!(cluster.has(job), "it was acknowledged");
+}
+
+#[test]
+fn a_checkpoint_with_another_index_is_not_what_was_sent() {
+    let mut cluster = Cluster::new(3, 1);
+    let follower = with_one_behind(&mut cluster);
+    cluster.tamper = Some(|_, message| {
+        if let Body::Checkpoint(Checkpoint::Part {
+            number: 0, bytes, ..
+        }) = &mut message.body
+        {
+            // Length, item, its length, field 1: the index.
+            let mut changed = bytes.to_vec();
+            assert_eq!(changed[3], 8);
+            changed[4] += 1;
+            *bytes = changed.into();
+        }
+    });
+    cluster.heal();
+    cluster.pass(2_000);
+    let counters = counters(&mut cluster, follower);
+    assert_eq!(counters.checkpoints_installed_total, 0);
+    assert_eq!(counters.checkpoint_installs_failed_total, 1);
+    cluster.tamper = None;
+    cluster.until("it is installed", |cluster| {
+        installed(cluster, follower) == 1
+    });
+    cluster.until("all have the same state", |cluster| {
+        cluster.are_equal(GROUP)
+    });
+}
+
+#[test]
+fn bodies_of_an_installed_checkpoint_are_not_written_again() {
+    let mut cluster = Cluster::with_checkpoints(3, 1, 1 << 20);
+    let follower = with_one_behind(&mut cluster);
+    cluster.heal();
+    cluster.until("it is installed", |cluster| {
+        installed(cluster, follower) == 1
+    });
+    let written = |cluster: &mut Cluster| {
+        let counters = counters(cluster, follower);
+        let rounds = counters.checkpoint_rounds_total;
+        (rounds, counters.checkpoint_bytes_total)
+    };
+    let (rounds, bytes) = written(&mut cluster);
+    assert!(bytes > 2_000_000, "all that it lacked, not {bytes} bytes");
+    while written(&mut cluster).0 == rounds {
+        write(&mut cluster, 1);
+    }
+    let more = written(&mut cluster).1 - bytes;
+    assert!(more < 1_800_000, "{more} bytes for what is new");
 }

@@ -278,6 +278,8 @@ pub(crate) struct Cluster {
     next_request: u64,
     groups: u32,
     prng: Prng,
+    /// Changes messages on their way to a node.
+    pub(crate) tamper: Option<fn(u32, &mut Message)>,
 }
 
 impl Cluster {
@@ -295,6 +297,7 @@ impl Cluster {
             next_request: 1,
             groups,
             prng: Prng::new(7),
+            tamper: None,
         };
         // The head of a segment names every group.
         let segment_bytes = (256 << 10).max(groups as usize * 1024);
@@ -399,6 +402,13 @@ impl Cluster {
         }
     }
 
+    /// Nothing passes from a node to the others.
+    pub(crate) fn silence(&mut self, number: u32) {
+        for other in self.nodes.keys() {
+            self.cut.insert((number, *other));
+        }
+    }
+
     pub(crate) fn heal(&mut self) {
         self.cut.clear();
     }
@@ -426,7 +436,11 @@ impl Cluster {
                 .filter(|node| !is_cut && node.engine.is_some())
             {
                 let (from, to) = (voter(from), voter(to));
-                let messages = carried(&messages, &Link { from, start, to });
+                let mut messages = carried(&messages, &Link { from, start, to });
+                if let Some(tamper) = self.tamper {
+                    let messages = messages.iter_mut();
+                    messages.for_each(|message| tamper(to.node.0, message));
+                }
                 node.inbox.push_back(if messages.is_empty() {
                     Input::PeerBeat { from }
                 } else {
