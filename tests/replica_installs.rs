@@ -13,8 +13,8 @@ use rrq::shard::counters::Counters;
 use rrq::shard::input::Loss;
 use rrq::wire::message::{ReplyBody, RequestBody};
 use rrq::wire::{
-    AckItem, Command, Enqueued, ItemOutcome, JobState, NewJob, Op, Outcome, SessionCall, Start,
-    Window,
+    AckItem, Command, Enqueued, ItemOutcome, JobState, NewJob, Op, Outcome, QueueSettings,
+    SessionCall, Start, Window,
 };
 
 const GROUP: GroupId = GroupId(0);
@@ -160,6 +160,37 @@ fn ack(cluster: &mut Cluster, call: SessionCall, token: Token) -> ItemOutcome {
     }
 }
 
+/// A job of a queue of several partitions that retains what is finished.
+fn finish_one(cluster: &mut Cluster) {
+    let create = Op::CreateQueue {
+        name: "kept".to_owned(),
+        settings: QueueSettings {
+            retain: 10,
+            partitions: 2,
+            ..QueueSettings::default()
+        },
+        must_be_new: true,
+        groups: 1,
+    };
+    let Outcome::Queue(info) = cluster.command("kept", None, create) else {
+        panic!("no queue");
+    };
+    let job = cluster.enqueue("kept", b"done");
+    let lease = Op::Lease {
+        queue: info.uid,
+        partition: Partition(0),
+        max: 1,
+        lease_ms: 60_000,
+        epoch: 1,
+    };
+    cluster.command("kept", None, lease);
+    let (lease_gen, result) = (1, Some(Bytes::from_static(b"result")));
+    let token = Token { job, lease_gen };
+    let items = vec![AckItem { token, result }];
+    let done = cluster.command("kept", None, Op::Ack { items });
+    assert_eq!(done, Outcome::Items(vec![ItemOutcome::Done]));
+}
+
 #[test]
 fn everything_of_the_group_is_there_when_the_follower_leads() {
     let mut cluster = Cluster::new(3, 1);
@@ -184,7 +215,15 @@ fn everything_of_the_group_is_there_when_the_follower_leads() {
         lowest: 1,
         window,
     };
+    cluster.enqueue("mail", b"second");
     let token = lease(&mut cluster, call(1, Window::Polls), 600_000);
+    let dead = lease(&mut cluster, call(2, Window::Polls), 600_000);
+    let bury = Op::Bury {
+        items: vec![(dead, Bytes::from_static(b"broken"))],
+    };
+    let buried = cluster.command("mail", Some(call(1, Window::Commands)), bury);
+    assert_eq!(buried, Outcome::Items(vec![ItemOutcome::Done]));
+    finish_one(&mut cluster);
     let keyed = NewJob {
         payload: Bytes::from_static(b"once"),
         key: Some(Bytes::from_static(b"key")),
@@ -208,15 +247,16 @@ fn everything_of_the_group_is_there_when_the_follower_leads() {
     assert_eq!(again, Enqueued::Existing(once.id().expect("it is new")));
     assert_eq!(cluster.state(token.job), JobState::InFlight);
     assert_eq!(cluster.state(delayed), JobState::Delayed);
+    assert_eq!(cluster.state(dead.job), JobState::Dead);
     let stale = Token {
         lease_gen: token.lease_gen + 1,
         ..token
     };
-    let refused = ack(&mut cluster, call(1, Window::Commands), stale);
+    let refused = ack(&mut cluster, call(2, Window::Commands), stale);
     assert_ne!(refused, ItemOutcome::Done);
-    let done = ack(&mut cluster, call(2, Window::Commands), token);
+    let done = ack(&mut cluster, call(3, Window::Commands), token);
     assert_eq!(done, ItemOutcome::Done);
-    let retried = ack(&mut cluster, call(2, Window::Commands), token);
+    let retried = ack(&mut cluster, call(3, Window::Commands), token);
     assert_eq!(retried, ItemOutcome::Done, "the session knows its outcome");
     cluster.pass(121_000);
     assert_eq!(cluster.state(delayed), JobState::Pending);

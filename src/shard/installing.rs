@@ -195,7 +195,8 @@ impl Loading {
         if told != (queue.time(), queue.version(), queue.wall_offset_ms()) {
             return Err("its head is of another state".to_owned());
         }
-        if queue.live_jobs() != self.bodies.len() as u64 {
+        // Dead ones have bodies too.
+        if queue.freeze().live_jobs() != self.bodies.len() as u64 {
             return Err("it has bodies of jobs that are not live".to_owned());
         }
         Ok((self.head, queue))
