@@ -238,6 +238,35 @@ fn what_another_has_heard_is_no_news_to_a_whole_log() {
 }
 
 #[test]
+fn what_is_held_for_those_that_are_behind_has_a_bound_over_all_groups() {
+    let mut cluster = Cluster::new(3, 8);
+    all_lead(&mut cluster, 8);
+    for nth in 0..1200 {
+        let queue = format!("queue {}", nth % 16).replace(' ', "-");
+        cluster.enqueue(&queue, &[7; 4000]);
+    }
+    let held = |cluster: &mut Cluster, number: u32| {
+        cluster.engine(number).counters().raft_entries_held_bytes
+    };
+    for number in 1..=3 {
+        // The kit's nodes have 1 MiB; what is not applied yet comes on top.
+        let now = held(&mut cluster, number);
+        assert!(
+            (512 << 10..1200 << 10).contains(&now),
+            "node {number}: {now}"
+        );
+    }
+    cluster.pass(1_000);
+    for number in 1..=3 {
+        let now = held(&mut cluster, number);
+        assert!(
+            (256 << 10..1 << 20).contains(&now),
+            "node {number} at rest: {now}"
+        );
+    }
+}
+
+#[test]
 fn all_nodes_killed_at_once_come_back_with_everything() {
     let mut cluster = Cluster::with_checkpoints(3, 2, 64 << 10);
     let jobs: Vec<_> = (0..200)

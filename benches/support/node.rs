@@ -148,6 +148,7 @@ impl Node {
             // No round begins by itself.
             checkpoint_log_bytes: u64::MAX,
             checkpoint_log_bytes_max: u64::MAX,
+            tails_bytes: 1 << 20,
             segment_bytes: SEGMENT_BYTES,
         };
         let now = Now {

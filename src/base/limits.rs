@@ -105,8 +105,11 @@ pub const SILENT_MS: u64 = 150;
 pub const REST_AFTER_MS: u64 = 150;
 /// Who is not the heir of a leader that died waits so many milliseconds for the heir.
 pub const HEIR_WAIT_MS: u64 = 10;
-/// What the applied entries take that a group with several voters holds for those that are behind.
-pub const GROUP_TAIL_BYTES: usize = 1 << 20;
+/// What the applied entries take, in bytes, that the groups of a shard hold together for members that
+/// are behind: at least,
+pub const TAILS_BYTES_MIN: usize = 16 << 20;
+/// and at most.
+pub const TAILS_BYTES_MAX: usize = 256 << 20;
 /// Without a leader for so many ticks, and a random part of as many again, a voter campaigns.
 pub const ELECTION_TICKS: u32 = 10;
 /// A leader of a group that is not quiet sends a heartbeat each so many ticks.
@@ -188,8 +191,6 @@ const _: () = assert!(FRAME_BYTES_MAX + REPLY_JOBS_BYTES_MAX <= IN_FLIGHT_BYTES_
 const _: () = assert!(CONNECTION_BYTES_MAX < IN_FLIGHT_BYTES_SHARD_MIN);
 // Whoever has not said hello yet is never held back.
 const _: () = assert!(FRAME_BYTES_HELLO_MAX < CONNECTION_BYTES_ASSURED);
-// The entries of one append lie behind a follower that has caught up.
-const _: () = assert!(GROUP_TAIL_BYTES < CHECKPOINT_TAIL_BYTES_MAX);
 const _: () = assert!(SESSION_BYTES_MAX < CHECKPOINT_ITEM_BYTES_MAX);
 const _: () = assert!(WORKER_CLOSED_MS <= WORKER_TIMEOUT_MS);
 const _: () = assert!(WORKER_TIMEOUT_MS < SESSION_IDLE_MS);

@@ -334,6 +334,7 @@ impl Node {
                 queue_defaults: config.queue_defaults,
                 checkpoint_log_bytes: config.checkpoint_log_bytes,
                 checkpoint_log_bytes_max: config.checkpoint_log_max(superblock.shards, memory),
+                tails_bytes: config.tails_bytes(superblock.shards, memory),
                 segment_bytes: SEGMENT_BYTES,
             },
             hello: ServerHello {

@@ -12,7 +12,6 @@ use super::timers::ADVANCE_BACKOFF;
 use crate::base::code::Code;
 use crate::base::entry::{Entry, EntryKind, version_of};
 use crate::base::ids::{LogIndex, QueueUid};
-use crate::base::limits::GROUP_TAIL_BYTES;
 use crate::queue::command::{Command, Enqueued, Grant, ItemOutcome, Op, Outcome};
 use crate::queue::view::ApplyAt;
 use crate::queue::{MACHINE_VERSION, PagesNeeded};
@@ -37,14 +36,24 @@ impl ShardEngine {
         // While it loads, an older base may turn out to be the one to start from.
         if self.groups[slot].phase == Phase::Serving {
             let needed = self.entries_needed(slot);
+            let tail_bytes = self.tail_bytes();
             let group = &mut self.groups[slot];
             let applied = group.raft.log().applied();
             if group.raft.members().is_only_voter(self.config.me()) {
                 group.raft.log_mut().compact(applied);
             } else {
-                group.raft.log_mut().compact_but(GROUP_TAIL_BYTES, needed);
+                group.raft.log_mut().compact_but(tail_bytes, needed);
             }
         }
+        self.count_entries(slot);
+    }
+
+    pub(super) fn count_entries(&mut self, slot: usize) {
+        let group = &mut self.groups[slot];
+        let held = group.raft.log().held_bytes() as u64;
+        let before = std::mem::replace(&mut group.entries_bytes, held);
+        let counter = &mut self.counters.raft_entries_held_bytes;
+        *counter = *counter - before + held;
     }
 
     fn apply_next(&mut self, slot: usize) -> Result<(), String> {

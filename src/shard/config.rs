@@ -42,6 +42,8 @@ pub struct ShardConfig {
     /// But at least each so many: a start has the log in memory beside the jobs. At twice as much
     /// enqueues wait for the round.
     pub checkpoint_log_bytes_max: u64,
+    /// What the groups hold together of applied entries for members that are behind, in bytes.
+    pub tails_bytes: usize,
     /// The size of a log segment, in bytes:
     /// [`SEGMENT_BYTES`](crate::base::limits::SEGMENT_BYTES), or less in a simulation.
     pub segment_bytes: usize,

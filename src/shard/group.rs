@@ -119,6 +119,8 @@ pub(super) struct Group {
     pub(super) wall_checked: Monotonic,
     /// The memory of its jobs, as far as the shard has counted it.
     pub(super) held_bytes: u64,
+    /// The memory of its log entries, likewise.
+    pub(super) entries_bytes: u64,
     /// Its place among the timers of the shard.
     pub(super) timer: Option<Monotonic>,
     /// It has work for the next drain.

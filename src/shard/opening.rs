@@ -262,6 +262,7 @@ pub(super) fn open_group(
         advance_not_before: now.mono,
         setting_offset: false,
         held_bytes: 0,
+        entries_bytes: 0,
         last_proposed: now.mono,
         wall_checked: now.mono,
         timer: None,

@@ -14,7 +14,7 @@ use super::installs::FORGET_AFTER;
 use crate::base::checksum::{Hash128, Hasher128};
 use crate::base::ids::LogIndex;
 use crate::base::limits::{
-    CHECKPOINT_PART_BYTES, CHECKPOINT_PARTS_IN_FLIGHT, CHECKPOINT_TAIL_BYTES_MAX, GROUP_TAIL_BYTES,
+    CHECKPOINT_PART_BYTES, CHECKPOINT_PARTS_IN_FLIGHT, CHECKPOINT_TAIL_BYTES_MAX,
 };
 use crate::base::units::Monotonic;
 use crate::queue::{BodyCursor, FrozenState};
@@ -253,6 +253,7 @@ impl ShardEngine {
         if self.installs.sending.is_empty() {
             return None;
         }
+        let tail_bytes = self.tail_bytes();
         let raft = &self.groups[slot].raft;
         let now = self.now.mono;
         let mut needed = None;
@@ -267,7 +268,7 @@ impl ShardEngine {
             }
             let log = raft.log();
             let is_installed = sending.matched >= sending.index;
-            if is_installed && !log.has_more_above(sending.matched, GROUP_TAIL_BYTES / 2) {
+            if is_installed && !log.has_more_above(sending.matched, tail_bytes / 2) {
                 return false;
             }
             sending.keeps_log &= log.held_bytes() <= sending.bytes.max(CHECKPOINT_TAIL_BYTES_MAX);

@@ -666,6 +666,7 @@ fn open(
         queue_defaults: queue_defaults(),
         checkpoint_log_bytes: options.checkpoint_log_bytes,
         checkpoint_log_bytes_max: 2 * options.checkpoint_log_bytes,
+        tails_bytes: 1 << 20,
         segment_bytes: options.segment_bytes,
     };
     let now = Now {

@@ -11,7 +11,9 @@
 use crate::base::checksum::Hash128;
 use crate::base::entry::{Entry, EntryKind};
 use crate::base::ids::{ClusterId, DiskId, GroupId, Incarnation, LogIndex, NodeId, Term, Voter};
-use crate::base::limits::{CHECKPOINT_PART_BYTES, PEER_FRAME_BYTES_FULL, PEER_SHARDS_MAX, VOTERS_MAX};
+use crate::base::limits::{
+    CHECKPOINT_PART_BYTES, PEER_FRAME_BYTES_FULL, PEER_SHARDS_MAX, VOTERS_MAX,
+};
 use crate::base::units::{GroupTime, Lsn, WallTime};
 use crate::raft::message::{Body, Checkpoint, Position, Why};
 use crate::raft::recovering::Answer;

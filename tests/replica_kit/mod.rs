@@ -139,6 +139,7 @@ impl Node {
             queue_defaults: QueueSettings::default(),
             checkpoint_log_bytes: self.checkpoint_log_bytes,
             checkpoint_log_bytes_max: 64 << 20,
+            tails_bytes: 1 << 20,
             segment_bytes: self.segment_bytes,
         };
         self.inbox.clear();

@@ -23,7 +23,7 @@ use crate::base::code::Code;
 use crate::base::ids::NodeId;
 use crate::base::limits::{
     CHECKPOINT_LOG_BYTES_MIN, IN_FLIGHT_BYTES_DEFAULT_MAX, IN_FLIGHT_BYTES_SHARD_MIN,
-    PAYLOAD_BYTES_DEFAULT_MAX,
+    PAYLOAD_BYTES_DEFAULT_MAX, TAILS_BYTES_MAX, TAILS_BYTES_MIN,
 };
 use crate::base::report::Report;
 use crate::wal::record::MACHINE_VERSION_MAX;
@@ -196,6 +196,15 @@ impl NodeConfig {
     #[must_use]
     pub fn jobs_memory(&self, memory: u64) -> u64 {
         self.jobs_memory_max.unwrap_or(memory / 4)
+    }
+
+    /// What the groups of a shard hold together of applied entries for members that are behind, in
+    /// bytes: all shards together have a thirty-second of the memory.
+    #[must_use]
+    pub fn tails_bytes(&self, shards: u16, memory: u64) -> usize {
+        let part = memory / 32 / u64::from(shards.max(1));
+        let part = usize::try_from(part).unwrap_or(usize::MAX);
+        part.clamp(TAILS_BYTES_MIN, TAILS_BYTES_MAX)
     }
 
     /// The most that the log of a shard grows between two checkpoints, in bytes: all shards together
