@@ -92,6 +92,60 @@ fn what_is_acknowledged_is_on_the_disks_of_a_majority_at_that_moment() {
     }
 }
 
+/// How many of the groups each node leads.
+fn leads(cluster: &mut Cluster, groups: u16) -> Vec<usize> {
+    let leaders: Vec<_> = (0..groups)
+        .map(|group| cluster.leader(GroupId(group)))
+        .collect();
+    let count = |number| {
+        leaders
+            .iter()
+            .filter(|leader| **leader == Some(number))
+            .count()
+    };
+    (1..=3).map(count).collect()
+}
+
+fn is_level(leads: Vec<usize>) -> bool {
+    let (least, most) = (leads.iter().min(), leads.iter().max());
+    *most.expect("nodes") <= least.expect("nodes") + 1
+}
+
+#[test]
+fn leaders_spread_over_the_nodes_again_after_one_was_away() {
+    let mut cluster = Cluster::new(3, 16);
+    all_lead(&mut cluster, 16);
+    cluster.until("every node leads its share", |cluster| {
+        is_level(leads(cluster, 16))
+    });
+    cluster.kill(2);
+    all_lead(&mut cluster, 16);
+    assert_eq!(leads(&mut cluster, 16)[1], 0);
+    // Between those that are there it is level as well, and nobody waits for the dead one.
+    cluster.until("two nodes share", |cluster| leads(cluster, 16) == [8, 0, 8]);
+    cluster.pass(5_000);
+    assert_eq!(leads(&mut cluster, 16), [8, 0, 8]);
+    cluster.start(2);
+    let job = cluster.enqueue("mail", b"meanwhile");
+    let took = cluster.until("it has its share", |cluster| is_level(leads(cluster, 16)));
+    assert!(took < 10_000, "{took} ms");
+    assert!(cluster.has(job));
+    // Then everything stays where it is.
+    let handed_over = |cluster: &mut Cluster| -> u64 {
+        let of = |number| {
+            cluster
+                .engine(number)
+                .counters()
+                .raft_groups_handed_over_total
+        };
+        (1..=3).map(of).sum()
+    };
+    let before = handed_over(&mut cluster);
+    cluster.pass(10_000);
+    assert_eq!(handed_over(&mut cluster), before);
+    assert!(before >= 5, "{before}");
+}
+
 #[test]
 fn a_node_that_stops_hands_its_groups_over_first() {
     let mut cluster = Cluster::new(3, 4);
@@ -320,6 +374,8 @@ fn groups_at_rest_say_nothing_and_wake_when_their_leader_dies() {
     const GROUPS: u32 = 64;
     let mut cluster = Cluster::new(3, GROUPS);
     all_lead(&mut cluster, GROUPS);
+    // Leaders are spread over the nodes.
+    cluster.pass(6_000);
     cluster.until("all rest", |cluster| awake(cluster) == 0);
     let sent = cluster.sent;
     cluster.pass(5_000);
@@ -510,6 +566,8 @@ fn logs_with_different_holes_are_put_right_by_each_other() {
 fn connections_that_break_again_and_again_cause_no_election() {
     let mut cluster = Cluster::new(3, 8);
     all_lead(&mut cluster, 8);
+    // Leaders are spread over the nodes.
+    cluster.pass(6_000);
     let changes = |cluster: &mut Cluster| -> Vec<u64> {
         let of = |number| cluster.engine(number).counters().raft_leader_changes_total;
         (1..=3).map(of).collect()

@@ -110,6 +110,14 @@ pub const HEIR_WAIT_MS: u64 = 10;
 pub const TAILS_BYTES_MIN: usize = 16 << 20;
 /// and at most.
 pub const TAILS_BYTES_MAX: usize = 256 << 20;
+/// Leaders are spread over the nodes once none has changed on a node for so many milliseconds,
+pub const BALANCE_AFTER_MS: u64 = 2_000;
+/// with a look each so many,
+pub const BALANCE_EVERY_MS: u64 = 250;
+/// at most so many groups a look and shard,
+pub const BALANCE_GROUPS: usize = 4;
+/// to members that lack at most so many entries.
+pub const BALANCE_LAG_MAX: u64 = 256;
 /// Without a leader for so many ticks, and a random part of as many again, a voter campaigns.
 pub const ELECTION_TICKS: u32 = 10;
 /// A leader of a group that is not quiet sends a heartbeat each so many ticks.

@@ -191,6 +191,15 @@ impl View {
         Self::until(address, "each group to have a leader", whole).await
     }
 
+    /// Looks until all nodes are there, and the leaders are spread over them and stay where they are.
+    ///
+    /// # Errors
+    /// If that does not come to be.
+    pub(super) async fn settled(address: &str, nodes: u32) -> Result<Self, Report> {
+        let settled = |view: &Self| view.is_whole(nodes) && view.is_spread();
+        Self::until(address, "the leaders to be spread over the nodes", settled).await
+    }
+
     /// Looks until every node has applied what the leaders have committed. The load is to be off.
     ///
     /// # Errors
@@ -222,6 +231,18 @@ impl View {
     fn is_whole(&self, nodes: u32) -> bool {
         let seen: BTreeSet<NodeId> = self.applied.keys().map(|(node, _)| *node).collect();
         seen.len() >= nodes as usize && self.leaders.len() >= self.groups as usize
+    }
+
+    /// Whether no node hands groups to another: each shard looks that no two nodes differ by more than
+    /// one.
+    fn is_spread(&self) -> bool {
+        let leads = |node: &NodeId| {
+            let leaders = self.leaders.values();
+            leaders.filter(|(leader, _)| leader == node).count()
+        };
+        let leads: Vec<usize> = self.addresses.keys().map(leads).collect();
+        let shards = self.addresses.values().map(Vec::len).max().unwrap_or(1);
+        leads.iter().max() <= leads.iter().min().map(|least| least + shards).as_ref()
     }
 
     fn is_level(&self) -> bool {

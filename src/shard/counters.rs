@@ -64,6 +64,8 @@ counters! {
     polls_waiting: gauge,
     /// Times that a group of this node got a new leader.
     raft_leader_changes_total: total,
+    /// Groups that this node handed to another that led fewer.
+    raft_groups_handed_over_total: total,
     /// Entries proposed.
     entries_proposed_total: total,
     /// Entries applied.

@@ -105,6 +105,8 @@ pub struct ShardEngine {
     written: VecDeque<Written>,
     pub(super) timers: BTreeSet<(Monotonic, usize)>,
     pub(super) peers: Peers,
+    /// When it looks whether this node leads too many groups.
+    pub(super) balance_at: Option<Monotonic>,
     /// Where the log ended that this process has found.
     pub(super) found_lsn: Lsn,
     pub(super) installs: Installs,
@@ -210,6 +212,7 @@ impl ShardEngine {
             written: VecDeque::new(),
             timers: BTreeSet::new(),
             peers,
+            balance_at: None,
             found_lsn: start_lsn,
             installs: Installs::default(),
             beacon_at: None,
@@ -266,6 +269,7 @@ impl ShardEngine {
         self.fire_timers();
         self.beat_nodes();
         self.tick_groups();
+        self.balance_leaders();
         while let Some(slot) = self.dirty.pop() {
             self.settle(slot);
         }
@@ -295,7 +299,8 @@ impl ShardEngine {
         let timer = self.timers.first().map(|(at, _)| *at);
         let manifest = self.checkpoints.next_manifest(self.wal.durable_lsn());
         let (peers, installs) = (self.peers.next_deadline(), self.installs.next_deadline());
-        [timer, self.beacon_at, manifest, peers, installs]
+        let balance = self.next_balance();
+        [timer, self.beacon_at, manifest, peers, installs, balance]
             .into_iter()
             .flatten()
             .min()

@@ -30,6 +30,7 @@
 //! asks whether there is one node or many: a group has one voter or several, and that is all.
 
 mod apply;
+mod balance;
 mod bases;
 mod changes;
 mod checkpoint;

@@ -173,6 +173,7 @@ impl ShardEngine {
     /// Another node said hello.
     pub(super) fn on_peer_known(&mut self, peer: Peer) {
         self.peers.known.insert(peer.voter, peer);
+        self.put_off_balance();
         // A version may be raised now.
         (0..self.groups.len()).for_each(|slot| self.mark(slot));
     }
@@ -338,8 +339,9 @@ impl ShardEngine {
         match (std::mem::replace(&mut group.leads, leads), leads) {
             (false, true) => self.take_lead(slot),
             (true, false) => self.lose_lead(slot),
-            _ => {}
+            _ => return,
         }
+        self.put_off_balance();
     }
 
     fn take_lead(&mut self, slot: usize) {

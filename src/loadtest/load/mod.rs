@@ -216,7 +216,7 @@ async fn measure(options: &Options, place: &Place, probe: &DiskProbe) -> Result<
     let client = client.map_err(|error| failed("cannot connect", &error))?;
     let names = queue_names(options);
     make_queues(&client, &names).await?;
-    let view = View::of(&address, options.nodes).await?;
+    let view = View::settled(&address, options.nodes).await?;
     let targets = targets(&client, &names, &view).await?;
     let server = || Usage::of_all(cluster.as_ref()?.pids());
     let run = Run {
