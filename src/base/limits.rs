@@ -99,8 +99,8 @@ pub const TICK_MS: u64 = 15;
 /// A node tells each other node that it is there so often, in milliseconds.
 pub const BEAT_MS: u64 = 30;
 /// A node that was not heard for so many milliseconds is silent: groups that it leads look for
-/// another leader.
-pub const SILENT_MS: u64 = 150;
+/// another leader. Longer than a busy machine keeps a process waiting for a core.
+pub const SILENT_MS: u64 = 240;
 /// A group rests after so many milliseconds without a proposal.
 pub const REST_AFTER_MS: u64 = 150;
 /// Who is not the heir of a leader that died waits so many milliseconds for the heir.
@@ -119,7 +119,7 @@ pub const BALANCE_GROUPS: usize = 4;
 /// to members that lack at most so many entries.
 pub const BALANCE_LAG_MAX: u64 = 256;
 /// Without a leader for so many ticks, and a random part of as many again, a voter campaigns.
-pub const ELECTION_TICKS: u32 = 10;
+pub const ELECTION_TICKS: u32 = 16;
 /// A leader of a group that is not quiet sends a heartbeat each so many ticks.
 pub const HEARTBEAT_TICKS: u32 = 2;
 /// Shards of a node that another node keeps numbers of.

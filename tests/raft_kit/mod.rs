@@ -19,6 +19,8 @@ use rrq::raft::role::Role;
 use std::collections::{BTreeMap, BTreeSet};
 
 pub(crate) const GROUP: GroupId = GroupId(7);
+/// Of the members here, so that scripts count on it.
+const ELECTION_TICKS: u32 = 10;
 pub(crate) const LIFE: Incarnation = Incarnation(1);
 
 /// Member `number`, on its first disk.
@@ -450,6 +452,7 @@ fn start(me: Voter, disk: &Disk, seed: u64, starts: u32) -> RaftNode {
         seed: (seed + u64::from(starts)) ^ u64::from(me.node.0) << 32,
         start: starts,
         doubt: disk.doubt.clone(),
+        election_ticks: ELECTION_TICKS,
         ..RaftConfig::new(GROUP, LIFE, me, disk.base_members.clone())
     };
     let log = RaftLog::new(disk.base, disk.entries.clone());
