@@ -7,7 +7,7 @@ mod node_support;
 
 use cluster_kit::{Cluster, Load};
 use node_support::error_kit::compare;
-use node_support::{DEADLINE, Node, assert_is_report};
+use node_support::{DEADLINE, Node, assert_is_report, http};
 use std::time::{Duration, Instant};
 
 #[test]
@@ -100,6 +100,37 @@ fn all_nodes_killed_at_once_come_back_unattended_with_everything() {
     load.until_enqueued(200);
     let (jobs, errors) = load.settle();
     assert!(jobs >= 1700 && errors.is_empty(), "{jobs} {errors:?}");
+}
+
+#[test]
+fn a_node_is_ready_while_a_majority_is_connected() {
+    let mut cluster = Cluster::start("ready", 3);
+    let until = |cluster: &Cluster, status: u16, words: &str| {
+        let (begun, admin) = (Instant::now(), cluster.admin_address(1));
+        loop {
+            let answer = http(admin, "/readyz");
+            if answer.0 == status && answer.1.contains(words) {
+                break;
+            }
+            assert!(begun.elapsed() < DEADLINE, "{answer:?}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    until(&cluster, 200, "");
+    cluster.end(2, "-KILL");
+    until(&cluster, 200, "");
+    cluster.end(3, "-KILL");
+    until(
+        &cluster,
+        503,
+        "no majority: connected to 0 of 2 other nodes",
+    );
+    cluster.start_one(2);
+    until(&cluster, 200, "");
+    let (_, text) = http(cluster.admin_address(1), "/metrics");
+    for line in ["rrq_peers 2", "rrq_peers_connected 1"] {
+        assert!(text.lines().any(|shown| shown == line), "{line}: {text}");
+    }
 }
 
 #[test]

@@ -125,6 +125,27 @@ impl ShardMetrics {
 /// Takes one histogram of a shard, to be written with those of the other shards.
 type PickHistogram = fn(&ShardMetrics) -> Box<dyn Collector>;
 
+/// What the node has to do with the others of its cluster.
+#[derive(Debug, Default)]
+pub struct PeerMetrics {
+    /// Other members.
+    pub members: AtomicU64,
+    /// Those that it can send to.
+    pub connected: AtomicU64,
+    /// Bytes that wait to be sent.
+    pub waiting_bytes: AtomicU64,
+    /// What was not sent, since too much waited or there was no connection.
+    pub dropped: AtomicU64,
+}
+
+impl PeerMetrics {
+    /// Whether the node and those that it is connected to are a majority.
+    fn has_majority(&self) -> bool {
+        let (members, connected) = (self.members.load(Relaxed), self.connected.load(Relaxed));
+        (connected + 1) * 2 > members + 1
+    }
+}
+
 /// The numbers of the node.
 #[derive(Debug)]
 pub struct NodeMetrics {
@@ -136,6 +157,8 @@ pub struct NodeMetrics {
     pub disk_free_bytes: AtomicU64,
     /// Clients admitted.
     pub clients: Arc<AtomicUsize>,
+    /// Of the other nodes.
+    pub peers: PeerMetrics,
     /// How long each part of the start took, in seconds.
     recovery: Mutex<Vec<(&'static str, f64)>>,
 }
@@ -152,6 +175,7 @@ impl NodeMetrics {
             stopping: AtomicBool::new(false),
             disk_free_bytes: AtomicU64::new(0),
             clients: Arc::default(),
+            peers: PeerMetrics::default(),
             recovery: Mutex::default(),
         })
     }
@@ -186,7 +210,16 @@ impl NodeMetrics {
             .enumerate()
             .filter(|(_, shard)| !shard.serving.load(Relaxed));
         let waiting: Vec<String> = waiting.map(|(shard, _)| shard.to_string()).collect();
-        (!waiting.is_empty()).then(|| format!("recovering: shards {}", waiting.join(", ")))
+        if !waiting.is_empty() {
+            return Some(format!("recovering: shards {}", waiting.join(", ")));
+        }
+        (!self.peers.has_majority()).then(|| {
+            format!(
+                "no majority: connected to {} of {} other nodes",
+                self.peers.connected.load(Relaxed),
+                self.peers.members.load(Relaxed)
+            )
+        })
     }
 
     /// The text that a scrape gets.
@@ -229,8 +262,23 @@ impl NodeMetrics {
             ),
             (
                 "rrq_ready",
-                "Whether every shard serves.",
+                "Whether every shard serves, and in a cluster a majority is connected.",
                 f64::from(self.not_ready().is_none()),
+            ),
+            (
+                "rrq_peers",
+                "Other nodes of the cluster.",
+                self.peers.members.load(Relaxed) as f64,
+            ),
+            (
+                "rrq_peers_connected",
+                "Other nodes of the cluster that this one can send to.",
+                self.peers.connected.load(Relaxed) as f64,
+            ),
+            (
+                "rrq_peers_waiting_bytes",
+                "Bytes that wait to be sent to other nodes.",
+                self.peers.waiting_bytes.load(Relaxed) as f64,
             ),
             (
                 "rrq_clients",
@@ -242,6 +290,12 @@ impl NodeMetrics {
             gauge.set(value);
             registry.register(Box::new(gauge))?;
         }
+        let dropped = Counter::new(
+            "rrq_peers_dropped_total",
+            "Times that nothing was sent to another node: too much waited, or it was not connected.",
+        )?;
+        dropped.inc_by(self.peers.dropped.load(Relaxed) as f64);
+        registry.register(Box::new(dropped))?;
         let mut text = TextEncoder::new().encode_to_string(&registry.gather())?;
         let histograms: [PickHistogram; 6] = [
             |shard| Box::new(shard.wal_fsync.clone()),

@@ -131,6 +131,8 @@ pub fn run(config: NodeConfig) -> Result<(), Report> {
         pulses,
         begun,
     };
+    let peers = node.peers().len() as u64;
+    node.metrics.peers.members.store(peers, Relaxed);
     node.metrics
         .recovered("open", begun.elapsed().as_secs_f64());
     poker::start(node.pulses.clone()).map_err(|error| no_thread("poker", &error))?;

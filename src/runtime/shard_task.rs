@@ -242,7 +242,7 @@ pub async fn run(parts: Parts) {
     let hub = Rc::new(Hub {
         shard: parts.mesh.me,
         hello: RefCell::new(parts.hello),
-        links: Links::default(),
+        links: Links::new(parts.metrics.clone()),
         inbox: RefCell::default(),
         driver: RefCell::default(),
         connections: RefCell::default(),

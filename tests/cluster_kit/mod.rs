@@ -8,6 +8,7 @@ use rrq::shard::placement::home_group;
 use rrq::wire::AckItem;
 use rrq::workload::{Ledger, number_of, payload};
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -83,13 +84,18 @@ impl Cluster {
         format!("{}.{number}:7411", self.net)
     }
 
+    pub(crate) fn admin_address(&self, number: u32) -> SocketAddr {
+        let address = format!("{}.{number}:7480", self.net);
+        address.parse().expect("an address")
+    }
+
     /// What starts a node.
     pub(crate) fn command(&self, number: u32, data: &Path, members: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_rrq-node"));
         command
             .args(["--id", &number.to_string(), "--members", members])
             .args(["--listen", &self.client_address(number)])
-            .args(["--admin", &format!("{}.{number}:7480", self.net)])
+            .args(["--admin", &self.admin_address(number).to_string()])
             .args(["--shards", "1", "--no-pin", "--data-dir"])
             .arg(data)
             .stdin(Stdio::null())

@@ -4,6 +4,7 @@ use crate::base::ids::{NodeId, ShardId, Voter};
 use crate::base::limits::{PEER_OUTBOX_BYTES_MAX, PEER_SHARDS_MAX};
 use crate::runtime::connection::Shard;
 use crate::runtime::mesh::Mesh;
+use crate::runtime::metrics::NodeMetrics;
 use crate::runtime::peers::connector::{Linked, Way};
 use crate::runtime::peers::roster::Roster;
 use crate::runtime::shard_task::Hub;
@@ -22,6 +23,8 @@ use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, Waker};
 
 const _: () = assert!(PEER_SHARDS_MAX >= 64, "a hello tells of every shard");
@@ -32,8 +35,8 @@ const READ_BYTES: usize = 256 << 10;
 const KEPT_BYTES: usize = 1 << 20;
 
 /// The connections of this node to the others.
-#[derive(Default)]
 pub struct Links {
+    metrics: Arc<NodeMetrics>,
     out: RefCell<BTreeMap<NodeId, Rc<Outgoing>>>,
     /// Of each node the one that came last.
     incoming: RefCell<BTreeMap<NodeId, Rc<Incoming>>>,
@@ -41,8 +44,16 @@ pub struct Links {
 
 struct Outgoing {
     outbox: RefCell<BytesMut>,
+    /// Bytes that were taken out of it and are not sent yet.
+    writing: Cell<usize>,
     waker: RefCell<Option<Waker>>,
     beats: Cell<u64>,
+}
+
+impl Outgoing {
+    fn waiting(&self) -> usize {
+        self.outbox.borrow().len() + self.writing.get()
+    }
 }
 
 #[derive(Default)]
@@ -59,6 +70,16 @@ fn wake(waker: &RefCell<Option<Waker>>) {
 }
 
 impl Links {
+    /// None yet.
+    #[must_use]
+    pub fn new(metrics: Arc<NodeMetrics>) -> Self {
+        Self {
+            metrics,
+            out: RefCell::default(),
+            incoming: RefCell::default(),
+        }
+    }
+
     /// Sends frames to a node, if there is a connection to it and it takes what it gets.
     pub fn send(&self, to: NodeId, frames: &[u8]) {
         self.append(to, |outbox| outbox.extend_from_slice(frames));
@@ -71,15 +92,24 @@ impl Links {
 
     fn append(&self, to: NodeId, write: impl FnOnce(&mut BytesMut)) {
         let out = self.out.borrow();
-        let Some(outgoing) = out.get(&to) else {
+        let outgoing = out.get(&to);
+        let taken = outgoing.filter(|outgoing| outgoing.waiting() < PEER_OUTBOX_BYTES_MAX);
+        let Some(outgoing) = taken else {
+            self.metrics.peers.dropped.fetch_add(1, Relaxed);
             return;
         };
-        let mut outbox = outgoing.outbox.borrow_mut();
-        if outbox.len() < PEER_OUTBOX_BYTES_MAX {
-            write(&mut outbox);
-            drop(outbox);
-            wake(&outgoing.waker);
-        }
+        write(&mut outgoing.outbox.borrow_mut());
+        wake(&outgoing.waker);
+        drop(out);
+        self.note_waiting();
+    }
+
+    fn note_waiting(&self) {
+        let out = self.out.borrow();
+        let waiting: usize = out.values().map(|outgoing| outgoing.waiting()).sum();
+        let peers = &self.metrics.peers;
+        peers.waiting_bytes.store(waiting as u64, Relaxed);
+        peers.connected.store(out.len() as u64, Relaxed);
     }
 
     /// Tells a node that this one is there. The beat's number is given here.
@@ -132,17 +162,23 @@ impl Links {
     async fn serve_out(&self, to: Voter, mut stream: TcpStream) {
         let outgoing = Rc::new(Outgoing {
             outbox: RefCell::default(),
+            writing: Cell::new(0),
             waker: RefCell::default(),
             beats: Cell::new(0),
         });
         self.out.borrow_mut().insert(to.node, outgoing.clone());
+        self.note_waiting();
         let mut writing = BytesMut::new();
         poll_fn(|context| {
             *outgoing.waker.borrow_mut() = Some(context.waker().clone());
-            write_out(&mut stream, &outgoing.outbox, &mut writing, context)
+            let over = write_out(&mut stream, &outgoing.outbox, &mut writing, context);
+            outgoing.writing.set(writing.len());
+            self.note_waiting();
+            over
         })
         .await;
         self.out.borrow_mut().remove(&to.node);
+        self.note_waiting();
     }
 
     async fn serve_in(&self, mut reader: Reader<'_>, mut stream: TcpStream) {
