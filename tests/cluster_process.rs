@@ -134,6 +134,45 @@ fn a_node_is_ready_while_a_majority_is_connected() {
 }
 
 #[test]
+fn a_node_that_was_away_for_long_gets_checkpoints_and_then_serves() {
+    let mut cluster = Cluster::start("away", 3);
+    let load = Load::start(&cluster, 4, 1);
+    load.until_enqueued(300);
+    cluster.end(3, "-KILL");
+    // Each stop cuts a checkpoint; the log goes back to the one before the last.
+    for _ in 0..3 {
+        for number in [1, 2] {
+            load.until_enqueued(300);
+            cluster.end(number, "-TERM");
+            cluster.start_one(number);
+        }
+    }
+    load.until_enqueued(300);
+    cluster.start_one(3);
+    let begun = Instant::now();
+    let installed = |cluster: &Cluster| {
+        let (_, text) = http(cluster.admin_address(3), "/metrics");
+        let name = "rrq_checkpoints_installed_total{shard=\"0\"} ";
+        let value = text.lines().find_map(|line| line.strip_prefix(name));
+        value
+            .and_then(|value| value.parse::<u64>().ok())
+            .expect("a number")
+    };
+    while installed(&cluster) == 0 {
+        assert!(begun.elapsed() < DEADLINE, "it gets none");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // With one of the others gone, nothing is acknowledged without it.
+    cluster.end(1, "-KILL");
+    load.until_enqueued(300);
+    cluster.end(2, "-KILL");
+    cluster.start_one(1);
+    load.until_enqueued(300);
+    let (_, errors) = load.settle();
+    assert!(errors.is_empty(), "{errors:?}");
+}
+
+#[test]
 fn a_rolling_restart_fails_no_request() {
     let mut cluster = Cluster::start("rolling", 3);
     let load = Load::start(&cluster, 4, 4);

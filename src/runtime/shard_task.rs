@@ -299,6 +299,7 @@ pub async fn run(parts: Parts) {
         disk,
         wal_set,
         start,
+        installs_failed: 0,
     };
     driver.drive().await;
 }
@@ -356,6 +357,8 @@ struct Driver {
     disk: DiskId,
     wal_set: u32,
     start: u32,
+    /// Failures that were told of.
+    installs_failed: u64,
 }
 
 /// Whether the live jobs of all shards take what they may. It ends a little below the bound, so that
@@ -405,6 +408,7 @@ impl Driver {
             }
             self.perform();
             self.hub.numbers().publish(self.engine.counters());
+            self.tell_of_installs();
             let durable = self.engine.durable_lsn();
             self.hub.numbers().durable_lsn.store(durable.0, Relaxed);
             self.hub.durations.borrow().publish();
@@ -416,6 +420,16 @@ impl Driver {
             glommio::timer::sleep(Duration::from_millis(1)).await;
         }
         tell(&self.events, Event::Stopped(self.hub.shard));
+    }
+
+    /// A checkpoint of another node that could not be installed is asked for again; why, says the log.
+    fn tell_of_installs(&mut self) {
+        let failed = self.engine.counters().checkpoint_installs_failed_total;
+        if failed != std::mem::replace(&mut self.installs_failed, failed)
+            && let Some(why) = self.engine.install_failure()
+        {
+            tracing::warn!("a checkpoint of another node was not installed: {why}");
+        }
     }
 
     fn open(&mut self, letter: Letter, now: Now) {
