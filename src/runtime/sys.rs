@@ -14,6 +14,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::Duration;
 
 /// Registers this process for expedited membarriers. glommio does so on the first park of an
 /// executor, where it waits for an RCU grace period (12-14 ms) once there are several threads;
@@ -276,22 +277,38 @@ pub fn adopt_stream(stream: std::net::TcpStream) -> glommio::net::TcpStream {
 
 /// Drops a connection half-closed by a peer that lost its power: the kernel asks after a minute.
 pub fn keep_alive(socket: &impl AsRawFd) {
-    let set = |level, option, value: libc::c_int| {
-        // SAFETY: the option's value is an int, and lives across the call.
-        unsafe {
-            libc::setsockopt(
-                socket.as_raw_fd(),
-                level,
-                option,
-                (&raw const value).cast(),
-                size_of_val(&value) as libc::socklen_t,
-            )
-        }
+    ask_after(socket, 60, 10, 6);
+}
+
+/// Drops a connection to a node that has taken nothing for so long, or does not answer: one that was cut
+/// off would else be sent to again and again, less and less often, long after it is back.
+pub fn give_up_after(socket: &impl AsRawFd, within: Duration) {
+    let within = libc::c_int::try_from(within.as_millis()).unwrap_or(libc::c_int::MAX);
+    set_option(socket, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, within);
+    ask_after(socket, 1, 1, 4);
+}
+
+/// The kernel asks whether the other side is there after so many idle seconds, and again each
+/// `again`, so many times.
+fn ask_after(socket: &impl AsRawFd, idle: libc::c_int, again: libc::c_int, times: libc::c_int) {
+    set_option(socket, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1);
+    set_option(socket, libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, idle);
+    set_option(socket, libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, again);
+    set_option(socket, libc::IPPROTO_TCP, libc::TCP_KEEPCNT, times);
+}
+
+/// A failure leaves the kernel's own value.
+fn set_option(socket: &impl AsRawFd, level: libc::c_int, option: libc::c_int, value: libc::c_int) {
+    // SAFETY: the option's value is an int, and lives across the call.
+    unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            option,
+            (&raw const value).cast(),
+            size_of_val(&value) as libc::socklen_t,
+        )
     };
-    set(libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1);
-    set(libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, 60);
-    set(libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, 10);
-    set(libc::IPPROTO_TCP, libc::TCP_KEEPCNT, 6);
 }
 
 /// Lets the close of a connection throw away what its peer has not taken: without, the kernel would

@@ -26,9 +26,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 const _: () = assert!(PEER_SHARDS_MAX >= 64, "a hello tells of every shard");
 
+/// A connection over which nothing comes through for so long is made anew.
+const SILENT_MAX: Duration = Duration::from_secs(5);
 /// Read at once.
 const READ_BYTES: usize = 256 << 10;
 /// A buffer larger than this is given back once it is sent.
@@ -135,7 +138,7 @@ impl Links {
             roster,
             alive,
         } = linked;
-        sys::keep_alive(&stream);
+        sys::give_up_after(&stream, SILENT_MAX);
         let stream = sys::adopt_stream(stream);
         let task = async move {
             match way {

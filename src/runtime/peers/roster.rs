@@ -7,9 +7,12 @@ use crate::runtime::mesh::Letter;
 use crate::runtime::poker::Mailbox;
 use crate::shard::input::{Input, Loss, Peer};
 use crate::wire::peer::{Durable, Formation, PeerHello};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+/// Different complaints about a node that are said while it is not heard.
+const COMPLAINTS_MAX: usize = 8;
 
 /// What is known together.
 #[derive(Debug)]
@@ -34,8 +37,8 @@ pub struct Known {
     pub heard: BTreeMap<NodeId, (PeerHello, Instant)>,
     /// How far the logs of each other node were durable, as it said.
     durable: BTreeMap<NodeId, Durable>,
-    /// What was last said of each other node, so that it is not said again and again.
-    said: BTreeMap<NodeId, String>,
+    /// What was said of each other node since it was last heard, so that it is not said again and again.
+    said: BTreeMap<NodeId, BTreeSet<String>>,
 }
 
 impl Known {
@@ -181,12 +184,13 @@ impl Roster {
         self.boxes[0].send(letter);
     }
 
-    /// Says what is wrong with another node, once until it changes.
+    /// Says what is wrong with another node, once until it is heard again.
     pub fn complain(&self, node: NodeId, text: String) {
         let mut known = self.known();
-        if known.said.get(&node) != Some(&text) {
+        let said = known.said.entry(node).or_default();
+        if said.len() < COMPLAINTS_MAX && !said.contains(&text) {
             tracing::warn!(node = node.0, "{text}");
-            known.said.insert(node, text);
+            said.insert(text);
         }
     }
 }
