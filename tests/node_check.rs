@@ -147,6 +147,25 @@ fn a_sound_place_passes_in_time_and_is_left_as_it_was() {
 }
 
 #[test]
+fn the_other_nodes_of_a_cluster_are_looked_for() {
+    let data = folder("check-members").join("new");
+    // Addresses that nobody else uses.
+    let there = TcpListener::bind("127.77.0.2:0").expect("loopback has ports");
+    let port = there.local_addr().expect("it is bound").port();
+    let members = format!("1=127.77.0.1:{port},2=127.77.0.2:{port},3=127.77.0.3:{port}");
+    let said = Said::of(&mut check(&data, &["--id", "1", "--members", &members]));
+    let line = said.line("members");
+    let (second, third) = (
+        format!("node 2 at 127.77.0.2:{port} answers"),
+        format!("node 3 at 127.77.0.3:{port} does not answer"),
+    );
+    assert!(line.contains(&second) && line.contains(&third), "{line}");
+    let nowhere = members.replace("127.77.0.3", "no.such.host.invalid");
+    let said = Said::of(&mut check(&data, &["--id", "1", "--members", &nowhere]));
+    said.fails("members", &["RRQ-2002", "no.such.host.invalid"]);
+}
+
+#[test]
 fn io_uring_refused_by_a_profile() {
     let data = empty("check-eperm");
     let mut command = check(&data, &[]);

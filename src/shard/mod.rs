@@ -10,8 +10,9 @@
 //! the groups of its partitions, `versions` raises the version of a group's machine. What is due and
 //! who is silent is found by `timers` and `liveness`; `checkpoint` cuts the hot state of the groups so
 //! that the log stays short, and `opening` brings a group back from it. What the members of a group say
-//! to each other goes through `peers`. A checkpoint for a follower that lacks more than its leader's
-//! log has goes through `sending` there and `installing` here; `installs` knows which are under way.
+//! to each other goes through `peers`, and `balance` spreads leaders over the nodes. A checkpoint for a
+//! follower that lacks more than its leader's log has goes through `sending` there and `installing`
+//! here; `installs` knows which are under way.
 //!
 //! # The contract
 //!

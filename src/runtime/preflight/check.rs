@@ -26,6 +26,7 @@ use serde_json::{Value, json};
 use std::fmt::Write;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::net::TcpStream;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -164,6 +165,7 @@ pub fn check(loaded: Result<&Loaded, &Report>) -> Vec<Finding> {
         found.and_then(|superblock| {
             if let Some(superblock) = &superblock {
                 data_dir::fits(path, superblock, config)?;
+                data_dir::fits_members(path, superblock, config)?;
             }
             let state = match superblock {
                 Some(of) => format!("{}: node {}, {} shards", path.display(), of.node, of.shards),
@@ -187,6 +189,9 @@ pub fn check(loaded: Result<&Loaded, &Report>) -> Vec<Finding> {
         },
     );
     add("ports", ports(config, shards));
+    if !config.members.is_empty() {
+        add("members", members(config));
+    }
     findings
 }
 
@@ -459,6 +464,9 @@ fn probe_file(folder: &Path) -> io::Result<File> {
     file
 }
 
+/// Another node that takes a connection does so within this.
+const ANSWER_WITHIN: Duration = Duration::from_millis(200);
+
 fn ports(config: &NodeConfig, shards: u16) -> Result<String, Report> {
     let clients = client_addresses(config, shards)?;
     let mut held = Vec::new();
@@ -473,6 +481,31 @@ fn ports(config: &NodeConfig, shards: u16) -> Result<String, Report> {
         config.client,
         config.admin
     ))
+}
+
+/// Whether this node can listen for the others, and what it finds where they are.
+fn members(config: &NodeConfig) -> Result<String, Report> {
+    super::peer_listener(config)?;
+    let others = config
+        .members
+        .iter()
+        .filter(|member| Some(member.node) != config.node);
+    let states = others.map(|member| {
+        let addresses = super::resolve(member)?;
+        let answers = |one| TcpStream::connect_timeout(one, ANSWER_WITHIN).is_ok();
+        let answers = addresses.iter().any(answers);
+        let state = if answers {
+            "answers"
+        } else {
+            "does not answer"
+        };
+        Ok(format!(
+            "node {} at {} {state}",
+            member.node, member.address
+        ))
+    });
+    let states: Vec<String> = states.collect::<Result<_, Report>>()?;
+    Ok(states.join(", "))
 }
 
 #[cfg(test)]

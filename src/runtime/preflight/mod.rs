@@ -288,12 +288,7 @@ pub fn peer_listener(config: &NodeConfig) -> Result<TcpListener, Report> {
         .iter()
         .find(|member| Some(member.node) == config.node);
     let listed = listed.expect("a configuration names this node among the members");
-    let resolved = listed.address.to_socket_addrs().map(|mut all| all.next());
-    let address = match resolved {
-        Ok(Some(address)) => address,
-        Ok(None) => return Err(unresolved(listed, "it has no address")),
-        Err(error) => return Err(unresolved(listed, &error.to_string())),
-    };
+    let address = resolve(listed)?[0];
     if !address.ip().is_loopback() && !config.insecure {
         let what = format!(
             "{address} is not loopback, and there is no authentication yet: --insecure if all who reach \
@@ -306,14 +301,20 @@ pub fn peer_listener(config: &NodeConfig) -> Result<TcpListener, Report> {
     bind(address, purpose, "--members", true)
 }
 
-fn unresolved(member: &Member, why: &str) -> Report {
-    Report::error(
+/// The addresses of a member, one at least.
+fn resolve(member: &Member) -> Result<Vec<SocketAddr>, Report> {
+    let why = match member.address.to_socket_addrs().map(Vec::from_iter) {
+        Ok(addresses) if !addresses.is_empty() => return Ok(addresses),
+        Ok(_) => "it has no address".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    Err(Report::error(
         Code::BadConfig,
         format!("{} does not resolve", member.address),
     )
     .location(format!("cluster.members: {member}: {why}"))
-    .why("this node listens for the others where the list has it")
-    .fix("--members with an address of this machine, or listen.peer")
+    .why("the nodes of a cluster find each other where the list has them")
+    .fix("--members with addresses that this machine can resolve"))
 }
 
 /// Where the shards listen.
