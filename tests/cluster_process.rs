@@ -8,6 +8,7 @@ mod node_support;
 use cluster_kit::{Cluster, Load};
 use node_support::error_kit::compare;
 use node_support::{DEADLINE, Node, assert_is_report, http};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 #[test]
@@ -217,6 +218,24 @@ fn an_emptied_directory_is_no_voter_and_forms_no_second_cluster() {
     load.until_enqueued(200);
     let (_, errors) = load.settle();
     assert!(errors.is_empty(), "{errors:?}");
+}
+
+#[test]
+fn a_member_is_not_given_a_life_of_its_own() {
+    let mut cluster = Cluster::start("repair", 3);
+    for number in cluster.numbers() {
+        cluster.end(number, "-TERM");
+    }
+    let repair = Command::new(env!("CARGO_BIN_EXE_rrqctl"))
+        .args(["repair", "--accept-loss", "--data-dir"])
+        .arg(cluster.data(2))
+        .output()
+        .expect("it runs");
+    let text = String::from_utf8(repair.stderr).expect("text");
+    assert_is_report(&text);
+    compare(&text);
+    assert!(!repair.status.success());
+    cluster.start_all();
 }
 
 /// A cluster that was formed and is stopped; starts a node of it that must refuse, and says what is

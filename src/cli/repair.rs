@@ -8,6 +8,9 @@
 //! they are; in the new life the older records of the group are void.
 //!
 //! A repair is done as a whole or not at all, see [`Segments`].
+//!
+//! A member of a cluster is not repaired here: the others have what it lacks, and a life of its own would
+//! cut its groups off from them.
 
 use crate::base::code::Code;
 use crate::base::ids::{DiskId, GroupId, NodeId};
@@ -53,6 +56,16 @@ pub(super) struct RepairArgs {
 
 pub(super) fn run(args: &RepairArgs, output: Output) -> Result<(), Report> {
     let mut dir = offline::open(&args.data_dir)?;
+    let is_member = !dir.superblock.members.is_empty();
+    if is_member && args.accept_loss {
+        let what = format!(
+            "data directory {} is of a member of a cluster",
+            args.data_dir.display()
+        );
+        return Err(Report::error(Code::WrongIdentity, what)
+            .why("the other members have what is missing here; nothing was changed")
+            .fix("start the node: the others put its groups right"));
+    }
     let mut shards = Vec::new();
     for shard in 0..dir.superblock.shards {
         shards.push(Shard::read(&dir, shard, args.accept_loss)?);
@@ -74,11 +87,11 @@ pub(super) fn run(args: &RepairArgs, output: Output) -> Result<(), Report> {
             say_json(&json!({"repaired": done, "shards": shards}))?;
         }
     }
-    finish(args, &shards, done)
+    finish(args, &shards, is_member, done)
 }
 
 /// The exit status: damage that is still there is an error.
-fn finish(args: &RepairArgs, shards: &[Shard], done: bool) -> Result<(), Report> {
+fn finish(args: &RepairArgs, shards: &[Shard], is_member: bool, done: bool) -> Result<(), Report> {
     let dir = args.data_dir.display();
     let all = || shards.iter().flat_map(|shard| &shard.groups);
     if let Some(group) = all().find(|group| matches!(group.remedy, Remedy::None)) {
@@ -95,6 +108,11 @@ fn finish(args: &RepairArgs, shards: &[Shard], done: bool) -> Result<(), Report>
     }
     let groups = count(all().count() as u64, "group");
     let what = format!("{groups} of data directory {dir} cannot serve; nothing was changed");
+    if is_member {
+        return Err(Report::error(Code::LogDamaged, what)
+            .why("the other members of the cluster have what is missing here")
+            .fix("start the node: the others put its groups right"));
+    }
     Err(Report::error(Code::LogDamaged, what)
         .why("acknowledged jobs may be missing, and rrq does not pass over that by itself")
         .fix(format!(
