@@ -8,6 +8,8 @@ mod node_support;
 use cluster_kit::{Cluster, Load};
 use node_support::error_kit::compare;
 use node_support::{DEADLINE, Node, assert_is_report, http};
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -151,15 +153,7 @@ fn a_node_that_was_away_for_long_gets_checkpoints_and_then_serves() {
     load.until_enqueued(300);
     cluster.start_one(3);
     let begun = Instant::now();
-    let installed = |cluster: &Cluster| {
-        let (_, text) = http(cluster.admin_address(3), "/metrics");
-        let name = "rrq_checkpoints_installed_total{shard=\"0\"} ";
-        let value = text.lines().find_map(|line| line.strip_prefix(name));
-        value
-            .and_then(|value| value.parse::<u64>().ok())
-            .expect("a number")
-    };
-    while installed(&cluster) == 0 {
+    while metric(&cluster, 3, "rrq_checkpoints_installed_total") == 0.0 {
         assert!(begun.elapsed() < DEADLINE, "it gets none");
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -220,21 +214,89 @@ fn an_emptied_directory_is_no_voter_and_forms_no_second_cluster() {
     assert!(errors.is_empty(), "{errors:?}");
 }
 
+/// Sums up a number of a node over its shards.
+fn metric(cluster: &Cluster, number: u32, name: &str) -> f64 {
+    let (_, text) = http(cluster.admin_address(number), "/metrics");
+    let values = text.lines().filter_map(|line| {
+        let (shown, value) = line.rsplit_once(' ')?;
+        (shown.split('{').next() == Some(name)).then_some(value)
+    });
+    values
+        .map(|value| value.parse::<f64>().expect("a number"))
+        .sum()
+}
+
+/// Changes a block in the middle of what the newest segment of a node's log holds that is in use.
+fn damage_log(data: &Path) {
+    let wal = data.join("shard-0000/wal-0001");
+    let names = fs::read_dir(&wal).expect("a log");
+    let names = names.map(|entry| entry.expect("a name").path());
+    let is_spare = |path: &PathBuf| path.to_string_lossy().contains("spare");
+    let mut segments: Vec<PathBuf> = names.filter(|path| !is_spare(path)).collect();
+    segments.sort();
+    for segment in segments.iter().rev() {
+        let mut bytes = fs::read(segment).expect("it can be read");
+        // Behind the head, which names all groups. A block of zeros holds nothing.
+        let blocks = bytes.chunks(4096).enumerate().skip(16);
+        let is_used = |block: &[u8]| block.iter().any(|byte| *byte != 0);
+        let used = blocks.filter(|(_, block)| is_used(block));
+        let used: Vec<usize> = used.map(|(at, _)| at).collect();
+        if let Some(middle) = used.get(used.len() / 2) {
+            bytes[middle * 4096 + 30..][..30].fill(0xa5);
+            return fs::write(segment, bytes).expect("it can be written");
+        }
+    }
+    panic!("nothing is in {wal:?}");
+}
+
+/// What `rrqctl repair` says of a directory that it does not call sound.
+fn repair(data: &Path, args: &[&str]) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rrqctl"));
+    command.args(["repair", "--data-dir"]).arg(data).args(args);
+    let output = command.output().expect("it runs");
+    assert!(!output.status.success());
+    String::from_utf8(output.stderr).expect("text")
+}
+
+#[test]
+fn a_member_whose_log_is_damaged_is_put_right_by_the_others() {
+    let mut cluster = Cluster::start("damaged", 3);
+    let load = Load::start(&cluster, 4, 2);
+    load.until_enqueued(2000);
+    cluster.end(2, "-KILL");
+    damage_log(&cluster.data(2));
+    let said = repair(&cluster.data(2), &[]);
+    assert!(
+        said.contains("error[RRQ-5001]") && said.contains("start the node"),
+        "{said}"
+    );
+    load.until_enqueued(200);
+    cluster.start_one(2);
+    let begun = Instant::now();
+    while metric(&cluster, 2, "rrq_raft_groups_recovering") > 0.0 {
+        assert!(begun.elapsed() < DEADLINE, "it is not put right");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(metric(&cluster, 2, "rrq_groups_halted"), 0.0);
+    // With one of the others gone, nothing is acknowledged without it.
+    cluster.end(1, "-KILL");
+    load.until_enqueued(200);
+    cluster.end(3, "-KILL");
+    cluster.start_one(1);
+    load.until_enqueued(200);
+    let (_, errors) = load.settle();
+    assert!(errors.is_empty(), "{errors:?}");
+}
+
 #[test]
 fn a_member_is_not_given_a_life_of_its_own() {
     let mut cluster = Cluster::start("repair", 3);
     for number in cluster.numbers() {
         cluster.end(number, "-TERM");
     }
-    let repair = Command::new(env!("CARGO_BIN_EXE_rrqctl"))
-        .args(["repair", "--accept-loss", "--data-dir"])
-        .arg(cluster.data(2))
-        .output()
-        .expect("it runs");
-    let text = String::from_utf8(repair.stderr).expect("text");
+    let text = repair(&cluster.data(2), &["--accept-loss"]);
     assert_is_report(&text);
     compare(&text);
-    assert!(!repair.status.success());
     cluster.start_all();
 }
 
