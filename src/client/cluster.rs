@@ -16,6 +16,8 @@ pub struct NodeView {
     pub node: NodeId,
     /// `host:port` of each of its shards, in order, as last listed.
     pub addresses: Vec<String>,
+    /// The version that it last said it has; `None` if this client never reached it.
+    pub version: Option<String>,
     /// What its shards say, in order; or why one of them does not.
     pub shards: Result<Vec<ShardStatus>, Error>,
 }
@@ -58,6 +60,10 @@ impl Client {
             nodes.push(NodeView {
                 node: listed.node,
                 addresses: listed.addresses,
+                version: self
+                    .inner
+                    .driver
+                    .with_core(|core| core.version(listed.node).cloned()),
                 shards,
             });
         }

@@ -181,6 +181,8 @@ pub(super) struct Links {
     next_conn: u64,
     hello: Option<ServerHello>,
     nodes: Nodes,
+    /// What each node that was reached last said of its version.
+    versions: BTreeMap<NodeId, String>,
     /// The node first reached: where groups are thought to be of which nothing is known.
     home: Option<NodeId>,
     /// Where the leaders of the others are thought to be.
@@ -205,6 +207,7 @@ impl Links {
             next_conn: 0,
             hello: None,
             nodes: Nodes::default(),
+            versions: BTreeMap::new(),
             home: None,
             leaders: BTreeMap::new(),
             searches: BTreeMap::new(),
@@ -220,6 +223,10 @@ impl Links {
 
     pub(super) fn hello(&self) -> Option<&ServerHello> {
         self.hello.as_ref()
+    }
+
+    pub(super) fn version(&self, node: NodeId) -> Option<&String> {
+        self.versions.get(&node)
     }
 
     pub(super) fn last_error(&self) -> Option<&Error> {
@@ -406,6 +413,7 @@ impl Links {
         };
         self.nodes.learn(&hello, is_lost);
         let nodes = self.nodes.listed();
+        self.versions.insert(hello.node, hello.version.clone());
         self.hello = Some(ServerHello { nodes, ..hello });
     }
 

@@ -27,7 +27,7 @@ mod silence;
 mod time;
 
 use crate::base::code::Code;
-use crate::base::ids::GroupId;
+use crate::base::ids::{GroupId, NodeId};
 use crate::base::units::Monotonic;
 use crate::client::error::Error;
 use crate::client::group::{GroupSession, SessionState};
@@ -221,6 +221,12 @@ impl ClientCore {
     #[must_use]
     pub fn hello(&self) -> Option<&ServerHello> {
         self.links.hello()
+    }
+
+    /// The version that a node last said it has; `None` if it was never reached.
+    #[must_use]
+    pub fn version(&self, node: NodeId) -> Option<&String> {
+        self.links.version(node)
     }
 
     /// Whether it was closed: no call can succeed any more.
