@@ -413,6 +413,12 @@ impl Load {
         lock(&self.shared.ledger).enqueued_count()
     }
 
+    /// Jobs whose end was acknowledged.
+    #[must_use]
+    pub(super) fn finished(&self) -> u64 {
+        lock(&self.shared.ledger).finished_count()
+    }
+
     /// All that went wrong up to now, as far as an audit has seen it.
     #[must_use]
     pub(super) fn misses(&self) -> Misses {

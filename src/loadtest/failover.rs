@@ -163,24 +163,15 @@ fn check(options: &Options) -> Result<(), Report> {
 }
 
 async fn measure(options: &Options, place: &Place, probe: &DiskProbe) -> Result<Outcome, Report> {
-    let command = match &options.node {
-        Some(program) => NodeCommand::of(program.clone()),
-        None => NodeCommand::itself()?,
-    };
-    let folder = place.path().join("data");
     let Options {
         nodes,
         shards,
-        port,
         jobs,
         payload,
         ..
     } = *options;
-    let plans = cluster::plans(&command, &folder, nodes, shards, port)?;
-    let mut cluster = apart(|| Cluster::start(plans)).await?;
+    let (mut cluster, load) = begin(options, place).await?;
     let address = cluster.address();
-    let load = Load::connect(&address, payload).await?;
-    load.fill(jobs).await?;
     (options.say)(&format!(
         "fill     {jobs} jobs of {payload} B, {nodes} nodes of {shards} shards at {address}"
     ));
@@ -224,6 +215,29 @@ async fn measure(options: &Options, place: &Place, probe: &DiskProbe) -> Result<
     })
 }
 
+/// Starts the nodes, and fills the queues of a load that is off.
+///
+/// # Errors
+/// If a node does not start, or refuses a job.
+pub(super) async fn begin(options: &Options, place: &Place) -> Result<(Cluster, Load), Report> {
+    let command = match &options.node {
+        Some(program) => NodeCommand::of(program.clone()),
+        None => NodeCommand::itself()?,
+    };
+    let folder = place.path().join("data");
+    let Options {
+        nodes,
+        shards,
+        port,
+        ..
+    } = *options;
+    let plans = cluster::plans(&command, &folder, nodes, shards, port)?;
+    let cluster = apart(|| Cluster::start(plans)).await?;
+    let load = Load::connect(&cluster.address(), options.payload).await?;
+    load.fill(options.jobs).await?;
+    Ok((cluster, load))
+}
+
 /// What blocks, on a thread of its own.
 async fn apart<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Report> + Send + 'static,
@@ -233,7 +247,7 @@ async fn apart<T: Send + 'static>(
 }
 
 /// Places in the cluster, from the nodes in the order of what they lead.
-fn victims(target: Victim, by_leads: &[NodeId]) -> Vec<usize> {
+pub(super) fn victims(target: Victim, by_leads: &[NodeId]) -> Vec<usize> {
     let place = |node: &NodeId| node.0.saturating_sub(1) as usize;
     match target {
         Victim::Leader => by_leads.first().map(place).into_iter().collect(),
@@ -243,7 +257,10 @@ fn victims(target: Victim, by_leads: &[NodeId]) -> Vec<usize> {
 }
 
 /// One strike under load; afterwards the load is off.
-async fn one_round(
+///
+/// # Errors
+/// If a node does not come back, or a queue is not worked again.
+pub(super) async fn one_round(
     options: &Options,
     cluster: Cluster,
     load: &Load,
@@ -330,7 +347,7 @@ fn heal(mut cluster: Cluster, signal: Strike, victims: &[usize]) -> Result<Clust
 
 impl Round {
     /// With what the audit found since before the round.
-    fn audited(mut self, load: &Load, (before, failed): (Misses, u64)) -> Self {
+    pub(super) fn audited(mut self, load: &Load, (before, failed): (Misses, u64)) -> Self {
         let misses = load.misses();
         self.acked = load.enqueued();
         self.lost = misses.lost - before.lost;

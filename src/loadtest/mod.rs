@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `crash_recover.rs` | kill -9 under load: how long, and is anything lost |
 //! | `failover.rs`, `failover/outcome.rs` | one node of several goes: how long do clients wait for the others |
+//! | `demo.rs` | the same to be watched: `rrqctl demo` shows it |
 //! | `load/` | how much a node does, how fast, at what cost |
 //! | `background.rs` | the load that is on meanwhile: producers, workers, audits |
 //! | `cold.rs` | a start with nothing in memory |
@@ -23,6 +24,7 @@ mod background;
 mod cluster;
 mod cold;
 pub mod crash_recover;
+pub mod demo;
 mod disk_probe;
 pub mod failover;
 mod first_job;
@@ -39,5 +41,5 @@ pub use args::main_with_args;
 pub use host::HostFacts;
 pub use report::Percentiles;
 
-/// The subcommand by which a bench starts itself as a node.
-const NODE_SUBCOMMAND: &str = "__node";
+/// The subcommand by which a bench starts itself as a node, and `rrqctl demo` as well.
+pub const NODE_SUBCOMMAND: &str = "__node";

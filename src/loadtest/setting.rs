@@ -38,7 +38,7 @@ impl Place {
         let unusable = |what: String, why: String| {
             Report::error(Code::DirectoryUnusable, what)
                 .location(why)
-                .fix("--data-dir with a new folder on a disk that you may write to")
+                .fix("a new folder on a disk that you may write to")
         };
         let shown = path.display();
         std::fs::create_dir_all(path)
