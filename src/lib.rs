@@ -54,7 +54,7 @@ compile_error!(
      --no-default-features --features client"
 );
 
-#[cfg(all(feature = "cli", feature = "server", target_os = "linux"))]
+#[cfg(all(feature = "cli", target_os = "linux"))]
 pub mod cli;
 #[cfg(feature = "client")]
 pub mod client;

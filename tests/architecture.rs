@@ -30,7 +30,8 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     // It starts nodes of its own.
     ("loadtest", &["base", "client", "workload", "wire", "runtime"]),
     // `repair` works on the files of a stopped node; a hidden command starts one.
-    ("cli", &["base", "queue", "wire", "wal", "snapshot", "client", "runtime"]),
+    // `demo` shows what the bench does.
+    ("cli", &["base", "queue", "wire", "wal", "snapshot", "client", "runtime", "loadtest"]),
 ];
 
 /// Folders that decide and never wait: no clock, no I/O, no order that a hasher chose.

@@ -5,6 +5,8 @@
 //! | `enqueue.rs`, `jobs_file.rs` | `rrqctl enqueue`: an argument, standard input or a jobs file |
 //! | `work.rs`, `run.rs` | `rrqctl work`: lease jobs, run a command for each |
 //! | `status.rs` | `rrqctl status` |
+//! | `cluster.rs` | `rrqctl cluster`: whether the nodes agree |
+//! | `demo.rs` | `rrqctl demo`: a cluster whose leaders are killed, to be watched |
 //! | `queue.rs`, `queue_settings.rs` | `rrqctl queue` |
 //! | `job.rs`, `job_view.rs` | `rrqctl job` |
 //! | `dead.rs` | `rrqctl dead` |
@@ -23,11 +25,13 @@
 
 mod arguments;
 mod check;
+mod cluster;
 mod command_json;
 mod complaint;
 mod config;
 mod contexts;
 mod dead;
+mod demo;
 mod enqueue;
 mod explain;
 mod filter;
@@ -55,7 +59,9 @@ mod worker;
 use crate::base::code::Code;
 use crate::base::report::Report;
 use crate::client::{Client, Options, Queue};
+use crate::loadtest::NODE_SUBCOMMAND;
 use crate::runtime::config::command as node_command;
+use crate::runtime::node;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
@@ -148,6 +154,9 @@ enum Verb {
     /// Show nodes, shards, groups and queues.
     #[command(after_help = status::EXAMPLES)]
     Status(status::StatusArgs),
+    /// Show whether the nodes of a cluster are there and agree.
+    #[command(after_help = cluster::EXAMPLES)]
+    Cluster(cluster::ClusterArgs),
     /// Make, show, change, hold up, empty and remove queues.
     #[command(after_help = queue::EXAMPLES)]
     Queue(queue::QueueArgs),
@@ -175,6 +184,9 @@ enum Verb {
     /// Show or check the configuration of a node.
     #[command(after_help = config::EXAMPLES)]
     Config(config::ConfigArgs),
+    /// Start nodes here, kill their leader again and again, and count every job.
+    #[command(after_help = demo::EXAMPLES)]
+    Demo(demo::DemoArgs),
     /// Tell what an error code stands for.
     #[command(after_help = explain::EXAMPLES)]
     Explain(explain::ExplainArgs),
@@ -192,6 +204,11 @@ enum Verb {
 /// The whole program `rrqctl`; the first argument is its name.
 #[must_use]
 pub fn main_with_args(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let mut args: Vec<OsString> = args.into_iter().collect();
+    if args.get(1).is_some_and(|arg| arg == NODE_SUBCOMMAND) {
+        args.remove(1);
+        return node::main_with_args(args);
+    }
     end_with_panics();
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
@@ -199,22 +216,20 @@ pub fn main_with_args(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let output = cli.flags.output;
     let result = match &cli.verb {
-        Verb::Log(args) => log::run(args, output),
-        Verb::Snapshot(args) => snapshot::run(args, output),
-        Verb::Repair(args) => repair::run(args, output),
-        Verb::Check(args) => match check::run(args, output) {
-            Ok(status) => return status,
-            Err(report) => Err(report),
-        },
-        Verb::Config(args) => config::run(args, output),
-        Verb::Explain(args) => explain::run(args, output),
-        Verb::Context(args) => contexts::run(args, output),
-        Verb::Completions(args) => pages::completions(args, Cli::command()),
-        Verb::Man(args) => pages::man(args, vec![Cli::command(), node_command()]),
+        Verb::Log(args) => done(log::run(args, output)),
+        Verb::Snapshot(args) => done(snapshot::run(args, output)),
+        Verb::Repair(args) => done(repair::run(args, output)),
+        Verb::Check(args) => check::run(args, output),
+        Verb::Config(args) => done(config::run(args, output)),
+        Verb::Demo(args) => demo::run(args, output),
+        Verb::Explain(args) => done(explain::run(args, output)),
+        Verb::Context(args) => done(contexts::run(args, output)),
+        Verb::Completions(args) => done(pages::completions(args, Cli::command())),
+        Verb::Man(args) => done(pages::man(args, vec![Cli::command(), node_command()])),
         verb => ask(verb, &cli.flags),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(report) => {
             terminal::warn(&report.to_string());
             ExitCode::from(report.exit_code())
@@ -222,8 +237,13 @@ pub fn main_with_args(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
+/// What a verb that has no answer of its own ends with.
+fn done(result: Result<(), Report>) -> Result<ExitCode, Report> {
+    result.map(|()| ExitCode::SUCCESS)
+}
+
 /// The verbs that ask a server.
-fn ask(verb: &Verb, flags: &Flags) -> Result<(), Report> {
+fn ask(verb: &Verb, flags: &Flags) -> Result<ExitCode, Report> {
     let common = Common {
         server: match &flags.server {
             Some(server) => server.clone(),
@@ -237,13 +257,14 @@ fn ask(verb: &Verb, flags: &Flags) -> Result<(), Report> {
         .map_err(|error| Report::error(Code::Bug, format!("cannot start: {error}")))?;
     runtime.block_on(async {
         match verb {
-            Verb::Enqueue(args) => enqueue::run(args, &common).await,
-            Verb::Work(args) => work::run(args, &common).await,
-            Verb::Status(args) => status::run(args, &common).await,
-            Verb::Queue(args) => queue::run(args, &common).await,
-            Verb::Job(args) => job::run(args, &common).await,
-            Verb::Dead(args) => dead::run(args, &common).await,
-            Verb::Worker(args) => worker::run(args, &common).await,
+            Verb::Enqueue(args) => done(enqueue::run(args, &common).await),
+            Verb::Work(args) => done(work::run(args, &common).await),
+            Verb::Cluster(args) => cluster::run(args, &common).await,
+            Verb::Status(args) => done(status::run(args, &common).await),
+            Verb::Queue(args) => done(queue::run(args, &common).await),
+            Verb::Job(args) => done(job::run(args, &common).await),
+            Verb::Dead(args) => done(dead::run(args, &common).await),
+            Verb::Worker(args) => done(worker::run(args, &common).await),
             _ => unreachable!("the other verbs ask no server"),
         }
     })

@@ -56,7 +56,7 @@ pub(super) async fn run(args: &StatusArgs, common: &Common) -> Result<(), Report
 }
 
 /// What the shards say that say something, with their node.
-fn answers(nodes: &[NodeView]) -> impl Iterator<Item = (NodeId, &ShardStatus)> {
+pub(super) fn answers(nodes: &[NodeView]) -> impl Iterator<Item = (NodeId, &ShardStatus)> {
     let of = |node: &NodeView| node.node;
     let shards = nodes
         .iter()
@@ -64,7 +64,7 @@ fn answers(nodes: &[NodeView]) -> impl Iterator<Item = (NodeId, &ShardStatus)> {
     shards.flat_map(|(node, shards)| shards.iter().map(move |shard| (node, shard)))
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -1,6 +1,9 @@
 //! Clusters of real `rrq-node` processes on addresses of their own of this machine, and clients that
 //! enqueue and finish jobs all the time and keep books.
 
+// Each test program uses its own part of it.
+#![allow(dead_code)]
+
 use super::node_support::{DEADLINE, Node, folder};
 use rrq::client::blocking::Client;
 use rrq::client::{Code, Error, GroupId, NodeId, Options};

@@ -1,0 +1,361 @@
+//! `rrqctl cluster status`: whether the nodes of a cluster are there, lead, and keep up.
+//!
+//! A node is *behind* in a group if it has not applied what some node had committed a moment before.
+//! Under load every node but the leader is behind at any instant, so that whoever seems to be is asked
+//! again: what it must have applied is what was committed at the first look.
+//!
+//! Deliberately absent: members that change; the list is fixed when the cluster is formed.
+
+use crate::base::ids::{GroupId, LogIndex, NodeId};
+use crate::base::report::Report;
+use crate::cli::Common;
+use crate::cli::Output;
+use crate::cli::status::{answers, hex};
+use crate::cli::terminal::{count, print, say_json, table};
+use crate::client::{Client, Error, NodeView, ServerHello};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::ExitCode;
+use std::time::Duration;
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  rrqctl cluster status
+  rrqctl cluster status --server queue1:7411,queue2:7411,queue3:7411";
+
+const STATUS_EXAMPLES: &str = "\
+Examples:
+  rrqctl cluster status
+  rrqctl cluster status --output json | jq -r .verdict
+
+A node is behind in a group if it has not applied what another had committed
+200 ms before. Exit status 0 if every group has a leader, else 1.";
+
+/// Between two looks.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+#[derive(clap::Args, Debug)]
+pub(super) struct ClusterArgs {
+    #[command(subcommand)]
+    verb: ClusterVerb,
+}
+
+#[derive(clap::Subcommand, Debug)]
+enum ClusterVerb {
+    /// Show the nodes, what they lead and how far they are behind.
+    #[command(after_help = STATUS_EXAMPLES)]
+    Status,
+}
+
+pub(super) async fn run(args: &ClusterArgs, common: &Common) -> Result<ExitCode, Report> {
+    let ClusterArgs {
+        verb: ClusterVerb::Status,
+    } = args;
+    let complain = |error: Error| common.complaint(&error);
+    let client = common.connect().await?;
+    let state = look(&client).await.map_err(complain)?;
+    client.close().await;
+    match common.output {
+        Output::Json => say_json(&state.as_json())?,
+        Output::Table => print(&state.as_text())?,
+    }
+    Ok(match state.leaderless {
+        0 => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    })
+}
+
+/// How the cluster is; after a second look, if at the first one it could be that groups were moving.
+async fn look(client: &Client) -> Result<State, Error> {
+    let nodes = client.nodes().await?;
+    let due = committed(&nodes);
+    let state = State::of(client.hello()?, nodes, &due);
+    if state.is_settled() {
+        return Ok(state);
+    }
+    tokio::time::sleep(LOOK_AGAIN).await;
+    let nodes = client.nodes().await?;
+    Ok(State::of(client.hello()?, nodes, &due))
+}
+
+/// Up to where each group is committed, as far as any node knows.
+fn committed(nodes: &[NodeView]) -> BTreeMap<GroupId, LogIndex> {
+    let mut committed: BTreeMap<GroupId, LogIndex> = BTreeMap::new();
+    for group in answers(nodes).flat_map(|(_, shard)| &shard.groups) {
+        let known = committed.entry(group.group).or_default();
+        *known = group.commit.max(*known);
+    }
+    committed
+}
+
+/// A node as it is shown.
+#[derive(Debug, Default)]
+struct Row {
+    address: String,
+    version: Option<String>,
+    /// Why it does not answer.
+    error: Option<String>,
+    shards: usize,
+    leads: usize,
+    /// Groups that do not serve.
+    stopped: usize,
+    /// Groups in which it lacks entries.
+    behind: usize,
+    /// The most entries that it lacks in one group.
+    behind_entries: u64,
+}
+
+/// The cluster as it is shown.
+#[derive(Debug)]
+struct State {
+    hello: ServerHello,
+    nodes: BTreeMap<NodeId, Row>,
+    /// Groups that no node that answers leads.
+    leaderless: usize,
+    /// The lowest and the highest term of any group.
+    terms: Option<(u64, u64)>,
+}
+
+impl State {
+    fn of(hello: ServerHello, nodes: Vec<NodeView>, due: &BTreeMap<GroupId, LogIndex>) -> Self {
+        let groups = || answers(&nodes).flat_map(|(_, shard)| &shard.groups);
+        let led: BTreeSet<GroupId> = groups()
+            .filter(|group| group.leader)
+            .map(|group| group.group)
+            .collect();
+        let terms: BTreeSet<u64> = groups().map(|group| group.term.0).collect();
+        let terms = terms.first().copied().zip(terms.last().copied());
+        let leaderless = (hello.groups as usize).saturating_sub(led.len());
+        let nodes = nodes.into_iter().map(|view| {
+            let mut row = Row {
+                address: view.addresses.into_iter().next().unwrap_or_default(),
+                version: view.version,
+                ..Row::default()
+            };
+            match view.shards {
+                Err(error) => row.error = Some(error.to_string()),
+                Ok(shards) => {
+                    row.shards = shards.len();
+                    for group in shards.iter().flat_map(|shard| &shard.groups) {
+                        row.leads += usize::from(group.leader);
+                        row.stopped += usize::from(!group.halted.is_empty());
+                        let due = due.get(&group.group).copied().unwrap_or_default();
+                        let lacks = due.0.saturating_sub(group.applied.0);
+                        row.behind += usize::from(lacks > 0);
+                        row.behind_entries = row.behind_entries.max(lacks);
+                    }
+                }
+            }
+            (view.node, row)
+        });
+        Self {
+            nodes: nodes.collect(),
+            hello,
+            leaderless,
+            terms,
+        }
+    }
+
+    /// Whether a second look could find nothing else.
+    fn is_settled(&self) -> bool {
+        self.leaderless == 0 && self.nodes.values().all(|row| row.behind == 0)
+    }
+
+    /// One line: who is away, what has no leader, who is behind.
+    fn verdict(&self) -> String {
+        let all = self.nodes.len();
+        let silent: Vec<String> = self
+            .nodes
+            .iter()
+            .filter(|(_, row)| row.error.is_some())
+            .map(|(node, _)| node.to_string())
+            .collect();
+        let mut parts = vec![match (&silent[..], all) {
+            ([], 1) => "the node answers".to_owned(),
+            ([], _) => format!("all {all} nodes answer"),
+            ([one], _) => format!("node {one} does not answer"),
+            (some, _) => format!("nodes {} do not answer", some.join(", ")),
+        }];
+        parts.push(match (self.leaderless, self.hello.groups) {
+            (0, _) => "every group has a leader".to_owned(),
+            (none, of) if none as u64 == u64::from(of) => "no group has a leader".to_owned(),
+            (1, _) => "1 group has no leader".to_owned(),
+            (some, of) => format!("{some} of {of} groups have no leader"),
+        });
+        for (node, row) in &self.nodes {
+            if row.behind > 0 {
+                let groups = count(row.behind as u64, "group");
+                parts.push(format!("node {node} is behind in {groups}"));
+            }
+            if row.stopped > 0 {
+                let groups = count(row.stopped as u64, "group");
+                parts.push(format!(
+                    "node {node} has stopped {groups}: `rrqctl status` tells why"
+                ));
+            }
+        }
+        parts.join(", ")
+    }
+
+    fn as_text(&self) -> String {
+        let mut out = format!(
+            "cluster {}: {}, {}{}\n\n",
+            hex(&self.hello.cluster.0),
+            count(self.nodes.len() as u64, "node"),
+            count(u64::from(self.hello.groups), "group"),
+            match self.terms {
+                Some((low, high)) if low < high => format!(", terms {low} to {high}"),
+                Some((term, _)) => format!(", term {term}"),
+                None => String::new(),
+            },
+        );
+        let heads = [
+            "node",
+            "address",
+            "state",
+            "version",
+            "shards",
+            "leads",
+            "behind in",
+            "entries",
+        ];
+        let mut rows = vec![heads.map(str::to_owned).to_vec()];
+        for (node, row) in &self.nodes {
+            let is_up = row.error.is_none();
+            let known = |number: String| if is_up { number } else { "-".to_owned() };
+            rows.push(vec![
+                node.to_string(),
+                row.address.clone(),
+                if is_up { "up" } else { "NO ANSWER" }.to_owned(),
+                row.version.clone().unwrap_or_else(|| "-".to_owned()),
+                known(row.shards.to_string()),
+                known(row.leads.to_string()),
+                known(row.behind.to_string()),
+                known(row.behind_entries.to_string()),
+            ]);
+        }
+        out += &table(&rows);
+        out + &format!("\n{}\n", self.verdict())
+    }
+
+    fn as_json(&self) -> Value {
+        let nodes = self.nodes.iter().map(|(node, row)| {
+            json!({
+                "node": node.0,
+                "address": row.address,
+                "error": row.error,
+                "version": row.version,
+                "shards": row.shards,
+                "leads": row.leads,
+                "stopped": row.stopped,
+                "behind": row.behind,
+                "behind_entries": row.behind_entries,
+            })
+        });
+        json!({
+            "cluster": hex(&self.hello.cluster.0),
+            "groups": self.hello.groups,
+            "leaderless": self.leaderless,
+            "nodes": nodes.collect::<Vec<_>>(),
+            "verdict": self.verdict(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::code::Code;
+    use crate::base::ids::{ClusterId, Term};
+    use crate::client::{GroupStatus, ShardStatus};
+
+    fn hello(groups: u32) -> ServerHello {
+        ServerHello {
+            protocol: 1,
+            version: "0.1.0".to_owned(),
+            cluster: ClusterId([7; 16]),
+            node: NodeId(1),
+            shard: 0,
+            groups,
+            payload_bytes_max: 1,
+            nodes: Vec::new(),
+        }
+    }
+
+    /// A node with what it has committed and applied of each group, and which ones it leads.
+    fn node(node: u32, groups: &[(u64, u64)], leads: &[u16]) -> NodeView {
+        let group = |(at, (commit, applied)): (usize, &(u64, u64))| GroupStatus {
+            group: GroupId(at as u16),
+            term: Term(2),
+            leader: leads.contains(&(at as u16)),
+            commit: LogIndex(*commit),
+            applied: LogIndex(*applied),
+            base: LogIndex(0),
+            sessions: 0,
+            halted: String::new(),
+            machine_version: 1,
+        };
+        let shard = ShardStatus {
+            shard: 0,
+            shards: 1,
+            uptime_ms: 1,
+            connections: 1,
+            log_bytes_since_checkpoint: 0,
+            durable_lsn: 0,
+            disk_full: false,
+            groups: groups.iter().enumerate().map(group).collect(),
+        };
+        NodeView {
+            node: NodeId(node),
+            addresses: vec![format!("n{node}:7411")],
+            version: Some("0.1.0".to_owned()),
+            shards: Ok(vec![shard]),
+        }
+    }
+
+    fn state(nodes: Vec<NodeView>) -> State {
+        let due = committed(&nodes);
+        State::of(hello(2), nodes, &due)
+    }
+
+    #[test]
+    fn a_cluster_in_which_all_is_well_says_so() {
+        let at = [(9, 9), (5, 5)];
+        let well = state(vec![
+            node(1, &at, &[0]),
+            node(2, &at, &[1]),
+            node(3, &at, &[]),
+        ]);
+        assert!(well.is_settled());
+        assert_eq!(
+            well.verdict(),
+            "all 3 nodes answer, every group has a leader"
+        );
+        let text = well.as_text();
+        assert!(text.contains("2 groups, term 2\n"), "{text}");
+        assert!(text.contains("n3:7411     up    0.1.0"), "{text}");
+        let alone = state(vec![node(1, &at, &[0, 1])]);
+        assert_eq!(
+            alone.verdict(),
+            "the node answers, every group has a leader"
+        );
+    }
+
+    #[test]
+    fn who_is_silent_or_behind_is_named() {
+        let mut silent = node(3, &[], &[]);
+        silent.shards = Err(Error::new(Code::Unreachable, "gone"));
+        let at = [(9, 9), (5, 5)];
+        let nodes = vec![node(1, &at, &[0]), node(2, &[(9, 9), (4, 2)], &[]), silent];
+        let state = state(nodes);
+        assert!(!state.is_settled());
+        assert_eq!(
+            state.verdict(),
+            "node 3 does not answer, 1 group has no leader, node 2 is behind in 1 group"
+        );
+        let row = &state.nodes[&NodeId(2)];
+        assert_eq!((row.behind, row.behind_entries), (1, 3));
+        assert!(state.as_text().contains("NO ANSWER"));
+        assert_eq!(state.as_json()["leaderless"], 1);
+    }
+}
