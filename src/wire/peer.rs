@@ -61,6 +61,18 @@ impl Durable {
         let of = |durable: &Self| (durable.disk, durable.wal_set, durable.start);
         of(self) == of(other) && self.lsns.len() == other.lsns.len()
     }
+
+    /// The same node said more. What a later start of it says is believed, even if it is less: it was
+    /// told by hello what it has lost.
+    pub fn hear(&mut self, said: Self) {
+        if self.is_of(&said) {
+            for (known, said) in self.lsns.iter_mut().zip(said.lsns) {
+                *known = said.max(*known);
+            }
+        } else if self.disk != said.disk || self.start <= said.start {
+            *self = said;
+        }
+    }
 }
 
 /// The first frame of a node.

@@ -51,17 +51,11 @@ impl Known {
         }
     }
 
-    /// Another node said how far its logs are durable. What a later start of it says is believed, even
-    /// if it is less: it was told by hello what it has lost.
+    /// Another node said how far its logs are durable.
     pub fn heard_durable(&mut self, node: NodeId, durable: Durable) {
         match self.durable.get_mut(&node) {
-            Some(known) if known.is_of(&durable) => {
-                for (known, said) in known.lsns.iter_mut().zip(durable.lsns) {
-                    *known = said.max(*known);
-                }
-            }
-            Some(known) if known.disk == durable.disk && known.start > durable.start => {}
-            _ => drop(self.durable.insert(node, durable)),
+            Some(known) => known.hear(durable),
+            None => drop(self.durable.insert(node, durable)),
         }
     }
 
