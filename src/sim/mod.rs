@@ -29,6 +29,7 @@
 
 pub mod client;
 pub mod disk;
+pub mod driver;
 pub mod ledger;
 pub mod operator;
 pub mod world;

@@ -2,24 +2,21 @@
 
 use super::client::{Audit, SimClient};
 use super::disk::SimDisk;
+use super::driver::{self, Begun, Out, Work, owner_of};
 use super::ledger::Ledger;
 use super::operator::Operator;
 use crate::base::checksum::Hash128;
-use crate::base::ids::{ClusterId, ConnId, DiskId, GroupId, NodeId, ShardId};
+use crate::base::ids::{ClusterId, ConnId, DiskId, NodeId, ShardId};
 use crate::base::limits::FRAME_BYTES_MAX;
 use crate::base::prng::Prng;
 use crate::base::units::{Monotonic, Now, WallTime};
 use crate::queue::MACHINE_VERSION;
 use crate::queue::command::{Backoff, Outcome, QueueSettings, Rejection};
 use crate::shard::config::ShardConfig;
-use crate::shard::effect::{CheckpointFile, Effect};
+use crate::shard::effect::Effect;
 use crate::shard::engine::ShardEngine;
 use crate::shard::input::{Input, Origin};
-use crate::shard::loading::load_group;
 use crate::shard::placement::home_group;
-use crate::snapshot::layout::{Owner, RootRef};
-use crate::snapshot::manifest::Manifest;
-use crate::wal::recovery::Recovery;
 use crate::wal::writer::LogIdentity;
 use crate::wire::client::{Received, decode_reply, encode_reply, encode_request, receive_request};
 use crate::wire::frame::FrameDecoder;
@@ -76,12 +73,7 @@ impl Options {
 }
 
 enum Event {
-    WalDone(u64),
-    SegmentDone(u64),
-    GroupRead(GroupId, Vec<RootRef>),
-    ChunkDone(usize),
-    FilesDone(u64, Vec<CheckpointFile>),
-    ManifestDone,
+    Done(Work),
     ClientActs(usize),
     OperatorActs,
     Deadline,
@@ -257,33 +249,14 @@ impl World {
             event
         };
         match event {
-            Event::WalDone(batch_seq) => {
-                self.disk.complete_write(batch_seq);
-                self.tell(Input::WalSynced { batch_seq });
-            }
-            Event::SegmentDone(number) => {
-                self.disk.prepare_segment(number);
-                self.tell(Input::SegmentReady { number });
-            }
-            Event::GroupRead(group, bases) => {
-                let disk = &self.disk;
-                let mut read = |file, offset, len| disk.read(file, offset, len);
-                let result = load_group(&owner(), &bases, &mut read);
-                self.tell(Input::GroupLoaded { group, result });
-            }
-            Event::ChunkDone(bytes) => self.tell(Input::ChunkWritten { bytes }),
-            Event::FilesDone(round, files) => {
-                if self.options.rounds_fail && self.prng.chance(1, 3) {
-                    self.disk.drop_files(&files);
-                    self.tell(Input::RoundFailed { round });
+            Event::Done(work) => {
+                let fails = work.may_fail() && self.options.rounds_fail && self.prng.chance(1, 3);
+                let input = if fails {
+                    work.fail(&mut self.disk)
                 } else {
-                    self.disk.sync_files(&files);
-                    self.tell(Input::FilesSynced { round });
-                }
-            }
-            Event::ManifestDone => {
-                self.disk.complete_manifest();
-                self.tell(Input::ManifestWritten);
+                    work.finish(&mut self.disk, &owner_of(&identity()))
+                };
+                self.tell(input);
             }
             Event::ClientActs(client) => self.client_acts(client, produce),
             Event::OperatorActs => self.operator_acts(produce),
@@ -372,52 +345,19 @@ impl World {
     }
 
     fn perform(&mut self, effect: Effect) {
-        match effect {
-            Effect::WriteWal(write) => {
-                self.disk.start_write(&write);
-                let delay = self.delay(150);
-                self.schedule(delay, Event::WalDone(write.batch_seq));
+        match driver::begin(&mut self.disk, effect) {
+            Begun::Work(work) => {
+                let mut delay = self.delay(work.typical_us());
+                if matches!(work, Work::Segment(_)) {
+                    self.segment_at = self.segment_at.max(self.now).plus(delay);
+                    delay = self.segment_at.since(self.now);
+                }
+                self.schedule(delay, Event::Done(work));
             }
-            Effect::PrepareSegment { number } => {
-                // One after the other, as drivers do it: a gap in the numbers is damage.
-                self.segment_at = self.segment_at.max(self.now).plus(self.delay(2_000));
-                let delay = self.segment_at.since(self.now);
-                self.schedule(delay, Event::SegmentDone(number));
-            }
-            Effect::DropSegments { numbers } => self.disk.drop_segments(&numbers),
-            Effect::LoadGroup { group, bases } => {
-                let delay = self.delay(500);
-                self.schedule(delay, Event::GroupRead(group, bases));
-            }
-            Effect::WriteChunk {
-                file,
-                offset,
-                bytes,
-                ..
-            } => {
-                self.disk.write_chunk(file, offset, &bytes);
-                let delay = self.delay(300);
-                self.schedule(delay, Event::ChunkDone(bytes.len()));
-            }
-            Effect::SyncFiles { round, files } => {
-                let delay = self.delay(2_000);
-                self.schedule(delay, Event::FilesDone(round, files));
-            }
-            Effect::WriteManifest { bytes } => {
-                self.disk.start_manifest(bytes);
-                let delay = self.delay(1_000);
-                self.schedule(delay, Event::ManifestDone);
-            }
-            Effect::DropFiles { files } => self.disk.drop_files(&files),
-            Effect::Reply { to, reply } => self.on_reply(to, &reply),
-            Effect::Stopped => self.stopped = true,
-            Effect::JobsRan { .. } => {}
-            Effect::Forward { .. } | Effect::ForwardClosed { .. } => {
-                panic!("one shard has nobody to forward to")
-            }
-            Effect::SendPeer { .. } | Effect::SendBeat { .. } | Effect::TellSilent { .. } => {
-                panic!("one node has nobody to talk to")
-            }
+            Begun::Out(Out::Reply(to, reply)) => self.on_reply(to, &reply),
+            Begun::Out(Out::Stopped) => self.stopped = true,
+            Begun::Out(other) => panic!("one node of one shard has nobody for {other:?}"),
+            Begun::Done => {}
         }
     }
 
@@ -603,10 +543,12 @@ fn queue_defaults() -> QueueSettings {
     }
 }
 
-fn owner() -> Owner {
-    Owner {
+fn identity() -> LogIdentity {
+    LogIdentity {
         cluster: ClusterId([1; 16]),
         disk: DiskId([2; 16]),
+        shard: ShardId(0),
+        wal_set: 1,
     }
 }
 
@@ -626,25 +568,9 @@ fn open(
     now: Monotonic,
     wall: u64,
 ) -> ShardEngine {
-    let owner = owner();
-    let identity = LogIdentity {
-        cluster: owner.cluster,
-        disk: owner.disk,
-        shard: ShardId(0),
-        wal_set: 1,
-    };
-    let mut recovery = Recovery::with_segment_bytes(identity, options.segment_bytes);
-    if let Some(bytes) = disk.manifest() {
-        let manifest = Manifest::decode(bytes).expect("the manifest is replaced as a whole");
-        manifest
-            .check(&owner, ShardId(0))
-            .expect("the manifest is this shard's");
-        recovery.proof(manifest.durable);
-    }
-    for (number, bytes) in disk.segments() {
-        recovery.feed(number, bytes);
-    }
-    let recovered = recovery.finish().expect("nothing of the log is damaged");
+    let identity = identity();
+    let recovered = driver::recover(disk, identity, options.segment_bytes);
+    let recovered = recovered.expect("nothing of the log is damaged");
     assert!(
         recovered.damage.is_empty(),
         "a torn tail was taken for damage: {:?}",

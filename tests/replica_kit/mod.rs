@@ -3,29 +3,25 @@
 
 #![allow(dead_code, reason = "each test uses its part")]
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use rrq::base::code::Code;
 use rrq::base::ids::{ClusterId, ConnId, DiskId, GroupId, JobId, NodeId, Partition, ShardId};
-use rrq::base::limits::{BLOCK_BYTES, PEER_FRAME_BYTES_MAX};
+use rrq::base::limits::BLOCK_BYTES;
 use rrq::base::prng::Prng;
 use rrq::base::units::{Lsn, Monotonic, Now, WallTime};
 use rrq::queue::MACHINE_VERSION;
 use rrq::raft::message::{Message, Voter};
 use rrq::shard::config::ShardConfig;
-use rrq::shard::effect::{CheckpointFile, Effect};
+use rrq::shard::effect::Effect;
 use rrq::shard::engine::ShardEngine;
 use rrq::shard::input::{Input, Loss, Origin, Peer};
-use rrq::shard::loading::load_group;
 use rrq::shard::placement::home_group;
 use rrq::sim::disk::SimDisk;
-use rrq::snapshot::layout::Owner;
-use rrq::snapshot::manifest::Manifest;
+use rrq::sim::driver::{self, Begun, Out, Work, carried};
 use rrq::wal::batch::BatchHeader;
-use rrq::wal::recovery::Recovery;
 use rrq::wal::writer::LogIdentity;
-use rrq::wire::frame::FrameDecoder;
 use rrq::wire::message::{Reply, ReplyBody, Request, RequestBody};
-use rrq::wire::peer::{Link, decode_messages, encode_messages};
+use rrq::wire::peer::Link;
 use rrq::wire::{
     Command, Enqueued, JobState, NewJob, Op, Outcome, QueueInfo, QueueSettings, SessionCall, Window,
 };
@@ -55,11 +51,11 @@ pub(crate) struct Node {
     pub(crate) disk: SimDisk,
     inbox: VecDeque<Input>,
     /// Log writes under way: how many turns they take yet, and which.
-    writing: Vec<(u64, u64)>,
+    writing: Vec<(u64, Work)>,
     /// Turns that a log write takes.
     pub(crate) write_turns: u64,
-    /// Checkpoint files under way: how many turns they take yet, which to sync, and what is told then.
-    filing: Vec<(u64, Vec<CheckpointFile>, Input)>,
+    /// Checkpoint files under way: how many turns they take yet, and what is done then.
+    filing: Vec<(u64, Work)>,
     /// Turns that it takes to write or sync checkpoint files, beside the present one.
     pub(crate) file_turns: u64,
     /// So many rounds cannot be written from now on.
@@ -70,10 +66,12 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    fn owner(&self) -> Owner {
-        Owner {
+    fn identity(&self) -> LogIdentity {
+        LogIdentity {
             cluster: CLUSTER,
             disk: self.me.disk,
+            shard: ShardId(0),
+            wal_set: 1,
         }
     }
 
@@ -107,21 +105,9 @@ impl Node {
 
     /// A process starts on the disk.
     fn start(&mut self, now: Now) {
-        let identity = LogIdentity {
-            cluster: CLUSTER,
-            disk: self.me.disk,
-            shard: ShardId(0),
-            wal_set: 1,
-        };
-        let mut recovery = Recovery::with_segment_bytes(identity, self.segment_bytes);
-        if let Some(bytes) = self.disk.manifest() {
-            let manifest = Manifest::decode(bytes).expect("it was written whole");
-            recovery.proof(manifest.durable);
-        }
-        for (number, bytes) in self.disk.segments() {
-            recovery.feed(number, bytes);
-        }
-        let recovered = recovery.finish().expect("the log is ours");
+        let identity = self.identity();
+        let recovered = driver::recover(&self.disk, identity, self.segment_bytes);
+        let recovered = recovered.expect("the log is ours");
         self.start += 1;
         let config = ShardConfig {
             identity,
@@ -154,20 +140,18 @@ impl Node {
         let Some(mut engine) = self.engine.take() else {
             return Vec::new();
         };
-        for (turns, batch_seq) in std::mem::take(&mut self.writing) {
+        for (turns, work) in std::mem::take(&mut self.writing) {
             if turns > 1 {
-                self.writing.push((turns - 1, batch_seq));
+                self.writing.push((turns - 1, work));
             } else {
-                self.disk.complete_write(batch_seq);
-                self.inbox.push_back(Input::WalSynced { batch_seq });
+                self.finish(work);
             }
         }
-        for (turns, files, done) in std::mem::take(&mut self.filing) {
+        for (turns, work) in std::mem::take(&mut self.filing) {
             if turns > 1 {
-                self.filing.push((turns - 1, files, done));
+                self.filing.push((turns - 1, work));
             } else {
-                self.disk.sync_files(&files);
-                self.inbox.push_back(done);
+                self.finish(work);
             }
         }
         engine.handle(now, Input::TimePassed);
@@ -189,80 +173,36 @@ impl Node {
         sent
     }
 
-    /// Syncs files and tells of it, at once or later.
-    fn file(&mut self, files: Vec<CheckpointFile>, done: Input) {
-        if self.file_turns == 0 {
-            self.disk.sync_files(&files);
-            self.inbox.push_back(done);
-        } else {
-            self.filing.push((self.file_turns, files, done));
-        }
+    fn finish(&mut self, work: Work) {
+        let owner = driver::owner_of(&self.identity());
+        self.inbox.push_back(work.finish(&mut self.disk, &owner));
     }
 
     fn perform(&mut self, effect: Effect, sent: &mut Vec<(NodeId, Vec<Message>)>) {
-        let done = match effect {
-            Effect::WriteWal(write) => {
-                self.disk.start_write(&write);
-                return self.writing.push((self.write_turns, write.batch_seq));
-            }
-            Effect::SendPeer { to, messages } => return sent.push((to, messages)),
-            // A beat is told apart by being empty.
-            Effect::SendBeat { to } => return sent.push((to, Vec::new())),
-            Effect::TellSilent { peer } => {
-                let loss = Loss::Silent;
-                Input::PeerLost { peer, loss }
-            }
-            Effect::Reply { reply, .. } => {
-                self.replies.insert(reply.id, reply);
-                return;
-            }
-            Effect::PrepareSegment { number } => {
-                self.disk.prepare_segment(number);
-                Input::SegmentReady { number }
-            }
-            Effect::DropSegments { numbers } => return self.disk.drop_segments(&numbers),
-            Effect::DropFiles { files } => return self.disk.drop_files(&files),
-            Effect::LoadGroup { group, bases } => {
-                let mut read = |file, offset, len| self.disk.read(file, offset, len);
-                let result = load_group(&self.owner(), &bases, &mut read);
-                let result = result.map_err(|error| error.to_string());
-                Input::GroupLoaded { group, result }
-            }
-            Effect::WriteChunk {
-                file,
-                offset,
-                bytes,
-                ..
-            } => {
-                self.disk.write_chunk(file, offset, &bytes);
-                let bytes = bytes.len();
-                let done = Input::ChunkWritten { bytes };
-                return self.file(Vec::new(), done);
-            }
-            Effect::SyncFiles { round, files } if self.rounds_fail > 0 => {
+        match driver::begin(&mut self.disk, effect) {
+            Begun::Work(work @ Work::Batch(_)) => self.writing.push((self.write_turns, work)),
+            Begun::Work(work) if work.may_fail() && self.rounds_fail > 0 => {
                 self.rounds_fail -= 1;
-                self.disk.drop_files(&files);
-                Input::RoundFailed { round }
+                self.inbox.push_back(work.fail(&mut self.disk));
             }
-            Effect::SyncFiles { round, files } => {
-                let done = Input::FilesSynced { round };
-                return self.file(files, done);
+            Begun::Work(work @ (Work::Chunk(_) | Work::Files(..))) if self.file_turns > 0 => {
+                self.filing.push((self.file_turns, work));
             }
-            Effect::WriteManifest { bytes } => {
-                self.disk.start_manifest(bytes);
-                self.disk.complete_manifest();
-                Input::ManifestWritten
+            Begun::Work(work) => self.finish(work),
+            Begun::Out(Out::Messages(to, messages)) => sent.push((to, messages)),
+            // A beat is told apart by being empty.
+            Begun::Out(Out::Beat(to)) => sent.push((to, Vec::new())),
+            Begun::Out(Out::Silent(peer)) => {
+                let loss = Loss::Silent;
+                self.inbox.push_back(Input::PeerLost { peer, loss });
             }
-            Effect::Stopped => {
-                self.has_stopped = true;
-                return;
+            Begun::Out(Out::Reply(_, reply)) => {
+                self.replies.insert(reply.id, reply);
             }
-            Effect::JobsRan { .. } => return,
-            Effect::Forward { .. } | Effect::ForwardClosed { .. } => {
-                panic!("one shard has nobody to forward to")
-            }
-        };
-        self.inbox.push_back(done);
+            Begun::Out(Out::Stopped) => self.has_stopped = true,
+            Begun::Out(other) => panic!("one shard has nobody for {other:?}"),
+            Begun::Done => {}
+        }
     }
 }
 
@@ -684,24 +624,4 @@ impl Cluster {
     pub(crate) fn has(&mut self, job: JobId) -> bool {
         matches!(self.ask(&RequestBody::GetJob { job }), ReplyBody::Job(_))
     }
-}
-
-/// Through the codec, as bytes.
-fn carried(messages: &[Message], link: &Link) -> Vec<Message> {
-    let mut bytes = BytesMut::new();
-    encode_messages(messages, &mut bytes);
-    let mut decoder = FrameDecoder::default();
-    decoder.set_body_bytes_max(PEER_FRAME_BYTES_MAX);
-    decoder.push(&bytes);
-    let mut received = Vec::new();
-    while let Some(frame) = decoder.next().expect("a frame is read as it was sent") {
-        let messages = decode_messages(&frame.body, link).expect("messages");
-        received.extend(
-            messages
-                .into_iter()
-                .map(|message| message.expect("it is sound")),
-        );
-    }
-    assert_eq!(received, messages, "a message changed on its way");
-    received
 }

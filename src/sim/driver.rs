@@ -1,0 +1,231 @@
+//! What a driver does for an engine, on a simulated disk: one place for every world.
+//!
+//! An effect is begun at once. What the disk works on is done when its world says so, in any order; what
+//! goes to somebody else is handed to the world. A start reads the log as the product does.
+//!
+//! Deliberately absent: time. How long a work takes, and whether it ends, is up to the world.
+
+use super::disk::SimDisk;
+use crate::base::ids::{GroupId, NodeId, ShardId};
+use crate::base::limits::PEER_FRAME_BYTES_MAX;
+use crate::raft::message::{Message, Voter};
+use crate::shard::effect::{CheckpointFile, Effect};
+use crate::shard::input::{Input, Origin};
+use crate::shard::loading::load_group;
+use crate::snapshot::layout::{Owner, RootRef};
+use crate::snapshot::manifest::Manifest;
+use crate::wal::recovery::{Recovered, Recovery, RecoveryError};
+use crate::wal::writer::LogIdentity;
+use crate::wire::frame::FrameDecoder;
+use crate::wire::message::{Reply, Request};
+use crate::wire::peer::{Link, decode_messages, encode_messages};
+use bytes::BytesMut;
+
+/// What became of an effect.
+pub enum Begun {
+    /// The disk works on it.
+    Work(Work),
+    /// It is for somebody else than the disk.
+    Out(Out),
+    /// It is done, and nothing is told.
+    Done,
+}
+
+/// What a disk works on.
+#[derive(Debug)]
+pub enum Work {
+    /// A batch of the log, by its number.
+    Batch(u64),
+    /// A new segment, by its number. A driver makes them one after the other: a gap in the numbers is
+    /// damage.
+    Segment(u64),
+    /// The state of a group is read.
+    Group(GroupId, Vec<RootRef>),
+    /// So many bytes of a checkpoint file are written, not yet synced.
+    Chunk(usize),
+    /// The files of a checkpoint round are synced.
+    Files(u64, Vec<CheckpointFile>),
+    /// The manifest is replaced.
+    Manifest,
+}
+
+/// What is for somebody else.
+#[derive(Debug)]
+pub enum Out {
+    /// An answer.
+    Reply(Origin, Reply),
+    /// Messages for another node.
+    Messages(NodeId, Vec<Message>),
+    /// A beat for another node.
+    Beat(NodeId),
+    /// Every shard of this node is told that another is silent.
+    Silent(Voter),
+    /// A request for another shard.
+    Forward(ShardId, Origin, Request),
+    /// Another shard is told that a connection closed.
+    Closed(ShardId, Origin),
+    /// The shard can end.
+    Stopped,
+}
+
+/// Begins an effect.
+pub fn begin(disk: &mut SimDisk, effect: Effect) -> Begun {
+    let work = match effect {
+        Effect::WriteWal(write) => {
+            disk.start_write(&write);
+            Work::Batch(write.batch_seq)
+        }
+        Effect::PrepareSegment { number } => Work::Segment(number),
+        Effect::LoadGroup { group, bases } => Work::Group(group, bases),
+        Effect::WriteChunk {
+            file,
+            offset,
+            bytes,
+            ..
+        } => {
+            disk.write_chunk(file, offset, &bytes);
+            Work::Chunk(bytes.len())
+        }
+        Effect::SyncFiles { round, files } => Work::Files(round, files),
+        Effect::WriteManifest { bytes } => {
+            disk.start_manifest(bytes);
+            Work::Manifest
+        }
+        Effect::DropSegments { numbers } => {
+            disk.drop_segments(&numbers);
+            return Begun::Done;
+        }
+        Effect::DropFiles { files } => {
+            disk.drop_files(&files);
+            return Begun::Done;
+        }
+        Effect::JobsRan { .. } => return Begun::Done,
+        Effect::Reply { to, reply } => return Begun::Out(Out::Reply(to, reply)),
+        Effect::SendPeer { to, messages } => return Begun::Out(Out::Messages(to, messages)),
+        Effect::SendBeat { to } => return Begun::Out(Out::Beat(to)),
+        Effect::TellSilent { peer } => return Begun::Out(Out::Silent(peer)),
+        Effect::Forward { to, from, request } => {
+            return Begun::Out(Out::Forward(to, from, request));
+        }
+        Effect::ForwardClosed { to, from } => return Begun::Out(Out::Closed(to, from)),
+        Effect::Stopped => return Begun::Out(Out::Stopped),
+    };
+    Begun::Work(work)
+}
+
+impl Work {
+    /// It is done; what the engine is told.
+    pub fn finish(self, disk: &mut SimDisk, owner: &Owner) -> Input {
+        match self {
+            Self::Batch(batch_seq) => {
+                disk.complete_write(batch_seq);
+                Input::WalSynced { batch_seq }
+            }
+            Self::Segment(number) => {
+                disk.prepare_segment(number);
+                Input::SegmentReady { number }
+            }
+            Self::Group(group, bases) => {
+                let mut read = |file, offset, len| disk.read(file, offset, len);
+                let result = load_group(owner, &bases, &mut read);
+                Input::GroupLoaded { group, result }
+            }
+            Self::Chunk(bytes) => Input::ChunkWritten { bytes },
+            Self::Files(round, files) => {
+                disk.sync_files(&files);
+                Input::FilesSynced { round }
+            }
+            Self::Manifest => {
+                disk.complete_manifest();
+                Input::ManifestWritten
+            }
+        }
+    }
+
+    /// There is no room for it, which only the files of a round may find; what the engine is told.
+    ///
+    /// # Panics
+    /// If it is anything else.
+    pub fn fail(self, disk: &mut SimDisk) -> Input {
+        let Self::Files(round, files) = self else {
+            panic!("{self:?} cannot fail");
+        };
+        disk.drop_files(&files);
+        Input::RoundFailed { round }
+    }
+
+    /// Whether it is the end of a checkpoint round's files.
+    #[must_use]
+    pub fn may_fail(&self) -> bool {
+        matches!(self, Self::Files(..))
+    }
+
+    /// How long it takes, about, in microseconds.
+    #[must_use]
+    pub fn typical_us(&self) -> u64 {
+        match self {
+            Self::Batch(_) => 150,
+            Self::Chunk(_) => 300,
+            Self::Group(..) => 500,
+            Self::Manifest => 1_000,
+            Self::Segment(_) | Self::Files(..) => 2_000,
+        }
+    }
+}
+
+/// Reads the log of a disk, with the proof that its manifest holds.
+///
+/// # Errors
+/// [`RecoveryError`] if the log is refused as a whole.
+///
+/// # Panics
+/// If the manifest is no manifest of this shard: it is replaced as a whole.
+pub fn recover(
+    disk: &SimDisk,
+    identity: LogIdentity,
+    segment_bytes: usize,
+) -> Result<Recovered, RecoveryError> {
+    let owner = owner_of(&identity);
+    let shard = identity.shard;
+    let mut recovery = Recovery::with_segment_bytes(identity, segment_bytes);
+    if let Some(bytes) = disk.manifest() {
+        let manifest = Manifest::decode(bytes).expect("the manifest is replaced as a whole");
+        let checked = manifest.check(&owner, shard);
+        checked.expect("the manifest is this shard's");
+        recovery.proof(manifest.durable);
+    }
+    for (number, bytes) in disk.segments() {
+        recovery.feed(number, bytes);
+    }
+    recovery.finish()
+}
+
+/// Whose files lie beside a log.
+#[must_use]
+pub fn owner_of(identity: &LogIdentity) -> Owner {
+    Owner {
+        cluster: identity.cluster,
+        disk: identity.disk,
+    }
+}
+
+/// Messages on their way through the codec, as bytes.
+///
+/// # Panics
+/// If they do not arrive as they were sent.
+#[must_use]
+pub fn carried(messages: &[Message], link: &Link) -> Vec<Message> {
+    let mut bytes = BytesMut::new();
+    encode_messages(messages, &mut bytes);
+    let mut decoder = FrameDecoder::default();
+    decoder.set_body_bytes_max(PEER_FRAME_BYTES_MAX);
+    decoder.push(&bytes);
+    let mut received = Vec::new();
+    while let Some(frame) = decoder.next().expect("a frame is read as it was sent") {
+        let messages = decode_messages(&frame.body, link).expect("messages");
+        let sound = messages.into_iter();
+        received.extend(sound.map(|message| message.expect("it is sound")));
+    }
+    assert_eq!(received, messages, "a message changed on its way");
+    received
+}
