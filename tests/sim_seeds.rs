@@ -1,6 +1,7 @@
 //! The engine under simulated crashes: fixed seeds, then seeds that once failed.
 #![cfg(feature = "engine")]
 
+use rrq::sim::cluster::{self, Cluster};
 use rrq::sim::world::{RunReport, World};
 
 /// Seeds of one run of this test; `RRQ_SIM_SEEDS` sets another number, `RRQ_SIM_FROM` the first.
@@ -37,5 +38,26 @@ fn no_promise_is_broken_by_crashes_anywhere() {
 fn the_same_seed_gives_the_same_trace() {
     for seed in [1, 2, 3] {
         assert_eq!(World::run(seed), World::run(seed));
+    }
+}
+
+#[test]
+fn a_cluster_keeps_its_promises_whatever_befalls_it() {
+    let from = number("RRQ_SIM_FROM", 1);
+    let mut total = cluster::RunReport::default();
+    for seed in from..from + number("RRQ_SIM_CLUSTERS", 60) {
+        let report = std::panic::catch_unwind(|| Cluster::run(seed, None)).unwrap_or_else(|_| {
+            panic!("cluster seed {seed} failed: rrq-bench sim --seed {seed} --trace")
+        });
+        total.add(&report);
+    }
+    println!("{total:?}");
+    assert!(total.acked > 0 && total.finished > 0, "{total:?}");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_cluster() {
+    for seed in [1, 2, 3] {
+        assert_eq!(Cluster::run(seed, None), Cluster::run(seed, None));
     }
 }

@@ -21,7 +21,7 @@ use crate::base::ids::{GroupId, Incarnation, LogIndex, SessionId, ShardId, Term}
 use crate::base::units::{Lsn, Monotonic, Now};
 use crate::queue::MACHINE_VERSION;
 use crate::queue::command::{Command, Op};
-use crate::raft::node::{Proposal, ProposeError};
+use crate::raft::node::{Proposal, ProposeError, RaftNode};
 use crate::raft::ready::{HardState, Ready};
 use crate::snapshot::layout::Owner;
 use crate::wal::record::{HardState as LoggedHardState, Record};
@@ -359,6 +359,15 @@ impl ShardEngine {
         let group = &self.groups[self.slot(group)];
         let hash = || (group.raft.log().applied(), group.queue.state_hash());
         (group.phase == Phase::Serving).then(hash)
+    }
+
+    /// What this member of a group knows of it: for judges, who hold it against the others'.
+    ///
+    /// # Panics
+    /// If the group is on another shard.
+    #[must_use]
+    pub fn member(&self, group: GroupId) -> &RaftNode {
+        &self.groups[self.slot(group)].raft
     }
 
     pub(super) fn stopping(&self) -> bool {

@@ -71,6 +71,8 @@ pub struct SimClient {
     session: Option<Session>,
     next_request: u64,
     next_job: u64,
+    /// Its payloads are shorter than this, and eight bytes.
+    payload_bytes: u64,
     outstanding: BTreeMap<u64, Outstanding>,
     held: Vec<Token>,
 }
@@ -91,9 +93,34 @@ impl SimClient {
             next_request: 1,
             // Job numbers are unique over the clients.
             next_job: number << 32,
+            payload_bytes: 2_000,
             outstanding: BTreeMap::new(),
             held: Vec::new(),
         }
+    }
+
+    /// With payloads of fewer than so many bytes, and eight.
+    #[must_use]
+    pub fn with_payloads(self, payload_bytes: u64) -> Self {
+        Self {
+            payload_bytes,
+            ..self
+        }
+    }
+
+    /// A request that is not answered yet.
+    #[must_use]
+    pub fn request(&self, id: u64) -> Option<RequestBody> {
+        self.outstanding
+            .get(&id)
+            .map(|request| request.body.clone())
+    }
+
+    /// One of them, to be sent again.
+    pub fn resend_one(&mut self, id: u64) -> Option<RequestBody> {
+        let request = self.outstanding.get_mut(&id)?;
+        request.sent += 1;
+        Some(request.body.clone())
     }
 
     /// Everything unanswered, to be sent again.
@@ -322,7 +349,7 @@ impl SimClient {
                 _ => Start::Now,
             };
             items.push(NewJob {
-                payload: payload_of(self.next_job, prng.below(2_000)),
+                payload: payload_of(self.next_job, prng.below(self.payload_bytes)),
                 priority: prng.chance(1, 3).then(|| prng.below(8) as u8),
                 start,
                 ..NewJob::default()

@@ -12,8 +12,8 @@ struct Fate {
     delivered_as: Option<JobId>,
     /// Something was asked, answered or not, that may have ended it: ack, cancel, bury.
     end_asked: bool,
-    /// The ack was answered.
-    end_confirmed: bool,
+    /// The ack of this grant was answered.
+    end_confirmed: Option<u32>,
 }
 
 /// The promises of one run. Each job carries a number of its own as its payload.
@@ -65,8 +65,10 @@ impl Ledger {
     pub fn delivered(&mut self, number: u64, token: Token, repeated: bool) {
         let fate = self.jobs.get_mut(&number);
         let fate = fate.unwrap_or_else(|| panic!("job {number} was delivered but never enqueued"));
+        // What was granted before may arrive late: its token is worth nothing.
         assert!(
-            !fate.end_confirmed,
+            fate.end_confirmed
+                .is_none_or(|lease_gen| token.lease_gen <= lease_gen),
             "job {number} ({}) was delivered after its ack",
             token.job
         );
@@ -98,7 +100,7 @@ impl Ledger {
         self.jobs
             .get_mut(&number)
             .expect("bound jobs are known")
-            .end_confirmed = true;
+            .end_confirmed = Some(token.lease_gen);
     }
 
     /// Somebody was told that a job is over.
@@ -113,7 +115,7 @@ impl Ledger {
     /// Jobs that must be live, and jobs that must not be.
     pub fn audit(&self) -> impl Iterator<Item = (JobId, bool)> {
         self.jobs.values().filter_map(|fate| {
-            match (fate.acked_as, fate.end_asked, fate.end_confirmed) {
+            match (fate.acked_as, fate.end_asked, fate.end_confirmed.is_some()) {
                 (Some(id), false, _) => Some((id, true)),
                 (Some(id), _, true) => Some((id, false)),
                 _ => None,
@@ -133,6 +135,9 @@ impl Ledger {
     /// How many jobs were finished for sure.
     #[must_use]
     pub fn finished(&self) -> usize {
-        self.jobs.values().filter(|fate| fate.end_confirmed).count()
+        self.jobs
+            .values()
+            .filter(|fate| fate.end_confirmed.is_some())
+            .count()
     }
 }

@@ -1,4 +1,5 @@
-//! The engine under simulated time, disk and faults: one node, one shard, real codecs.
+//! The engine under simulated time, disk and faults, with real codecs: one node of one shard ([`world`]),
+//! and several nodes of several shards ([`cluster`]). [`driver`] does for both what a driver does.
 //!
 //! # Fault model
 //!
@@ -13,6 +14,9 @@
 //! - A checkpoint round may fail for lack of space; the disk may be full for a while.
 //! - The wall clock may jump.
 //!
+//! - In a cluster, also: messages are late, connections break, nothing passes some ways, processes stand
+//!   still, and clocks go at different rates.
+//!
 //! What it may not do: lose or change a byte that was synced (that is damage, and belongs to the
 //! tests of the log and of the checkpoint files), or report a write that did not happen.
 //!
@@ -22,12 +26,14 @@
 //! is lost, none is delivered after its ack, no token is granted twice, a retry never makes a second
 //! job, payloads are what was enqueued, nobody is told of an end that nobody asked for. [`operator`]
 //! checks that what was answered of a queue holds in each of its partitions. In some runs the groups
-//! start at the first version of the job machine and rise on the way.
+//! start at the first version of the job machine and rise on the way. What nodes may not hold against each
+//! other is said in [`cluster`].
 //!
-//! A run is a pure function of its seed. What is deliberately absent: several nodes, the network
-//! between client and node (frames arrive whole or not at all), and `runtime/`.
+//! A run is a pure function of its seed. What is deliberately absent: the network between client and node
+//! (frames arrive whole or not at all), and `runtime/`.
 
 pub mod client;
+pub mod cluster;
 pub mod disk;
 pub mod driver;
 pub mod ledger;

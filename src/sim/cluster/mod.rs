@@ -1,0 +1,718 @@
+//! A cluster under simulated time: several nodes of several shards, their disks, the network between
+//! them, clients, and what befalls them.
+//!
+//! # A run
+//!
+//! 1. Faults come, of the kinds that the seed has drawn ([`Fault`]).
+//! 2. Faults end. A random majority is healed; the others stay as they are, cut off. Every group must
+//!    make progress.
+//! 3. All is healed. No more jobs come, and all are worked off; then every group is the same on all
+//!    nodes, and no job that was acknowledged is missing.
+//! 4. All nodes stop in order, start again, and have what they had.
+//!
+//! [`judges`] look at every engine after each turn.
+//!
+//! Deliberately absent: damage to what was synced; members that change; queues of several partitions, of
+//! which one node leads the home and another a partition; and the client library: requests are made by
+//! [`SimClient`], which keeps the books.
+
+mod faults;
+mod judges;
+mod network;
+mod node;
+mod options;
+mod traffic;
+
+pub use options::Fault;
+
+use super::client::SimClient;
+use super::disk::SimDisk;
+use super::driver::{Begun, Out, Work, begin, owner_of};
+use super::ledger::Ledger;
+use crate::base::ids::{ConnId, GroupId, ShardId};
+use crate::base::limits::FRAME_BYTES_MAX;
+use crate::base::prng::{Prng, mix};
+use crate::base::units::Monotonic;
+use crate::queue::MACHINE_VERSION;
+use crate::queue::command::{Backoff, QueueSettings};
+use crate::shard::effect::Effect;
+use crate::shard::engine::ShardEngine;
+use crate::shard::input::{Input, Loss};
+use crate::shard::placement::home_group;
+use crate::wire::frame::FrameDecoder;
+use crate::wire::peer::{NodeBeat, encode_messages, encode_node_beat};
+use bytes::{Bytes, BytesMut};
+use judges::Judges;
+use network::Way;
+use node::{At, Node};
+use options::Options;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+use traffic::{Asker, Conn};
+
+/// A majority that is healed makes progress within this.
+const PROGRESS_WITHIN: Duration = Duration::from_secs(30);
+/// A whole cluster has worked off everything, and is equal, within this.
+const DRAINED_WITHIN: Duration = Duration::from_secs(900);
+/// Nodes that are asked to stop have stopped within this, or are killed.
+const STOPPED_WITHIN: Duration = Duration::from_secs(10);
+/// One commit in so many is looked for on the disks.
+const DISKS_ONE_IN: u64 = 400;
+/// After one turn in so many a state is compared.
+const STATES_ONE_IN: u64 = 500;
+
+enum Event {
+    /// A disk is done.
+    Done(At, Work),
+    /// Something happened on a shard.
+    Tell(At, Box<Input>),
+    Arrive(usize, usize, u64, Bytes),
+    Connect(usize, u32, usize),
+    Broken(usize, u32, usize),
+    Healed(usize, usize),
+    Request(ConnId, Bytes),
+    AskAgain(usize, u64),
+    ClientActs(usize),
+    Fault,
+    /// A node dies, if it is still this process.
+    Die(usize, u32),
+    Start(usize),
+}
+
+/// What a run did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RunReport {
+    /// Enqueues acknowledged.
+    pub acked: usize,
+    /// Jobs finished for sure.
+    pub finished: usize,
+    /// Answers to clients.
+    pub answers: u64,
+    /// Sendings between nodes.
+    pub messages: u64,
+    /// Faults, by kind.
+    pub faults: BTreeMap<Fault, u64>,
+    /// Crashes before the node had its groups back.
+    pub crashes_in_recovery: u64,
+    /// Checkpoint rounds published.
+    pub rounds: u64,
+    /// Checkpoints of other nodes installed.
+    pub installs: u64,
+    /// Torn tails cut.
+    pub tails_cut: u64,
+    /// Leaders of a term that were seen.
+    pub terms_led: u64,
+    /// States held against each other.
+    pub states_compared: u64,
+    /// Entries looked for on the disks.
+    pub disks_read: u64,
+    /// Whether the job machine began with its first version and rose.
+    pub version_raised: bool,
+    /// Virtual time, in milliseconds.
+    pub simulated_ms: u64,
+    /// A hash of everything that happened.
+    pub trace: u64,
+}
+
+impl RunReport {
+    /// Adds what another run did. The trace of a sum means nothing.
+    pub fn add(&mut self, other: &Self) {
+        self.acked += other.acked;
+        self.finished += other.finished;
+        self.answers += other.answers;
+        self.messages += other.messages;
+        for (fault, count) in &other.faults {
+            *self.faults.entry(*fault).or_default() += count;
+        }
+        self.crashes_in_recovery += other.crashes_in_recovery;
+        self.rounds += other.rounds;
+        self.installs += other.installs;
+        self.tails_cut += other.tails_cut;
+        self.terms_led += other.terms_led;
+        self.states_compared += other.states_compared;
+        self.disks_read += other.disks_read;
+        self.version_raised |= other.version_raised;
+        self.simulated_ms += other.simulated_ms;
+    }
+}
+
+/// A cluster in its world.
+pub struct Cluster<'a> {
+    options: Options,
+    prng: Prng,
+    now: Monotonic,
+    events: BTreeMap<(Monotonic, u64), Event>,
+    next_event: u64,
+    nodes: Vec<Node>,
+    ways: BTreeMap<(usize, usize), Way>,
+    next_conn: u64,
+    conns: BTreeMap<ConnId, Conn>,
+    clients: Vec<SimClient>,
+    /// Whom each asker takes for the leader of a group.
+    leaders: BTreeMap<(Asker, GroupId), usize>,
+    /// Groups that made an entry for the world.
+    probed: BTreeSet<GroupId>,
+    ledger: Ledger,
+    judges: Judges,
+    defaults: QueueSettings,
+    has_faults: bool,
+    produces: bool,
+    /// Nodes that do not start again by themselves.
+    stay_down: BTreeSet<usize>,
+    report: RunReport,
+    teller: Option<&'a mut dyn FnMut(&str)>,
+}
+
+impl<'a> Cluster<'a> {
+    /// Runs one seed to its end; `teller` is told what happens, a line each.
+    ///
+    /// # Panics
+    /// If a promise is broken; the message says which.
+    #[must_use]
+    pub fn run(seed: u64, teller: Option<&'a mut dyn FnMut(&str)>) -> RunReport {
+        let mut cluster = Self::new(seed, teller);
+        cluster.meet_faults();
+        cluster.heal_a_majority();
+        cluster.heal_all();
+        cluster.drain();
+        cluster.stop_and_start();
+        let mut report = cluster.report;
+        report.acked = cluster.ledger.acked();
+        report.finished = cluster.ledger.finished();
+        report.terms_led = cluster.judges.terms_led;
+        report.states_compared = cluster.judges.states_compared;
+        report.simulated_ms = cluster.now.0 / 1_000_000;
+        report.version_raised = cluster.options.machine_version < MACHINE_VERSION;
+        report
+    }
+
+    fn new(seed: u64, teller: Option<&'a mut dyn FnMut(&str)>) -> Self {
+        let mut prng = Prng::new(mix(seed));
+        let options = Options::draw(&mut prng);
+        let defaults = QueueSettings {
+            max_attempts: 1_000,
+            backoff: Backoff {
+                cap_ms: 5_000,
+                ..Backoff::default()
+            },
+            ..QueueSettings::default()
+        };
+        let client = |number: u64| {
+            let name = format!("queue-{}", number % 3);
+            let home = home_group(&name, options.groups);
+            let retain = [None, Some(0), Some(20)][(number % 3) as usize];
+            let settings = retain.map(|retain| QueueSettings { retain, ..defaults });
+            SimClient::new(number, &name, home, settings).with_payloads(options.payload_bytes)
+        };
+        let pairs =
+            (0..options.nodes).flat_map(|from| (0..options.nodes).map(move |to| (from, to)));
+        let mut cluster = Self {
+            clients: (0..options.clients).map(client).collect(),
+            nodes: (0..options.nodes)
+                .map(|place| Node::new(place, &options, &mut prng))
+                .collect(),
+            ways: pairs.map(|pair| (pair, Way::default())).collect(),
+            options,
+            prng,
+            now: Monotonic(1_000_000_000),
+            events: BTreeMap::new(),
+            next_event: 0,
+            next_conn: 0,
+            conns: BTreeMap::new(),
+            leaders: BTreeMap::new(),
+            probed: BTreeSet::new(),
+            ledger: Ledger::default(),
+            judges: Judges::default(),
+            defaults,
+            has_faults: true,
+            produces: true,
+            stay_down: BTreeSet::new(),
+            report: RunReport::default(),
+            teller,
+        };
+        let options = format!("{:?}", cluster.options);
+        cluster.say(|| options);
+        for node in 0..cluster.options.nodes {
+            cluster.start(node);
+        }
+        for client in 0..cluster.clients.len() {
+            cluster.schedule(Duration::from_millis(1), Event::ClientActs(client));
+        }
+        cluster
+    }
+
+    /// Tells what happens, if anybody listens.
+    fn say(&mut self, text: impl FnOnce() -> String) {
+        let now = self.now.0;
+        if let Some(teller) = &mut self.teller {
+            let (seconds, micros) = (now / 1_000_000_000, now / 1_000 % 1_000_000);
+            teller(&format!("{seconds:5}.{micros:06} {}", text()));
+        }
+    }
+
+    /// Takes a word into the trace.
+    fn note(&mut self, word: u64) {
+        self.report.trace = mix(self.report.trace ^ word.wrapping_add(self.now.0));
+    }
+
+    fn schedule(&mut self, after: Duration, event: Event) {
+        self.next_event += 1;
+        let at = (self.now.plus(after), self.next_event);
+        self.events.insert(at, event);
+    }
+
+    // Phases.
+
+    fn meet_faults(&mut self) {
+        let end = self.now.plus(Duration::from_millis(self.options.fault_ms));
+        self.schedule_fault();
+        while self.now < end {
+            self.step();
+        }
+        self.has_faults = false;
+    }
+
+    fn heal_a_majority(&mut self) {
+        let mut core: Vec<usize> = (0..self.options.nodes).collect();
+        while core.len() > self.options.nodes / 2 + 1 {
+            core.remove(self.prng.below(core.len() as u64) as usize);
+        }
+        self.say(|| format!("the nodes at {core:?} are healed, the others cut off"));
+        for other in (0..self.options.nodes).filter(|other| !core.contains(other)) {
+            self.stay_down.insert(other);
+            for node in core.clone() {
+                self.cut(node, other, 3_600_000);
+                self.cut(other, node, 3_600_000);
+            }
+        }
+        for node in core.clone() {
+            for other in core.clone() {
+                if node != other {
+                    self.ways.get_mut(&(node, other)).expect("a way").cut_until = self.now;
+                    self.heal(node, other);
+                }
+            }
+            self.nodes[node].slow_until = self.now;
+            self.nodes[node].paused_until = self.now;
+            self.start(node);
+        }
+        self.must_make_progress(&core);
+    }
+
+    fn must_make_progress(&mut self, core: &[usize]) {
+        self.probed.clear();
+        let end = self.now.plus(PROGRESS_WITHIN);
+        let mut next = self.now;
+        while self.probed.len() < self.options.groups as usize {
+            if self.now >= next {
+                self.probe(core);
+                next = self.now.plus(Duration::from_millis(20));
+            }
+            assert!(
+                self.now < end,
+                "a healed majority at {core:?} makes no progress: only {:?} do",
+                self.probed
+            );
+            self.step();
+        }
+        self.close_all_of(Asker::Probe);
+    }
+
+    fn heal_all(&mut self) {
+        self.say(|| "all is healed".to_owned());
+        self.stay_down.clear();
+        for node in 0..self.options.nodes {
+            self.nodes[node].slow_until = self.now;
+            self.nodes[node].paused_until = self.now;
+            self.start(node);
+        }
+        let pairs: Vec<_> = self.ways.keys().copied().collect();
+        for (from, to) in pairs {
+            self.ways.get_mut(&(from, to)).expect("a way").cut_until = self.now;
+            self.heal(from, to);
+        }
+    }
+
+    /// No more jobs: everything is worked off, and all nodes have the same.
+    fn drain(&mut self) {
+        self.produces = false;
+        let end = self.now.plus(DRAINED_WITHIN);
+        let mut next = self.now;
+        loop {
+            if self.now >= next {
+                next = self.now.plus(Duration::from_millis(50));
+                if self.is_drained() {
+                    break;
+                }
+            }
+            let live = |node: &Node| node.engines.iter().map(ShardEngine::live_jobs).sum();
+            assert!(
+                self.now < end,
+                "not drained: jobs that are live on each node: {:?}",
+                self.nodes.iter().map(live).collect::<Vec<u64>>()
+            );
+            self.step();
+        }
+        self.say(|| "all is worked off".to_owned());
+        let lost: Vec<_> = self
+            .ledger
+            .audit()
+            .filter(|(_, is_live)| *is_live)
+            .collect();
+        assert!(lost.is_empty(), "acknowledged and lost: {lost:?}");
+        self.must_be_equal();
+    }
+
+    fn is_drained(&self) -> bool {
+        let nodes = self.nodes.iter().flat_map(|node| &node.engines);
+        let live: u64 = nodes.map(ShardEngine::live_jobs).sum();
+        live == 0
+    }
+
+    /// Nobody asks any more, and every group comes to be the same on all nodes.
+    fn must_be_equal(&mut self) {
+        self.events
+            .retain(|_, event| !matches!(event, Event::ClientActs(_) | Event::AskAgain(..)));
+        let end = self.now.plus(DRAINED_WITHIN);
+        let mut next = self.now;
+        loop {
+            if self.now >= next {
+                next = self.now.plus(Duration::from_millis(100));
+                let mut groups = (0..self.options.groups).map(|group| GroupId(group as u16));
+                if groups.all(|group| Judges::are_equal(&self.nodes, &self.options, group)) {
+                    return;
+                }
+            }
+            assert!(self.now < end, "the nodes do not become equal");
+            self.step();
+        }
+    }
+
+    /// All stop in order, start again, and have what they had.
+    fn stop_and_start(&mut self) {
+        for number in self.conns.keys().copied().collect::<Vec<_>>() {
+            self.close(number);
+        }
+        self.stay_down = (0..self.options.nodes).collect();
+        for node in 0..self.options.nodes {
+            self.stop(node);
+        }
+        let end = self.now.plus(STOPPED_WITHIN);
+        while self.nodes.iter().any(Node::runs) {
+            assert!(self.now < end, "not stopped although nothing is asked");
+            self.step();
+        }
+        self.stay_down.clear();
+        for node in 0..self.options.nodes {
+            self.start(node);
+        }
+        let all: Vec<usize> = (0..self.options.nodes).collect();
+        self.must_make_progress(&all);
+        self.must_be_equal();
+        for node in 0..self.options.nodes {
+            self.count(node);
+        }
+    }
+
+    // Processes.
+
+    /// The process of a node starts, if none runs.
+    fn start(&mut self, node: usize) {
+        if self.nodes[node].runs() {
+            return;
+        }
+        if self.prng.chance(1, 2) {
+            // The binary is newer now.
+            self.nodes[node].machine_version = MACHINE_VERSION;
+        }
+        self.nodes[node].start(&self.options, &self.defaults, self.now);
+        let start = self.nodes[node].start;
+        self.say(|| format!("node {} starts for the {start}. time", node + 1));
+        self.connect_all(node);
+        for shard in 0..self.options.shards {
+            self.pump(node, shard);
+        }
+    }
+
+    /// The process of a node is gone.
+    fn die(&mut self, node: usize) {
+        if !self.nodes[node].runs() {
+            return;
+        }
+        self.say(|| format!("node {} is gone", node + 1));
+        self.count(node);
+        let serves = self.nodes[node].engines.iter().all(ShardEngine::serving);
+        self.report.crashes_in_recovery += u64::from(!serves);
+        self.nodes[node].die(&mut self.prng);
+        self.conns.retain(|_, conn| conn.node != node);
+        self.hang_up(node);
+        if !self.stay_down.contains(&node) {
+            let pause = match self.prng.below(3) {
+                0 => self.prng.below(5),
+                1 => self.prng.below(300),
+                _ => self.prng.below(4_000),
+            };
+            self.schedule(Duration::from_millis(pause), Event::Start(node));
+        }
+    }
+
+    /// The process of a node is asked to stop.
+    fn stop(&mut self, node: usize) {
+        if self.nodes[node].runs() {
+            self.say(|| format!("node {} is asked to stop", node + 1));
+            for shard in 0..self.options.shards {
+                self.tell(node, shard, Input::StopRequested);
+            }
+            let start = self.nodes[node].start;
+            self.schedule(STOPPED_WITHIN, Event::Die(node, start));
+        }
+    }
+
+    /// What the engines of a node have counted.
+    fn count(&mut self, node: usize) {
+        for engine in &self.nodes[node].engines {
+            let counters = engine.counters();
+            self.report.rounds += counters.checkpoint_rounds_total;
+            self.report.installs += counters.checkpoints_installed_total;
+            self.report.tails_cut += counters.log_tails_cut_total;
+        }
+    }
+
+    // Events.
+
+    /// The engine whose turn is next without an event, and when.
+    fn next_deadline(&self) -> Option<(Monotonic, usize, u16)> {
+        let of_node = |(place, node): (usize, &Node)| {
+            let deadlines = node.deadlines.iter().enumerate();
+            let (at, shard) = deadlines
+                .filter_map(|(shard, at)| Some(((*at)?, shard as u16)))
+                .min()?;
+            Some((at.max(node.paused_until), place, shard))
+        };
+        self.nodes.iter().enumerate().filter_map(of_node).min()
+    }
+
+    /// One event.
+    fn step(&mut self) {
+        let next = self.events.first_key_value().map(|((at, _), _)| *at);
+        let deadline = self.next_deadline();
+        if let Some((at, node, shard)) = deadline
+            && next.is_none_or(|next| at <= next)
+        {
+            self.now = self.now.max(at);
+            self.nodes[node].deadlines[usize::from(shard)] = None;
+            return self.tell(node, shard, Input::TimePassed);
+        }
+        let ((at, number), event) = self.events.pop_first().expect("nodes beat for ever");
+        self.now = self.now.max(at);
+        if let Some(node) = self.place(&event)
+            && self.nodes[node].paused_until > self.now
+        {
+            let until = self.nodes[node].paused_until;
+            self.events.insert((until, number), event);
+            return;
+        }
+        self.note(number);
+        match event {
+            Event::Done(at, work) => self.on_done(at, work),
+            Event::Tell(at, input) => {
+                if self.is_current(at) {
+                    self.tell(at.node, at.shard, *input);
+                }
+            }
+            Event::Arrive(from, to, conn, bytes) => self.arrive(from, to, conn, bytes),
+            Event::Connect(from, start, to) => self.connect(from, start, to),
+            Event::Broken(from, start, to) => self.on_broken(from, start, to),
+            Event::Healed(from, to) => self.heal(from, to),
+            Event::Request(conn, body) => self.receive(conn, &body),
+            Event::AskAgain(client, id) => self.on_ask_again(client, id),
+            Event::ClientActs(client) => self.client_acts(client),
+            Event::Fault => self.on_fault(),
+            Event::Die(node, start) => {
+                if self.nodes[node].start == start {
+                    self.die(node);
+                }
+            }
+            Event::Start(node) => {
+                if !self.stay_down.contains(&node) {
+                    self.start(node);
+                }
+            }
+        }
+    }
+
+    /// The node that something happens to.
+    fn place(&self, event: &Event) -> Option<usize> {
+        match event {
+            Event::Done(at, _) | Event::Tell(at, _) => Some(at.node),
+            Event::Arrive(_, to, ..) => Some(*to),
+            Event::Connect(from, ..) | Event::Broken(from, ..) => Some(*from),
+            Event::Request(conn, _) => self.conns.get(conn).map(|conn| conn.node),
+            _ => None,
+        }
+    }
+
+    fn is_current(&self, at: At) -> bool {
+        self.nodes[at.node].runs() && self.nodes[at.node].start == at.start
+    }
+
+    fn on_done(&mut self, at: At, work: Work) {
+        if !self.is_current(at) {
+            return;
+        }
+        let fails = work.may_fail() && self.options.rounds_fail && self.prng.chance(1, 3);
+        let node = &mut self.nodes[at.node];
+        let owner = owner_of(&node.identity(at.shard));
+        let disk: &mut SimDisk = &mut node.disks[usize::from(at.shard)];
+        let input = if fails && self.has_faults {
+            work.fail(disk)
+        } else {
+            work.finish(disk, &owner)
+        };
+        self.tell(at.node, at.shard, input);
+    }
+
+    /// An engine is told what happened, and does what it wants to.
+    fn tell(&mut self, node: usize, shard: u16, input: Input) {
+        let place = &mut self.nodes[node];
+        let now = place.clock(self.now);
+        if let Some(engine) = place.engines.get_mut(usize::from(shard)) {
+            engine.handle(now, input);
+            self.pump(node, shard);
+        }
+    }
+
+    fn pump(&mut self, node: usize, shard: u16) {
+        let slot = usize::from(shard);
+        let mut effects = Vec::new();
+        loop {
+            self.nodes[node].engines[slot].drain(&mut effects);
+            if effects.is_empty() {
+                break;
+            }
+            for effect in effects.drain(..) {
+                self.perform(node, shard, effect);
+            }
+        }
+        let place = &mut self.nodes[node];
+        let soonest = self.now.plus(Duration::from_micros(1));
+        let deadline = place.engines[slot].next_deadline();
+        place.deadlines[slot] = deadline.map(|at| place.moment(at).max(soonest));
+        self.judge(node, shard);
+    }
+
+    fn judge(&mut self, node: usize, shard: u16) {
+        let place = &self.nodes[node];
+        let engine = &place.engines[usize::from(shard)];
+        let groups = judges::groups(&self.options, shard);
+        let newest = self.judges.look(place.me, place.start, engine, groups);
+        if self.prng.chance(1, STATES_ONE_IN) {
+            let groups: Vec<_> = judges::groups(&self.options, shard).collect();
+            let group = groups[self.prng.below(groups.len() as u64) as usize];
+            for place in self.nodes.iter().filter(|place| place.runs()) {
+                let engine = &place.engines[usize::from(shard)];
+                self.judges.compare(place.me, engine, group);
+            }
+        }
+        if let Some((group, index)) = newest
+            && self.prng.chance(1, DISKS_ONE_IN)
+        {
+            self.report.disks_read += 1;
+            self.judges
+                .is_on_disks(&self.nodes, &self.options, group, index);
+        }
+    }
+
+    fn perform(&mut self, node: usize, shard: u16, effect: Effect) {
+        let start = self.nodes[node].start;
+        let here = At { node, start, shard };
+        let soon = Duration::from_micros(2);
+        let begun = begin(&mut self.nodes[node].disks[usize::from(shard)], effect);
+        let out = match begun {
+            Begun::Work(work) => return self.begin(here, work),
+            Begun::Out(out) => out,
+            Begun::Done => return,
+        };
+        let at = |shard: ShardId| At {
+            shard: shard.0,
+            ..here
+        };
+        match out {
+            Out::Reply(to, reply) if to.is_engine() => {
+                let answered = Input::Answered { reply };
+                self.schedule(soon, Event::Tell(at(to.shard), Box::new(answered)));
+            }
+            Out::Reply(to, reply) => self.on_reply(to, &reply),
+            Out::Messages(to, messages) => {
+                let mut frames = BytesMut::new();
+                encode_messages(&messages, &mut frames);
+                self.send(node, to.0 as usize - 1, frames.freeze());
+            }
+            Out::Beat(to) => self.beat(node, to.0 as usize - 1),
+            Out::Silent(peer) => {
+                self.say(|| format!("node {} hears nothing of {}", node + 1, peer.node));
+                for shard in 0..self.options.shards {
+                    let loss = Loss::Silent;
+                    let lost = Box::new(Input::PeerLost { peer, loss });
+                    self.schedule(soon, Event::Tell(at(ShardId(shard)), lost));
+                }
+            }
+            Out::Forward(to, from, request) => {
+                let forwarded = Input::ClientRequest {
+                    from,
+                    request,
+                    payload: None,
+                };
+                self.schedule(soon, Event::Tell(at(to), Box::new(forwarded)));
+            }
+            Out::Closed(to, from) => {
+                let closed = Input::ClientClosed { from };
+                self.schedule(soon, Event::Tell(at(to), Box::new(closed)));
+            }
+            Out::Stopped => {
+                let place = &mut self.nodes[node];
+                place.stopped.insert(shard);
+                if place.stopped.len() == usize::from(self.options.shards) {
+                    self.schedule(soon, Event::Die(node, here.start));
+                }
+            }
+        }
+    }
+
+    /// The disk works on something.
+    fn begin(&mut self, at: At, work: Work) {
+        let is_slow = self.nodes[at.node].slow_until > self.now && self.prng.chance(1, 5);
+        let typical = work.typical_us() * if is_slow { 200 } else { 1 };
+        let mut delay = Duration::from_micros(1 + self.prng.below(2 * typical));
+        if matches!(work, Work::Segment(_)) {
+            let ready = &mut self.nodes[at.node].segment_at[usize::from(at.shard)];
+            *ready = (*ready).max(self.now).plus(delay);
+            delay = ready.since(self.now);
+        }
+        self.schedule(delay, Event::Done(at, work));
+    }
+
+    fn beat(&mut self, node: usize, to: usize) {
+        let way = self.ways.get_mut(&(node, to)).expect("a way");
+        if way.conn.is_none() {
+            return;
+        }
+        way.beats += 1;
+        let beat = NodeBeat {
+            nr: way.beats,
+            wall: self.nodes[node].clock(self.now).wall,
+            durable: self.nodes[node].durable(),
+        };
+        let mut frame = BytesMut::new();
+        encode_node_beat(&beat, &mut frame);
+        self.send(node, to, frame.freeze());
+    }
+}
+
+fn unframe(bytes: &BytesMut) -> Bytes {
+    let mut decoder = FrameDecoder::default();
+    decoder.set_body_bytes_max(FRAME_BYTES_MAX);
+    decoder.push(bytes);
+    let frame = decoder.next().expect("a frame is decoded as it was sent");
+    frame.expect("a whole frame was sent").body
+}

@@ -1,0 +1,228 @@
+//! One node: its clock, its disks, and while its process runs an engine for each shard.
+
+use super::options::Options;
+use crate::base::ids::{ClusterId, ConnId, DiskId, NodeId, ShardId};
+use crate::base::prng::Prng;
+use crate::base::units::{Monotonic, Now, WallTime};
+use crate::queue::command::QueueSettings;
+use crate::raft::message::Voter;
+use crate::shard::config::ShardConfig;
+use crate::shard::engine::ShardEngine;
+use crate::shard::input::Peer;
+use crate::sim::disk::SimDisk;
+use crate::sim::driver;
+use crate::wal::writer::LogIdentity;
+use crate::wire::peer::{Durable, PEER_PROTOCOL_VERSION, PeerHello};
+use std::collections::{BTreeMap, BTreeSet};
+
+const CLUSTER: ClusterId = ClusterId([0xc1; 16]);
+const WALL_MS: u64 = 1_800_000_000_000;
+
+/// The node of this place, with its disk.
+pub(super) fn voter(place: usize) -> Voter {
+    let number = u32::try_from(place + 1).expect("few nodes");
+    Voter {
+        node: NodeId(number),
+        disk: DiskId([number as u8; 16]),
+    }
+}
+
+/// A shard of a process: place of the node, start number, shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct At {
+    pub(super) node: usize,
+    pub(super) start: u32,
+    pub(super) shard: u16,
+}
+
+/// A node.
+pub(super) struct Node {
+    pub(super) me: Voter,
+    /// Of the process that runs, or ran last.
+    pub(super) start: u32,
+    pub(super) machine_version: u16,
+    /// Thousandths of a second that its clock goes in one.
+    rate: u64,
+    pub(super) wall_ms: u64,
+    pub(super) disks: Vec<SimDisk>,
+    /// One for each shard; none while no process runs.
+    pub(super) engines: Vec<ShardEngine>,
+    /// When each engine wants a turn, by the clock of the world.
+    pub(super) deadlines: Vec<Option<Monotonic>>,
+    /// When the last segment that was asked for is ready, by shard.
+    pub(super) segment_at: Vec<Monotonic>,
+    pub(super) stopped: BTreeSet<u16>,
+    /// Nothing happens before.
+    pub(super) paused_until: Monotonic,
+    pub(super) slow_until: Monotonic,
+    /// Connections of clients that are open.
+    pub(super) conns: BTreeSet<ConnId>,
+    /// Starts of other nodes that this process has heard of.
+    pub(super) heard: BTreeMap<NodeId, u32>,
+    /// How far their logs were durable.
+    pub(super) durable: BTreeMap<NodeId, Durable>,
+}
+
+impl Node {
+    pub(super) fn new(place: usize, options: &Options, prng: &mut Prng) -> Self {
+        let shards = usize::from(options.shards);
+        let drift = options.drift_per_mille;
+        Self {
+            me: voter(place),
+            start: 0,
+            machine_version: options.machine_version,
+            rate: 1_000 - drift + prng.below(2 * drift + 1),
+            wall_ms: WALL_MS,
+            disks: vec![SimDisk::new(options.segment_bytes); shards],
+            engines: Vec::new(),
+            deadlines: vec![None; shards],
+            segment_at: vec![Monotonic(0); shards],
+            stopped: BTreeSet::new(),
+            paused_until: Monotonic(0),
+            slow_until: Monotonic(0),
+            conns: BTreeSet::new(),
+            heard: BTreeMap::new(),
+            durable: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn runs(&self) -> bool {
+        !self.engines.is_empty()
+    }
+
+    /// Its clocks at a moment of the world.
+    pub(super) fn clock(&self, now: Monotonic) -> Now {
+        let mono = Monotonic(scale(now.0, self.rate, 1_000));
+        Now {
+            mono,
+            wall: WallTime(self.wall_ms + mono.0 / 1_000_000),
+        }
+    }
+
+    /// The first moment of the world at which its clock shows so much.
+    pub(super) fn moment(&self, mono: Monotonic) -> Monotonic {
+        Monotonic(scale(mono.0, 1_000, self.rate) + 1_000)
+    }
+
+    pub(super) fn identity(&self, shard: u16) -> LogIdentity {
+        LogIdentity {
+            cluster: CLUSTER,
+            disk: self.me.disk,
+            shard: ShardId(shard),
+            wal_set: 1,
+        }
+    }
+
+    /// A process starts.
+    ///
+    /// # Panics
+    /// If damage is found where none was done.
+    pub(super) fn start(&mut self, options: &Options, defaults: &QueueSettings, now: Monotonic) {
+        assert!(!self.runs(), "one process a node");
+        self.start += 1;
+        self.stopped.clear();
+        self.conns.clear();
+        self.heard.clear();
+        self.durable.clear();
+        let peers = (0..options.nodes).map(voter);
+        let peers: Vec<Voter> = peers.filter(|peer| *peer != self.me).collect();
+        for shard in 0..options.shards {
+            let identity = self.identity(shard);
+            let disk = &self.disks[usize::from(shard)];
+            let recovered = driver::recover(disk, identity, options.segment_bytes);
+            let recovered = recovered.expect("nothing of the log is damaged");
+            assert!(
+                recovered.damage.is_empty(),
+                "a torn tail was taken for damage: {:?}",
+                recovered.damage
+            );
+            let config = ShardConfig {
+                identity,
+                node: self.me.node,
+                peers: peers.clone(),
+                formed_at: Some(WallTime(WALL_MS)),
+                shard: ShardId(shard),
+                shards: options.shards,
+                groups: options.groups,
+                start_number: self.start,
+                seed: u64::from(self.me.node.0) << 40
+                    | u64::from(shard) << 32
+                    | u64::from(self.start),
+                machine_version_max: self.machine_version,
+                payload_bytes_max: 1 << 20,
+                auto_create: true,
+                queue_defaults: *defaults,
+                checkpoint_log_bytes: options.checkpoint_log_bytes,
+                checkpoint_log_bytes_max: 2 * options.checkpoint_log_bytes,
+                segment_bytes: options.segment_bytes,
+            };
+            let engine = ShardEngine::new(config, recovered, disk.files(), self.clock(now));
+            self.engines.push(engine);
+            self.segment_at[usize::from(shard)] = now;
+        }
+    }
+
+    /// The process is gone, however it went.
+    pub(super) fn die(&mut self, prng: &mut Prng) {
+        self.engines.clear();
+        self.deadlines.fill(None);
+        self.paused_until = Monotonic(0);
+        self.disks.iter_mut().for_each(|disk| disk.crash(prng));
+    }
+
+    /// What it says of itself to another node.
+    pub(super) fn hello(&self, to: NodeId, options: &Options) -> PeerHello {
+        let shards = 0..options.shards;
+        PeerHello {
+            protocol_min: PEER_PROTOCOL_VERSION,
+            protocol_max: PEER_PROTOCOL_VERSION,
+            version: "simulated".to_owned(),
+            cluster: Some(CLUSTER),
+            node: self.me.node,
+            disk: self.me.disk,
+            start: self.start,
+            shards: options.shards,
+            groups: options.groups,
+            machine_version_max: self.machine_version,
+            heard: self.durable.get(&to).cloned(),
+            client_addresses: shards.map(|shard| address(self.me.node, shard)).collect(),
+        }
+    }
+
+    /// How far its logs are durable.
+    pub(super) fn durable(&self) -> Durable {
+        Durable {
+            disk: self.me.disk,
+            wal_set: 1,
+            lsns: self.engines.iter().map(ShardEngine::durable_lsn).collect(),
+            start: self.start,
+        }
+    }
+}
+
+/// The other node, as its hello said.
+pub(super) fn peer_of(hello: &PeerHello) -> Peer {
+    Peer {
+        voter: Voter {
+            node: hello.node,
+            disk: hello.disk,
+        },
+        client_addresses: hello.client_addresses.clone(),
+        machine_version_max: hello.machine_version_max,
+    }
+}
+
+fn address(node: NodeId, shard: u16) -> String {
+    format!("{node}:{shard}")
+}
+
+/// The place of the node that listens there.
+pub(super) fn place_of(address: &str) -> Option<usize> {
+    let number: usize = address.split_once(':')?.0.parse().ok()?;
+    number.checked_sub(1)
+}
+
+fn scale(value: u64, by: u64, of: u64) -> u64 {
+    let scaled = u128::from(value) * u128::from(by) / u128::from(of);
+    u64::try_from(scaled).expect("a run is short")
+}
