@@ -251,10 +251,16 @@ impl ShardEngine {
         let waits = checkpoints.retry_at.is_some_and(|at| at > self.now.mono);
         let is_due = log_bytes >= budget && checkpoints.is_idle() && !waits && !self.stopping();
         // Looked at last: there may be many groups.
-        let loads = |group: &super::group::Group| group.phase == GroupPhase::Loading;
-        if is_due && !self.groups.iter().any(loads) {
+        if is_due && !self.is_loading() {
             self.start_round(|_| true);
         }
+    }
+
+    /// Whether the bases of a group are not known yet. Nothing new is written until then: what a crash
+    /// left is dropped by what bases name, and files of a round under way are named by none.
+    pub(super) fn is_loading(&self) -> bool {
+        let mut groups = self.groups.iter();
+        groups.any(|group| group.phase == GroupPhase::Loading)
     }
 
     /// Whether checkpoints are written more slowly than the log grows, so that it would soon be more
@@ -718,11 +724,7 @@ impl ShardEngine {
 
     /// Once, when the bases of all groups are known: what a crash left is dropped.
     pub(super) fn drop_orphans(&mut self) {
-        let loading = self
-            .groups
-            .iter()
-            .any(|group| group.phase == GroupPhase::Loading);
-        if !self.checkpoints.orphans_dropped && !loading {
+        if !self.checkpoints.orphans_dropped && !self.is_loading() {
             self.checkpoints.orphans_dropped = true;
             self.drop_unreferenced_files();
             self.choose_files_to_rewrite();

@@ -599,6 +599,7 @@ impl ShardEngine {
                 && self.wal.in_flight() == 0
                 && self.checkpoints.is_idle()
                 && !self.checkpoints.manifest_under_way()
+                && !self.is_loading()
                 && self.groups.iter().all(Group::is_quiet);
             if !quiet {
                 return;

@@ -69,7 +69,7 @@ pub(super) struct Receiving {
 enum Stage {
     Gathering(Box<Gathering>),
     Loading(Box<Loading>),
-    /// It waits for the round under way.
+    /// It waits for the round under way, and until all groups of the shard are loaded.
     Loaded(GroupMeta, Box<JobQueue>),
     /// The checkpoint round has it.
     Writing,
@@ -340,12 +340,17 @@ impl ShardEngine {
                 Err(what) => return self.install_failed(&what),
             }
         }
-        if matches!(receiving.stage, Stage::Loaded(..)) && self.checkpoints.is_idle() {
-            let slot = receiving.slot;
-            let stage = std::mem::replace(&mut receiving.stage, Stage::Writing);
-            if let Stage::Loaded(meta, queue) = stage {
-                self.start_install(slot, meta, queue);
-            }
+        let is_loaded = matches!(receiving.stage, Stage::Loaded(..));
+        if !is_loaded || !self.checkpoints.is_idle() || self.is_loading() {
+            return;
+        }
+        let Some(receiving) = &mut self.installs.receiving else {
+            return;
+        };
+        let slot = receiving.slot;
+        let stage = std::mem::replace(&mut receiving.stage, Stage::Writing);
+        if let Stage::Loaded(meta, queue) = stage {
+            self.start_install(slot, meta, queue);
         }
     }
 
