@@ -249,6 +249,46 @@ fn damage_log(data: &Path) {
     panic!("nothing is in {wal:?}");
 }
 
+fn copy(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("-a").arg(from).arg(to).status();
+    assert!(copied.is_ok_and(|status| status.success()));
+}
+
+#[test]
+fn an_image_from_before_the_last_start_is_found_out_and_put_right() {
+    let mut cluster = Cluster::start("image", 3);
+    let load = Load::start(&cluster, 4, 1);
+    load.until_enqueued(200);
+    cluster.end(2, "-TERM");
+    let (data, image) = (cluster.data(2), cluster.data(2).with_extension("image"));
+    copy(&data, &image);
+    cluster.start_one(2);
+    load.until_enqueued(500);
+    cluster.end(2, "-KILL");
+    fs::remove_dir_all(&data).expect("it is there");
+    copy(&image, &data);
+    // The image starts with the number of the start that it does not know of.
+    let mut node = cluster.spawn(2);
+    assert!(!node.wait().success());
+    let text = node.errors();
+    let report = text
+        .find("error[RRQ")
+        .map_or(text.as_str(), |at| &text[at..]);
+    compare(report);
+    cluster.start_one(2);
+    let begun = Instant::now();
+    while metric(&cluster, 2, "rrq_log_ends_lost_total") == 0.0
+        || metric(&cluster, 2, "rrq_raft_groups_recovering") > 0.0
+    {
+        assert!(begun.elapsed() < DEADLINE, "it is not put right");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    cluster.end(1, "-KILL");
+    load.until_enqueued(200);
+    let (_, errors) = load.settle();
+    assert!(errors.is_empty(), "{errors:?}");
+}
+
 /// What `rrqctl repair` says of a directory that it does not call sound.
 fn repair(data: &Path, args: &[&str]) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rrqctl"));

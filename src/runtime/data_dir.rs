@@ -197,6 +197,17 @@ impl DataDir {
         self.write_copy(1, false)
     }
 
+    /// Goes on with starts behind this one, which an older image of the directory does not know of.
+    ///
+    /// # Errors
+    /// If a copy cannot be written.
+    pub fn raise_start(&mut self, start: u64) -> Result<(), Report> {
+        self.superblock.start = self.superblock.start.max(start);
+        self.superblock.generation += 1;
+        self.write_copy(0, false)?;
+        self.write_copy(1, false)
+    }
+
     fn check_logs(&self) -> Result<(), Report> {
         let superblock = &self.superblock;
         for shard in 0..superblock.shards {

@@ -12,7 +12,7 @@
 //! cut. The second ends it at once. Either way nothing acknowledged is lost.
 
 use crate::base::code::Code;
-use crate::base::ids::{ShardId, Voter};
+use crate::base::ids::{NodeId, ShardId, Voter};
 use crate::base::limits::SEGMENT_BYTES;
 use crate::base::report::Report;
 use crate::runtime::api::Api;
@@ -22,7 +22,7 @@ use crate::runtime::desk::Desk;
 use crate::runtime::listener::Admission;
 use crate::runtime::mesh::{Letter, Mesh};
 use crate::runtime::metrics::NodeMetrics;
-use crate::runtime::peers::roster::Roster;
+use crate::runtime::peers::roster::{Process, Roster};
 use crate::runtime::peers::{connector, forming};
 use crate::runtime::poker::{self, Mailbox, Pulse};
 use crate::runtime::shard_task::{self, Event, Parts};
@@ -113,8 +113,19 @@ pub fn run(config: NodeConfig) -> Result<(), Report> {
         .iter()
         .map(|pulse| Mailbox::new(pulse.clone()))
         .collect();
+    let process = sys::boot_time_ns() ^ u64::from(std::process::id()) << 40;
+    let me = Process {
+        id: process,
+        events: events.clone(),
+    };
     if let Some(listener) = peers
-        && !meet_peers(&config, &mut dir, (&addresses, listener), &boxes, &inbox)?
+        && !meet_peers(
+            &config,
+            &mut dir,
+            (&addresses, listener),
+            (&boxes, me),
+            &inbox,
+        )?
     {
         return Ok(());
     }
@@ -130,6 +141,7 @@ pub fn run(config: NodeConfig) -> Result<(), Report> {
         metrics: Arc::new(metrics),
         pulses,
         begun,
+        process,
     };
     let peers = node.peers().len() as u64;
     node.metrics.peers.members.store(peers, Relaxed);
@@ -151,7 +163,7 @@ fn meet_peers(
     config: &NodeConfig,
     dir: &mut DataDir,
     (addresses, listener): (&Addresses, TcpListener),
-    boxes: &Arc<[Mailbox<Letter>]>,
+    (boxes, me): (&Arc<[Mailbox<Letter>]>, Process),
     inbox: &Receiver<Event>,
 ) -> Result<bool, Report> {
     let superblock = &dir.superblock;
@@ -181,7 +193,7 @@ fn meet_peers(
         .iter()
         .filter(|member| member.node != superblock.node);
     let others = others.cloned().collect();
-    let roster = Arc::new(Roster::new(others, boxes.clone(), hello, formation));
+    let roster = Arc::new(Roster::new(others, boxes.clone(), me, hello, formation));
     connector::start(&roster, listener).map_err(|error| no_thread("peers", &error))?;
     if is_formed {
         return Ok(true);
@@ -233,6 +245,8 @@ struct Node {
     pulses: Vec<Arc<Pulse>>,
     metrics: Arc<NodeMetrics>,
     begun: Instant,
+    /// Random bits of this process.
+    process: u64,
 }
 
 impl Node {
@@ -352,6 +366,7 @@ impl Node {
                     addresses,
                 }],
             },
+            process: self.process,
             listener,
             admission: Admission::new(
                 self.metrics.clients.clone(),
@@ -461,6 +476,9 @@ impl Node {
                         .for_each(|mailbox| mailbox.send(Letter::Stop));
                 }
                 Ok(Event::Failed(report)) => return Err(report),
+                Ok(Event::OlderImage { heard_by, start }) => {
+                    return Err(self.older_image(heard_by, start));
+                }
                 Err(RecvTimeoutError::Timeout) if stop_by.is_some() => {
                     tracing::warn!("stopped without a last checkpoint: the next start reads more");
                     return Ok(());
@@ -479,6 +497,22 @@ impl Node {
             }
         }
         settle_at.map_or(Ok(()), |_| self.dir.settle())
+    }
+
+    /// What this process says would be taken for what an earlier one has said. The next start is numbered
+    /// so that it is not, and asks the others for what is missing.
+    fn older_image(&mut self, heard_by: NodeId, start: u32) -> Report {
+        if let Err(report) = self.dir.raise_start(start.into()) {
+            return report;
+        }
+        let path = self.dir.path().display();
+        Report::error(
+            Code::WrongIdentity,
+            format!("data directory {path} is an older image of itself"),
+        )
+        .location(format!("node {heard_by} has heard of its start {start}"))
+        .why("what it acknowledged since is missing; the other nodes have it")
+        .fix("start the node again: the others put it right")
     }
 
     /// Every shard serves: says so.

@@ -8,7 +8,7 @@
 //!
 //! The mailbox is emptied on every turn, whoever woke the loop: no safety rests on a wake.
 
-use crate::base::ids::{ConnId, DiskId, ShardId};
+use crate::base::ids::{ConnId, DiskId, NodeId, ShardId};
 use crate::base::report::Report;
 use crate::base::units::{Lsn, Monotonic, Now, WallTime};
 use crate::runtime::budget::Budget;
@@ -61,6 +61,14 @@ pub enum Event {
     Stopped(ShardId),
     /// An operator asked the process to stop.
     Stop,
+    /// Another node has heard of this data directory at a start that it has not come to: it is an older
+    /// image of itself.
+    OlderImage {
+        /// The other node.
+        heard_by: NodeId,
+        /// The number of the start.
+        start: u32,
+    },
     /// The process cannot go on.
     Failed(Report),
 }
@@ -69,6 +77,8 @@ pub enum Event {
 pub struct Parts {
     /// For the engine.
     pub config: ShardConfig,
+    /// Random bits of this process.
+    pub process: u64,
     /// What to say to clients.
     pub hello: ServerHello,
     /// The bound socket.
@@ -276,7 +286,7 @@ pub async fn run(parts: Parts) {
     parts.pulse.set_opening(true);
     let begun = Instant::now();
     let LogIdentity { disk, wal_set, .. } = parts.config.identity;
-    let start = parts.config.start_number;
+    let (start, process) = (parts.config.start_number, parts.process);
     let mut driver = Driver {
         engine: ShardEngine::new(parts.config, remains.log, remains.files, now()),
         wal: Rc::new(WalWriter::new(parts.wal_folder)),
@@ -299,6 +309,7 @@ pub async fn run(parts: Parts) {
         disk,
         wal_set,
         start,
+        process,
         installs_failed: 0,
     };
     driver.drive().await;
@@ -357,6 +368,7 @@ struct Driver {
     disk: DiskId,
     wal_set: u32,
     start: u32,
+    process: u64,
     /// Failures that were told of.
     installs_failed: u64,
 }
@@ -606,6 +618,7 @@ impl Driver {
                 wal_set: self.wal_set,
                 lsns: lsns.collect(),
                 start: self.start,
+                process: self.process,
             },
         }
     }

@@ -79,6 +79,9 @@ pub struct Durable {
     /// The start of the node that they are of.
     #[prost(uint32, tag = "4")]
     pub start: u32,
+    /// Random bits of the process: an older image of a disk starts with a number that was used before.
+    #[prost(fixed64, tag = "5")]
+    pub process: u64,
 }
 /// Frame kind 17: the sender is there. One for all groups that two nodes share.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

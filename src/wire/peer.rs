@@ -52,14 +52,22 @@ pub struct Durable {
     pub lsns: Vec<Lsn>,
     /// The start of the node in which it was.
     pub start: u32,
+    /// Random bits of the process. An older image of a disk starts with a number that was used before.
+    pub process: u64,
 }
 
 impl Durable {
-    /// Whether both are of one start of one node.
+    /// Whether both are of one process of one node.
     #[must_use]
     pub fn is_of(&self, other: &Self) -> bool {
-        let of = |durable: &Self| (durable.disk, durable.wal_set, durable.start);
+        let of = |durable: &Self| (durable.disk, durable.wal_set, durable.process);
         of(self) == of(other) && self.lsns.len() == other.lsns.len()
+    }
+
+    /// Whether this is of an earlier process on a disk than the one that works there now.
+    #[must_use]
+    pub fn is_of_the_past(&self, disk: DiskId, process: u64) -> bool {
+        self.disk == disk && self.process != process
     }
 
     /// The same node said more. What a later start of it says is believed, even if it is less: it was
@@ -243,6 +251,7 @@ fn durable_to_pb(durable: &Durable) -> pb::Durable {
         wal_set: durable.wal_set,
         lsns: durable.lsns.iter().map(|lsn| lsn.0).collect(),
         start: durable.start,
+        process: durable.process,
     }
 }
 
@@ -272,6 +281,7 @@ fn durable_from_pb(durable: pb::Durable) -> Result<Durable, WireError> {
         wal_set: durable.wal_set,
         lsns: durable.lsns.into_iter().map(Lsn).collect(),
         start: durable.start,
+        process: durable.process,
     })
 }
 

@@ -103,6 +103,7 @@ pub(super) fn peer_stream() -> Vec<u8> {
         wal_set: 3,
         lsns: vec![Lsn(4096), Lsn(1 << 40)],
         start: 7,
+        process: 1 << 40,
     };
     let hello = PeerHello {
         protocol_min: 1,

@@ -44,8 +44,8 @@ const SAY_AFTER: Duration = Duration::from_secs(1);
 /// # Errors
 /// If it cannot be written, or the process cannot go on.
 pub fn form(roster: &Roster, dir: &mut DataDir, events: &Receiver<Event>) -> Result<bool, Report> {
-    let mut said: Option<(String, Instant)> = None;
-    let begun = Instant::now();
+    // Why not yet, since when, and when that was said.
+    let mut waits: Option<(String, Instant, Option<Instant>)> = None;
     loop {
         match events.try_recv() {
             Ok(Event::Stop) | Err(TryRecvError::Disconnected) => return Ok(false),
@@ -71,12 +71,15 @@ pub fn form(roster: &Roster, dir: &mut DataDir, events: &Receiver<Event>) -> Res
                 return Ok(true);
             }
             Err(why) => {
-                let again = said
-                    .as_ref()
-                    .is_none_or(|(text, at)| *text != why || at.elapsed() > 10 * SAY_AFTER);
-                if again && begun.elapsed() > SAY_AFTER {
+                let now = Instant::now();
+                let (_, since, said) = match &mut waits {
+                    Some(waits) if waits.0 == why => waits,
+                    waits => waits.insert((why.clone(), now, None)),
+                };
+                let again = said.is_none_or(|said| said.elapsed() > 10 * SAY_AFTER);
+                if again && since.elapsed() > SAY_AFTER {
                     tracing::warn!("{why}");
-                    said = Some((why, Instant::now()));
+                    *said = Some(now);
                 }
             }
         }
@@ -164,6 +167,7 @@ mod tests {
     use super::*;
     use crate::base::ids::DiskId;
     use crate::runtime::config::Member;
+    use crate::runtime::peers::roster::Process;
     use crate::wire::peer::PeerHello;
 
     fn member(node: u32) -> Voter {
@@ -197,7 +201,9 @@ mod tests {
             node: NodeId(other),
             address: format!("127.0.0.{other}:7421"),
         });
-        Roster::new(others.collect(), [].into(), hello(number, None), None)
+        let events = std::sync::mpsc::channel().0;
+        let me = Process { id: 7, events };
+        Roster::new(others.collect(), [].into(), me, hello(number, None), None)
     }
 
     fn proposed(roster: &Roster) -> Result<Formation, String> {

@@ -5,14 +5,25 @@ use crate::base::ids::{NodeId, Voter};
 use crate::runtime::config::Member;
 use crate::runtime::mesh::Letter;
 use crate::runtime::poker::Mailbox;
+use crate::runtime::shard_task::Event;
 use crate::shard::input::{Input, Loss, Peer};
 use crate::wire::peer::{Durable, Formation, PeerHello};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Different complaints about a node that are said while it is not heard.
 const COMPLAINTS_MAX: usize = 8;
+
+/// This process.
+#[derive(Debug)]
+pub struct Process {
+    /// Random bits.
+    pub id: u64,
+    /// To its main thread.
+    pub events: Sender<Event>,
+}
 
 /// What is known together.
 #[derive(Debug)]
@@ -20,6 +31,7 @@ pub struct Roster {
     /// The other nodes, as configured.
     pub others: Vec<Member>,
     boxes: Arc<[Mailbox<Letter>]>,
+    process: Process,
     known: Mutex<Known>,
     changed: Condvar,
 }
@@ -73,12 +85,14 @@ impl Roster {
     pub fn new(
         others: Vec<Member>,
         boxes: Arc<[Mailbox<Letter>]>,
+        process: Process,
         hello: PeerHello,
         formation: Option<Formation>,
     ) -> Self {
         Self {
             others,
             boxes,
+            process,
             known: Mutex::new(Known {
                 hello,
                 formation,
@@ -122,7 +136,6 @@ impl Roster {
     pub fn heard(&self, hello: &PeerHello) {
         let before = self.change(|known| {
             let now = (hello.clone(), Instant::now());
-            known.said.remove(&hello.node);
             known.heard.insert(hello.node, now)
         });
         let peer = Voter {
@@ -140,11 +153,19 @@ impl Roster {
     /// The engines are told what another node said of itself, and what it has heard of this one before
     /// it was started.
     pub fn tell_known(&self, hello: &PeerHello) {
-        let known = self.known();
+        let mut known = self.known();
+        known.said.remove(&hello.node);
         let (disk, start) = (known.hello.disk, known.hello.start);
         drop(known);
         let heard = hello.heard.iter();
-        let heard = heard.filter(|heard| heard.disk == disk && heard.start < start);
+        let heard = heard.filter(|heard| heard.is_of_the_past(disk, self.process.id));
+        if let Some(heard) = heard.clone().find(|heard| heard.start >= start) {
+            // Nobody listens any more if the node ends already.
+            let _ = self.process.events.send(Event::OlderImage {
+                heard_by: hello.node,
+                start: heard.start,
+            });
+        }
         for (shard, lsn) in heard.flat_map(|heard| heard.lsns.iter().enumerate()) {
             if let Some(mailbox) = self.boxes.get(shard) {
                 let input = Input::HeardDurable { lsn: *lsn };

@@ -185,9 +185,9 @@ impl Cluster<'_> {
         if before.is_some_and(|before| before < hello.start) {
             self.tell_lost(at, of, Loss::Dead);
         }
-        let (disk, start) = (self.nodes[at].me.disk, self.nodes[at].start);
+        let now = self.nodes[at].durable();
         let heard = hello.heard.iter();
-        let heard = heard.filter(|heard| heard.disk == disk && heard.start < start);
+        let heard = heard.filter(|heard| heard.is_of_the_past(now.disk, now.process));
         for (shard, lsn) in heard.flat_map(|heard| (0..).zip(&heard.lsns)) {
             self.tell(at, shard, Input::HeardDurable { lsn: *lsn });
         }

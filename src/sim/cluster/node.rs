@@ -154,6 +154,7 @@ impl Node {
                 queue_defaults: *defaults,
                 checkpoint_log_bytes: options.checkpoint_log_bytes,
                 checkpoint_log_bytes_max: 2 * options.checkpoint_log_bytes,
+                tails_bytes: 256 << 10,
                 segment_bytes: options.segment_bytes,
             };
             let engine = ShardEngine::new(config, recovered, disk.files(), self.clock(now));
@@ -196,6 +197,7 @@ impl Node {
             wal_set: 1,
             lsns: self.engines.iter().map(ShardEngine::durable_lsn).collect(),
             start: self.start,
+            process: self.start.into(),
         }
     }
 }
