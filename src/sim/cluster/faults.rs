@@ -44,7 +44,9 @@ impl Cluster<'_> {
             Fault::PowerLoss => (0..nodes).for_each(|node| self.die(node)),
             Fault::Pause => {
                 let pause = Duration::from_millis(1 << self.prng.below(12));
-                self.nodes[node].paused_until = self.now.plus(pause);
+                let until = self.now.plus(pause);
+                self.resume(node);
+                self.nodes[node].paused_until = until;
             }
             Fault::Partition => {
                 let ms = 1 << self.prng.below(13);

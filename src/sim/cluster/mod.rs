@@ -293,7 +293,7 @@ impl<'a> Cluster<'a> {
                 }
             }
             self.nodes[node].slow_until = self.now;
-            self.nodes[node].paused_until = self.now;
+            self.resume(node);
             self.start(node);
         }
         self.must_make_progress(&core);
@@ -323,7 +323,7 @@ impl<'a> Cluster<'a> {
         self.stay_down.clear();
         for node in 0..self.options.nodes {
             self.nodes[node].slow_until = self.now;
-            self.nodes[node].paused_until = self.now;
+            self.resume(node);
             self.start(node);
         }
         let pairs: Vec<_> = self.ways.keys().copied().collect();
@@ -399,7 +399,11 @@ impl<'a> Cluster<'a> {
         }
         let end = self.now.plus(STOPPED_WITHIN);
         while self.nodes.iter().any(Node::runs) {
-            assert!(self.now < end, "not stopped although nothing is asked");
+            assert!(
+                self.now < end,
+                "not stopped although nothing is asked: {:?}",
+                self.groups_of_running()
+            );
             self.step();
         }
         self.stay_down.clear();
@@ -412,6 +416,26 @@ impl<'a> Cluster<'a> {
         for node in 0..self.options.nodes {
             self.count(node);
         }
+    }
+
+    /// Node, group, role, applied and last index of all that runs, for people.
+    fn groups_of_running(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for node in &self.nodes {
+            for (shard, engine) in (0..).zip(&node.engines) {
+                for group in judges::groups(&self.options, shard) {
+                    let raft = engine.member(group);
+                    let (role, log) = (raft.role(), raft.log());
+                    lines.push(format!(
+                        "node {} group {group} {role:?} {} of {}",
+                        node.me.node,
+                        log.applied(),
+                        log.last_index()
+                    ));
+                }
+            }
+        }
+        lines
     }
 
     // Processes.
@@ -453,6 +477,20 @@ impl<'a> Cluster<'a> {
                 _ => self.prng.below(4_000),
             };
             self.schedule(Duration::from_millis(pause), Event::Start(node));
+        }
+    }
+
+    /// A process that stands still goes on: what has waited for it happens now, in its order.
+    fn resume(&mut self, node: usize) {
+        let until = std::mem::replace(&mut self.nodes[node].paused_until, self.now);
+        if until <= self.now {
+            return;
+        }
+        let waited = self.events.range((until, 0)..=(until, u64::MAX));
+        let waited = waited.filter(|(_, event)| self.place(event) == Some(node));
+        for key in waited.map(|(key, _)| *key).collect::<Vec<_>>() {
+            let event = self.events.remove(&key).expect("it was just seen");
+            self.events.insert((self.now, key.1), event);
         }
     }
 

@@ -245,6 +245,11 @@ impl Cluster<'_> {
         if self.is_cut(from, to) {
             return;
         }
+        // Who stands still takes nothing; what comes meanwhile waits behind what is held.
+        let paused_until = self.nodes[to].paused_until;
+        if paused_until > self.now && !self.ways[&(from, to)].held.is_empty() {
+            return self.schedule(paused_until.since(self.now), Event::Healed(from, to));
+        }
         let held = std::mem::take(&mut self.way(from, to).held);
         if self.prng.chance(1, 2) {
             for (conn, bytes) in held {
