@@ -65,11 +65,18 @@ fn the_same_seed_gives_the_same_cluster() {
 /// Seeds of clusters that once failed, each with its reason.
 #[test]
 fn clusters_that_once_failed() {
-    for (seed, why) in [(
-        35,
-        "a checkpoint of another node was written while a group was still loading, and then dropped as \
-         what a crash had left",
-    )] {
+    let seeds = [
+        (
+            35,
+            "a checkpoint of another node was written while a group was still loading, and then dropped \
+             as what a crash had left",
+        ),
+        (
+            143,
+            "a round waited for ever for the entry of a leader that was deposed before it served",
+        ),
+    ];
+    for (seed, why) in seeds {
         let report = std::panic::catch_unwind(|| Cluster::run(seed, None));
         assert!(report.is_ok(), "cluster seed {seed} fails again: {why}");
     }

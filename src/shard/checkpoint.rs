@@ -282,11 +282,12 @@ impl ShardEngine {
             if group.phase != GroupPhase::Serving || !choose(group) {
                 continue;
             }
-            if self.propose_kind(slot, EntryKind::Checkpoint).is_ok() {
-                waiting.insert(slot);
-            } else if !self.groups[slot].leads {
-                // Who follows freezes what it has applied, whenever that is.
+            if !self.groups[slot].leads {
+                // Who follows freezes what it has applied, whenever that is; so does who does not serve as
+                // a leader yet: nobody would say that it has lost the lead again.
                 frozen.push_back(self.freeze(slot));
+            } else if self.propose_kind(slot, EntryKind::Checkpoint).is_ok() {
+                waiting.insert(slot);
             }
         }
         if !waiting.is_empty() || !frozen.is_empty() {
