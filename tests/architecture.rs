@@ -27,8 +27,8 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("workload", &["base", "wire"]),
     ("runtime", &["base", "wire", "wal", "snapshot", "shard"]),
     ("sim", &["base", "queue", "raft", "wire", "wal", "snapshot", "shard", "client", "workload"]),
-    // It starts nodes of its own.
-    ("loadtest", &["base", "client", "workload", "wire", "runtime"]),
+    // It starts nodes of its own, and simulated ones.
+    ("loadtest", &["base", "client", "workload", "wire", "runtime", "sim"]),
     // `repair` works on the files of a stopped node; a hidden command starts one.
     // `demo` shows what the bench does.
     ("cli", &["base", "queue", "wire", "wal", "snapshot", "client", "runtime", "loadtest"]),

@@ -217,3 +217,32 @@ fn a_cluster_that_cannot_be_is_refused() {
         assert!(said.contains(words), "{said}");
     }
 }
+
+fn sim(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rrq-bench"));
+    command.arg("sim").args(args).output().expect("it runs")
+}
+
+#[test]
+fn simulated_clusters_are_counted_and_a_seed_is_traced() {
+    let json = file("sim.json");
+    let path = json.to_str().expect("text");
+    let output = sim(&["--seeds", "4", "--from", "7", "--json", path]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("VERDICT   ok"), "{said}");
+    let text = std::fs::read_to_string(&json).expect("the figures");
+    let found: Value = serde_json::from_str(&text).expect("JSON");
+    assert!(number(&found, "seeds") == 4.0 && number(&found, "failed") == 0.0);
+    assert!(found["first_failing"].is_null(), "{found}");
+    assert!(number(&found, "simulated_s") > number(&found, "wall_s"));
+
+    let output = sim(&["--seed", "7", "--trace"]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("node 1 starts for the 1. time"), "{said}");
+    assert!(said.contains("seed 7 is ok"), "{said}");
+
+    let output = sim(&["--seed", "7", "--seeds", "2"]);
+    assert_eq!(output.status.code(), Some(2));
+}

@@ -7,6 +7,7 @@ use crate::loadtest::crash_recover;
 use crate::loadtest::failover::{self, Strike, Victim};
 use crate::loadtest::load;
 use crate::loadtest::node::Signal;
+use crate::loadtest::sim;
 use crate::runtime::node;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
@@ -37,6 +38,8 @@ enum Command {
     /// Enqueue, and lease and ack, as fast as answers come or at a rate: how much, how fast, at what
     /// cost?
     Load(Load),
+    /// Run simulated clusters under faults, one for each seed: is any promise broken?
+    Sim(Sim),
 }
 
 #[derive(Args, Debug)]
@@ -243,6 +246,36 @@ struct Load {
     node: Option<PathBuf>,
 }
 
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Each seed is a cluster of its own kind: nodes, shards, groups, sizes, and which faults come how often.
+The real engines run on simulated disks, clocks and a simulated network; the same seed is the same run.
+Seeds are spread over the cores.
+
+Exit status: 0 if every promise was kept, 1 if a seed failed.
+
+Examples:
+  rrq-bench sim
+  rrq-bench sim --seeds 100000 --from 5000 --json result.json
+  rrq-bench sim --seed 35 --trace")]
+struct Sim {
+    /// How many seeds
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
+    seeds: u64,
+    /// The first of them
+    #[arg(long, value_name = "SEED", default_value_t = 1)]
+    from: u64,
+    /// Run this one alone
+    #[arg(long, value_name = "SEED", conflicts_with_all = ["seeds", "from", "json"])]
+    seed: Option<u64>,
+    /// Say what happens in it, a line each
+    #[arg(long, requires = "seed")]
+    trace: bool,
+    /// Write the figures to a file, too
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
 /// The whole program `rrq-bench`; the first argument is its name.
 #[must_use]
 pub fn main_with_args(args: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -263,6 +296,7 @@ pub fn main_with_args(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::CrashRecover(command) => command.run(),
         Command::Failover(command) => command.run(),
         Command::Load(command) => command.run(),
+        Command::Sim(command) => command.run(),
     };
     match is_sound {
         Ok(true) => ExitCode::SUCCESS,
@@ -335,6 +369,20 @@ impl CrashRecover {
         write(json, || pretty(&serde_json::json!({ "curve": outcomes })))?;
         write(html, || crash_recover::html(&outcomes))?;
         Ok(outcomes.iter().all(crash_recover::Outcome::is_sound))
+    }
+}
+
+impl Sim {
+    /// Whether all was as it must be.
+    fn run(self) -> Result<bool, Report> {
+        if let Some(seed) = self.seed {
+            return Ok(sim::replay(seed, self.trace, say));
+        }
+        let json = self.json.as_deref().map(create).transpose()?;
+        let outcome = sim::run(self.from, self.seeds, say);
+        say(&outcome.text());
+        write(json, || pretty(&outcome))?;
+        Ok(outcome.is_sound())
     }
 }
 

@@ -11,6 +11,7 @@
 //! | `first_job.rs` | the impatient client that times a start |
 //! | `node.rs` | a node as a child process, its port and folder |
 //! | `cluster.rs` | several of them, and who leads what |
+//! | `sim.rs` | the simulator over many seeds |
 //! | `gaps.rs` | the longest silence of streams of answers |
 //! | `setting.rs` | the folder of the data, the signal that ends a run early |
 //! | `disk_probe.rs`, `host.rs`, `process.rs` | what the figures were taken on |
@@ -36,6 +37,7 @@ mod node;
 mod process;
 mod report;
 mod setting;
+mod sim;
 
 pub use args::main_with_args;
 pub use host::HostFacts;
