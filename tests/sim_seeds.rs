@@ -4,7 +4,8 @@
 use rrq::sim::cluster::{self, Cluster};
 use rrq::sim::world::{RunReport, World};
 
-/// Seeds of one run of this test; `RRQ_SIM_SEEDS` sets another number, `RRQ_SIM_FROM` the first.
+/// Seeds of one run of this test; `RRQ_SIM_SEEDS` sets another number, `RRQ_SIM_FROM` the first;
+/// `RRQ_SIM_CLUSTERS` counts those of clusters.
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| text.parse().expect("a number"))
 }
@@ -45,7 +46,7 @@ fn the_same_seed_gives_the_same_trace() {
 fn a_cluster_keeps_its_promises_whatever_befalls_it() {
     let from = number("RRQ_SIM_FROM", 1);
     let mut total = cluster::RunReport::default();
-    for seed in from..from + number("RRQ_SIM_CLUSTERS", 60) {
+    for seed in from..from + number("RRQ_SIM_CLUSTERS", 40) {
         let report = std::panic::catch_unwind(|| Cluster::run(seed, None)).unwrap_or_else(|_| {
             panic!("cluster seed {seed} failed: rrq-bench sim --seed {seed} --trace")
         });
