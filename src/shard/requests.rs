@@ -191,6 +191,7 @@ impl ShardEngine {
         if self.stopping() {
             return Err(Refusal::stopping());
         }
+        self.may_partition(slot, &op)?;
         self.admit(&op)?;
         let waiter = Waiter::Queue { to: from, request };
         self.propose_command(slot, Command { session: None, op }, Some(waiter))
@@ -235,6 +236,7 @@ impl ShardEngine {
         if self.stopping() {
             return Err(Refusal::stopping());
         }
+        self.may_partition(slot, &command.op)?;
         self.admit(&command.op)?;
         if command.op.since() > self.groups[slot].queue.version() {
             let rejected = Outcome::Rejected(Rejection::Unsupported);
@@ -254,6 +256,23 @@ impl ShardEngine {
         }
         let waiter = Waiter::Client { to: from, request };
         self.propose_written(slot, command, payload, Some(waiter))
+    }
+
+    /// Whether every group that the command would come to can be asked. What a queue's home group decides
+    /// is carried to the groups of its partitions within one node ([`super::changes`]), and with other
+    /// voters another node may lead those.
+    fn may_partition(&self, slot: usize, op: &Op) -> Result<(), Refusal> {
+        let Op::CreateQueue { settings, .. } = op else {
+            return Ok(());
+        };
+        let members = self.groups[slot].raft.members();
+        let is_at_home = settings.partitions <= 1 || self.config.groups == 1;
+        if is_at_home || members.is_only_voter(self.config.me()) {
+            return Ok(());
+        }
+        let message = "a queue in a cluster has one partition in this version: several queues spread over \
+                       the nodes just as well";
+        Err(Refusal::new(Code::Unsupported, message))
     }
 
     /// Whether the disk and the bounds of this node allow the command.

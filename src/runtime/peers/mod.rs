@@ -17,11 +17,11 @@
 //!
 //! | what is seen | what the engines are told |
 //! | --- | --- |
-//! | both hellos fit | [`Input::PeerKnown`]: addresses, versions |
-//! | the connection out ends | [`Loss::Broken`] |
-//! | the next attempt is refused, the first time | [`Loss::Dead`]: no process listens |
-//! | a hello with a higher start number | [`Loss::Dead`]: of the process before |
-//! | no beat for a while | [`Loss::Silent`], by shard 0's engine |
+//! | both hellos fit | [`Input::PeerKnown`](crate::shard::input::Input::PeerKnown): addresses, versions |
+//! | the connection out ends | [`Loss::Broken`](crate::shard::input::Loss::Broken) |
+//! | the next attempt is refused, the first time | [`Loss::Dead`](crate::shard::input::Loss::Dead): no process listens |
+//! | a hello with a higher start number | [`Loss::Dead`](crate::shard::input::Loss::Dead): of the process before |
+//! | no beat for a while | [`Loss::Silent`](crate::shard::input::Loss::Silent), by shard 0's engine |
 //!
 //! Memory is bounded: what cannot be sent to a node waits up to
 //! [`PEER_OUTBOX_BYTES_MAX`](crate::base::limits::PEER_OUTBOX_BYTES_MAX) and is dropped beyond, and

@@ -10,7 +10,7 @@
 //!    nodes, and no job that was acknowledged is missing.
 //! 4. All nodes stop in order, start again, and have what they had.
 //!
-//! [`judges`] look at every engine after each turn.
+//! `judges` look at every engine after each turn.
 //!
 //! Deliberately absent: damage to what was synced; members that change; queues of several partitions, of
 //! which one node leads the home and another a partition; and the client library: requests are made by
