@@ -23,8 +23,8 @@ use crate::loadtest::first_job::{self, Marks, Source};
 use crate::loadtest::host::HostFacts;
 use crate::loadtest::html::{Chart, Page, Series};
 use crate::loadtest::node::{NodeCommand, NodePlan, Signal};
-use crate::loadtest::report::{Marked, Percentiles, bars, millis};
-use crate::loadtest::setting::{Place, no_runtime, signalled, stopped};
+use crate::loadtest::report::{Marked, Percentiles, bars, disk_line, millis, verdict};
+use crate::loadtest::setting::{self, Place};
 use crate::runtime::preflight;
 use crate::workload::{Ledger, Misses};
 use serde::Serialize;
@@ -173,34 +173,17 @@ impl Outcome {
                 text += &format!("  unmarked {count}  {}\n", sound.line());
             }
         }
-        let disk = self.disk_ms.line();
-        text += &format!("\ndisk     4 KiB O_DSYNC beside it: {disk}");
-        if marked > 0 {
-            text += &format!("; it stalled over 50 ms in {marked} rounds (marked, ░)");
-        }
-        text += &format!("\n{}\n", self.verdict());
+        text += &format!(
+            "\n{}\n{}\n",
+            disk_line(&self.disk_ms, marked),
+            self.verdict()
+        );
         text
     }
 
     fn verdict(&self) -> String {
-        let Misses {
-            lost,
-            redelivered_after_ack,
-            made_twice,
-            strange,
-        } = self.misses;
-        let mut line = format!(
-            "VERDICT  {}  {} kills, {} jobs acknowledged, {} finished, {lost} lost, \
-             {redelivered_after_ack} came back after their ack",
-            if self.is_sound() { "ok" } else { "FAILED" },
-            self.rounds.len(),
-            self.enqueued,
-            self.finished,
-        );
-        if made_twice + strange > 0 {
-            line += &format!(", {made_twice} made twice, {strange} unaccounted for");
-        }
-        line
+        let what = format!("{} kills", self.rounds.len());
+        verdict(&what, (self.enqueued, self.finished), &self.misses)
     }
 }
 
@@ -288,32 +271,26 @@ pub fn html(outcomes: &[Outcome]) -> String {
 /// If it could not be measured. What was measured and is wrong is in the [`Outcome`].
 pub fn run(options: &Options) -> Result<Outcome, Report> {
     check(options)?;
-    let place = Place::prepare(options.data_dir.as_deref())?;
-    let probe = DiskProbe::start(&place.path().join("disk-probe"))?;
-    let host = HostFacts::gather(place.path());
-    (options.say)(&host.lines());
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| no_runtime(&error))?;
-    let stop = Arc::new(AtomicBool::new(false));
-    let outcome = runtime.block_on(async {
-        tokio::select! {
-            outcome = measure(options, &place, &probe, &stop) => outcome,
-            () = signalled(options.obey_signals) => {
-                stop.store(true, Relaxed);
-                Err(stopped())
-            }
-        }
-    });
-    // Waits for a round that is under way, whose node then ends; only then may the data go.
-    drop(runtime);
-    if let Some(failure) = probe.failure() {
-        let report = Report::error(Code::DirectoryUnusable, "the disk probe cannot write");
-        return Err(report.location(failure));
+    setting::run(
+        options.data_dir.as_deref(),
+        options.obey_signals,
+        async |place, probe| {
+            let host = HostFacts::told(place.path(), options.say);
+            let stop = StopWhenDropped::default();
+            let outcome = measure(options, place, probe, &stop.0).await?;
+            Ok(Outcome { host, ..outcome })
+        },
+    )
+}
+
+/// Ends the round that is under way, on a thread of its own, once nobody waits for it.
+#[derive(Default)]
+struct StopWhenDropped(Arc<AtomicBool>);
+
+impl Drop for StopWhenDropped {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
     }
-    let outcome = outcome?;
-    Ok(Outcome { host, ..outcome })
 }
 
 fn check(options: &Options) -> Result<(), Report> {
@@ -475,7 +452,7 @@ fn kill_and_restart(
     let exec = Instant::now();
     let mut cluster = Cluster::spawn(plans)?;
     let marks = first_job::take_one(source, ledger, || match stop.load(Relaxed) {
-        true => Err(stopped()),
+        true => Err(setting::stopped()),
         false => cluster.check(),
     })?;
     let crash = Crash {

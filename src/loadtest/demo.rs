@@ -17,8 +17,8 @@ use crate::loadtest::background::{Load, Settled};
 use crate::loadtest::cluster::{self, Cluster, View};
 use crate::loadtest::disk_probe::DiskProbe;
 use crate::loadtest::failover::{self, Round, Strike, Victim};
-use crate::loadtest::report::Percentiles;
-use crate::loadtest::setting::{Place, no_runtime, signalled, stopped};
+use crate::loadtest::report::{Percentiles, verdict};
+use crate::loadtest::setting::{self, Place};
 use crate::workload::Misses;
 use serde::Serialize;
 use std::cell::RefCell;
@@ -140,24 +140,9 @@ impl Outcome {
     /// Two lines for people.
     #[must_use]
     pub fn text(&self) -> String {
-        let Misses {
-            lost,
-            redelivered_after_ack,
-            made_twice,
-            strange,
-        } = self.misses;
-        let mut text = format!(
-            "VERDICT  {}  {} kill{}, {} jobs acknowledged, {} finished, {lost} lost, \
-             {redelivered_after_ack} came back after their ack",
-            if self.is_sound() { "ok" } else { "FAILED" },
-            self.kills.len(),
-            if self.kills.len() == 1 { "" } else { "s" },
-            self.acked,
-            self.finished,
-        );
-        if made_twice + strange > 0 {
-            text += &format!(", {made_twice} made twice, {strange} unaccounted for");
-        }
+        let kills = self.kills.len();
+        let what = format!("{kills} kill{}", if kills == 1 { "" } else { "s" });
+        let mut text = verdict(&what, (self.acked, self.finished), &self.misses);
         let Percentiles { p50, max, .. } = self.outage_ms;
         text += &format!(
             "\noutage   median {p50:.0} ms, worst {max:.0} ms: the longest that a queue had no answer"
@@ -172,22 +157,12 @@ impl Outcome {
 /// If it could not be run, or was ended by a signal. What was seen and is wrong is in the [`Outcome`].
 pub fn run(options: &Options, show: &mut dyn FnMut(Event)) -> Result<Outcome, Report> {
     check(options)?;
-    let place = Place::prepare(options.data_dir.as_deref())?;
-    let probe = DiskProbe::start(&place.path().join("disk-probe"))?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| no_runtime(&error))?;
     let show = RefCell::new(show);
-    let outcome = runtime.block_on(async {
-        tokio::select! {
-            outcome = perform(options, &place, &probe, &show) => outcome,
-            () = signalled(options.obey_signals) => Err(stopped()),
-        }
-    });
-    // Waits for nodes that are being ended or started; only then may the data go.
-    drop(runtime);
-    outcome
+    setting::run(
+        options.data_dir.as_deref(),
+        options.obey_signals,
+        async |place, probe| perform(options, place, probe, &show).await,
+    )
 }
 
 fn check(options: &Options) -> Result<(), Report> {

@@ -25,7 +25,7 @@ use crate::loadtest::disk_probe::DiskProbe;
 use crate::loadtest::host::HostFacts;
 use crate::loadtest::node::{self, NodeCommand};
 use crate::loadtest::report::{Percentiles, millis};
-use crate::loadtest::setting::{Place, no_runtime, signalled, stopped};
+use crate::loadtest::setting::{self, Place};
 use crate::workload::Misses;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -119,28 +119,15 @@ impl Default for Options {
 /// If it could not be measured. What was measured and is wrong is in the [`Outcome`].
 pub fn run(options: &Options) -> Result<Outcome, Report> {
     check(options)?;
-    let place = Place::prepare(options.data_dir.as_deref())?;
-    let probe = DiskProbe::start(&place.path().join("disk-probe"))?;
-    let host = HostFacts::gather(place.path());
-    (options.say)(&host.lines());
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| no_runtime(&error))?;
-    let outcome = runtime.block_on(async {
-        tokio::select! {
-            outcome = measure(options, &place, &probe) => outcome,
-            () = signalled(options.obey_signals) => Err(stopped()),
-        }
-    });
-    // Waits for nodes that are being ended or started; only then may the data go.
-    drop(runtime);
-    if let Some(failure) = probe.failure() {
-        let report = Report::error(Code::DirectoryUnusable, "the disk probe cannot write");
-        return Err(report.location(failure));
-    }
-    let outcome = outcome?;
-    Ok(Outcome { host, ..outcome })
+    setting::run(
+        options.data_dir.as_deref(),
+        options.obey_signals,
+        async |place, probe| {
+            let host = HostFacts::told(place.path(), options.say);
+            let outcome = measure(options, place, probe).await?;
+            Ok(Outcome { host, ..outcome })
+        },
+    )
 }
 
 fn check(options: &Options) -> Result<(), Report> {

@@ -31,7 +31,7 @@ pub struct HostFacts {
 impl HostFacts {
     /// Asks the kernel.
     #[must_use]
-    pub(super) fn gather(data: &Path) -> Self {
+    fn gather(data: &Path) -> Self {
         Self {
             cores: preflight::cores(),
             cpu: cpu_model(),
@@ -45,9 +45,17 @@ impl HostFacts {
         }
     }
 
+    /// Asks the kernel, and shows what it said.
+    #[must_use]
+    pub(super) fn told(data: &Path, say: fn(&str)) -> Self {
+        let facts = Self::gather(data);
+        say(&facts.lines());
+        facts
+    }
+
     /// Two lines for people.
     #[must_use]
-    pub(super) fn lines(&self) -> String {
+    fn lines(&self) -> String {
         format!(
             "host     {} x {}, Linux {}, {}, memlock {}, buffers {}\nbuild    rrq {}, commit {}, {}",
             self.cores,

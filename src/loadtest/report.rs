@@ -1,6 +1,7 @@
 //! How figures are shown: percentiles, bars for the terminal, JSON for programs.
 
 use crate::loadtest::disk_probe::new_histogram;
+use crate::workload::Misses;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 use std::fmt::Write;
@@ -19,6 +20,37 @@ pub(super) fn millis(duration: Duration) -> f64 {
 
 fn micros_to_millis(micros: u64) -> f64 {
     micros as f64 / 1000.0
+}
+
+/// What the probe of the disk saw, and in how many rounds it stalled.
+#[must_use]
+pub(super) fn disk_line(disk_ms: &Percentiles, marked: usize) -> String {
+    let line = format!("disk     4 KiB O_DSYNC beside it: {}", disk_ms.line());
+    match marked {
+        0 => line,
+        _ => format!("{line}; it stalled over 50 ms in {marked} rounds (marked, ░)"),
+    }
+}
+
+/// The verdict on jobs of which so many were acknowledged and finished, after `what` was done to them.
+#[must_use]
+pub(super) fn verdict(what: &str, (acked, finished): (u64, u64), misses: &Misses) -> String {
+    let Misses {
+        lost,
+        redelivered_after_ack,
+        made_twice,
+        strange,
+    } = misses;
+    let is_sound = misses.is_none() && acked == finished;
+    let word = if is_sound { "ok" } else { "FAILED" };
+    let mut line = format!(
+        "VERDICT  {word}  {what}, {acked} jobs acknowledged, {finished} finished, {lost} lost, \
+         {redelivered_after_ack} came back after their ack"
+    );
+    if made_twice + strange > 0 {
+        line += &format!(", {made_twice} made twice, {strange} unaccounted for");
+    }
+    line
 }
 
 /// Percentiles in milliseconds.

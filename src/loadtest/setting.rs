@@ -2,14 +2,49 @@
 
 use crate::base::code::Code;
 use crate::base::report::Report;
+use crate::loadtest::disk_probe::DiskProbe;
 use crate::loadtest::node::TempFolder;
 use crate::runtime::sys;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::path::{Path, PathBuf};
 use tokio::sync::oneshot;
+use tokio::task::LocalSet;
 
-pub(super) fn no_runtime(error: &std::io::Error) -> Report {
+/// Works in a place of its own, with a probe of its disk beside it, until that is done or a signal ends
+/// it, if signals are to be obeyed.
+///
+/// # Errors
+/// If there is no such place, the probe cannot write there, a signal came, or what the work says.
+pub(super) fn run<T>(
+    data_dir: Option<&Path>,
+    obey_signals: bool,
+    work: impl AsyncFnOnce(&Place, &DiskProbe) -> Result<T, Report>,
+) -> Result<T, Report> {
+    let place = Place::prepare(data_dir)?;
+    let probe = DiskProbe::start(&place.path().join("disk-probe"))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| no_runtime(&error))?;
+    let done = runtime.block_on(LocalSet::new().run_until(async {
+        tokio::select! {
+            done = work(&place, &probe) => done,
+            () = signalled(obey_signals) => Err(stopped()),
+        }
+    }));
+    // Waits for nodes that are being ended or started; only then may the data go.
+    drop(runtime);
+    match probe.failure() {
+        Some(failure) => {
+            let report = Report::error(Code::DirectoryUnusable, "the disk probe cannot write");
+            Err(report.location(failure))
+        }
+        None => done,
+    }
+}
+
+fn no_runtime(error: &std::io::Error) -> Report {
     Report::error(Code::Bug, "cannot start what waits for clients").location(error.to_string())
 }
 
@@ -31,7 +66,7 @@ impl Place {
     ///
     /// # Errors
     /// If it cannot be made, or holds something.
-    pub(super) fn prepare(given: Option<&Path>) -> Result<Self, Report> {
+    fn prepare(given: Option<&Path>) -> Result<Self, Report> {
         let Some(path) = given else {
             return TempFolder::new(&disk_folder()).map(Self::Ours);
         };
@@ -75,7 +110,7 @@ fn disk_folder() -> PathBuf {
 }
 
 /// Ends at the first signal that asks the program to end.
-pub(super) async fn signalled(obey: bool) {
+async fn signalled(obey: bool) {
     if !obey {
         return std::future::pending().await;
     }

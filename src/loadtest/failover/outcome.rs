@@ -4,7 +4,7 @@ use super::{Strike, Victim};
 use crate::loadtest::disk_probe::new_histogram;
 use crate::loadtest::host::HostFacts;
 use crate::loadtest::html::{Chart, Page, Series};
-use crate::loadtest::report::{Marked, Percentiles, bars};
+use crate::loadtest::report::{Marked, Percentiles, bars, disk_line, verdict};
 use crate::workload::Misses;
 use serde::Serialize;
 
@@ -118,37 +118,19 @@ impl Outcome {
             text += &format!("  all {:3}  {}\n", values.len(), all.line());
         }
         let marked = self.rounds.iter().filter(|round| round.marked).count();
-        let disk = self.disk_ms.line();
-        text += &format!("\ndisk     4 KiB O_DSYNC beside it: {disk}");
-        if marked > 0 {
-            text += &format!("; it stalled over 50 ms in {marked} rounds (marked, ░)");
-        }
-        text += &format!("\n{}\n", self.verdict());
+        text += &format!(
+            "\n{}\n{}\n",
+            disk_line(&self.disk_ms, marked),
+            self.verdict()
+        );
         text
     }
 
     fn verdict(&self) -> String {
-        let Misses {
-            lost,
-            redelivered_after_ack,
-            made_twice,
-            strange,
-        } = self.misses;
-        let mut line = format!(
-            "VERDICT  {}  {} strikes ({:?}, {:?}), {} jobs acknowledged, {} finished, {lost} lost, \
-             {redelivered_after_ack} came back after their ack, {} requests failed",
-            if self.is_sound() { "ok" } else { "FAILED" },
-            self.rounds.len(),
-            self.signal,
-            self.target,
-            self.enqueued,
-            self.finished,
-            self.failed_requests,
-        );
-        if made_twice + strange > 0 {
-            line += &format!(", {made_twice} made twice, {strange} unaccounted for");
-        }
-        line
+        let strikes = self.rounds.len();
+        let what = format!("{strikes} strikes ({:?}, {:?})", self.signal, self.target);
+        let line = verdict(&what, (self.enqueued, self.finished), &self.misses);
+        format!("{line}, {} requests failed", self.failed_requests)
     }
 
     /// As one HTML file.

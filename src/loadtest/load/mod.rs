@@ -34,12 +34,12 @@ use crate::loadtest::disk_probe::DiskProbe;
 use crate::loadtest::host::HostFacts;
 use crate::loadtest::node::NodeCommand;
 use crate::loadtest::process::Usage;
-use crate::loadtest::setting::{Place, no_runtime, signalled, stopped};
+use crate::loadtest::setting::{self, Place};
 use crate::runtime::preflight;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
-use tokio::task::{JoinSet, LocalSet};
+use tokio::task::JoinSet;
 
 /// What is left is worked as long as this does not pass without a job.
 const ENDING_PATIENCE: Duration = Duration::from_secs(45);
@@ -122,27 +122,15 @@ impl Default for Options {
 /// If it could not be measured. What was measured and is wrong is in the [`Outcome`].
 pub fn run(options: &Options) -> Result<Outcome, Report> {
     check(options)?;
-    let place = Place::prepare(options.data_dir.as_deref())?;
-    let probe = DiskProbe::start(&place.path().join("disk-probe"))?;
-    let host = HostFacts::gather(place.path());
-    (options.say)(&host.lines());
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| no_runtime(&error))?;
-    let measured = runtime.block_on(LocalSet::new().run_until(async {
-        tokio::select! {
-            measured = measure(options, &place, &probe) => measured,
-            () = signalled(options.obey_signals) => Err(stopped()),
-        }
-    }));
-    if let Some(failure) = probe.failure() {
-        let report = Report::error(Code::DirectoryUnusable, "the disk probe cannot write");
-        return Err(report.location(failure));
-    }
-    let mut outcome = measured?;
-    outcome.host = host;
-    Ok(outcome)
+    setting::run(
+        options.data_dir.as_deref(),
+        options.obey_signals,
+        async |place, probe| {
+            let host = HostFacts::told(place.path(), options.say);
+            let outcome = measure(options, place, probe).await?;
+            Ok(Outcome { host, ..outcome })
+        },
+    )
 }
 
 fn check(options: &Options) -> Result<(), Report> {
