@@ -7,7 +7,7 @@ mod replica_kit;
 use bytes::Bytes;
 use replica_kit::{Cluster, voter};
 use rrq::base::checksum::Hash128;
-use rrq::base::ids::{GroupId, Incarnation, LogIndex, Partition, Term, Token};
+use rrq::base::ids::{GroupId, Incarnation, LogIndex, Partition, QueueUid, Term, Token};
 use rrq::raft::message::{Body, Checkpoint, Message};
 use rrq::shard::counters::Counters;
 use rrq::shard::input::Loss;
@@ -146,6 +146,24 @@ fn enqueue(cluster: &mut Cluster, job: NewJob) -> Enqueued {
     match cluster.command("mail", None, op) {
         Outcome::Enqueued(items) => items[0],
         other => panic!("not enqueued: {other:?}"),
+    }
+}
+
+/// Asks for a job, without waiting for anybody.
+fn enqueue_body(queue: QueueUid, payload: Bytes) -> RequestBody {
+    let job = NewJob {
+        payload,
+        ..NewJob::default()
+    };
+    let op = Op::Enqueue {
+        queue,
+        partition: Partition(0),
+        items: vec![job],
+    };
+    RequestBody::Command {
+        group: GROUP,
+        command: Command { session: None, op },
+        wait_ms: 0,
     }
 }
 
@@ -488,21 +506,7 @@ fn a_tail_that_nobody_else_has_is_void_behind_the_new_base() {
         cluster.cut_off(old);
         // Longer than what the others write, in entries.
         for nth in 0..200_u64 {
-            let job = NewJob {
-                payload: Bytes::copy_from_slice(&nth.to_le_bytes()),
-                ..NewJob::default()
-            };
-            let op = Op::Enqueue {
-                queue: uid,
-                partition: Partition(0),
-                items: vec![job],
-            };
-            let command = Command { session: None, op };
-            let body = RequestBody::Command {
-                group: GROUP,
-                command,
-                wait_ms: 0,
-            };
+            let body = enqueue_body(uid, Bytes::copy_from_slice(&nth.to_le_bytes()));
             assert!(cluster.try_ask(old, body, 0).is_none());
         }
         cluster.until("another leads", |cluster| {
@@ -789,21 +793,7 @@ fn what_lies_behind_the_checkpoint_in_a_log_that_leads_to_it_stays() {
     // What only nodes 1 and 3 have is not committed.
     cluster.cut_off(2);
     cluster.silence(3);
-    let job = NewJob {
-        payload: Bytes::from_static(b"behind it"),
-        ..NewJob::default()
-    };
-    let op = Op::Enqueue {
-        queue: uid,
-        partition: Partition(0),
-        items: vec![job],
-    };
-    let command = Command { session: None, op };
-    let body = RequestBody::Command {
-        group: GROUP,
-        command,
-        wait_ms: 0,
-    };
+    let body = enqueue_body(uid, Bytes::from_static(b"behind it"));
     assert!(cluster.try_ask(1, body, 20).is_none());
     // The link of node 3 breaks, and the leader finds out what it has.
     cluster.heal();

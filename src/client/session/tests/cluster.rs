@@ -297,22 +297,32 @@ fn a_short_poll_does_not_hide_that_a_leader_is_frozen_nor_does_a_long_one_behind
     assert!(!world.commands_at(2).is_empty(), "a long one");
 }
 
-#[test]
-fn what_a_worker_holds_is_attached_and_kept_alive_at_the_next_leader() {
-    let mut world = World::working(3);
+/// The client leases a job.
+fn holds_a_job(world: &mut World) {
     world.ready = 1;
     let id = world.client.call(lease(0));
     world.run(ms(1));
     assert!(world.client.result(id).is_ok());
     world.asked.clear();
-    world.elect(3);
-    world.kill(1);
-    world.run(ms(50));
-    let attach = world.commands_at(3);
+}
+
+/// The first command that reached a node attaches the session.
+fn assert_attached(world: &World, node: u32) {
+    let attach = world.commands_at(node);
     assert!(
         matches!(op(&attach[0].what), Op::Attach { .. }),
         "{attach:?}"
     );
+}
+
+#[test]
+fn what_a_worker_holds_is_attached_and_kept_alive_at_the_next_leader() {
+    let mut world = World::working(3);
+    holds_a_job(&mut world);
+    world.elect(3);
+    world.kill(1);
+    world.run(ms(50));
+    assert_attached(&world, 3);
     assert_eq!(
         world.beats_at(3),
         1,
@@ -347,19 +357,11 @@ fn what_was_lost_is_sent_at_once_where_the_client_was_connected_before() {
 #[test]
 fn what_a_worker_holds_is_attached_where_the_client_was_connected_before() {
     let mut world = connected_to_two();
-    world.ready = 1;
-    let id = world.client.call(lease(0));
-    world.run(ms(1));
-    assert!(world.client.result(id).is_ok());
-    world.asked.clear();
+    holds_a_job(&mut world);
     world.elect(2);
     world.kill(1);
     world.run(ms(50));
-    let attach = world.commands_at(2);
-    assert!(
-        matches!(op(&attach[0].what), Op::Attach { .. }),
-        "{attach:?}"
-    );
+    assert_attached(&world, 2);
     assert!(world.beats_at(2) >= 1);
 }
 
@@ -373,11 +375,7 @@ fn what_a_worker_holds_is_attached_at_a_leader_that_was_named() {
     world.elect(2);
     world.client.call(enqueue());
     world.run(ms(1));
-    let attach = world.commands_at(2);
-    assert!(
-        matches!(op(&attach[0].what), Op::Attach { .. }),
-        "{attach:?}"
-    );
+    assert_attached(&world, 2);
 }
 
 #[test]
@@ -396,11 +394,7 @@ fn a_worker_without_a_request_under_way_leaves_a_frozen_leader() {
 #[test]
 fn a_connection_that_broke_to_a_leader_that_lives_is_made_again() {
     let mut world = World::working(3);
-    world.ready = 1;
-    let id = world.client.call(lease(0));
-    world.run(ms(1));
-    assert!(world.client.result(id).is_ok());
-    world.asked.clear();
+    holds_a_job(&mut world);
     let conn = world.conns_of(1)[0];
     world.client.lose(conn);
     world.run(ms(200));
