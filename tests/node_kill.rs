@@ -99,12 +99,10 @@ fn what_was_acknowledged_is_there_after_every_kill() {
             begun.elapsed(),
             acked.len()
         );
-        for job in &acked {
-            match client.ask(RequestBody::GetJob { job: *job }) {
-                ReplyBody::Job(found) => assert_eq!(found.id, *job),
-                other => panic!("round {round}: job {job} was acknowledged and is lost: {other:?}"),
-            }
-        }
+        client.look_for(&acked, |job, told| match told {
+            ReplyBody::Job(found) => assert_eq!(found.id, job),
+            other => panic!("round {round}: job {job} was acknowledged and is lost: {other:?}"),
+        });
         if round == ROUNDS {
             return;
         }
@@ -122,13 +120,11 @@ fn what_was_acknowledged_is_there_after_every_kill() {
 fn account(node: &Node, acked: &[JobId]) -> (usize, usize) {
     let (mut client, _) = Client::greeted(node.clients());
     let (mut there, mut halted) = (0, 0);
-    for job in acked {
-        match client.ask(RequestBody::GetJob { job: *job }) {
-            ReplyBody::Job(_) => there += 1,
-            ReplyBody::Error(error) if error.code == Code::GroupHalted => halted += 1,
-            other => panic!("job {job} was acknowledged and is lost: {other:?}"),
-        }
-    }
+    client.look_for(acked, |job, told| match told {
+        ReplyBody::Job(_) => there += 1,
+        ReplyBody::Error(error) if error.code == Code::GroupHalted => halted += 1,
+        other => panic!("job {job} was acknowledged and is lost: {other:?}"),
+    });
     (there, halted)
 }
 

@@ -3,6 +3,7 @@
 use super::{DEADLINE, error_kit};
 use bytes::BytesMut;
 use rrq::base::code::Code;
+use rrq::base::ids::JobId;
 use rrq::wire::client::{decode_reply, decode_server_hello, encode_client_hello, encode_request};
 use rrq::wire::frame::{Frame, FrameDecoder, FrameKind};
 use rrq::wire::message::{ClientHello, Reply, ReplyBody, Request, RequestBody, ServerHello};
@@ -14,6 +15,9 @@ pub(crate) struct Client {
     pub(crate) stream: TcpStream,
     decoder: FrameDecoder,
 }
+
+/// Questions for jobs that are under way at once.
+const LOOKS: usize = 256;
 
 impl Client {
     pub(crate) fn connect(address: SocketAddr) -> Self {
@@ -101,6 +105,23 @@ impl Client {
         encode_request(&Request { id: 1, body }, &mut out);
         self.send(&out);
         self.reply().body
+    }
+
+    /// Asks for jobs, many at a time; each is handed over with what the node says of it.
+    pub(crate) fn look_for(&mut self, jobs: &[JobId], mut told: impl FnMut(JobId, ReplyBody)) {
+        let mut out = BytesMut::new();
+        for jobs in jobs.chunks(LOOKS) {
+            for (id, job) in (1..).zip(jobs) {
+                let body = RequestBody::GetJob { job: *job };
+                encode_request(&Request { id, body }, &mut out);
+            }
+            self.send(&out.split());
+            for _ in jobs {
+                let reply = self.reply();
+                let nth = usize::try_from(reply.id - 1).expect("it was asked");
+                told(jobs[nth], reply.body);
+            }
+        }
     }
 }
 
