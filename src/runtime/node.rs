@@ -17,7 +17,7 @@ use crate::base::limits::SEGMENT_BYTES;
 use crate::base::report::Report;
 use crate::runtime::api::Api;
 use crate::runtime::config::{self, Asked, NoConfig, NodeConfig};
-use crate::runtime::data_dir::{DataDir, fits_members};
+use crate::runtime::data_dir::{self, DataDir, fits_members};
 use crate::runtime::desk::Desk;
 use crate::runtime::listener::Admission;
 use crate::runtime::mesh::{Letter, Mesh};
@@ -113,7 +113,7 @@ pub fn run(config: NodeConfig) -> Result<(), Report> {
         .iter()
         .map(|pulse| Mailbox::new(pulse.clone()))
         .collect();
-    let process = sys::boot_time_ns() ^ u64::from(std::process::id()) << 40;
+    let process = random_bits()?;
     let me = Process {
         id: process,
         events: events.clone(),
@@ -155,6 +155,12 @@ pub fn run(config: NodeConfig) -> Result<(), Report> {
         .map_err(|error| no_thread("admin", &error))?;
     supervisor::watch(node.metrics.clone()).map_err(|error| no_thread("watchdog", &error))?;
     node.attend(&inbox)
+}
+
+/// Bits that no other process has.
+fn random_bits() -> Result<u64, Report> {
+    let bits = data_dir::random().map_err(|error| no_thread("random bits", &error))?;
+    Ok(u128::from_le_bytes(bits) as u64)
 }
 
 /// Has the other nodes connected to, and this node belong to a cluster. False if the process shall stop
