@@ -5,9 +5,9 @@
 mod replica_kit;
 
 use bytes::Bytes;
-use replica_kit::{Cluster, voter};
+use replica_kit::{Cluster, enqueue_body, queue_in, voter};
 use rrq::base::checksum::Hash128;
-use rrq::base::ids::{GroupId, Incarnation, LogIndex, Partition, QueueUid, Term, Token};
+use rrq::base::ids::{GroupId, Incarnation, LogIndex, Partition, Term, Token};
 use rrq::raft::message::{Body, Checkpoint, Message};
 use rrq::shard::counters::Counters;
 use rrq::shard::input::Loss;
@@ -89,6 +89,51 @@ fn a_follower_that_was_away_for_more_than_the_tail_gets_a_checkpoint() {
 }
 
 #[test]
+fn nothing_is_installed_before_every_group_of_the_shard_is_loaded() {
+    let mut cluster = Cluster::new(3, 2);
+    let (first, second) = (queue_in(GroupId(0), 2), queue_in(GroupId(1), 2));
+    let job = cluster.enqueue(&second, b"in the group that loads late");
+    cluster.enqueue(&first, b"before");
+    cluster.pass(500);
+    let leader = cluster.leader(GROUP).expect("it has just answered");
+    let follower = 1 + leader % 3;
+    // Both groups have checkpoints, which a start reads.
+    cluster.ask_to_stop(follower);
+    cluster.until("it has stopped", |cluster| {
+        cluster.node(follower).has_stopped
+    });
+    cluster.kill(follower);
+    for _ in 0..10 {
+        cluster.fill(&first, 100, COMMAND_BYTES / 100);
+    }
+    let node = cluster.node(follower);
+    (node.loads_late, node.file_turns) = (Some(GroupId(1)), 50);
+    let before = node.disk.files();
+    cluster.start(follower);
+    // A file that is there by now is of no base that is known.
+    for _ in 0..2_000 {
+        cluster.step();
+        if cluster.node(follower).disk.files() != before {
+            break;
+        }
+    }
+    cluster.node(follower).load_it();
+    cluster.until("it is installed", |cluster| {
+        installed(cluster, follower) == 1
+    });
+    cluster.pass(500);
+    cluster.kill(follower);
+    cluster.start(follower);
+    cluster.pass(1_000);
+    let counters = counters(&mut cluster, follower);
+    assert_eq!(counters.checkpoints_damaged_total, 0, "its files are there");
+    assert_eq!(counters.groups_halted, 0);
+    all_equal(&mut cluster, follower, 0);
+    cluster.make_lead(follower, GroupId(1));
+    assert!(cluster.has(job));
+}
+
+#[test]
 fn a_follower_that_was_away_over_checkpoints_of_its_leader_gets_one() {
     let mut cluster = Cluster::with_checkpoints(3, 1, 256 << 10);
     let follower = with_one_behind(&mut cluster);
@@ -146,24 +191,6 @@ fn enqueue(cluster: &mut Cluster, job: NewJob) -> Enqueued {
     match cluster.command("mail", None, op) {
         Outcome::Enqueued(items) => items[0],
         other => panic!("not enqueued: {other:?}"),
-    }
-}
-
-/// Asks for a job, without waiting for anybody.
-fn enqueue_body(queue: QueueUid, payload: Bytes) -> RequestBody {
-    let job = NewJob {
-        payload,
-        ..NewJob::default()
-    };
-    let op = Op::Enqueue {
-        queue,
-        partition: Partition(0),
-        items: vec![job],
-    };
-    RequestBody::Command {
-        group: GROUP,
-        command: Command { session: None, op },
-        wait_ms: 0,
     }
 }
 
@@ -506,7 +533,7 @@ fn a_tail_that_nobody_else_has_is_void_behind_the_new_base() {
         cluster.cut_off(old);
         // Longer than what the others write, in entries.
         for nth in 0..200_u64 {
-            let body = enqueue_body(uid, Bytes::copy_from_slice(&nth.to_le_bytes()));
+            let body = enqueue_body(GROUP, uid, Bytes::copy_from_slice(&nth.to_le_bytes()));
             assert!(cluster.try_ask(old, body, 0).is_none());
         }
         cluster.until("another leads", |cluster| {
@@ -793,7 +820,7 @@ fn what_lies_behind_the_checkpoint_in_a_log_that_leads_to_it_stays() {
     // What only nodes 1 and 3 have is not committed.
     cluster.cut_off(2);
     cluster.silence(3);
-    let body = enqueue_body(uid, Bytes::from_static(b"behind it"));
+    let body = enqueue_body(GROUP, uid, Bytes::from_static(b"behind it"));
     assert!(cluster.try_ask(1, body, 20).is_none());
     // The link of node 3 breaks, and the leader finds out what it has.
     cluster.heal();

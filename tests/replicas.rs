@@ -93,6 +93,30 @@ fn what_is_acknowledged_is_on_the_disks_of_a_majority_at_that_moment() {
     }
 }
 
+#[test]
+fn leaders_stay_where_they_are_among_three_of_five() {
+    let mut cluster = Cluster::new(5, 16);
+    all_lead(&mut cluster, 16);
+    cluster.kill(4);
+    cluster.kill(5);
+    all_lead(&mut cluster, 16);
+    cluster.pass(10_000);
+    // Six, five and five: nobody leads too many, although two lead none.
+    let handed_over = |cluster: &mut Cluster| -> u64 {
+        let of = |number| {
+            cluster
+                .engine(number)
+                .counters()
+                .raft_groups_handed_over_total
+        };
+        (1..=3).map(of).sum()
+    };
+    let before = handed_over(&mut cluster);
+    assert!(is_level(leads(&mut cluster, 16)));
+    cluster.pass(10_000);
+    assert_eq!(handed_over(&mut cluster), before);
+}
+
 /// How many of the groups each node leads.
 fn leads(cluster: &mut Cluster, groups: u16) -> Vec<usize> {
     let leaders: Vec<_> = (0..groups)

@@ -63,21 +63,16 @@ fn the_same_seed_gives_the_same_cluster() {
     }
 }
 
-/// Seeds of clusters that once failed, each with its reason.
+/// Seeds of clusters that once failed, each with its reason. A seed that a later change has given another
+/// meaning goes once a script shows its reason: what was dropped while a group was loading is in
+/// tests/replica_installs.rs.
 #[test]
 fn clusters_that_once_failed() {
-    let seeds = [
-        (
-            35,
-            "a checkpoint of another node was written while a group was still loading, and then dropped \
-             as what a crash had left",
-        ),
-        (
-            143,
-            "a round waited for ever for the entry of a leader that was deposed before it served",
-        ),
-    ];
-    for (seed, why) in seeds {
+    const SEEDS: &[(u64, &str)] = &[(
+        143,
+        "a round waited for ever for the entry of a leader that was deposed before it served",
+    )];
+    for &(seed, why) in SEEDS {
         let report = std::panic::catch_unwind(|| Cluster::run(seed, None));
         assert!(report.is_ok(), "cluster seed {seed} fails again: {why}");
     }

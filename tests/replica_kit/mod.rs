@@ -5,7 +5,9 @@
 
 use bytes::Bytes;
 use rrq::base::code::Code;
-use rrq::base::ids::{ClusterId, ConnId, DiskId, GroupId, JobId, NodeId, Partition, ShardId};
+use rrq::base::ids::{
+    ClusterId, ConnId, DiskId, GroupId, JobId, NodeId, Partition, QueueUid, ShardId,
+};
 use rrq::base::limits::BLOCK_BYTES;
 use rrq::base::prng::Prng;
 use rrq::base::units::{Lsn, Monotonic, Now, WallTime};
@@ -38,6 +40,31 @@ pub(crate) fn voter(node: u32) -> Voter {
     }
 }
 
+/// The name of a queue whose home is this of so many groups.
+pub(crate) fn queue_in(group: GroupId, groups: u32) -> String {
+    let mut names = (0..).map(|nth| format!("queue-{nth}"));
+    let found = names.find(|name| home_group(name, groups) == group);
+    found.expect("names are many")
+}
+
+/// Asks for a job in a queue of a group.
+pub(crate) fn enqueue_body(group: GroupId, queue: QueueUid, payload: Bytes) -> RequestBody {
+    let job = NewJob {
+        payload,
+        ..NewJob::default()
+    };
+    let op = Op::Enqueue {
+        queue,
+        partition: Partition(0),
+        items: vec![job],
+    };
+    RequestBody::Command {
+        group,
+        command: Command { session: None, op },
+        wait_ms: 0,
+    }
+}
+
 /// One node.
 pub(crate) struct Node {
     me: Voter,
@@ -60,6 +87,8 @@ pub(crate) struct Node {
     pub(crate) file_turns: u64,
     /// So many rounds cannot be written from now on.
     pub(crate) rounds_fail: u64,
+    /// A group whose state is read only when [`Node::load_it`] says so.
+    pub(crate) loads_late: Option<GroupId>,
     replies: BTreeMap<u64, Reply>,
     /// All is durable, and it could end.
     pub(crate) has_stopped: bool,
@@ -173,6 +202,16 @@ impl Node {
         sent
     }
 
+    /// The group that loads late is read now.
+    pub(crate) fn load_it(&mut self) {
+        self.loads_late = None;
+        for (turns, work) in &mut self.filing {
+            if matches!(work, Work::Group(..)) {
+                *turns = 1;
+            }
+        }
+    }
+
     fn finish(&mut self, work: Work) {
         let owner = driver::owner_of(&self.identity());
         self.inbox.push_back(work.finish(&mut self.disk, &owner));
@@ -184,6 +223,9 @@ impl Node {
             Begun::Work(work) if work.may_fail() && self.rounds_fail > 0 => {
                 self.rounds_fail -= 1;
                 self.inbox.push_back(work.fail(&mut self.disk));
+            }
+            Begun::Work(work @ Work::Group(group, _)) if self.loads_late == Some(group) => {
+                self.filing.push((u64::MAX, work));
             }
             Begun::Work(work @ (Work::Chunk(_) | Work::Files(..))) if self.file_turns > 0 => {
                 self.filing.push((self.file_turns, work));
@@ -260,6 +302,7 @@ impl Cluster {
                 filing: Vec::new(),
                 file_turns: 0,
                 rounds_fail: 0,
+                loads_late: None,
                 replies: BTreeMap::new(),
                 has_stopped: false,
             };
