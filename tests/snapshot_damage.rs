@@ -10,6 +10,7 @@ use rrq::base::ids::{
     ClusterId, DiskId, GroupId, Incarnation, JobId, LogIndex, NodeId, Partition, QueueUid, ShardId,
     Term,
 };
+use rrq::base::members::Member;
 use rrq::base::units::{GroupTime, Lsn, WallTime};
 use rrq::snapshot::builder::{PayloadBuilder, RunBuilder};
 use rrq::snapshot::layout::{
@@ -71,10 +72,10 @@ fn meta(group: u16, index: u64) -> GroupMeta {
         time: GroupTime(3),
         machine_version: 1,
         wall_offset_ms: 1_700_000_000_000,
-        voters: vec![Voter {
+        members: vec![Member::voting(Voter {
             node: NodeId(1),
             disk: OWNER.disk,
-        }],
+        })],
     }
 }
 

@@ -128,6 +128,8 @@ pub const PEER_SHARDS_MAX: usize = 1024;
 pub const VOTERS_MAX: usize = 15;
 /// Learners of a group.
 pub const LEARNERS_MAX: usize = 15;
+/// Members of a group: while a change is half done there are two sets of voters.
+pub const MEMBERS_MAX: usize = 2 * VOTERS_MAX + LEARNERS_MAX;
 /// Largest body of a frame between nodes.
 pub const PEER_FRAME_BYTES_MAX: usize = 16 << 20;
 /// A frame between nodes takes no further message once it is as large as this.

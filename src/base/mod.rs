@@ -11,6 +11,7 @@ pub mod entry;
 pub mod ids;
 pub mod limits;
 pub mod lookup;
+pub mod members;
 pub mod prng;
 pub mod report;
 pub mod units;

@@ -3,6 +3,7 @@
 use crate::base::code::Code;
 use crate::base::entry::{Entry, EntryKind};
 use crate::base::ids::{GroupId, Incarnation};
+use crate::base::members::{Member, MemberRole};
 use crate::base::report::Report;
 use crate::cli::Output;
 use crate::cli::command_json::command_json;
@@ -501,6 +502,14 @@ fn hard_json(hard: &HardState) -> Value {
 }
 
 fn base_json(base: &BaseRecord) -> Value {
+    let of = |learns: bool| {
+        let is_one = move |member: &&Member| (member.role == MemberRole::Learner) == learns;
+        base.members
+            .iter()
+            .filter(is_one)
+            .map(|member| member.voter.node.0)
+    };
+    let (voters, learners) = (of(false), of(true));
     json!({
         "type": "base",
         "group": base.group.0,
@@ -513,7 +522,8 @@ fn base_json(base: &BaseRecord) -> Value {
         "root_file": base.root.map(|root| root.file),
         "root_offset": base.root.map(|root| root.offset),
         "log_start_lsn": base.log_start_lsn.0,
-        "voters": base.voters.iter().map(|(node, _)| node.0).collect::<Vec<_>>(),
+        "voters": voters.collect::<Vec<_>>(),
+        "learners": learners.collect::<Vec<_>>(),
     })
 }
 

@@ -5,7 +5,8 @@
 
 use crate::base::checksum::Hash128;
 use crate::base::entry::Entry;
-use crate::base::ids::{DiskId, GroupId, Incarnation, LogIndex, NodeId, Term};
+use crate::base::ids::{GroupId, Incarnation, LogIndex, Term, Voter};
+use crate::base::members::Member;
 use crate::base::units::{GroupTime, Lsn};
 use crate::cli::offline::{self, ShardFiles};
 use crate::cli::salvage::{Salvage, salvage};
@@ -151,16 +152,12 @@ fn base_of(base: &ManifestBase) -> BaseRecord {
         log_start_lsn: base.log_start,
         machine_version: meta.machine_version,
         wall_offset_ms: meta.wall_offset_ms,
-        voters: meta
-            .voters
-            .iter()
-            .map(|voter| (voter.node, voter.disk))
-            .collect(),
+        members: meta.members.clone(),
     }
 }
 
 /// A group from nothing, with this node as its only voter.
-fn formation(group: GroupId, voter: (NodeId, DiskId)) -> BaseRecord {
+fn formation(group: GroupId, voter: Voter) -> BaseRecord {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let now = now.map_or(0, |now| now.as_millis());
     BaseRecord {
@@ -174,7 +171,7 @@ fn formation(group: GroupId, voter: (NodeId, DiskId)) -> BaseRecord {
         log_start_lsn: Lsn(0),
         machine_version: 1,
         wall_offset_ms: i64::try_from(now).unwrap_or(i64::MAX),
-        voters: vec![voter],
+        members: vec![Member::voting(voter)],
     }
 }
 
@@ -198,7 +195,7 @@ pub(super) fn from_remains(mut log: GroupLog, files: &Files<'_>) -> Option<NewLi
 pub(super) struct Files<'a> {
     pub(super) shard: &'a ShardFiles,
     /// This node, the voter of a group from nothing.
-    pub(super) voter: (NodeId, DiskId),
+    pub(super) voter: Voter,
 }
 
 /// The place of a base, and its state if it is not empty.

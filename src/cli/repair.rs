@@ -13,7 +13,7 @@
 //! cut its groups off from them.
 
 use crate::base::code::Code;
-use crate::base::ids::{DiskId, GroupId, NodeId};
+use crate::base::ids::{GroupId, Voter};
 use crate::base::prng::mix;
 use crate::base::report::Report;
 use crate::cli::new_life::{Files, NewLife, append, from_log, from_manifest, from_remains};
@@ -160,7 +160,10 @@ impl Shard {
             groups: Vec::new(),
             passed_over: Vec::new(),
         };
-        let voter = (superblock.node, superblock.disk);
+        let voter = Voter {
+            node: superblock.node,
+            disk: superblock.disk,
+        };
         let step = usize::from(superblock.shards);
         for id in (u32::from(shard)..superblock.groups).step_by(step) {
             let id = GroupId(u16::try_from(id).unwrap_or(u16::MAX));
@@ -176,7 +179,7 @@ impl Shard {
         id: GroupId,
         log: Option<GroupLog>,
         manifest: Option<&Manifest>,
-        voter: (NodeId, DiskId),
+        voter: Voter,
     ) {
         let shard = &self.files;
         let files = &Files { shard, voter };

@@ -10,7 +10,7 @@ use crate::queue::{JobQueue, Lost, PageError, PagePlace};
 use crate::runtime::snapshot_files::{self, write_run};
 use crate::snapshot::builder::RunBuilder;
 use crate::snapshot::layout::{
-    BODY_HEAD_BYTES, BodyEntry, BodyPlace, FileHeader, FileKind, GroupMeta, PageName, Root, Voter,
+    BODY_HEAD_BYTES, BodyEntry, BodyPlace, FileHeader, FileKind, GroupMeta, PageName, Root,
 };
 use crate::snapshot::view::{verify_body, verify_page};
 use crate::wal::record::{BaseRecord, RootLocation};
@@ -134,7 +134,6 @@ fn add_group(
             }
         }));
     }
-    let voters = base.voters.iter();
     let meta = GroupMeta {
         group: base.group,
         incarnation: base.incarnation,
@@ -143,12 +142,7 @@ fn add_group(
         time: base.time,
         machine_version: base.machine_version,
         wall_offset_ms: base.wall_offset_ms,
-        voters: voters
-            .map(|(node, disk)| Voter {
-                node: *node,
-                disk: *disk,
-            })
-            .collect(),
+        members: base.members.clone(),
     };
     run.finish_group(&meta, bodies).expect(fits)
 }

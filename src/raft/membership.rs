@@ -25,6 +25,7 @@
 
 use crate::base::ids::{DiskId, NodeId};
 use crate::base::limits::{LEARNERS_MAX, VOTERS_MAX};
+use crate::base::members::{Member, MemberRole};
 use crate::raft::message::Voter;
 use crate::raft::quorum::{self, Tally};
 use bytes::Bytes;
@@ -113,6 +114,67 @@ impl Membership {
             voters,
             ..Self::default()
         }
+    }
+
+    /// The members as they are written down; nobody is one as long as a replica has no state to begin
+    /// with.
+    ///
+    /// # Errors
+    /// If they cannot be the members of a group.
+    pub fn from_list(list: &[Member]) -> Result<Self, ChangeError> {
+        let of = |roles: &[MemberRole]| -> BTreeSet<Voter> {
+            let members = list.iter().filter(|member| roles.contains(&member.role));
+            members.map(|member| member.voter).collect()
+        };
+        use MemberRole::{Demoted, Incoming, Learner, Outgoing, Voter as Votes};
+        let is_joint = !of(&[Incoming, Outgoing, Demoted]).is_empty();
+        let members = Self {
+            voters: of(&[Votes, Incoming]),
+            outgoing: if is_joint {
+                of(&[Votes, Outgoing, Demoted])
+            } else {
+                BTreeSet::new()
+            },
+            learners: of(&[Learner]),
+            learners_next: of(&[Demoted]),
+        };
+        let all: BTreeSet<Voter> = list.iter().map(|member| member.voter).collect();
+        let is_group = !members.voters.is_empty() && members.is_joint() == is_joint;
+        let fits = members.voters.len() <= VOTERS_MAX
+            && members.outgoing.len() <= VOTERS_MAX
+            && members.learners.len() <= LEARNERS_MAX;
+        match fits {
+            false => Err(ChangeError::TooMany),
+            true if all.len() < list.len() => Err(ChangeError::BadSteps),
+            true if !list.is_empty() && !is_group => Err(ChangeError::NoVoters),
+            true => Ok(members),
+        }
+    }
+
+    /// The members as they are written down, ascending.
+    #[must_use]
+    pub fn to_list(&self) -> Vec<Member> {
+        let role = |member: Voter| {
+            let is_old = self.outgoing.contains(&member);
+            match self.voters.contains(&member) {
+                true if is_old || !self.is_joint() => MemberRole::Voter,
+                true => MemberRole::Incoming,
+                false if self.learners_next.contains(&member) => MemberRole::Demoted,
+                false if is_old => MemberRole::Outgoing,
+                false => MemberRole::Learner,
+            }
+        };
+        let members = self.members().map(|voter| Member {
+            voter,
+            role: role(voter),
+        });
+        members.collect()
+    }
+
+    /// Whether there is no group yet, for all that this replica knows.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.voters.is_empty()
     }
 
     /// The voters; while joint, the new ones.
@@ -452,6 +514,54 @@ mod tests {
             },
         });
         vec(step, 1..STEPS_MAX)
+    }
+
+    #[test]
+    fn members_are_read_as_they_were_written_also_while_joint() {
+        let disk = DiskId([9; 16]);
+        let mut members = group([1, 2, 3, 4]);
+        let changes = [
+            enter(&[Step::AddLearner(voter(5)), Step::AddLearner(voter(6))]),
+            enter(&[
+                Step::AddVoter(voter(5)),
+                Step::Remove(voter(1)),
+                Step::AddLearner(voter(2)),
+                Step::ReplaceDisk {
+                    old: voter(3),
+                    disk,
+                },
+            ]),
+            Change::Leave,
+        ];
+        for change in changes {
+            members = members.changed(&change).expect("it fits");
+            let list = members.to_list();
+            assert!(list.is_sorted());
+            assert_eq!(Membership::from_list(&list), Ok(members.clone()));
+        }
+        assert_eq!(Membership::from_list(&[]), Ok(Membership::default()));
+    }
+
+    #[test]
+    fn what_cannot_be_the_members_of_a_group_is_refused() {
+        let of = |roles: &[(u32, MemberRole)]| {
+            let members = roles.iter().map(|(node, role)| Member {
+                voter: voter(*node),
+                role: *role,
+            });
+            Membership::from_list(&members.collect::<Vec<_>>())
+        };
+        use MemberRole::{Incoming, Learner, Outgoing, Voter as Votes};
+        assert_eq!(of(&[(1, Learner)]), Err(ChangeError::NoVoters));
+        assert_eq!(of(&[(1, Outgoing)]), Err(ChangeError::NoVoters));
+        assert_eq!(
+            of(&[(1, Incoming)]),
+            Err(ChangeError::NoVoters),
+            "no old set"
+        );
+        assert_eq!(of(&[(1, Votes), (1, Learner)]), Err(ChangeError::BadSteps));
+        let many: Vec<_> = (1..=16).map(|node| (node, Votes)).collect();
+        assert_eq!(of(&many), Err(ChangeError::TooMany));
     }
 
     proptest! {

@@ -3,7 +3,7 @@
 use crate::base::ids::{GroupId, Partition, QueueUid};
 use crate::base::units::Lsn;
 use crate::queue::view::{PageKey, PageKind};
-use crate::snapshot::layout::{BodyEntry, GroupMeta, PageName, PayloadUse, RootRef, Voter};
+use crate::snapshot::layout::{BodyEntry, GroupMeta, PageName, PayloadUse, RootRef};
 use crate::snapshot::manifest::{ManifestBase, ManifestGroup};
 use crate::wal::record::{BaseRecord, RootLocation};
 use std::collections::BTreeMap;
@@ -48,11 +48,7 @@ pub(super) fn base_record(meta: &GroupMeta, root: &RootRef, log_start_lsn: Lsn) 
         log_start_lsn,
         machine_version: meta.machine_version,
         wall_offset_ms: meta.wall_offset_ms,
-        voters: meta
-            .voters
-            .iter()
-            .map(|voter| (voter.node, voter.disk))
-            .collect(),
+        members: meta.members.clone(),
     }
 }
 
@@ -67,10 +63,6 @@ pub(super) fn root_ref(base: &BaseRecord) -> Option<RootRef> {
 }
 
 fn manifest_base(base: &BaseRecord) -> ManifestBase {
-    let voter = |(node, disk): &(_, _)| Voter {
-        node: *node,
-        disk: *disk,
-    };
     ManifestBase {
         meta: GroupMeta {
             group: base.group,
@@ -80,7 +72,7 @@ fn manifest_base(base: &BaseRecord) -> ManifestBase {
             time: base.time,
             machine_version: base.machine_version,
             wall_offset_ms: base.wall_offset_ms,
-            voters: base.voters.iter().map(voter).collect(),
+            members: base.members.clone(),
         },
         root: root_ref(base),
         log_start: base.log_start_lsn,

@@ -154,7 +154,7 @@ impl Group {
             time: self.queue.time(),
             machine_version: self.queue.version(),
             wall_offset_ms: self.queue.wall_offset_ms(),
-            voters: self.raft.members().voters().iter().copied().collect(),
+            members: self.raft.members().to_list(),
         }
     }
 

@@ -35,7 +35,7 @@ use crate::queue::{JobQueue, MACHINE_VERSION, StateLoader};
 use crate::raft::follower::Installed;
 use crate::raft::membership::Membership;
 use crate::raft::message::{Checkpoint, Position, Voter};
-use crate::snapshot::layout::{self, GroupMeta};
+use crate::snapshot::layout::GroupMeta;
 use crate::wal::record::BaseRecord;
 use crate::wire::checkpoint::{CheckpointHead, CheckpointItem, ItemDecoder};
 use bytes::Bytes;
@@ -365,15 +365,11 @@ impl ShardEngine {
         };
         let group = &self.groups[receiving.slot];
         let (head, queue) = match loading.finish() {
-            Ok((head, _)) if !head.voters.contains(&me) => {
-                return self.install_failed("this node is no voter in it");
+            Ok((head, _)) if !is_member(&head, me) => {
+                return self.install_failed("this node is no member in it");
             }
             Ok(loaded) => loaded,
             Err(what) => return self.install_failed(&what),
-        };
-        let voter = |voter: &Voter| layout::Voter {
-            node: voter.node,
-            disk: voter.disk,
         };
         let meta = GroupMeta {
             group: group.id,
@@ -383,7 +379,7 @@ impl ShardEngine {
             time: head.time,
             machine_version: head.machine_version,
             wall_offset_ms: head.wall_offset_ms,
-            voters: head.voters.iter().map(voter).collect(),
+            members: head.members,
         };
         receiving.stage = Stage::Loaded(meta, Box::new(queue));
     }
@@ -417,15 +413,11 @@ impl ShardEngine {
         queue: JobQueue,
     ) {
         let group = &mut self.groups[slot];
-        let voter = |(node, disk): &(_, _)| Voter {
-            node: *node,
-            disk: *disk,
-        };
         let installed = Installed {
             base: (base.index, base.term),
             time: base.time,
             machine_version: base.machine_version,
-            members: Membership::of_voters(base.voters.iter().map(voter)),
+            members: Membership::from_list(&base.members).expect("it was looked at when it came"),
         };
         // As the log has it: a base that its records do not lead to stands alone.
         let leads =
@@ -470,4 +462,9 @@ impl ShardEngine {
     pub(super) fn end_install(&mut self) {
         self.installs.receiving = None;
     }
+}
+
+/// Whether the members of a checkpoint make sense, and this node is one of them.
+fn is_member(head: &CheckpointHead, me: Voter) -> bool {
+    Membership::from_list(&head.members).is_ok_and(|members| members.contains(me))
 }

@@ -21,7 +21,8 @@ use super::reads::Reads;
 use super::waits::Waits;
 use crate::base::checksum::Hash128;
 use crate::base::entry::Entry;
-use crate::base::ids::{DiskId, GroupId, Incarnation, JobId, LogIndex, NodeId, Term};
+use crate::base::ids::{DiskId, GroupId, Incarnation, JobId, LogIndex, Term};
+use crate::base::members::Member;
 use crate::base::units::{GroupTime, Lsn, Now};
 use crate::queue::view::BodyLocation;
 use crate::queue::{JobQueue, MACHINE_VERSION};
@@ -136,10 +137,7 @@ pub(super) fn formation(
         log_start_lsn,
         machine_version: 1,
         wall_offset_ms: i64::try_from(config.formed_at.unwrap_or(now.wall).0).unwrap_or(i64::MAX),
-        voters: formed
-            .iter()
-            .map(|voter| (voter.node, voter.disk))
-            .collect(),
+        members: formed.into_iter().map(Member::voting).collect(),
     }
 }
 
@@ -162,14 +160,8 @@ pub(super) fn open_group(
     let newest = bases[0].clone();
     let oldest = bases.last().expect("a group has a base");
     let me = config.me();
-    let voter = |(node, disk): &(NodeId, DiskId)| Voter {
-        node: *node,
-        disk: *disk,
-    };
-    let members = Membership::of_voters(newest.voters.iter().map(voter).chain(
-        // Nobody votes in a base that holds nobody: it is refused below.
-        newest.voters.is_empty().then_some(me),
-    ));
+    let known = Membership::from_list(&newest.members);
+    let members = known.clone().unwrap_or_default();
     let is_alone = members.is_only_voter(me);
     // With other voters a damaged log is put right by them.
     let doubt = match &status {
@@ -187,9 +179,9 @@ pub(super) fn open_group(
     };
     let roots: Vec<_> = bases.iter().filter_map(root_ref).collect();
     let phase = match status {
-        _ if !newest.voters.contains(&(me.node, me.disk)) => Phase::Halted(halted(
+        _ if known.is_err() => Phase::Halted(halted(
             id,
-            &format!("its voters are {:?}, and this node is none", newest.voters),
+            &format!("its members cannot be: {:?}", newest.members),
         )),
         _ if newest.machine_version > MACHINE_VERSION => Phase::Halted(halted(
             id,
@@ -338,6 +330,7 @@ fn raft_hard_state(state: LoggedHardState, members: &Membership) -> HardState {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::ids::NodeId;
 
     #[test]
     fn a_vote_survives_the_log_for_whomever_it_was() {

@@ -67,17 +67,13 @@ struct Stream {
 
 impl Stream {
     fn new(meta: &GroupMeta, pages: FrozenState) -> Self {
-        let voter = |voter: &crate::snapshot::layout::Voter| Voter {
-            node: voter.node,
-            disk: voter.disk,
-        };
         let head = CheckpointHead {
             index: meta.index,
             term: meta.term,
             time: meta.time,
             machine_version: meta.machine_version,
             wall_offset_ms: meta.wall_offset_ms,
-            voters: meta.voters.iter().map(voter).collect(),
+            members: meta.members.clone(),
         };
         let mut made = BytesMut::new();
         encode_item(&CheckpointItem::Head(head), &mut made);

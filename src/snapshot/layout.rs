@@ -59,9 +59,9 @@
 //! | 16 | 8 | term of that entry |
 //! | 24 | 8 | group time |
 //! | 32 | 8 | wall offset in ms, signed |
-//! | 40 | 2 | number V of voters |
+//! | 40 | 2 | number M of members |
 //! | 42 | 6 | reserved |
-//! | 48 | 24 V | voters, strictly ascending by node: node u32, reserved u32, disk id (16) |
+//! | 48 | 24 M | members, strictly ascending by node and disk: node u32, [role](crate::base::members::MemberRole) u32, disk id (16) |
 //!
 //! **Local part**: where things lie on this disk; outside the root hash.
 //!
@@ -107,6 +107,7 @@
 use crate::base::checksum::{Hash128, crc32c};
 use crate::base::ids::{ClusterId, DiskId, GroupId, Incarnation, JobId, LogIndex, ShardId, Term};
 use crate::base::limits::{BLOCK_BYTES, ENTRY_BYTES_MAX, LEAF_JOBS, PAYLOAD_BYTES_HARD_MAX};
+use crate::base::members::Member;
 use crate::base::units::GroupTime;
 
 pub use crate::base::ids::Voter;
@@ -130,7 +131,7 @@ pub(super) const HEADER_USED_BYTES: usize = 56;
 pub(super) const ROOT_MAGIC: [u8; 8] = *b"rrq-root";
 pub(super) const CANONICAL_HEAD_BYTES: usize = 8;
 pub(super) const GROUP_BYTES: usize = 48;
-pub(super) const VOTER_BYTES: usize = 24;
+pub(super) const MEMBER_BYTES: usize = 24;
 pub(super) const DIRECTORY_ENTRY_BYTES: usize = 48;
 pub(super) const PAGE_PLACE_BYTES: usize = 24;
 pub(super) const PAYLOAD_USE_BYTES: usize = 24;
@@ -310,23 +311,23 @@ pub struct GroupMeta {
     pub machine_version: u16,
     /// Wall time minus group time, in milliseconds.
     pub wall_offset_ms: i64,
-    /// The voters after it, in any order; written and read ascending by node.
-    pub voters: Vec<Voter>,
+    /// The members after it, in any order; written and read ascending by node and disk.
+    pub members: Vec<Member>,
 }
 
 impl GroupMeta {
     /// Appends the group block.
     ///
     /// # Panics
-    /// If a node votes twice, or more than 65,535 vote.
+    /// If somebody is a member twice, or there are more than 65,535.
     pub(super) fn encode_into(&self, out: &mut Vec<u8>) {
-        let mut voters = self.voters.clone();
-        voters.sort_unstable();
+        let mut members = self.members.clone();
+        members.sort_unstable();
         assert!(
-            voters.windows(2).all(|pair| pair[0].node < pair[1].node),
-            "a node votes twice: {voters:?}"
+            members.windows(2).all(|pair| pair[0].voter < pair[1].voter),
+            "a member twice: {members:?}"
         );
-        let count = u16::try_from(voters.len()).expect("voters are few");
+        let count = u16::try_from(members.len()).expect("members are few");
         out.extend_from_slice(&self.group.0.to_le_bytes());
         out.extend_from_slice(&self.machine_version.to_le_bytes());
         out.extend_from_slice(&self.incarnation.0.to_le_bytes());
@@ -336,9 +337,9 @@ impl GroupMeta {
         out.extend_from_slice(&self.wall_offset_ms.to_le_bytes());
         out.extend_from_slice(&count.to_le_bytes());
         out.extend_from_slice(&[0; 6]);
-        for voter in &voters {
+        for Member { voter, role } in &members {
             out.extend_from_slice(&voter.node.0.to_le_bytes());
-            out.extend_from_slice(&[0; 4]);
+            out.extend_from_slice(&(*role as u32).to_le_bytes());
             out.extend_from_slice(&voter.disk.0);
         }
     }
@@ -536,7 +537,7 @@ mod tests {
             hex(&root[..ROOT_HEAD_BYTES]),
             "7272712d726f6f74c0010000c80000000454eab100000000"
         );
-        let pages = ROOT_HEAD_BYTES + CANONICAL_HEAD_BYTES + GROUP_BYTES + 2 * VOTER_BYTES;
+        let pages = ROOT_HEAD_BYTES + CANONICAL_HEAD_BYTES + GROUP_BYTES + 2 * MEMBER_BYTES;
         assert_eq!(
             hex(&root[ROOT_HEAD_BYTES..pages]),
             "01000000020000000500010001000000e8030000000000000400000000000000\

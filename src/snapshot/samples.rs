@@ -5,6 +5,7 @@ use crate::base::ids::{
     ClusterId, DiskId, GroupId, Incarnation, JobId, LogIndex, NodeId, Partition, QueueUid, ShardId,
     Term,
 };
+use crate::base::members::Member;
 use crate::base::units::GroupTime;
 use crate::snapshot::builder::PayloadBuilder;
 use crate::snapshot::layout::{
@@ -41,7 +42,7 @@ pub(super) fn meta() -> GroupMeta {
         time: GroupTime(77_000),
         machine_version: 1,
         wall_offset_ms: -9,
-        voters: vec![voter(1, 0xd1), voter(2, 0xd2)],
+        members: [voter(1, 0xd1), voter(2, 0xd2)].map(Member::voting).into(),
     }
 }
 

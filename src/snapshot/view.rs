@@ -8,14 +8,15 @@
 use crate::base::checksum::{Hash128, crc32c};
 use crate::base::ids::{DiskId, GroupId, Incarnation, JobId, LogIndex, NodeId, Term};
 use crate::base::limits::{BLOCK_BYTES, LEAF_JOBS};
+use crate::base::members::{Member, MemberRole};
 use crate::base::units::GroupTime;
 use crate::snapshot::fields::{Fields, u16_at, u32_at};
 use crate::snapshot::header::format_is_known;
 use crate::snapshot::layout::{
     ALIGN_BYTES, BODY_BYTES_MAX, BODY_HEAD_BYTES, BODY_PLACE_BYTES, BodyEntry, BodyPlace,
     CANONICAL_HEAD_BYTES, DIRECTORY_ENTRY_BYTES, FORMAT, GROUP_BYTES, GroupMeta, HEADER_BYTES,
-    LEAF_LIST_HEAD_BYTES, PAGE_PLACE_BYTES, PAYLOAD_USE_BYTES, PageEntry, PageName, PayloadUse,
-    ROOT_HEAD_BYTES, ROOT_MAGIC, Root, VOTER_BYTES, Voter, leaf_of,
+    LEAF_LIST_HEAD_BYTES, MEMBER_BYTES, PAGE_PLACE_BYTES, PAYLOAD_USE_BYTES, PageEntry, PageName,
+    PayloadUse, ROOT_HEAD_BYTES, ROOT_MAGIC, Root, Voter, leaf_of,
 };
 
 pub use crate::snapshot::fields::Malformed;
@@ -150,19 +151,21 @@ pub(super) fn group_block(fields: &mut Fields<'_>) -> Result<GroupMeta, Malforme
     let term = Term(fields.u64("term")?);
     let time = GroupTime(fields.u64("group time")?);
     let wall_offset_ms = fields.i64("wall offset")?;
-    let count = fields.u16("number of voters")?;
+    let count = fields.u16("number of members")?;
     fields.zeros(6)?;
-    let count = fields.room(u32::from(count), VOTER_BYTES, "number of voters")?;
-    let mut voters: Vec<Voter> = Vec::with_capacity(count);
+    let count = fields.room(u32::from(count), MEMBER_BYTES, "number of members")?;
+    let mut members: Vec<Member> = Vec::with_capacity(count);
     for _ in 0..count {
-        let unsorted = fields.malformed("order of voters");
-        let node = NodeId(fields.u32("voter")?);
-        fields.zeros(4)?;
-        let disk = DiskId(fields.id("voter")?);
-        if voters.last().is_some_and(|last| last.node >= node) {
+        let unsorted = fields.malformed("order of members");
+        let node = NodeId(fields.u32("member")?);
+        let unknown = fields.malformed("role of a member");
+        let role = MemberRole::from_u32(fields.u32("member")?).ok_or(unknown)?;
+        let disk = DiskId(fields.id("member")?);
+        let voter = Voter { node, disk };
+        if members.last().is_some_and(|last| last.voter >= voter) {
             return Err(unsorted);
         }
-        voters.push(Voter { node, disk });
+        members.push(Member { voter, role });
     }
     Ok(GroupMeta {
         group,
@@ -172,7 +175,7 @@ pub(super) fn group_block(fields: &mut Fields<'_>) -> Result<GroupMeta, Malforme
         time,
         machine_version,
         wall_offset_ms,
-        voters,
+        members,
     })
 }
 
@@ -558,15 +561,15 @@ mod tests {
             resealed(15, 1),
             malformed(12, "length of the canonical part")
         );
-        // More pages or voters than there are bytes for: no memory is reserved.
-        let pages = CANONICAL_HEAD_BYTES + ROOT_HEAD_BYTES + GROUP_BYTES + 2 * VOTER_BYTES;
+        // More pages or members than there are bytes for: no memory is reserved.
+        let pages = CANONICAL_HEAD_BYTES + ROOT_HEAD_BYTES + GROUP_BYTES + 2 * MEMBER_BYTES;
         assert_eq!(
             resealed(31, 255),
             malformed(pages as u64, "number of pages")
         );
-        assert_eq!(resealed(73, 255), malformed(80, "number of voters"));
-        // The voters, and the pages, in another order.
-        assert_eq!(resealed(80, 200), malformed(104, "order of voters"));
+        assert_eq!(resealed(73, 255), malformed(80, "number of members"));
+        // The members, and the pages, in another order.
+        assert_eq!(resealed(80, 200), malformed(104, "order of members"));
         let second = pages + DIRECTORY_ENTRY_BYTES;
         assert_eq!(
             resealed(pages, 9),

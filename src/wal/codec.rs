@@ -21,9 +21,9 @@
 //!
 //! Body of a hard state: voted u32 (0 or 1), node u32, disk tag u32, zero u32.
 //!
-//! Body of a base, 64 bytes and the voters: root hash (16), root file u64, root offset u64, root
-//! length u32, has a root u32 (0 or 1), log start LSN u64, wall offset i64, voters u32, zero u32;
-//! then per voter: node u32, zero u32, disk id (16).
+//! Body of a base, 64 bytes and the members: root hash (16), root file u64, root offset u64, root
+//! length u32, has a root u32 (0 or 1), log start LSN u64, wall offset i64, members u32, zero u32;
+//! then per member: node u32, [role](crate::base::members::MemberRole) u32, disk id (16).
 //!
 //! Body of a group table: rows of 128 bytes.
 //!
@@ -56,7 +56,8 @@
 
 use crate::base::checksum::Hash128;
 use crate::base::entry::{Entry, EntryKind};
-use crate::base::ids::{DiskId, GroupId, Incarnation, LogIndex, NodeId, Term};
+use crate::base::ids::{DiskId, GroupId, Incarnation, LogIndex, NodeId, Term, Voter};
+use crate::base::members::{Member, MemberRole};
 use crate::base::units::{GroupTime, Lsn};
 use crate::wal::batch::POSITION_END;
 use crate::wal::record::{BaseRecord, GroupRow, HardState, Record, RootLocation, RowStatus, Vote};
@@ -123,7 +124,7 @@ pub enum RecordError {
 
 const HARD_STATE_BYTES: usize = 16;
 const BASE_BYTES: usize = 64;
-const VOTER_BYTES: usize = 24;
+const MEMBER_BYTES: usize = 24;
 
 const TYPE_ENTRY: u8 = 1;
 const TYPE_HARD_STATE: u8 = 2;
@@ -208,7 +209,7 @@ impl Record {
             Self::Entry { entry, .. } => entry.payload.len(),
             Self::HardState { .. } => HARD_STATE_BYTES,
             Self::GroupTable(rows) => rows.len() * GROUP_ROW_BYTES,
-            Self::Base(base) => BASE_BYTES + base.voters.len() * VOTER_BYTES,
+            Self::Base(base) => BASE_BYTES + base.members.len() * MEMBER_BYTES,
             Self::SegmentHead(head) => head.body_bytes(),
             Self::Footer(footer) => footer.body_bytes(),
         }
@@ -284,12 +285,12 @@ fn encode_base(base: &BaseRecord, out: &mut Vec<u8>) {
     out.extend_from_slice(&u32::from(base.root.is_some()).to_le_bytes());
     out.extend_from_slice(&base.log_start_lsn.0.to_le_bytes());
     out.extend_from_slice(&base.wall_offset_ms.to_le_bytes());
-    out.extend_from_slice(&(base.voters.len() as u32).to_le_bytes());
+    out.extend_from_slice(&(base.members.len() as u32).to_le_bytes());
     out.extend_from_slice(&[0; 4]);
-    for (node, disk) in &base.voters {
-        out.extend_from_slice(&node.0.to_le_bytes());
-        out.extend_from_slice(&[0; 4]);
-        out.extend_from_slice(&disk.0);
+    for Member { voter, role } in &base.members {
+        out.extend_from_slice(&voter.node.0.to_le_bytes());
+        out.extend_from_slice(&(*role as u32).to_le_bytes());
+        out.extend_from_slice(&voter.disk.0);
     }
 }
 
@@ -495,13 +496,16 @@ fn decode_base(
     let root = fields.bool("root")?.then_some(root);
     let log_start_lsn = Lsn(fields.u64("log start")?);
     let wall_offset_ms = fields.u64("wall offset")?.cast_signed();
-    let count = fields.u32("number of voters")?;
+    let count = fields.u32("number of members")?;
     fields.zero::<4>("reserve")?;
-    let mut voters = Vec::new();
+    let mut members = Vec::new();
     for _ in 0..count {
-        let node = NodeId(fields.u32("voter")?);
-        fields.zero::<4>("voter")?;
-        voters.push((node, DiskId(fields.array("voter")?)));
+        let node = NodeId(fields.u32("member")?);
+        let role = MemberRole::from_u32(fields.u32("member")?);
+        let role = role.ok_or_else(|| fields.malformed("member"))?;
+        let disk = DiskId(fields.array("member")?);
+        let voter = Voter { node, disk };
+        members.push(Member { voter, role });
     }
     Ok(BaseRecord {
         group,
@@ -514,7 +518,7 @@ fn decode_base(
         log_start_lsn,
         machine_version: header.machine_version,
         wall_offset_ms,
-        voters,
+        members,
     })
 }
 

@@ -4,6 +4,7 @@
 use crate::base::checksum::Hash128;
 use crate::base::entry::Entry;
 use crate::base::ids::{DiskId, GroupId, Incarnation, LogIndex, NodeId, Term};
+use crate::base::members::Member;
 use crate::base::units::{GroupTime, Lsn};
 use crate::wal::segment::{Footer, SegmentHead};
 
@@ -78,8 +79,9 @@ pub struct BaseRecord {
     pub machine_version: u16,
     /// The group's wall offset there, in milliseconds.
     pub wall_offset_ms: i64,
-    /// The voters in force there.
-    pub voters: Vec<(NodeId, DiskId)>,
+    /// The members as of there, ascending; none as long as the group has no state here: it begins with
+    /// a checkpoint of another node.
+    pub members: Vec<Member>,
 }
 
 /// Whether a group's log on this disk may be relied on.

@@ -6,7 +6,8 @@
 //! make up a state is up to the job machine.
 
 use crate::base::ids::{DiskId, JobId, LogIndex, NodeId, Partition, QueueUid, Term};
-use crate::base::limits::{CHECKPOINT_ITEM_BYTES_MAX, INDEX_MAX, TERM_MAX, VOTERS_MAX};
+use crate::base::limits::{CHECKPOINT_ITEM_BYTES_MAX, INDEX_MAX, MEMBERS_MAX, TERM_MAX};
+use crate::base::members::{Member, MemberRole};
 use crate::base::units::GroupTime;
 use crate::queue::view::{PageKey, PageKind};
 use crate::raft::message::Voter;
@@ -20,8 +21,8 @@ use pb::checkpoint_item::{self as ci, Item as PbItem};
 use prost::Message as _;
 use prost::encoding::decode_varint;
 
-/// The fields of an item: a head has the most, with two for each voter.
-const FIELDS_MAX: usize = 64;
+/// The fields of an item: a head has the most, with four for each member.
+const FIELDS_MAX: usize = 6 + 4 * MEMBERS_MAX;
 /// Item, head or page or body.
 const LEVELS_COUNTED: u32 = 2;
 /// A length takes no more bytes than this.
@@ -40,8 +41,8 @@ pub struct CheckpointHead {
     pub machine_version: u16,
     /// The group's wall offset there, in milliseconds.
     pub wall_offset_ms: i64,
-    /// The voters in force there, ascending by node.
-    pub voters: Vec<Voter>,
+    /// The members as of there, ascending.
+    pub members: Vec<Member>,
 }
 
 /// An item of the stream.
@@ -64,7 +65,7 @@ pub fn encode_item(item: &CheckpointItem, out: &mut BytesMut) {
             time_ms: head.time.0,
             machine_version: head.machine_version.into(),
             wall_offset_ms: head.wall_offset_ms,
-            voters: head.voters.iter().map(voter_to_pb).collect(),
+            members: head.members.iter().map(member_to_pb).collect(),
         }),
         CheckpointItem::Page(key, bytes) => PbItem::Page(ci::Page {
             kind: key.kind as u32,
@@ -83,10 +84,11 @@ pub fn encode_item(item: &CheckpointItem, out: &mut BytesMut) {
         .expect("a buffer that grows takes every item");
 }
 
-fn voter_to_pb(voter: &Voter) -> ci::Voter {
-    ci::Voter {
-        node: voter.node.0,
-        disk: Bytes::copy_from_slice(&voter.disk.0),
+fn member_to_pb(member: &Member) -> ci::Member {
+    ci::Member {
+        node: member.voter.node.0,
+        disk: Bytes::copy_from_slice(&member.voter.disk.0),
+        role: member.role as u32,
     }
 }
 
@@ -173,23 +175,28 @@ fn item_from_pb(item: pb::CheckpointItem) -> Result<CheckpointItem, WireError> {
 fn head_from_pb(head: ci::Head) -> Result<CheckpointHead, WireError> {
     check_range("the index of a checkpoint", head.index, 1, INDEX_MAX.0)?;
     check_range("the term of a checkpoint", head.term, 1, TERM_MAX.0)?;
-    let count = head.voters.len() as u64;
-    check_range("the voters of a checkpoint", count, 1, VOTERS_MAX as u64)?;
-    let voters = head.voters.into_iter().map(|voter| {
-        let disk = voter.disk[..].try_into().map(DiskId);
+    let count = head.members.len() as u64;
+    check_range("the members of a checkpoint", count, 1, MEMBERS_MAX as u64)?;
+    let members = head.members.into_iter().map(|member| {
+        let disk = member.disk[..].try_into().map(DiskId);
         let disk = disk.map_err(|_| WireError::BadLength {
             field: "the id of a disk",
-            got: voter.disk.len(),
+            got: member.disk.len(),
             min: 16,
             max: 16,
         })?;
-        let node = NodeId(voter.node);
-        Ok(Voter { node, disk })
+        let node = NodeId(member.node);
+        let role = MemberRole::from_u32(member.role);
+        let role = role.ok_or(WireError::Contradiction(
+            "a member has a role that is known",
+        ))?;
+        let voter = Voter { node, disk };
+        Ok(Member { voter, role })
     });
-    let voters = voters.collect::<Result<Vec<_>, WireError>>()?;
-    if !voters.is_sorted_by(|one, next| one.node < next.node) {
+    let members = members.collect::<Result<Vec<_>, WireError>>()?;
+    if !members.is_sorted_by(|one, next| one.voter < next.voter) {
         return Err(WireError::Contradiction(
-            "the voters of a checkpoint ascend by node",
+            "the members of a checkpoint ascend by node and disk",
         ));
     }
     Ok(CheckpointHead {
@@ -198,7 +205,7 @@ fn head_from_pb(head: ci::Head) -> Result<CheckpointHead, WireError> {
         time: GroupTime(head.time_ms),
         machine_version: u16_from_pb("machine_version", head.machine_version)?,
         wall_offset_ms: head.wall_offset_ms,
-        voters,
+        members,
     })
 }
 
@@ -227,7 +234,7 @@ mod tests {
                 time: GroupTime(77),
                 machine_version: 2,
                 wall_offset_ms: -3,
-                voters: (1..=3).map(voter).collect(),
+                members: (1..=3).map(voter).map(Member::voting).collect(),
             }),
             CheckpointItem::Page(key, Bytes::from(vec![1; 300])),
             CheckpointItem::Page(key, Bytes::new()),
@@ -277,7 +284,7 @@ mod tests {
             out
         };
         let voters = |head: &mut CheckpointHead| {
-            head.voters = vec![head.voters[0]; 100];
+            head.members = vec![head.members[0]; 100];
         };
         for bad in [
             too_long,
@@ -286,8 +293,8 @@ mod tests {
             BytesMut::from(&[2, 0x22, 0][..]),
             head(|head| head.index = LogIndex(u64::MAX)),
             head(|head| head.term = Term(0)),
-            head(|head| head.voters.clear()),
-            head(|head| head.voters.reverse()),
+            head(|head| head.members.clear()),
+            head(|head| head.members.reverse()),
             head(voters),
         ] {
             let mut decoder = ItemDecoder::default();

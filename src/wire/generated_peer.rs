@@ -349,15 +349,19 @@ pub mod checkpoint_item {
         #[prost(sint64, tag = "5")]
         pub wall_offset_ms: i64,
         #[prost(message, repeated, tag = "6")]
-        pub voters: ::prost::alloc::vec::Vec<Voter>,
+        pub members: ::prost::alloc::vec::Vec<Member>,
     }
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-    pub struct Voter {
+    pub struct Member {
         #[prost(uint32, tag = "1")]
         pub node: u32,
         /// 16 bytes.
         #[prost(bytes = "bytes", tag = "2")]
         pub disk: ::prost::bytes::Bytes,
+        /// 0 votes, 1 learns, 2 votes in the new set alone, 3 in the old set alone, 4 in the old set alone and
+        /// learns then.
+        #[prost(uint32, tag = "3")]
+        pub role: u32,
     }
     /// As in a run file.
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -13,6 +13,7 @@ use rrq::base::ids::{
     ClusterId, DiskId, GroupId, Incarnation, JobId, LogIndex, NodeId, Partition, QueueUid,
     SessionId, ShardId, Term, Token,
 };
+use rrq::base::members::Member;
 use rrq::base::units::{GroupTime, Lsn, WallTime};
 use rrq::queue::JobQueue;
 use rrq::queue::command::{PartitionChange, PartitionConfig};
@@ -528,10 +529,10 @@ fn meta(group: u16, index: u64) -> GroupMeta {
         time: GroupTime(3),
         machine_version: 1,
         wall_offset_ms: -9,
-        voters: vec![Voter {
+        members: vec![Member::voting(Voter {
             node: NodeId(1),
             disk: OWNER.disk,
-        }],
+        })],
     }
 }
 

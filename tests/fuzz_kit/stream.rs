@@ -5,6 +5,7 @@ use super::pages::{GROUP, pages_of};
 use bytes::{Bytes, BytesMut};
 use rrq::base::checksum::crc32c;
 use rrq::base::ids::{DiskId, JobId, LogIndex, NodeId, Term};
+use rrq::base::members::Member;
 use rrq::base::units::GroupTime;
 use rrq::queue::check::check;
 use rrq::queue::view::{BodyLocation, PageKey};
@@ -114,7 +115,7 @@ pub(super) fn stream_of(machine: &JobQueue) -> Vec<u8> {
         time: GroupTime(machine.time().0),
         machine_version: machine.version(),
         wall_offset_ms: machine.wall_offset_ms(),
-        voters: (1..=3).map(voter).collect(),
+        members: (1..=3).map(voter).map(Member::voting).collect(),
     };
     let pages = pages_of(machine).into_iter();
     let bodies = machine.freeze().bodies().next_bodies(usize::MAX);

@@ -9,7 +9,10 @@
 use bytes::Bytes;
 use rrq::base::checksum::Hash128;
 use rrq::base::entry::{Entry, EntryKind};
-use rrq::base::ids::{ClusterId, DiskId, GroupId, Incarnation, LogIndex, NodeId, ShardId, Term};
+use rrq::base::ids::{
+    ClusterId, DiskId, GroupId, Incarnation, LogIndex, NodeId, ShardId, Term, Voter,
+};
+use rrq::base::members::Member;
 use rrq::base::units::{GroupTime, Lsn};
 use rrq::wal::batch::BatchHeader;
 use rrq::wal::record::{BaseRecord, HardState, Record, RootLocation, Vote};
@@ -61,7 +64,10 @@ pub(crate) fn base(group: u16, index: u64, term: u64) -> BaseRecord {
         log_start_lsn: Lsn(0),
         machine_version: 1,
         wall_offset_ms: -5,
-        voters: vec![(NodeId(1), DiskId([0xd1; 16]))],
+        members: vec![Member::voting(Voter {
+            node: NodeId(1),
+            disk: DiskId([0xd1; 16]),
+        })],
     }
 }
 
