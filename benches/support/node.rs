@@ -7,6 +7,7 @@
 use bytes::{Bytes, BytesMut};
 use rrq::base::ids::{ClusterId, DiskId, GroupId, NodeId, ShardId};
 use rrq::base::limits::{GROUPS_MIN, SEGMENT_BYTES};
+use rrq::base::members::ClusterMembers;
 use rrq::base::units::{Monotonic, Now, WallTime};
 use rrq::queue::MACHINE_VERSION;
 use rrq::shard::config::ShardConfig;
@@ -134,7 +135,8 @@ impl Node {
         let config = ShardConfig {
             identity: identity(),
             node: NodeId(1),
-            peers: Vec::new(),
+            founders: Vec::new(),
+            members: ClusterMembers::default(),
             formed_at: None,
             shard: ShardId(0),
             shards: 1,
@@ -219,6 +221,8 @@ impl Node {
                 self.tell(Input::WalSynced { batch_seq });
             }
             Effect::PrepareSegment { number } => self.tell(Input::SegmentReady { number }),
+            // There is no other shard.
+            Effect::ClusterMembers(_) => {}
             Effect::Reply { to, reply } => self.replies.push((to, reply)),
             Effect::WriteChunk {
                 file,

@@ -351,6 +351,14 @@ fn of_requests(code: Code) -> Entry {
             "Jobs are handed out and acknowledged all the while. Enqueues resume by themselves at \
              15/16 of the bound.",
         ),
+        Code::MembersRefused => new(
+            "the members of the cluster cannot be changed so",
+            "The node does not wait to be added, the group would be left without voters or with more than \
+             it has room for, or most of the voters that would be left are not there.",
+            "Look with rrqctl cluster status: a node waits when it runs with an empty data directory and \
+             lists nodes of the cluster; bring nodes back that do not answer.",
+            "Nothing was changed. A change that is under way goes on by itself.",
+        ),
         Code::Stopping => new(
             "the node is stopping",
             "The node got a signal to stop and takes nothing new.",

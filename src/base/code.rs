@@ -116,6 +116,8 @@ codes! {
     NoSuchQueue = 4014,
     /// Live jobs take all the memory that they may: enqueues wait until some are done.
     MemoryFull = 4015,
+    /// The members of the cluster cannot be changed so.
+    MembersRefused = 4016,
 
     /// The queue is not here any more.
     QueueChanged = 4101,

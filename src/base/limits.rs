@@ -1,6 +1,6 @@
 //! Every bound of the system in one place, and the relations between them, checked by the compiler.
 
-use crate::base::ids::{LogIndex, Term};
+use crate::base::ids::{GroupId, LogIndex, Term};
 
 /// The unit of disk I/O: batches start and end on it.
 pub const BLOCK_BYTES: usize = 4096;
@@ -124,8 +124,12 @@ pub const ELECTION_TICKS: u32 = 16;
 pub const HEARTBEAT_TICKS: u32 = 2;
 /// Shards of a node that another node keeps numbers of.
 pub const PEER_SHARDS_MAX: usize = 1024;
+/// The group whose members are the cluster's.
+pub const CLUSTER_GROUP: GroupId = GroupId(0);
 /// Voters of a group.
 pub const VOTERS_MAX: usize = 15;
+/// Steps of one change of the members of a group.
+pub const MEMBER_STEPS_MAX: usize = 16;
 /// Learners of a group.
 pub const LEARNERS_MAX: usize = 15;
 /// Members of a group: while a change is half done there are two sets of voters.

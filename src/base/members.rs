@@ -3,7 +3,7 @@
 //! What they mean, and how they change, is up to Raft
 //! ([`Membership`](crate::raft::membership::Membership)).
 
-use crate::base::ids::Voter;
+use crate::base::ids::{LogIndex, Voter};
 
 /// What a member is. The numbers are on disks for ever; 0 is what every member was before there were
 /// others.
@@ -55,4 +55,14 @@ impl Member {
         let role = MemberRole::Voter;
         Self { voter, role }
     }
+}
+
+/// The members of the cluster as of a place in the log of group 0, whose members they are. What is known as
+/// of an earlier place is older.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClusterMembers {
+    /// After this entry; 0 where that is not known.
+    pub as_of: LogIndex,
+    /// Ascending.
+    pub members: Vec<Member>,
 }

@@ -1,8 +1,9 @@
 //! The nodes of the cluster, each with what it says of itself, or why it says nothing.
 
+use crate::base::limits::CLUSTER_GROUP;
 use crate::client::call::strange;
 use crate::client::session::Route;
-use crate::client::{Client, Error, NodeId, ShardStatus};
+use crate::client::{Client, Code, Error, MemberChange, NodeId, ShardStatus};
 use crate::wire::message::{ReplyBody, RequestBody};
 use std::time::Duration;
 
@@ -68,5 +69,46 @@ impl Client {
             });
         }
         Ok(nodes)
+    }
+
+    /// Changes the members of the cluster. Done once the change is in the log: the groups follow, and a
+    /// node that was added votes when it has caught up, which [`Self::nodes`] shows. What is so already
+    /// is done.
+    ///
+    /// # Errors
+    /// [`Code::MembersRefused`](crate::client::Code::MembersRefused) with the reason;
+    /// [`Code::Busy`](crate::client::Code::Busy) while another change is under way; and what a call can
+    /// end with.
+    pub async fn change_members(&self, change: MemberChange) -> Result<(), Error> {
+        let body = RequestBody::ChangeMembers(change);
+        let reply = self.call(Route::Group(CLUSTER_GROUP), body).await?;
+        match reply.body {
+            ReplyBody::Outcome(_) => Ok(()),
+            other => Err(strange(&other)),
+        }
+    }
+
+    /// A node hands over what it leads, and goes on doing so until this is taken back or its process ends.
+    /// Done once every shard of it knows.
+    ///
+    /// # Errors
+    /// [`Code::Unreachable`] if no such node is known; and what a call
+    /// can end with.
+    pub async fn drain(&self, node: NodeId, on: bool) -> Result<(), Error> {
+        let listed = self.hello()?.nodes;
+        let listed = listed.iter().find(|listed| listed.node == node);
+        let shards = listed.map_or(0, |listed| listed.addresses.len());
+        if shards == 0 {
+            let words = format!("there is no node {node}");
+            return Err(Error::new(Code::Unreachable, words));
+        }
+        for shard in (0..shards).map(|shard| u16::try_from(shard).unwrap_or(u16::MAX)) {
+            let reply = self.call(Route::Shard(node, shard), RequestBody::Drain { on });
+            match reply.await?.body {
+                ReplyBody::Outcome(_) => {}
+                other => return Err(strange(&other)),
+            }
+        }
+        Ok(())
     }
 }

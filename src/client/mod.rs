@@ -64,10 +64,12 @@ mod wait;
 pub mod worker;
 
 pub use crate::base::code::Code;
-pub use crate::base::ids::{GroupId, JobId, NodeId, Partition, Token};
+pub use crate::base::ids::{DiskId, GroupId, JobId, NodeId, Partition, Token, Voter};
+pub use crate::base::members::{Member, MemberRole};
 pub use crate::base::units::WallTime;
 pub use crate::wire::message::{
-    GroupStatus, LeasedJob, ServerHello, ShardStatus, WorkerInfo, WorkerSession,
+    GroupStatus, LeasedJob, MemberChange, ServerHello, ShardStatus, WaitingNode, WorkerInfo,
+    WorkerSession,
 };
 pub use crate::wire::{
     AckItem, Backoff, BackoffKind, DeadPolicy, Enqueued, FinishedJob, JobCursor, JobEnd, JobFilter,

@@ -214,7 +214,8 @@ impl RaftNode {
         self.learn_commit(commit);
         let is_free = self.vote.is_none() && self.leader.is_none();
         let may_vote = self.vote == Some(from) || is_free || (pre && term > self.term);
-        let granted = may_vote && self.log.is_behind_or_at(last) && self.recovery.is_none();
+        let knows = self.recovery.is_none() && !self.is_blank();
+        let granted = may_vote && self.log.is_behind_or_at(last) && knows;
         let ballot = Body::Ballot {
             pre,
             granted,

@@ -23,6 +23,11 @@ pub struct Installed {
 impl RaftNode {
     pub(super) fn on_append(&mut self, prev: Position, entries: Entries, commit: LogIndex) {
         let leader = self.leader.expect("it was just heard");
+        if self.is_blank() {
+            // Not even the beginning is here: only a checkpoint can be gone on from.
+            let hint = self.log.base();
+            return self.send(leader, Body::Refused { prev: prev.0, hint });
+        }
         let committed = self.log.committed();
         if prev.0 < committed {
             // An old message, or one of a leader that knows too little: what is committed is here.

@@ -12,9 +12,9 @@ use crate::raft::membership::{Change, ChangeError, Step};
 use crate::raft::message::{Body, Entries, Message, Position, Voter};
 use crate::raft::node::{Proposal, ProposeError, RaftNode};
 use crate::raft::progress::{Progress, Sending};
-use crate::raft::quorum::Tally;
+use crate::raft::quorum::{self, Tally};
 use crate::raft::role::Role;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 /// What only a leader has; it goes with the role.
 #[derive(Clone, Debug)]
@@ -191,7 +191,39 @@ impl RaftNode {
 
     fn has_caught_up(&self, progress: &Progress) -> bool {
         let missing = self.log.last_index().0 - progress.counted().0;
-        *progress.sending() == Sending::Replicate && missing <= CATCH_UP_ENTRIES_MAX
+        *progress.sending() == Sending::Replicate
+            && !progress.is_lost()
+            && missing <= CATCH_UP_ENTRIES_MAX
+    }
+
+    /// Whether a follower of this leader has so much of the log that it may vote.
+    #[must_use]
+    pub fn caught_up(&self, follower: Voter) -> bool {
+        let mut followers = self.followers();
+        followers.any(|(voter, progress)| voter == follower && self.has_caught_up(progress))
+    }
+
+    /// Whether most of these voters are there, this leader among them: with others nothing would be
+    /// committed any more, and the change that brought them could not be finished.
+    #[must_use]
+    pub fn can_reach(&self, voters: &BTreeSet<Voter>) -> bool {
+        let is_there = |voter: Voter| {
+            let progress = self.lead.as_ref()?.followers.get(voter);
+            let is_lost = progress.is_none_or(Progress::is_lost);
+            (voter == self.config.me || !is_lost).then_some(true)
+        };
+        quorum::tally(voters, is_there) == Tally::Won
+    }
+
+    /// A node is there again. If it lacks something in a group that rests, the group does not rest: a
+    /// member that does not vote would never ask for it.
+    pub fn found_peer(&mut self, peer: Voter) {
+        let last = self.log.last_index();
+        let lacks = |progress: &Progress| progress.counted() < last;
+        let is_it = |(voter, progress): (Voter, &Progress)| voter == peer && lacks(progress);
+        if self.followers().any(is_it) {
+            self.quiet = false;
+        }
     }
 
     /// Hands the lead over to a voter (thesis 3.10): it gets the rest of the log, then campaigns at
@@ -436,6 +468,9 @@ impl RaftNode {
             return None;
         }
         let before = progress.next().prev();
+        if progress.is_blank() {
+            return self.offer_all(progress);
+        }
         let Some(term) = self.log.term_at(before) else {
             progress.offered(base.0);
             return Some(Body::Offer { base });
@@ -454,6 +489,17 @@ impl RaftNode {
             prev,
             entries,
             commit,
+        })
+    }
+
+    /// An offer to a member that has nothing: of what is applied here, once that is something.
+    fn offer_all(&self, progress: &mut Progress) -> Option<Body> {
+        let applied = self.log.applied();
+        let term = self.log.term_at(applied)?;
+        (applied > LogIndex(0)).then(|| {
+            progress.offered(applied);
+            let base = (applied, term);
+            Body::Offer { base }
         })
     }
 

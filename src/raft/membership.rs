@@ -24,15 +24,12 @@
 //! ([`propose_change`](crate::raft::node::RaftNode::propose_change)).
 
 use crate::base::ids::{DiskId, NodeId};
-use crate::base::limits::{LEARNERS_MAX, VOTERS_MAX};
+use crate::base::limits::{LEARNERS_MAX, MEMBER_STEPS_MAX, VOTERS_MAX};
 use crate::base::members::{Member, MemberRole};
 use crate::raft::message::Voter;
 use crate::raft::quorum::{self, Tally};
 use bytes::Bytes;
 use std::collections::BTreeSet;
-
-/// Steps of one change.
-pub const STEPS_MAX: usize = 16;
 
 /// The members of a group.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -81,7 +78,7 @@ pub enum ChangeError {
     #[error("there is no change to finish")]
     NotJoint,
     /// No step, too many, or two for the same member.
-    #[error("a change has 1 to {STEPS_MAX} steps, each for another member")]
+    #[error("a change has 1 to {MEMBER_STEPS_MAX} steps, each for another member")]
     BadSteps,
     /// More than a group has room for.
     #[error("a group has at most {VOTERS_MAX} voters and {LEARNERS_MAX} learners")]
@@ -256,7 +253,7 @@ impl Membership {
         }
         let named: BTreeSet<Voter> = steps.iter().flat_map(|step| step.members()).collect();
         let names: usize = steps.iter().map(|step| step.members().count()).sum();
-        if !(1..=STEPS_MAX).contains(&steps.len()) || named.len() != names {
+        if !(1..=MEMBER_STEPS_MAX).contains(&steps.len()) || named.len() != names {
             return Err(ChangeError::BadSteps);
         }
         let mut next = self.clone();
@@ -391,7 +388,7 @@ impl Change {
             return Ok(Self::Leave);
         }
         let (steps, rest) = payload.as_chunks::<STEP_BYTES>();
-        if !rest.is_empty() || steps.len() > STEPS_MAX {
+        if !rest.is_empty() || steps.len() > MEMBER_STEPS_MAX {
             return Err(ChangeError::Malformed);
         }
         let steps = steps.iter().map(step_of).collect::<Option<Vec<_>>>();
@@ -513,7 +510,7 @@ mod tests {
                 disk: DiskId([disk; 16]),
             },
         });
-        vec(step, 1..STEPS_MAX)
+        vec(step, 1..MEMBER_STEPS_MAX)
     }
 
     #[test]

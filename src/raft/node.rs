@@ -560,6 +560,34 @@ impl RaftNode {
         &self.members
     }
 
+    /// Whether this member is the only voter, so that it needs nobody else to lead.
+    #[must_use]
+    pub fn leads_alone(&self) -> bool {
+        self.members.is_only_voter(self.config.me)
+    }
+
+    /// Whether there is nobody else, so that there is nobody to tell anything.
+    #[must_use]
+    pub fn is_alone(&self) -> bool {
+        self.leads_alone() && self.members.learners().is_empty()
+    }
+
+    /// Whether this member has no state yet: it does not know who belongs to the group, votes for nobody
+    /// and waits for a checkpoint.
+    #[must_use]
+    pub fn is_blank(&self) -> bool {
+        self.members.is_empty()
+    }
+
+    /// An older base than the newest is the one to begin with.
+    pub fn start_from(&mut self, base: LogIndex, members: Membership) {
+        self.log.start_at(base);
+        self.members = members;
+        if self.role == Role::Leader {
+            self.lead_members();
+        }
+    }
+
     /// Who leads this term, as far as known.
     #[must_use]
     pub fn leader(&self) -> Option<Voter> {

@@ -65,6 +65,8 @@ pub struct Progress {
     is_lost: bool,
     /// It may have lost what it promised: it counts nowhere.
     recovering: bool,
+    /// It refused the very beginning of the log: it has no state to go on from.
+    is_blank: bool,
     /// The entry that its recovery was given, and the number of that recovery.
     pub(super) anchor: Option<(u64, Position)>,
 }
@@ -86,6 +88,7 @@ impl Progress {
             life: 0,
             is_lost: false,
             recovering: false,
+            is_blank: false,
             anchor: None,
         }
     }
@@ -189,6 +192,7 @@ impl Progress {
     /// that the leader's log holds.
     pub(super) fn accepted(&mut self, index: LogIndex, first: LogIndex) -> bool {
         let is_news = index > self.matched;
+        self.is_blank &= !is_news;
         self.matched = self.matched.max(index);
         self.next = self.next.max(self.matched.next());
         while let Some((_, bytes)) = self.in_flight.pop_front_if(|(last, _)| *last <= index) {
@@ -214,6 +218,8 @@ impl Progress {
             _ => {}
         }
         self.probe();
+        // Whoever belongs to the group from its formation has that.
+        self.is_blank = rejected == LogIndex(0);
         self.next = rejected.min(hint.next()).max(self.matched.next());
         true
     }
@@ -253,6 +259,12 @@ impl Progress {
         if matches!(self.sending, Sending::Snapshot { .. }) {
             self.probe();
         }
+    }
+
+    /// Whether it has no state that the log could lead on from, however far back that reaches.
+    #[must_use]
+    pub fn is_blank(&self) -> bool {
+        self.is_blank
     }
 
     /// Whether it was not heard since messages to it were lost.

@@ -538,6 +538,8 @@ fn answer_bytes(body: &RequestBody, hello: &ServerHello) -> usize {
         | RequestBody::WaitJob { .. }
         | RequestBody::Watch { .. }
         | RequestBody::Heartbeat { .. }
+        | RequestBody::ChangeMembers(_)
+        | RequestBody::Drain { .. }
         | RequestBody::Bye => 0,
     }
 }

@@ -21,8 +21,9 @@
 //! Nothing is changed in a directory that is refused.
 
 use crate::base::code::Code;
-use crate::base::ids::{ClusterId, DiskId, NodeId};
+use crate::base::ids::{ClusterId, DiskId, LogIndex, NodeId};
 use crate::base::limits::{GROUPS_MIN, GROUPS_PER_SHARD};
+use crate::base::members::{ClusterMembers, Member};
 use crate::base::report::Report;
 use crate::base::units::WallTime;
 use crate::runtime::config::{NodeConfig, Shards};
@@ -181,7 +182,7 @@ impl DataDir {
         self.write_copy(1, false)
     }
 
-    /// Becomes a member of the cluster that was just formed.
+    /// Becomes a member of a cluster.
     ///
     /// # Errors
     /// If the directory cannot be written.
@@ -190,8 +191,31 @@ impl DataDir {
         superblock.cluster = formation.cluster;
         superblock.groups = formation.groups;
         superblock.formed_at = formation.formed_at;
-        superblock.members.clone_from(&formation.members);
+        superblock.founders.clone_from(&formation.founders);
+        superblock.members = formation
+            .members
+            .iter()
+            .copied()
+            .map(Member::voting)
+            .collect();
+        superblock.members_as_of = LogIndex(0);
         superblock.generation += 1;
+        self.write_copy(0, false)?;
+        self.superblock.generation += 1;
+        self.write_copy(1, false)
+    }
+
+    /// The members of the cluster are these now. Nothing is written if they are those that were known.
+    ///
+    /// # Errors
+    /// If the directory cannot be written.
+    pub fn set_members(&mut self, known: &ClusterMembers) -> Result<(), Report> {
+        if self.superblock.members == known.members {
+            return Ok(());
+        }
+        self.superblock.members.clone_from(&known.members);
+        self.superblock.members_as_of = known.as_of;
+        self.superblock.generation += 1;
         self.write_copy(0, false)?;
         self.superblock.generation += 1;
         self.write_copy(1, false)
@@ -284,11 +308,11 @@ pub fn fits(path: &Path, superblock: &Superblock, config: &NodeConfig) -> Result
     Ok(())
 }
 
-/// Whether the configured members are those of the directory's cluster, which are fixed when it is
-/// formed.
+/// Whether the configured members can be those of the directory's cluster. Nodes that are added need not be
+/// listed by those that were there, and a node that stands alone may become the first of a cluster.
 ///
 /// # Errors
-/// If they are others, or one of both stands alone.
+/// If none of the other members is listed, or none is although there is a cluster.
 pub fn fits_members(
     path: &Path,
     superblock: &Superblock,
@@ -303,22 +327,24 @@ pub fn fits_members(
     let ours: Vec<NodeId> = superblock
         .members
         .iter()
-        .map(|member| member.node)
+        .map(|member| member.voter.node)
         .collect();
     let wanted: Vec<NodeId> = config.members.iter().map(|member| member.node).collect();
+    let is_other = |node: &&NodeId| **node != superblock.node;
+    // Who lists nobody else is found by the others.
+    let is_alone = !ours.iter().any(|node| is_other(&node));
+    let mut others = wanted.iter().filter(is_other).peekable();
+    let shares = others.peek().is_none() || others.any(|node| ours.contains(node));
     let (what, fix) = match (is_formed, ours.is_empty(), wanted.is_empty()) {
-        (true, true, true) | (false, _, false) => return Ok(()),
-        _ if is_formed && ours == wanted => return Ok(()),
-        (true, true, false) => (
-            format!("data directory {path} belongs to a node that stands alone"),
-            "without --members, or another --data-dir".to_owned(),
-        ),
+        (true, true, _) | (false, _, false) => return Ok(()),
+        (true, false, false) if shares || is_alone => return Ok(()),
         (true, false, _) => (
             format!(
                 "data directory {path} belongs to a cluster of nodes {}",
                 list(&ours)
             ),
-            "--members with these nodes and where they are, or another --data-dir".to_owned(),
+            "--members with these nodes and where they are, some at least, or another --data-dir"
+                .to_owned(),
         ),
         (false, ..) => (
             format!("data directory {path} was made for a cluster that is not formed yet"),
@@ -332,7 +358,6 @@ pub fn fits_members(
     };
     Err(Report::error(Code::WrongIdentity, what)
         .location(location)
-        .why("the members of a cluster are fixed when it is formed, in this version")
         .fix(fix))
 }
 
@@ -501,7 +526,9 @@ fn form(config: &NodeConfig, cores: usize) -> io::Result<Superblock> {
         start: 0,
         created_by: env!("CARGO_PKG_VERSION").to_owned(),
         formed_at: WallTime(0),
+        founders: Vec::new(),
         members: Vec::new(),
+        members_as_of: LogIndex(0),
     })
 }
 

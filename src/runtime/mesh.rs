@@ -8,7 +8,8 @@
 //! Replies are not refused, since each answers a request that was let in.
 
 use crate::base::code::Code;
-use crate::base::ids::{NodeId, ShardId, Voter};
+use crate::base::ids::{ShardId, Voter};
+use crate::base::members::ClusterMembers;
 use crate::runtime::peers::connector::Linked;
 use crate::runtime::poker::Mailbox;
 use crate::runtime::recover::Remains;
@@ -43,7 +44,7 @@ pub enum Letter {
     /// A connection to another node stands. For shard 0.
     Linked(Box<Linked>),
     /// Frames for another node. For shard 0.
-    ToPeer(NodeId, Bytes),
+    ToPeer(Voter, Bytes),
 }
 
 /// All mailboxes of the node, as one shard sees them.
@@ -99,8 +100,24 @@ impl Mesh {
         }
     }
 
+    /// Every shard is told that another node hands over whatever it leads, or does so no more.
+    pub fn peer_drains(&self, peer: Voter, on: bool) {
+        for mailbox in self.boxes.iter() {
+            mailbox.send(Letter::Happened(Input::PeerDrains { peer, on }));
+        }
+    }
+
+    /// Every other shard is told who belongs to the cluster.
+    pub fn cluster_members(&self, members: &ClusterMembers) {
+        let others = (0..).map(ShardId).zip(self.boxes.iter());
+        for (_, mailbox) in others.filter(|(shard, _)| *shard != self.me) {
+            let members = Input::ClusterMembers(members.clone());
+            mailbox.send(Letter::Happened(members));
+        }
+    }
+
     /// Has shard 0 send frames to another node.
-    pub fn to_peer(&self, to: NodeId, frames: Bytes) {
+    pub fn to_peer(&self, to: Voter, frames: Bytes) {
         self.of(ShardId(0)).send(Letter::ToPeer(to, frames));
     }
 

@@ -132,6 +132,10 @@ pub struct PeerMetrics {
     pub members: AtomicU64,
     /// Those that it can send to.
     pub connected: AtomicU64,
+    /// Who votes in the cluster; nobody on a node that stands alone.
+    pub voters: AtomicU64,
+    /// Those of them that it can send to, and itself.
+    pub voters_here: AtomicU64,
     /// Bytes that wait to be sent.
     pub waiting_bytes: AtomicU64,
     /// What was not sent, since too much waited or there was no connection.
@@ -139,10 +143,10 @@ pub struct PeerMetrics {
 }
 
 impl PeerMetrics {
-    /// Whether the node and those that it is connected to are a majority.
+    /// Whether most voters are there, this node perhaps among them.
     fn has_majority(&self) -> bool {
-        let (members, connected) = (self.members.load(Relaxed), self.connected.load(Relaxed));
-        (connected + 1) * 2 > members + 1
+        let (voters, here) = (self.voters.load(Relaxed), self.voters_here.load(Relaxed));
+        voters == 0 || here * 2 > voters
     }
 }
 

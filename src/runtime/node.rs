@@ -12,8 +12,9 @@
 //! cut. The second ends it at once. Either way nothing acknowledged is lost.
 
 use crate::base::code::Code;
-use crate::base::ids::{NodeId, ShardId, Voter};
+use crate::base::ids::{ClusterId, NodeId, ShardId, Voter};
 use crate::base::limits::SEGMENT_BYTES;
+use crate::base::members::ClusterMembers;
 use crate::base::report::Report;
 use crate::runtime::api::Api;
 use crate::runtime::config::{self, Asked, NoConfig, NodeConfig};
@@ -118,17 +119,16 @@ pub fn run(config: NodeConfig) -> Result<(), Report> {
         id: process,
         events: events.clone(),
     };
-    if let Some(listener) = peers
-        && !meet_peers(
-            &config,
-            &mut dir,
-            (&addresses, listener),
-            (&boxes, me),
-            &inbox,
-        )?
-    {
-        return Ok(());
-    }
+    let roster = match peers {
+        None => None,
+        Some(listener) => {
+            let to_peers = (&addresses, listener);
+            match meet_peers(&config, &mut dir, to_peers, (&boxes, me), &inbox)? {
+                None => return Ok(()),
+                roster => roster,
+            }
+        }
+    };
     let desk = Arc::new(Desk::new(boxes.clone()));
     let metrics = NodeMetrics::new(&pulses).map_err(|error| no_thread("metrics", &error))?;
     let node = Node {
@@ -142,9 +142,8 @@ pub fn run(config: NodeConfig) -> Result<(), Report> {
         pulses,
         begun,
         process,
+        roster,
     };
-    let peers = node.peers().len() as u64;
-    node.metrics.peers.members.store(peers, Relaxed);
     node.metrics
         .recovered("open", begun.elapsed().as_secs_f64());
     poker::start(node.pulses.clone()).map_err(|error| no_thread("poker", &error))?;
@@ -163,22 +162,30 @@ fn random_bits() -> Result<u64, Report> {
     Ok(u128::from_le_bytes(bits) as u64)
 }
 
-/// Has the other nodes connected to, and this node belong to a cluster. False if the process shall stop
-/// before there is one.
+/// Has the other nodes connected to, and this node belong to a cluster. Nothing if the process shall stop
+/// before there is one. A node that stood alone is the first of a cluster from here on.
 fn meet_peers(
     config: &NodeConfig,
     dir: &mut DataDir,
     (addresses, listener): (&Addresses, TcpListener),
     (boxes, me): (&Arc<[Mailbox<Letter>]>, Process),
     inbox: &Receiver<Event>,
-) -> Result<bool, Report> {
+) -> Result<Option<Arc<Roster>>, Report> {
+    let is_formed = dir.superblock.cluster != ClusterId::default();
+    if is_formed && dir.superblock.founders.is_empty() {
+        dir.join(&forming::of_one(&dir.superblock))?;
+    }
     let superblock = &dir.superblock;
-    let is_formed = !superblock.members.is_empty();
     let formation = is_formed.then(|| Formation {
         cluster: superblock.cluster,
         groups: superblock.groups,
         formed_at: superblock.formed_at,
-        members: superblock.members.clone(),
+        founders: superblock.founders.clone(),
+        members: superblock
+            .members
+            .iter()
+            .map(|member| member.voter)
+            .collect(),
     });
     let hello = PeerHello {
         protocol_min: PEER_PROTOCOL_VERSION,
@@ -193,18 +200,14 @@ fn meet_peers(
         machine_version_max: config.machine_version_max,
         heard: None,
         client_addresses: addresses.advertised(config),
+        nodes: Vec::new(),
+        removed: false,
     };
-    let others = config
-        .members
-        .iter()
-        .filter(|member| member.node != superblock.node);
-    let others = others.cloned().collect();
-    let roster = Arc::new(Roster::new(others, boxes.clone(), me, hello, formation));
+    let roster = Roster::new(&config.members, boxes.clone(), me, hello, formation);
+    let roster = Arc::new(roster);
     connector::start(&roster, listener).map_err(|error| no_thread("peers", &error))?;
-    if is_formed {
-        return Ok(true);
-    }
-    forming::form(&roster, dir, inbox)
+    let belongs = is_formed || forming::form(&roster, dir, inbox)?;
+    Ok(belongs.then_some(roster))
 }
 
 struct Addresses {
@@ -253,6 +256,8 @@ struct Node {
     begun: Instant,
     /// Random bits of this process.
     process: u64,
+    /// The other nodes, if there may be some.
+    roster: Option<Arc<Roster>>,
 }
 
 impl Node {
@@ -269,16 +274,6 @@ impl Node {
             cluster: superblock.cluster,
             groups: superblock.groups,
         }
-    }
-
-    /// The other nodes of the cluster.
-    fn peers(&self) -> Vec<Voter> {
-        let superblock = &self.dir.superblock;
-        let others = superblock
-            .members
-            .iter()
-            .filter(|member| member.node != superblock.node);
-        others.copied().collect()
     }
 
     fn identity(&self, shard: u16) -> LogIdentity {
@@ -343,8 +338,12 @@ impl Node {
             config: ShardConfig {
                 identity: self.identity(shard),
                 node: superblock.node,
-                peers: self.peers(),
-                formed_at: (!superblock.members.is_empty()).then_some(superblock.formed_at),
+                founders: superblock.founders.clone(),
+                members: ClusterMembers {
+                    as_of: superblock.members_as_of,
+                    members: superblock.members.clone(),
+                },
+                formed_at: (!superblock.founders.is_empty()).then_some(superblock.formed_at),
                 shard: ShardId(shard),
                 shards: superblock.shards,
                 groups: superblock.groups,
@@ -449,6 +448,7 @@ impl Node {
         let (mut running, mut serving, mut stopped) = (0, 0, 0);
         let mut stop_by: Option<Instant> = None;
         let mut settle_at: Option<Instant> = None;
+        let mut removed = None;
         while stopped < self.shards() {
             let event = match stop_by.or(settle_at) {
                 None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -473,21 +473,21 @@ impl Node {
                     tracing::debug!(%shard, "stopped");
                     stopped += 1;
                 }
-                Ok(Event::Stop) => {
-                    stop_by = Some(Instant::now() + STOP_WITHIN);
-                    self.metrics.stopping.store(true, Relaxed);
-                    supervisor::stopping();
-                    self.boxes
-                        .iter()
-                        .for_each(|mailbox| mailbox.send(Letter::Stop));
+                Ok(Event::Stop) => stop_by = Some(self.stop()),
+                Ok(Event::Members(members)) => {
+                    if !self.set_members(&members)? {
+                        removed = Some(self.removed(None));
+                        stop_by = stop_by.or_else(|| Some(self.stop()));
+                    }
                 }
+                Ok(Event::Removed { said_by }) => return Err(self.removed(Some(said_by))),
                 Ok(Event::Failed(report)) => return Err(report),
                 Ok(Event::OlderImage { heard_by, start }) => {
                     return Err(self.older_image(heard_by, start));
                 }
                 Err(RecvTimeoutError::Timeout) if stop_by.is_some() => {
                     tracing::warn!("stopped without a last checkpoint: the next start reads more");
-                    return Ok(());
+                    return removed.map_or(Ok(()), Err);
                 }
                 Err(RecvTimeoutError::Timeout) => {
                     // Without descriptors it waits: jobs are served by one good copy.
@@ -502,7 +502,53 @@ impl Node {
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
         }
-        settle_at.map_or(Ok(()), |_| self.dir.settle())
+        if settle_at.is_some() {
+            self.dir.settle()?;
+        }
+        removed.map_or(Ok(()), Err)
+    }
+
+    /// Nothing new is taken; by when the process has ended.
+    fn stop(&self) -> Instant {
+        self.metrics.stopping.store(true, Relaxed);
+        supervisor::stopping();
+        self.boxes
+            .iter()
+            .for_each(|mailbox| mailbox.send(Letter::Stop));
+        Instant::now() + STOP_WITHIN
+    }
+
+    /// The members of the cluster are these now. False if this node is none of them.
+    fn set_members(&mut self, known: &ClusterMembers) -> Result<bool, Report> {
+        let Some(roster) = &self.roster else {
+            return Ok(true);
+        };
+        let superblock = &self.dir.superblock;
+        let (node, disk) = (superblock.node, superblock.disk);
+        let members: Vec<Voter> = known.members.iter().map(|member| member.voter).collect();
+        if !members.contains(&Voter { node, disk }) {
+            return Ok(false);
+        }
+        // First for the next start, then for the nodes that may be met by it.
+        self.dir.set_members(known)?;
+        roster.set_members(&members);
+        Ok(true)
+    }
+
+    /// An operator has removed this node, as its own log says, or another node.
+    fn removed(&self, said_by: Option<NodeId>) -> Report {
+        let node = self.dir.superblock.node;
+        let what = format!("node {node} was removed from its cluster");
+        Report::error(Code::WrongIdentity, what)
+            .location(match said_by {
+                Some(by) => format!("node {by} says so"),
+                None => "its own log says so".to_owned(),
+            })
+            .why("the others have every job; what is here is of no more use to them")
+            .fix(format!(
+                "leave it stopped; or empty {}, start it, and rrqctl cluster add {node}",
+                self.dir.path().display()
+            ))
     }
 
     /// What this process says would be taken for what an earlier one has said. The next start is numbered

@@ -9,6 +9,7 @@
 //! The mailbox is emptied on every turn, whoever woke the loop: no safety rests on a wake.
 
 use crate::base::ids::{ConnId, DiskId, NodeId, ShardId};
+use crate::base::members::{ClusterMembers, Member};
 use crate::base::report::Report;
 use crate::base::units::{Lsn, Monotonic, Now, WallTime};
 use crate::runtime::budget::Budget;
@@ -68,6 +69,13 @@ pub enum Event {
         heard_by: NodeId,
         /// The number of the start.
         start: u32,
+    },
+    /// The members of the cluster are these now.
+    Members(ClusterMembers),
+    /// Another node knows that this one is no member any more.
+    Removed {
+        /// The other node.
+        said_by: NodeId,
     },
     /// The process cannot go on.
     Failed(Report),
@@ -155,6 +163,13 @@ impl Hub {
             });
             nodes.sort_unstable_by_key(|listed| listed.node);
         }
+    }
+
+    /// Clients are told of no node that belongs no more.
+    fn forget_strangers(&self, members: &[Member]) {
+        let is_member = |node| members.iter().any(|member| member.voter.node == node);
+        let nodes = &mut self.hello.borrow_mut().nodes;
+        nodes.retain(|listed| is_member(listed.node));
     }
 
     /// A new client.
@@ -252,7 +267,11 @@ pub async fn run(parts: Parts) {
     let hub = Rc::new(Hub {
         shard: parts.mesh.me,
         hello: RefCell::new(parts.hello),
-        links: Links::new(parts.metrics.clone()),
+        links: Links::new(
+            parts.metrics.clone(),
+            parts.config.me(),
+            &parts.config.members.members,
+        ),
         inbox: RefCell::default(),
         driver: RefCell::default(),
         connections: RefCell::default(),
@@ -448,8 +467,10 @@ impl Driver {
         let input = match letter {
             Letter::SegmentMade(number) => return self.open_segment(number),
             Letter::Happened(input) => {
-                if let Input::PeerKnown(peer) = &input {
-                    self.hub.note_node(peer);
+                match &input {
+                    Input::PeerKnown(peer) => self.hub.note_node(peer),
+                    Input::ClusterMembers(members) => self.hub.forget_strangers(&members.members),
+                    _ => {}
                 }
                 input
             }
@@ -542,6 +563,12 @@ impl Driver {
                 self.mesh.to_peer(to, frames.freeze());
             }
             Effect::SendBeat { to } => self.hub.links.beat(to, self.beat()),
+            Effect::ClusterMembers(members) => {
+                self.mesh.cluster_members(&members);
+                self.hub.links.set_members(&members.members);
+                self.hub.forget_strangers(&members.members);
+                tell(&self.events, Event::Members(members));
+            }
             Effect::TellSilent { peer } => self.mesh.peer_lost(peer, Loss::Silent),
             Effect::JobsRan { times_ms } => {
                 let durations = self.hub.durations.borrow();
@@ -611,6 +638,7 @@ impl Driver {
         let shards = self.hub.metrics.shards.iter();
         let lsns = shards.map(|shard| Lsn(shard.durable_lsn.load(Relaxed)));
         NodeBeat {
+            draining: self.engine.is_draining(),
             nr: 0,
             wall: now().wall,
             durable: Durable {

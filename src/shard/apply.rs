@@ -39,7 +39,7 @@ impl ShardEngine {
             let tail_bytes = self.tail_bytes();
             let group = &mut self.groups[slot];
             let applied = group.raft.log().applied();
-            if group.raft.members().is_only_voter(self.config.me()) {
+            if group.raft.is_alone() {
                 group.raft.log_mut().compact(applied);
             } else {
                 group.raft.log_mut().compact_but(tail_bytes, needed);
@@ -103,7 +103,14 @@ impl ShardEngine {
                 group.raising = false;
                 group.raft.applied();
             }
-            EntryKind::Conf | EntryKind::Cut => {
+            EntryKind::Conf => {
+                group.queue.observe_time(time);
+                group.raft.applied();
+                self.counters.raft_members_changed_total += 1;
+                self.members_changed(slot);
+                self.answer_member_change(slot, index);
+            }
+            EntryKind::Cut => {
                 return Err(format!(
                     "entry {index} is of a kind ({:?}) that a newer version wrote",
                     entry.kind

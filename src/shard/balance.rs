@@ -9,6 +9,8 @@
 //! Nothing moves while leaders change anyway: an election is not made worse by a transfer. A member gets
 //! a group only if it has most of its log, so that requests wait for as long as two messages take.
 //!
+//! A node that *drains* hands over all that it leads, and what it comes to lead; nobody hands it anything.
+//!
 //! Deliberately absent: load. A group counts one, however busy it is.
 
 use super::engine::ShardEngine;
@@ -23,7 +25,7 @@ use std::time::Duration;
 impl ShardEngine {
     /// Leaders changed, or another node is there: nothing is moved for a while, then it is looked.
     pub(super) fn put_off_balance(&mut self) {
-        if !self.config.peers.is_empty() {
+        if !self.peers.members().is_empty() {
             let at = self.now.mono.plus(Duration::from_millis(BALANCE_AFTER_MS));
             self.balance_at = Some(at);
         }
@@ -35,10 +37,14 @@ impl ShardEngine {
         if self.stopping() || self.balance_at.is_none_or(|at| at > now) {
             return;
         }
+        if self.draining {
+            return self.hand_over_all();
+        }
         let mut counts = self.leads_by_node();
         let me = self.config.me();
         let of = |voter: &Voter| counts.get(voter).copied().unwrap_or_default();
-        if self.config.peers.iter().all(|peer| of(peer) + 1 >= of(&me)) {
+        let level = |peer: &Voter| self.peers.drains(peer) || of(peer) + 1 >= of(&me);
+        if self.peers.members().iter().all(level) {
             // Until something changes.
             self.balance_at = None;
             return;
@@ -60,6 +66,43 @@ impl ShardEngine {
                 self.mark(slot);
             }
         }
+    }
+
+    /// From now on this node hands over what it leads, or does so no more.
+    pub(super) fn drain_leads(&mut self, on: bool) {
+        self.draining = on;
+        self.balance_at = Some(self.now.mono);
+    }
+
+    /// Whether this node hands over whatever it leads.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining
+    }
+
+    /// Another node hands over whatever it leads, or does so no more.
+    pub(super) fn on_peer_drains(&mut self, peer: Voter, on: bool) {
+        self.peers.set_drains(peer, on);
+        self.put_off_balance();
+    }
+
+    /// Until it leads nothing that another could.
+    fn hand_over_all(&mut self) {
+        let mut is_left = false;
+        for slot in 0..self.groups.len() {
+            let group = &self.groups[slot];
+            if group.raft.role() != Role::Leader || group.raft.leads_alone() {
+                continue;
+            }
+            is_left = true;
+            if group.serves() && !group.raft.is_handing_over() {
+                self.groups[slot].raft.hand_over();
+                self.counters.raft_groups_handed_over_total += 1;
+                self.mark(slot);
+            }
+        }
+        let again = self.now.mono.plus(Duration::from_millis(BALANCE_EVERY_MS));
+        self.balance_at = is_left.then_some(again);
     }
 
     /// How many groups each node leads, as far as known here.
@@ -84,6 +127,7 @@ impl ShardEngine {
         let has_most = |counted: LogIndex| last.0 - counted.0 <= BALANCE_LAG_MAX;
         let fit = raft.followers().filter(|(voter, progress)| {
             raft.members().is_voter(*voter)
+                && !self.peers.drains(voter)
                 && !progress.is_lost()
                 && *progress.sending() == Sending::Replicate
                 && has_most(progress.counted())

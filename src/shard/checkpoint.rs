@@ -279,7 +279,9 @@ impl ShardEngine {
         let mut frozen = VecDeque::new();
         for slot in 0..self.groups.len() {
             let group = &self.groups[slot];
-            if group.phase != GroupPhase::Serving || !choose(group) {
+            // What has no state has nothing to keep.
+            let is_fit = group.phase == GroupPhase::Serving && !group.raft.is_blank();
+            if !is_fit || !choose(group) {
                 continue;
             }
             if !self.groups[slot].leads {

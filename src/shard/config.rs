@@ -1,6 +1,7 @@
 //! What an engine is told at its start, and never again.
 
 use crate::base::ids::{NodeId, ShardId};
+use crate::base::members::ClusterMembers;
 use crate::base::units::WallTime;
 use crate::queue::command::QueueSettings;
 use crate::raft::message::Voter;
@@ -13,8 +14,11 @@ pub struct ShardConfig {
     pub identity: LogIdentity,
     /// This node.
     pub node: NodeId,
-    /// The other voters of groups that are formed now; none on a node that stands alone.
-    pub peers: Vec<Voter>,
+    /// The first voters of every group; none on a node that stands alone. If this node is none of them,
+    /// it came later.
+    pub founders: Vec<Voter>,
+    /// The members of the cluster as they were known last; nobody on a node that stands alone.
+    pub members: ClusterMembers,
     /// The wall time with which groups begin that are formed now, on every member the same; `None`: this
     /// node's own.
     pub formed_at: Option<WallTime>,

@@ -45,6 +45,8 @@ counters! {
     /// Memory of log entries: of those that are not applied yet, and of those that are held for members
     /// that are behind.
     raft_entries_held_bytes: gauge,
+    /// Steps towards other members that were applied, of all groups.
+    raft_members_changed_total: total,
     /// Groups whose log may have lost what was promised, until the other voters have put it right.
     raft_groups_recovering: gauge,
     /// Times that another node had heard of more of this shard's log than a start found: the groups that

@@ -6,6 +6,7 @@
 
 use super::input::Origin;
 use crate::base::ids::{GroupId, NodeId, ShardId};
+use crate::base::members::ClusterMembers;
 use crate::raft::message::{Message, Voter};
 use crate::snapshot::layout::RootRef;
 use crate::wal::writer::WalWrite;
@@ -86,8 +87,8 @@ pub enum Effect {
     /// Send messages to another node, in this order, over the connection to the disk that they are
     /// for; drop them if there is none. Raft sends again what matters.
     SendPeer {
-        /// The node.
-        to: NodeId,
+        /// The node, with that disk.
+        to: Voter,
         /// What to say.
         messages: Vec<Message>,
     },
@@ -103,6 +104,10 @@ pub enum Effect {
         /// The node.
         peer: Voter,
     },
+    /// The members of the cluster are these now, this node perhaps none of them: tell the other shards
+    /// ([`Input::ClusterMembers`](super::input::Input::ClusterMembers)), keep it for the next start, and
+    /// speak with these nodes alone.
+    ClusterMembers(ClusterMembers),
     /// Hand a request to the shard whose group it is for. If its inbox is full, answer `Busy`.
     Forward {
         /// That shard.

@@ -9,6 +9,7 @@ use super::effect::{CheckpointFile, Effect};
 use super::group::{Group, Phase, Waiter};
 use super::input::{Input, Origin};
 use super::installs::Installs;
+use super::members::Cluster;
 use super::opening::{formation, log_hard_state, open_group, standing_row};
 use super::peers::Peers;
 use super::placement::{groups_of, shard_of};
@@ -105,10 +106,15 @@ pub struct ShardEngine {
     written: VecDeque<Written>,
     pub(super) timers: BTreeSet<(Monotonic, usize)>,
     pub(super) peers: Peers,
+    pub(super) cluster: Cluster,
     /// When it looks whether this node leads too many groups.
     pub(super) balance_at: Option<Monotonic>,
+    /// It shall lead nothing.
+    pub(super) draining: bool,
     /// Where the log ended that this process has found.
     pub(super) found_lsn: Lsn,
+    /// Groups were formed, which the log shall say before anybody is let in.
+    forms: bool,
     pub(super) installs: Installs,
     beacon_at: Option<Monotonic>,
     stop: Stop,
@@ -157,10 +163,12 @@ impl ShardEngine {
         );
         let mut groups = Vec::new();
         let mut effects = Vec::new();
+        let mut forms = false;
         for id in groups_of(config.shard, config.shards, config.groups) {
             let log = logs.remove(&id).unwrap_or_else(|| {
                 let base = formation(&config, id, now, wal.end_lsn());
                 let status = if damage.is_empty() {
+                    forms = true;
                     wal.append(Record::Base(base.clone()));
                     GroupLogStatus::Intact
                 } else {
@@ -185,11 +193,11 @@ impl ShardEngine {
             log_tails_cut_total: u64::from(torn.is_some()),
             ..Counters::default()
         };
-        let nodes = match config.shard {
-            ShardId(0) => &config.peers[..],
-            _ => &[],
-        };
-        let peers = Peers::watching(nodes, now.mono);
+        let (me, is_first) = (config.me(), config.shard == ShardId(0));
+        let others = config.members.members.iter().map(|member| member.voter);
+        let mut peers = Peers::default();
+        peers.set_members(others.filter(|other| *other != me), is_first, now.mono);
+        let cluster = Cluster::known(&config.members);
         let mut engine = Self {
             config,
             now,
@@ -212,8 +220,11 @@ impl ShardEngine {
             written: VecDeque::new(),
             timers: BTreeSet::new(),
             peers,
+            cluster,
             balance_at: None,
+            draining: false,
             found_lsn: start_lsn,
+            forms,
             installs: Installs::default(),
             beacon_at: None,
             stop: Stop::No,
@@ -222,6 +233,7 @@ impl ShardEngine {
         for group in engine.groups.iter_mut().filter(|group| !group.is_halted()) {
             group.raft.tick();
         }
+        (0..engine.groups.len()).for_each(|slot| engine.members_changed(slot));
         engine
     }
 
@@ -256,8 +268,11 @@ impl ShardEngine {
                 self.on_peer_messages(messages);
             }
             Input::PeerKnown(peer) => self.on_peer_known(peer),
+            Input::PeerWaits(peer) => self.on_peer_waits(peer),
+            Input::ClusterMembers(members) => self.on_cluster_members(&members),
             Input::HeardDurable { lsn } => self.on_heard_durable(lsn),
             Input::PeerBeat { from } => self.on_peer_beat(from),
+            Input::PeerDrains { peer, on } => self.on_peer_drains(peer, on),
             Input::PeerLost { peer, loss } => self.on_peer_lost(peer, loss),
             Input::TimePassed => {}
         }
@@ -312,23 +327,23 @@ impl ShardEngine {
         &self.counters
     }
 
-    /// Whether clients can be let in: every group that is not damaged is loaded. One in which nobody
+    /// Whether clients can be let in: every group that is not damaged is loaded, and what was formed is in
+    /// the log, so that a log that is missing at a later start is known to be lost. One in which nobody
     /// else votes also leads, in the version of the job machine that it is to have; who leads the
     /// others may change at any time.
     #[must_use]
     pub fn serving(&self) -> bool {
-        let (me, version) = (self.config.me(), self.config.machine_version_max);
+        let version = self.config.machine_version_max;
         let is_open = |group: &Group| {
-            if group.raft.members().is_only_voter(me) {
+            if group.raft.leads_alone() {
                 group.serves() && group.queue.version() >= version
             } else {
                 group.phase == Phase::Serving
             }
         };
-        let groups = self.groups.iter();
-        groups
-            .clone()
-            .all(|group| group.is_halted() || is_open(group))
+        let is_written = !self.forms || self.wal.durable_lsn() > self.found_lsn;
+        let mut groups = self.groups.iter();
+        is_written && groups.all(|group| group.is_halted() || is_open(group))
     }
 
     /// Where the log is durable up to.
@@ -569,6 +584,7 @@ impl ShardEngine {
         self.wake_polls(slot);
         self.wake_watches(slot);
         self.raise_version(slot);
+        self.settle_members(slot);
         self.drive_changes(slot);
         self.collect_ready(slot);
         self.set_timer(slot);

@@ -105,6 +105,8 @@ pub(super) struct Group {
     pub(super) reads: Reads,
     pub(super) waits: Waits,
     pub(super) changes: Changes,
+    /// Its members may be others than those of the cluster.
+    pub(super) members_unsettled: bool,
     /// An entry that raises the version of the machine is on its way.
     pub(super) raising: bool,
     pub(super) liveness: Liveness,
@@ -170,7 +172,7 @@ impl Group {
 
     /// Whether nothing is under way that would have to be waited for.
     pub(super) fn is_quiet(&self) -> bool {
-        let follows = self.raft.members().voters().len() > 1 && !self.leads;
+        let follows = !self.raft.leads_alone() && !self.leads;
         self.is_halted()
             || follows
             || (self.waiters.is_empty()

@@ -2,6 +2,7 @@
 
 use super::loading::GroupState;
 use crate::base::ids::{ConnId, GroupId, ShardId};
+use crate::base::members::ClusterMembers;
 use crate::base::units::Lsn;
 use crate::raft::message::{Message, Voter};
 use crate::wire::message::{Reply, Request};
@@ -131,6 +132,12 @@ pub enum Input {
     StopRequested,
     /// Another node said hello.
     PeerKnown(Peer),
+    /// A node that belongs to no cluster, and lists nodes of this one, said hello. Again and again, as
+    /// long as it waits to be added. For shard 0.
+    PeerWaits(Peer),
+    /// The members of the cluster are these, as shard 0 has said
+    /// ([`Effect::ClusterMembers`](super::effect::Effect::ClusterMembers)).
+    ClusterMembers(ClusterMembers),
     /// Another node has heard, before this process was started, that the log of this shard was durable
     /// up to here.
     HeardDurable {
@@ -148,6 +155,13 @@ pub enum Input {
     PeerBeat {
         /// The node.
         from: Voter,
+    },
+    /// Another node hands over whatever it leads, or does so no more.
+    PeerDrains {
+        /// The node.
+        peer: Voter,
+        /// Whether it does.
+        on: bool,
     },
     /// Another node is not what it was.
     PeerLost {

@@ -207,22 +207,48 @@ impl ShardEngine {
     /// The group may have been offered a checkpoint that it needs. It is offered again as long as it
     /// does, so that nothing is lost by not taking it up.
     pub(super) fn take_offer(&mut self, slot: usize) {
-        let Some((from, _)) = self.groups[slot].raft.take_offer() else {
+        let Some((from, base)) = self.groups[slot].raft.take_offer() else {
             return;
         };
         let now = self.now.mono;
-        let is_fit = self.groups[slot].phase == Phase::Serving
-            && !self.stopping()
-            && !self.disk_full
-            && !self.installs.put_off.contains_key(&slot);
+        if !self.may_install(slot) {
+            return;
+        }
         let makes_room = |under_way: &Receiving| {
             let is_of_another = under_way.slot == slot && under_way.from != from;
             under_way.stands_still(now) || (under_way.gathers() && is_of_another)
         };
         let is_free = self.installs.receiving.as_ref().is_none_or(makes_room);
-        if !is_fit || !is_free {
-            return;
+        if is_free {
+            self.begin_install(slot, from);
+        } else {
+            self.installs.offered.insert(slot, (from, base));
         }
+    }
+
+    fn may_install(&self, slot: usize) -> bool {
+        self.groups[slot].phase == Phase::Serving
+            && !self.stopping()
+            && !self.disk_full
+            && !self.installs.put_off.contains_key(&slot)
+    }
+
+    /// What was offered while another was under way begins as soon as that is done: a node that has just
+    /// been added needs a checkpoint of every group.
+    fn begin_offered(&mut self) {
+        while self.installs.receiving.is_none()
+            && let Some((slot, (from, base))) = self.installs.offered.pop_first()
+        {
+            let needs_it = self.groups[slot].raft.log().applied() < base.0;
+            if needs_it && self.may_install(slot) {
+                self.begin_install(slot, from);
+            }
+        }
+    }
+
+    fn begin_install(&mut self, slot: usize, from: Voter) {
+        let now = self.now.mono;
+        self.installs.offered.remove(&slot);
         self.installs.asked += 1;
         self.installs.receiving = Some(Receiving {
             slot,
@@ -293,6 +319,7 @@ impl ShardEngine {
 
     /// Goes on as far as nothing has to be waited for.
     pub(super) fn step_receiving(&mut self) {
+        self.begin_offered();
         let now = self.now.mono;
         let Some(receiving) = &self.installs.receiving else {
             return;
@@ -440,6 +467,7 @@ impl ShardEngine {
         group.queue = queue;
         group.installing = false;
         group.raft.installed(installed);
+        self.members_changed(slot);
         self.counters.checkpoints_installed_total += 1;
         self.end_install();
         self.mark(slot);

@@ -19,7 +19,7 @@
 //! # Invariants
 //!
 //! - A shard gathers one checkpoint at a time, and sends one at a time to each node; the others wait for
-//!   the next offer. A few parts are on their way, however large the checkpoint is.
+//!   their turn, or for the next offer. A few parts are on their way, however large the checkpoint is.
 //! - What is under way ends: when it is done, when a process is proved to be dead, or when nothing was
 //!   heard of it for [`FORGET_AFTER`].
 //!
@@ -31,7 +31,7 @@ use super::input::Loss;
 use super::installing::Receiving;
 use super::sending::Sending;
 use crate::base::units::Monotonic;
-use crate::raft::message::{Checkpoint, Voter};
+use crate::raft::message::{Checkpoint, Position, Voter};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -44,6 +44,8 @@ pub(super) struct Installs {
     /// By who gets it, and the slot.
     pub(super) sending: BTreeMap<(Voter, usize), Sending>,
     pub(super) receiving: Option<Receiving>,
+    /// What was offered meanwhile to other groups, by slot: by whom, and up to where.
+    pub(super) offered: BTreeMap<usize, (Voter, Position)>,
     /// Slots whose last installation failed, and when the next may begin.
     pub(super) put_off: BTreeMap<usize, Monotonic>,
     /// Counts what was asked for.
@@ -55,7 +57,8 @@ pub(super) struct Installs {
 impl Installs {
     /// Whether the next step can be made at once.
     pub(super) fn wants_a_turn(&self) -> bool {
-        self.receiving.as_ref().is_some_and(Receiving::loads)
+        let may_begin = self.receiving.is_none() && !self.offered.is_empty();
+        may_begin || self.receiving.as_ref().is_some_and(Receiving::loads)
     }
 
     /// When it wants a turn although nothing happened.
@@ -76,6 +79,7 @@ impl Installs {
             Loss::Silent => {}
             Loss::Dead => {
                 self.sending.retain(|(to, _), _| *to != peer);
+                self.offered.retain(|_, (from, _)| *from != peer);
                 self.receiving
                     .take_if(|it| it.from() == peer && it.gathers());
             }

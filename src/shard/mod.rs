@@ -46,6 +46,7 @@ mod installing;
 mod installs;
 mod liveness;
 pub mod loading;
+pub mod members;
 mod opening;
 mod peers;
 pub mod placement;

@@ -89,8 +89,7 @@ impl ShardEngine {
         group
             .base_files
             .resize(group.bases.len(), BaseFiles::default());
-        let index = group.bases[0].index;
-        group.raft.log_mut().start_at(index);
+        start_from_base(group);
         self.counters.checkpoints_damaged_total += base as u64;
         Ok(())
     }
@@ -105,7 +104,7 @@ impl ShardEngine {
         group.bases.drain(..at);
         group.base_files = vec![BaseFiles::default()];
         group.queue = JobQueue::new(group.id, group.bases[0].wall_offset_ms);
-        group.raft.log_mut().start_at(group.bases[0].index);
+        start_from_base(group);
         self.counters.checkpoints_damaged_total += at as u64;
         true
     }
@@ -113,19 +112,34 @@ impl ShardEngine {
     /// From here on entries are applied.
     fn start_serving(&mut self, slot: usize) {
         self.groups[slot].phase = Phase::Serving;
+        self.members_changed(slot);
     }
 }
 
-/// The base of a group at formation: nothing in it.
+/// The newest base that can be read is the one to begin with.
+fn start_from_base(group: &mut Group) {
+    let base = &group.bases[0];
+    let members = Membership::from_list(&base.members);
+    let members = members.expect("it was looked at when the group was opened");
+    group.raft.start_from(base.index, members);
+}
+
+/// The base of a group that is not in the log: at formation nothing in it, and its founders the voters.
+/// A node that came to the cluster later has nothing to begin with, not even that.
 pub(super) fn formation(
     config: &ShardConfig,
     group: GroupId,
     now: Now,
     log_start_lsn: Lsn,
 ) -> BaseRecord {
-    let mut formed = vec![config.me()];
-    formed.extend(&config.peers);
-    formed.sort_unstable();
+    let me = config.me();
+    let members = match &config.founders[..] {
+        [] => vec![Member::voting(me)],
+        founders if founders.contains(&me) => {
+            founders.iter().copied().map(Member::voting).collect()
+        }
+        _ => Vec::new(),
+    };
     BaseRecord {
         group,
         incarnation: Incarnation(1),
@@ -137,7 +151,7 @@ pub(super) fn formation(
         log_start_lsn,
         machine_version: 1,
         wall_offset_ms: i64::try_from(config.formed_at.unwrap_or(now.wall).0).unwrap_or(i64::MAX),
-        members: formed.into_iter().map(Member::voting).collect(),
+        members,
     }
 }
 
@@ -160,8 +174,13 @@ pub(super) fn open_group(
     let newest = bases[0].clone();
     let oldest = bases.last().expect("a group has a base");
     let me = config.me();
-    let known = Membership::from_list(&newest.members);
-    let members = known.clone().unwrap_or_default();
+    let known = bases
+        .iter()
+        .map(|base| Membership::from_list(&base.members));
+    let known: Result<Vec<_>, _> = known.collect();
+    let members = known
+        .as_ref()
+        .map_or_else(|_| Membership::default(), |known| known[0].clone());
     let is_alone = members.is_only_voter(me);
     // With other voters a damaged log is put right by them.
     let doubt = match &status {
@@ -179,10 +198,9 @@ pub(super) fn open_group(
     };
     let roots: Vec<_> = bases.iter().filter_map(root_ref).collect();
     let phase = match status {
-        _ if known.is_err() => Phase::Halted(halted(
-            id,
-            &format!("its members cannot be: {:?}", newest.members),
-        )),
+        _ if known.is_err() => {
+            Phase::Halted(halted(id, "the members in one of its bases cannot be"))
+        }
         _ if newest.machine_version > MACHINE_VERSION => Phase::Halted(halted(
             id,
             &format!("it needs machine version {}", newest.machine_version),
@@ -248,6 +266,7 @@ pub(super) fn open_group(
         reads: Reads::default(),
         waits: Waits::default(),
         changes: Changes::default(),
+        members_unsettled: false,
         raising: false,
         liveness: Liveness::default(),
         advancing: false,

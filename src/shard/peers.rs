@@ -38,7 +38,6 @@ use super::liveness::Liveness;
 use super::placement::shard_of;
 use super::requests::Refusal;
 use crate::base::code::Code;
-use crate::base::ids::NodeId;
 use crate::base::limits::{BEAT_MS, HEIR_WAIT_MS, REST_AFTER_MS, SILENT_MS, TICK_MS};
 use crate::base::units::{Lsn, Monotonic};
 use crate::raft::message::{Message, Voter};
@@ -50,10 +49,10 @@ use std::time::Duration;
 /// What the groups of a shard have to say, and when.
 #[derive(Default)]
 pub(super) struct Peers {
-    /// By node, in the order in which it was said.
-    outbox: BTreeMap<NodeId, Vec<Message>>,
+    /// By receiver, in the order in which it was said.
+    outbox: BTreeMap<Voter, Vec<Message>>,
     /// Checkpoints on their way, behind all else.
-    bulk: BTreeMap<NodeId, Vec<Message>>,
+    bulk: BTreeMap<Voter, Vec<Message>>,
     /// What waits for the disk, by the batch that it waits for.
     held: BTreeMap<Ticket, Vec<Message>>,
     /// Slots that are ticked.
@@ -62,7 +61,11 @@ pub(super) struct Peers {
     /// Slots that wait for the heir of a leader that died.
     stand_in: BTreeSet<usize>,
     stand_in_at: Option<Monotonic>,
-    /// The other nodes; empty on all shards but the first.
+    /// The other members of the cluster.
+    members: BTreeSet<Voter>,
+    /// Those of them that hand over whatever they lead.
+    draining: BTreeSet<Voter>,
+    /// Those that are watched; nobody on all shards but the first.
     nodes: BTreeMap<Voter, Watched>,
     next_beat: Option<Monotonic>,
     /// What the other nodes said of themselves.
@@ -76,17 +79,41 @@ struct Watched {
 }
 
 impl Peers {
-    /// Watches nodes from now on.
-    pub(super) fn watching(nodes: &[Voter], now: Monotonic) -> Self {
-        let watched = |node: &Voter| {
+    /// The other members of the cluster are these from now on; whether they are watched here.
+    pub(super) fn set_members(
+        &mut self,
+        members: impl Iterator<Item = Voter>,
+        watches: bool,
+        now: Monotonic,
+    ) {
+        self.members = members.collect();
+        let watched = self.members.iter().filter(|_| watches);
+        let watched = watched.map(|member| {
             let (heard, is_silent) = (now, false);
-            (*node, Watched { heard, is_silent })
-        };
-        Self {
-            next_beat: (!nodes.is_empty()).then_some(now),
-            nodes: nodes.iter().map(watched).collect(),
-            ..Self::default()
+            let known = self.nodes.remove(member);
+            (*member, known.unwrap_or(Watched { heard, is_silent }))
+        });
+        self.nodes = watched.collect();
+        self.next_beat = (!self.nodes.is_empty()).then(|| self.next_beat.unwrap_or(now));
+    }
+
+    /// A node hands over whatever it leads, or does so no more.
+    pub(super) fn set_drains(&mut self, node: Voter, on: bool) {
+        if on {
+            self.draining.insert(node);
+        } else {
+            self.draining.remove(&node);
         }
+    }
+
+    /// Whether a node shall get no lead.
+    pub(super) fn drains(&self, node: &Voter) -> bool {
+        self.draining.contains(node)
+    }
+
+    /// The other members of the cluster.
+    pub(super) fn members(&self) -> &BTreeSet<Voter> {
+        &self.members
     }
 
     /// Sends now, or once the batch is durable.
@@ -103,16 +130,13 @@ impl Peers {
 
     fn post(&mut self, messages: impl Iterator<Item = Message>) {
         for message in messages {
-            self.outbox
-                .entry(message.to.node)
-                .or_default()
-                .push(message);
+            self.outbox.entry(message.to).or_default().push(message);
         }
     }
 
     /// Sends once all else is said.
     pub(super) fn send_last(&mut self, message: Message) {
-        let bulk = self.bulk.entry(message.to.node).or_default();
+        let bulk = self.bulk.entry(message.to).or_default();
         bulk.push(message);
     }
 
@@ -172,10 +196,14 @@ impl ShardEngine {
 
     /// Another node said hello.
     pub(super) fn on_peer_known(&mut self, peer: Peer) {
-        self.peers.known.insert(peer.voter, peer);
+        let voter = peer.voter;
+        self.peers.known.insert(voter, peer);
         self.put_off_balance();
-        // A version may be raised now.
-        (0..self.groups.len()).for_each(|slot| self.mark(slot));
+        for slot in 0..self.groups.len() {
+            self.groups[slot].raft.found_peer(voter);
+            // A version may be raised now.
+            self.mark(slot);
+        }
     }
 
     /// The log that this process has found was longer once: it has lost its end, or the disk is an older
@@ -188,7 +216,7 @@ impl ShardEngine {
         self.counters.log_ends_lost_total += 1;
         for slot in 0..self.groups.len() {
             let raft = &mut self.groups[slot].raft;
-            if !raft.members().is_only_voter(self.config.me()) {
+            if !raft.leads_alone() {
                 raft.distrust();
                 self.mark(slot);
             }
@@ -316,7 +344,7 @@ impl ShardEngine {
     /// A group rests or does not, leads or leads no more.
     pub(super) fn note_role(&mut self, slot: usize) {
         let group = &mut self.groups[slot];
-        let is_alone = group.raft.members().is_only_voter(self.config.me());
+        let is_alone = group.raft.is_alone();
         if group.raft.is_quiet() || is_alone || group.is_halted() {
             if self.peers.awake.remove(&slot) {
                 self.trim_tail(slot);

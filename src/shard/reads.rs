@@ -168,6 +168,8 @@ impl ShardEngine {
             | RequestBody::Watch { .. }
             | RequestBody::WaitJob { .. }
             | RequestBody::Heartbeat { .. }
+            | RequestBody::ChangeMembers(_)
+            | RequestBody::Drain { .. }
             | RequestBody::Status
             | RequestBody::Bye => unreachable!("{body:?} is no read of a group"),
         };

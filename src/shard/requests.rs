@@ -15,7 +15,7 @@ use crate::base::code::Code;
 use crate::base::entry::EntryKind;
 use crate::base::ids::{GroupId, QueueUid, SessionId};
 use crate::base::limits::{
-    POLL_WAIT_MS_MAX, POLLS_WAITING_MAX, SESSION_POLL_WINDOW, SESSION_WINDOW,
+    CLUSTER_GROUP, POLL_WAIT_MS_MAX, POLLS_WAITING_MAX, SESSION_POLL_WINDOW, SESSION_WINDOW,
 };
 use crate::queue::command::{
     Command, NewJob, Op, Outcome, QueueSettings, Rejection, SessionCall, Window,
@@ -23,6 +23,7 @@ use crate::queue::command::{
 use crate::wire::command::{append_command, encode_command};
 use crate::wire::message::{
     CommitStamp, ErrorReply, GroupStatus, Reply, ReplyBody, Request, RequestBody, ShardStatus,
+    WaitingNode,
 };
 use bytes::Bytes;
 use std::time::Duration;
@@ -105,7 +106,11 @@ impl ShardEngine {
             | RequestBody::ListQueues { group } => Some(*group),
             RequestBody::GetJob { job } | RequestBody::WaitJob { job, .. } => Some(job.group()),
             RequestBody::GetQueue { name, .. } => Some(home_group(name, self.config.groups)),
-            RequestBody::Heartbeat { .. } | RequestBody::Status | RequestBody::Bye => None,
+            RequestBody::ChangeMembers(_) => Some(CLUSTER_GROUP),
+            RequestBody::Heartbeat { .. }
+            | RequestBody::Drain { .. }
+            | RequestBody::Status
+            | RequestBody::Bye => None,
         }
     }
 
@@ -134,6 +139,10 @@ impl ShardEngine {
                     unknown: sessions.into_iter().filter(unknown).collect(),
                 }
             }
+            RequestBody::Drain { on } => {
+                self.drain_leads(on);
+                ReplyBody::Outcome(Outcome::Done)
+            }
             RequestBody::Bye => {
                 self.on_bye(from);
                 ReplyBody::Outcome(Outcome::Done)
@@ -161,6 +170,9 @@ impl ShardEngine {
             RequestBody::Command {
                 command, wait_ms, ..
             } => self.on_command(from, slot, request.id, (command, payload), wait_ms),
+            RequestBody::ChangeMembers(change) => {
+                self.on_change_members(from, slot, request.id, change)
+            }
             read => self.ask_read(slot, (from, request.id), read),
         }
     }
@@ -589,8 +601,14 @@ impl ShardEngine {
                 Phase::Loading | Phase::Serving => String::new(),
             },
             machine_version: group.queue.version(),
+            members_unsettled: group.serves() && *group.raft.members() != *self.cluster.members(),
         };
         let uptime = self.now.mono.since(self.started).as_millis();
+        let waiting = self.cluster.waiting(self.now.mono);
+        let waiting = waiting.map(|peer| WaitingNode {
+            id: peer.voter,
+            addresses: peer.client_addresses.clone(),
+        });
         ShardStatus {
             shard: self.config.shard.0,
             shards: self.config.shards,
@@ -600,6 +618,9 @@ impl ShardEngine {
             durable_lsn: self.wal.durable_lsn().0,
             disk_full: self.disk_full,
             groups: self.groups.iter().map(group_status).collect(),
+            members: self.cluster.members().to_list(),
+            waiting: waiting.collect(),
+            draining: self.is_draining(),
         }
     }
 }

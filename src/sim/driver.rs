@@ -8,6 +8,7 @@
 use super::disk::SimDisk;
 use crate::base::ids::{GroupId, NodeId, ShardId};
 use crate::base::limits::PEER_FRAME_BYTES_MAX;
+use crate::base::members::ClusterMembers;
 use crate::raft::message::{Message, Voter};
 use crate::shard::effect::{CheckpointFile, Effect};
 use crate::shard::input::{Input, Origin};
@@ -54,12 +55,14 @@ pub enum Work {
 pub enum Out {
     /// An answer.
     Reply(Origin, Reply),
-    /// Messages for another node.
-    Messages(NodeId, Vec<Message>),
+    /// Messages for another node, with that disk.
+    Messages(Voter, Vec<Message>),
     /// A beat for another node.
     Beat(NodeId),
     /// Every shard of this node is told that another is silent.
     Silent(Voter),
+    /// Every other shard of this node is told who belongs to the cluster.
+    Members(ClusterMembers),
     /// A request for another shard.
     Forward(ShardId, Origin, Request),
     /// Another shard is told that a connection closed.
@@ -104,6 +107,7 @@ pub fn begin(disk: &mut SimDisk, effect: Effect) -> Begun {
         Effect::SendPeer { to, messages } => return Begun::Out(Out::Messages(to, messages)),
         Effect::SendBeat { to } => return Begun::Out(Out::Beat(to)),
         Effect::TellSilent { peer } => return Begun::Out(Out::Silent(peer)),
+        Effect::ClusterMembers(members) => return Begun::Out(Out::Members(members)),
         Effect::Forward { to, from, request } => {
             return Begun::Out(Out::Forward(to, from, request));
         }

@@ -8,6 +8,7 @@ use super::operator::Operator;
 use crate::base::checksum::Hash128;
 use crate::base::ids::{ClusterId, ConnId, DiskId, NodeId, ShardId};
 use crate::base::limits::FRAME_BYTES_MAX;
+use crate::base::members::ClusterMembers;
 use crate::base::prng::Prng;
 use crate::base::units::{Monotonic, Now, WallTime};
 use crate::queue::MACHINE_VERSION;
@@ -356,6 +357,8 @@ impl World {
             }
             Begun::Out(Out::Reply(to, reply)) => self.on_reply(to, &reply),
             Begun::Out(Out::Stopped) => self.stopped = true,
+            // There is no other shard.
+            Begun::Out(Out::Members(_)) => {}
             Begun::Out(other) => panic!("one node of one shard has nobody for {other:?}"),
             Begun::Done => {}
         }
@@ -577,9 +580,10 @@ fn open(
         recovered.damage
     );
     let config = ShardConfig {
+        founders: Vec::new(),
         identity,
         node: NodeId(1),
-        peers: Vec::new(),
+        members: ClusterMembers::default(),
         formed_at: None,
         shard: ShardId(0),
         shards: 1,

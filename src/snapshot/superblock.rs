@@ -3,12 +3,12 @@
 //! Two copies, each a file of 4 KiB. The driver writes one, then the other, each by a temporary
 //! name, sync, rename, directory sync; so at any moment at least one copy is whole.
 //!
-//! # Layout, formats 1 and 2
+//! # Layout, formats 1 to 3
 //!
 //! | offset | size | field | why it is there |
 //! | --- | --- | --- | --- |
 //! | 0 | 8 | magic `rrqsuper` | |
-//! | 8 | 2 | format, 1 without members and 2 with some | older binaries refuse a newer format by name, and can still run a node that stands alone |
+//! | 8 | 2 | format: 1 without members, 2 as long as they are the founders, 3 | older binaries refuse a newer format by name, and can still run a node that stands alone |
 //! | 10 | 2 | number of shards | another number than the machine's is a change to be made, or refused |
 //! | 12 | 4 | node id | a directory of another node is refused |
 //! | 16 | 8 | generation | the higher of two valid copies is in force |
@@ -21,9 +21,12 @@
 //! | 73 | 1 | length of the next field, at most 62 | |
 //! | 74 | 62 | version of the binary that made the directory, UTF-8, zero-filled | for people |
 //! | 136 | 8 | wall time of formation, ms | every member's groups begin with the same clock |
-//! | 144 | 1 | number of members, at most 15 | 0: the node stands alone |
-//! | 145 | 300 | members: node id u32, disk id 16 bytes, ascending, zero-filled | the first voters of every group |
-//! | 445 | 3647 | reserved | |
+//! | 144 | 1 | number of founders, at most 15 | 0: the node stands alone |
+//! | 145 | 300 | founders: node id u32, disk id 16 bytes, ascending, zero-filled | the first voters of every group; who is none of them came later |
+//! | 445 | 8 | log index of group 0 | format 3: as of which the members are known |
+//! | 453 | 1 | number of members, at most 45 | |
+//! | 454 | 945 | members: node id u32, role u8, disk id 16 bytes, ascending, zero-filled | with whom to speak from the start on |
+//! | 1399 | 2693 | reserved | |
 //! | 4092 | 4 | CRC-32C of bytes 0..4092 | |
 //!
 //! # Which copy: the decision table
@@ -43,17 +46,20 @@
 //! Raise [`FORMAT`], keep the older decoders, keep magic, format and checksum in place, give a zero
 //! of every reserved byte today's meaning, and add a superblock of the old format to the fixtures.
 
-use crate::base::ids::{ClusterId, DiskId, NodeId};
-use crate::base::limits::VOTERS_MAX;
+use crate::base::ids::{ClusterId, DiskId, LogIndex, NodeId};
+use crate::base::limits::{MEMBERS_MAX, VOTERS_MAX};
+use crate::base::members::{Member, MemberRole};
 use crate::base::units::WallTime;
 use crate::snapshot::fields::{Fields, Malformed, u16_at};
 use crate::snapshot::header::block_checksums;
 use crate::snapshot::layout::{HEADER_BYTES, HEADER_CRC_AT, Voter, seal_block};
 
 /// The newest format that this binary writes and reads.
-pub const FORMAT: u16 = 2;
+pub const FORMAT: u16 = 3;
 /// What a node is written in that stands alone.
 const FORMAT_ALONE: u16 = 1;
+/// What a member of a cluster is written in that is as it was founded.
+const FORMAT_FOUNDED: u16 = 2;
 /// Bytes of a copy.
 pub const SUPERBLOCK_BYTES: usize = HEADER_BYTES;
 /// The longest version text.
@@ -61,10 +67,13 @@ pub const CREATED_BY_BYTES_MAX: usize = 62;
 
 const MAGIC: [u8; 8] = *b"rrqsuper";
 const FORMING: u8 = 1;
-/// Of a member: node and disk.
-const MEMBER_BYTES: usize = 20;
+/// Of a founder: node and disk.
+const FOUNDER_BYTES: usize = 20;
+/// Of a member: node, role and disk.
+const MEMBER_BYTES: usize = 21;
 const ALONE_BYTES: usize = 136;
-const USED_BYTES: usize = ALONE_BYTES + 9 + VOTERS_MAX * MEMBER_BYTES;
+const FOUNDED_BYTES: usize = ALONE_BYTES + 9 + VOTERS_MAX * FOUNDER_BYTES;
+const USED_BYTES: usize = FOUNDED_BYTES + 9 + MEMBERS_MAX * MEMBER_BYTES;
 
 const _: () = assert!(ALONE_BYTES == 74 + CREATED_BY_BYTES_MAX);
 const _: () = assert!(USED_BYTES < HEADER_CRC_AT);
@@ -94,8 +103,13 @@ pub struct Superblock {
     pub created_by: String,
     /// When its cluster was formed; zero for a node that stands alone.
     pub formed_at: WallTime,
-    /// The first voters of every group, this node among them, ascending; none if it stands alone.
-    pub members: Vec<Voter>,
+    /// The first voters of every group, ascending; none if the node stands alone. Who is none of them came
+    /// later.
+    pub founders: Vec<Voter>,
+    /// The members of the cluster as far as known, ascending; none if the node stands alone.
+    pub members: Vec<Member>,
+    /// They are those of group 0 after this entry of its log.
+    pub members_as_of: LogIndex,
 }
 
 /// Why there is no superblock to go by.
@@ -159,8 +173,8 @@ impl Superblock {
     /// One copy.
     ///
     /// # Panics
-    /// If the version text is longer than [`CREATED_BY_BYTES_MAX`], or there are more members than
-    /// [`VOTERS_MAX`].
+    /// If the version text is longer than [`CREATED_BY_BYTES_MAX`], or there are more founders than
+    /// [`VOTERS_MAX`], or more members than [`MEMBERS_MAX`] or none beside founders.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let created_by = self.created_by.as_bytes();
@@ -170,9 +184,18 @@ impl Superblock {
             created_by.len(),
             self.created_by
         );
-        let members = self.members.len();
-        assert!(members <= VOTERS_MAX, "a cluster of {members} members");
-        let format = if members == 0 { FORMAT_ALONE } else { FORMAT };
+        let (founders, members) = (self.founders.len(), self.members.len());
+        assert!(founders <= VOTERS_MAX, "a cluster of {founders} founders");
+        assert!(members <= MEMBERS_MAX, "a cluster of {members} members");
+        assert!(
+            (founders == 0) == (members == 0),
+            "founders, or members, alone"
+        );
+        let format = match founders {
+            0 => FORMAT_ALONE,
+            _ if self.is_as_founded() => FORMAT_FOUNDED,
+            _ => FORMAT,
+        };
         let mut out = Vec::with_capacity(SUPERBLOCK_BYTES);
         out.extend_from_slice(&MAGIC);
         out.extend_from_slice(&format.to_le_bytes());
@@ -187,14 +210,15 @@ impl Superblock {
         out.push(if self.forming { FORMING } else { 0 });
         out.push(created_by.len() as u8);
         out.extend_from_slice(created_by);
-        if members > 0 {
+        if founders > 0 {
             out.resize(ALONE_BYTES, 0);
             out.extend_from_slice(&self.formed_at.0.to_le_bytes());
-            out.push(members as u8);
-            for member in &self.members {
-                out.extend_from_slice(&member.node.0.to_le_bytes());
-                out.extend_from_slice(&member.disk.0);
-            }
+            encode_founders(&self.founders, &mut out);
+        }
+        if format == FORMAT {
+            out.resize(FOUNDED_BYTES, 0);
+            out.extend_from_slice(&self.members_as_of.0.to_le_bytes());
+            encode_members(&self.members, &mut out);
         }
         seal_block(out)
     }
@@ -250,15 +274,23 @@ impl Superblock {
         let len = usize::from(fields.u8("version text")?);
         let text = std::str::from_utf8(fields.take(len, "version text")?);
         fields.zeros(CREATED_BY_BYTES_MAX.checked_sub(len).ok_or(bad_version)?)?;
-        let (mut formed_at, mut members) = (WallTime(0), Vec::new());
+        let (mut formed_at, mut founders) = (WallTime(0), Vec::new());
         if format == FORMAT_ALONE {
             fields.zeros(HEADER_CRC_AT - ALONE_BYTES)?;
         } else {
             formed_at = WallTime(fields.u64("time of formation")?);
+            founders = decode_founders(&mut fields)?;
+        }
+        let mut members: Vec<Member> = founders.iter().copied().map(Member::voting).collect();
+        let mut members_as_of = LogIndex(0);
+        if format == FORMAT_FOUNDED {
+            fields.zeros(HEADER_CRC_AT - FOUNDED_BYTES)?;
+        } else if format == FORMAT {
+            members_as_of = LogIndex(fields.u64("index of the members")?);
             members = decode_members(&mut fields)?;
             fields.zeros(HEADER_CRC_AT - USED_BYTES)?;
         }
-        Ok(Self {
+        let superblock = Self {
             generation,
             node,
             disk,
@@ -270,30 +302,86 @@ impl Superblock {
             start,
             created_by: text.map_err(|_| bad_version)?.to_owned(),
             formed_at,
+            founders,
             members,
-        })
+            members_as_of,
+        };
+        // Then it would be of an older format.
+        if format == FORMAT && superblock.is_as_founded() {
+            return Err(unknown.into());
+        }
+        Ok(superblock)
+    }
+
+    /// Whether the members are the founders, for all that is known.
+    fn is_as_founded(&self) -> bool {
+        let founders = self.founders.iter().copied().map(Member::voting);
+        self.members_as_of == LogIndex(0) && founders.eq(self.members.iter().copied())
     }
 }
 
-/// Some members in ascending order, and zeros in the place of others.
-fn decode_members(fields: &mut Fields<'_>) -> Result<Vec<Voter>, Malformed> {
-    let bad_members = fields.malformed("members");
-    let count = usize::from(fields.u8("members")?);
-    if count == 0 || count > VOTERS_MAX {
-        return Err(bad_members);
+fn encode_founders(founders: &[Voter], out: &mut Vec<u8>) {
+    out.push(founders.len() as u8);
+    for founder in founders {
+        out.extend_from_slice(&founder.node.0.to_le_bytes());
+        out.extend_from_slice(&founder.disk.0);
     }
-    let members: Vec<Voter> = (0..count)
+}
+
+fn encode_members(members: &[Member], out: &mut Vec<u8>) {
+    out.push(members.len() as u8);
+    for Member { voter, role } in members {
+        out.extend_from_slice(&voter.node.0.to_le_bytes());
+        out.push(*role as u8);
+        out.extend_from_slice(&voter.disk.0);
+    }
+}
+
+/// Some founders in the order of their ids, and zeros in the place of others.
+fn decode_founders(fields: &mut Fields<'_>) -> Result<Vec<Voter>, Malformed> {
+    let bad_founders = fields.malformed("founders");
+    let count = usize::from(fields.u8("founders")?);
+    if count == 0 || count > VOTERS_MAX {
+        return Err(bad_founders);
+    }
+    let founders: Vec<Voter> = (0..count)
         .map(|_| {
             Ok(Voter {
-                node: NodeId(fields.u32("member")?),
-                disk: DiskId(fields.id("member")?),
+                node: NodeId(fields.u32("founder")?),
+                disk: DiskId(fields.id("founder")?),
             })
         })
         .collect::<Result<_, Malformed>>()?;
-    if !members.is_sorted_by(|a, b| a.node < b.node) {
+    if !founders.is_sorted_by(|a, b| a.node < b.node) {
+        return Err(bad_founders);
+    }
+    fields.zeros((VOTERS_MAX - count) * FOUNDER_BYTES)?;
+    Ok(founders)
+}
+
+/// Some members, ascending, and zeros in the place of others. A node may have two disks, of which one takes
+/// the place of the other.
+fn decode_members(fields: &mut Fields<'_>) -> Result<Vec<Member>, Malformed> {
+    let bad_members = fields.malformed("members");
+    let count = usize::from(fields.u8("members")?);
+    if count == 0 || count > MEMBERS_MAX {
         return Err(bad_members);
     }
-    fields.zeros((VOTERS_MAX - count) * MEMBER_BYTES)?;
+    let members: Vec<Member> = (0..count)
+        .map(|_| {
+            let node = NodeId(fields.u32("member")?);
+            let unknown = fields.malformed("role of a member");
+            let role = MemberRole::from_u32(fields.u8("role of a member")?.into());
+            let role = role.ok_or(unknown)?;
+            let disk = DiskId(fields.id("member")?);
+            let voter = Voter { node, disk };
+            Ok(Member { voter, role })
+        })
+        .collect::<Result<_, Malformed>>()?;
+    if !members.is_sorted_by(|a, b| a.voter < b.voter) {
+        return Err(bad_members);
+    }
+    fields.zeros((MEMBERS_MAX - count) * MEMBER_BYTES)?;
     Ok(members)
 }
 
@@ -342,7 +430,9 @@ mod tests {
             start: 9,
             created_by: "rrq 0.1.0".to_owned(),
             formed_at: WallTime(0),
+            founders: Vec::new(),
             members: Vec::new(),
+            members_as_of: LogIndex(0),
         }
     }
 
@@ -356,8 +446,27 @@ mod tests {
     fn of_three() -> Superblock {
         Superblock {
             formed_at: WallTime(0x0123_4567_89ab),
-            members: [1, 2, 3].map(member).into(),
+            founders: [1, 2, 3].map(member).into(),
+            members: [1, 2, 3].map(member).map(Member::voting).into(),
             ..superblock(4)
+        }
+    }
+
+    /// Node 2 has another disk, and node 4 has come.
+    fn changed() -> Superblock {
+        let renewed = Voter {
+            disk: DiskId([0xe2; 16]),
+            ..member(2)
+        };
+        let learner = Member {
+            voter: member(4),
+            role: MemberRole::Learner,
+        };
+        let voters = [member(1), renewed, member(3)].map(Member::voting);
+        Superblock {
+            members: voters.into_iter().chain([learner]).collect(),
+            members_as_of: LogIndex(0x5678),
+            ..of_three()
         }
     }
 
@@ -397,7 +506,7 @@ mod tests {
         assert_eq!(bytes[8..10], [2, 0]);
         assert_eq!(bytes[10..ALONE_BYTES], alone[10..ALONE_BYTES]);
         assert_eq!(
-            hex(&bytes[ALONE_BYTES..ALONE_BYTES + 9 + 3 * MEMBER_BYTES]),
+            hex(&bytes[ALONE_BYTES..ALONE_BYTES + 9 + 3 * FOUNDER_BYTES]),
             "ab89674523010000\
              03\
              01000000d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1\
@@ -405,6 +514,24 @@ mod tests {
              03000000d3d3d3d3d3d3d3d3d3d3d3d3d3d3d3d3"
         );
         assert_eq!(Superblock::decode(&bytes), Ok(of_three()));
+    }
+
+    #[test]
+    fn a_superblock_of_changed_members_is_these_bytes() {
+        let bytes = changed().encode();
+        assert_eq!(bytes[8..10], [3, 0]);
+        let of_three = of_three().encode();
+        assert_eq!(bytes[10..FOUNDED_BYTES], of_three[10..FOUNDED_BYTES]);
+        assert_eq!(
+            hex(&bytes[FOUNDED_BYTES..FOUNDED_BYTES + 9 + 4 * MEMBER_BYTES]),
+            "7856000000000000\
+             04\
+             0100000000d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1\
+             0200000000e2e2e2e2e2e2e2e2e2e2e2e2e2e2e2e2\
+             0300000000d3d3d3d3d3d3d3d3d3d3d3d3d3d3d3d3\
+             0400000001d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4"
+        );
+        assert_eq!(Superblock::decode(&bytes), Ok(changed()));
     }
 
     #[test]
@@ -429,11 +556,11 @@ mod tests {
             Err(SuperblockError::BadMagic { .. })
         ));
         assert!(matches!(
-            Superblock::decode(&damaged(8, 3)),
+            Superblock::decode(&damaged(8, 4)),
             Err(SuperblockError::BadChecksum { offset: 4092, .. })
         ));
-        let too_new = SuperblockError::TooNew { found: 3, max: 2 };
-        assert_eq!(resealed(8, 3), Err(too_new));
+        let too_new = SuperblockError::TooNew { found: 4, max: 3 };
+        assert_eq!(resealed(8, 4), Err(too_new));
         let malformed = |offset, what| Err(SuperblockError::Malformed(Malformed { offset, what }));
         assert_eq!(resealed(8, 0), malformed(8, "format number"));
         assert_eq!(resealed(72, 2), malformed(72, "flags"));
@@ -448,11 +575,18 @@ mod tests {
             reseal(&mut bytes);
             Superblock::decode(&bytes)
         };
-        assert_eq!(of_three(144, 0), malformed(144, "members"));
-        assert_eq!(of_three(144, 16), malformed(144, "members"));
+        assert_eq!(of_three(144, 0), malformed(144, "founders"));
+        assert_eq!(of_three(144, 16), malformed(144, "founders"));
         assert_eq!(of_three(144, 2), malformed(185, "reserved field"));
-        assert_eq!(of_three(145, 2), malformed(144, "members"));
+        assert_eq!(of_three(145, 2), malformed(144, "founders"));
         assert_eq!(of_three(445, 1), malformed(445, "reserved field"));
+        // Nobody is a member of the newer format, and nothing is behind the members.
+        assert_eq!(of_three(8, 3), malformed(453, "members"));
+        let mut bytes = changed().encode();
+        bytes[USED_BYTES] = 1;
+        reseal(&mut bytes);
+        let reserved = malformed(USED_BYTES as u64, "reserved field");
+        assert_eq!(Superblock::decode(&bytes), reserved);
     }
 
     #[test]
@@ -460,7 +594,7 @@ mod tests {
         use SuperblockError::{BothDamaged, Contradiction, Missing, TooNew, Truncated};
         let (old, new) = (|| Ok(superblock(4)), || Ok(superblock(5)));
         let damaged = || Err(Truncated { found: 1 });
-        let too_new = || Err(TooNew { found: 3, max: 2 });
+        let too_new = || Err(TooNew { found: 4, max: 3 });
         let both = |first, second| {
             Err(BothDamaged {
                 first: Box::new(first),
@@ -490,10 +624,10 @@ mod tests {
         /// What the decoder accepts is exactly what the encoder writes.
         #[test]
         fn an_accepted_superblock_has_one_form(
-            changes in proptest::collection::vec((8_usize..460, any::<u8>()), 1..4),
-            in_a_cluster in any::<bool>(),
+            changes in proptest::collection::vec((8_usize..560, any::<u8>()), 1..4),
+            kind in 0_usize..3,
         ) {
-            let one = if in_a_cluster { of_three() } else { superblock(4) };
+            let one = [superblock(4), of_three(), changed()][kind].clone();
             let mut bytes = one.encode();
             for (at, value) in changes {
                 bytes[at] = value;

@@ -7,8 +7,8 @@ pub(super) mod reply;
 
 pub use reply::{decode_reply, encode_reply};
 
-use crate::base::ids::{ClusterId, GroupId, NodeId, SessionId};
-use crate::base::limits::{ITEMS_MAX, KEY_BYTES_MAX, REASON_BYTES_MAX};
+use crate::base::ids::{ClusterId, DiskId, GroupId, NodeId, SessionId, Voter};
+use crate::base::limits::{ITEMS_MAX, KEY_BYTES_MAX, MEMBER_STEPS_MAX, REASON_BYTES_MAX};
 use crate::queue::command::{Command, Op, SessionCall, Window};
 use crate::queue::view::{JobCursor, JobScan, JobState};
 use crate::wire::bounds::{
@@ -24,7 +24,7 @@ use crate::wire::frame::{FrameKind, encode_frame};
 use crate::wire::generated as pb;
 use crate::wire::hot;
 use crate::wire::message::{
-    ClientHello, NodeAddresses, Request, RequestBody, ServerHello, WorkerInfo,
+    ClientHello, MemberChange, NodeAddresses, Request, RequestBody, ServerHello, WorkerInfo,
 };
 use bytes::{Bytes, BytesMut};
 use pb::request::Body as PbRequest;
@@ -250,6 +250,8 @@ fn request_to_pb(request: &Request) -> pb::Request {
             sessions: sessions_to_pb(sessions),
             worker: worker.as_ref().map(worker_to_pb),
         }),
+        RequestBody::ChangeMembers(change) => PbRequest::ChangeMembers(member_change_to_pb(change)),
+        RequestBody::Drain { on } => PbRequest::Drain(pb::Drain { on: *on }),
         RequestBody::Status => PbRequest::Status(pb::Empty {}),
         RequestBody::Bye => PbRequest::Bye(pb::Empty {}),
     };
@@ -435,9 +437,55 @@ fn request_body_from_pb(body: PbRequest) -> Result<RequestBody, WireError> {
         PbRequest::ListWorkers(request) => RequestBody::ListWorkers {
             group: group_from_pb(request.group)?,
         },
+        PbRequest::ChangeMembers(change) => {
+            RequestBody::ChangeMembers(member_change_from_pb(change)?)
+        }
+        PbRequest::Drain(drain) => RequestBody::Drain { on: drain.on },
         PbRequest::Status(_) => RequestBody::Status,
         PbRequest::Bye(_) => RequestBody::Bye,
     })
+}
+
+fn member_change_to_pb(change: &MemberChange) -> pb::ChangeMembers {
+    let change = match change {
+        MemberChange::Add(nodes) => {
+            let nodes = nodes.iter().map(member_id_to_pb).collect();
+            pb::change_members::Change::Add(pb::MemberIds { nodes })
+        }
+        MemberChange::Remove(node) => pb::change_members::Change::Remove(node.0),
+    };
+    let change = Some(change);
+    pb::ChangeMembers { change }
+}
+
+fn member_change_from_pb(change: pb::ChangeMembers) -> Result<MemberChange, WireError> {
+    let change = change.change.ok_or(WireError::Missing("change"))?;
+    Ok(match change {
+        pb::change_members::Change::Add(add) => {
+            check_len("nodes", add.nodes.len(), 1, MEMBER_STEPS_MAX)?;
+            MemberChange::Add(try_each(add.nodes, |node| member_id_from_pb(&node))?)
+        }
+        pb::change_members::Change::Remove(node) => MemberChange::Remove(NodeId(node)),
+    })
+}
+
+fn member_id_to_pb(id: &Voter) -> pb::MemberId {
+    pb::MemberId {
+        node: id.node.0,
+        disk: Bytes::copy_from_slice(&id.disk.0),
+    }
+}
+
+fn member_id_from_pb(id: &pb::MemberId) -> Result<Voter, WireError> {
+    let disk = id.disk[..].try_into().map(DiskId);
+    let disk = disk.map_err(|_| WireError::BadLength {
+        field: "the id of a disk",
+        got: id.disk.len(),
+        min: 16,
+        max: 16,
+    })?;
+    let node = NodeId(id.node);
+    Ok(Voter { node, disk })
 }
 
 fn scan_from_pb(request: pb::ScanJobs) -> Result<JobScan, WireError> {

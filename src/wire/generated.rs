@@ -650,7 +650,7 @@ pub struct Request {
     pub id: u64,
     #[prost(
         oneof = "request::Body",
-        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16"
+        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18"
     )]
     pub body: ::core::option::Option<request::Body>,
 }
@@ -688,6 +688,10 @@ pub mod request {
         GetPartition(super::GetPartition),
         #[prost(message, tag = "16")]
         ListWorkers(super::ListWorkers),
+        #[prost(message, tag = "17")]
+        ChangeMembers(super::ChangeMembers),
+        #[prost(message, tag = "18")]
+        Drain(super::Drain),
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -827,6 +831,45 @@ pub struct GetPartition {
 pub struct ListWorkers {
     #[prost(uint32, tag = "1")]
     pub group: u32,
+}
+/// Changes the members of the cluster, for the leader of group 0. Done once it is in the log: the other
+/// groups follow, and a node that was added votes when it has caught up.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ChangeMembers {
+    #[prost(oneof = "change_members::Change", tags = "1, 2")]
+    pub change: ::core::option::Option<change_members::Change>,
+}
+/// Nested message and enum types in `ChangeMembers`.
+pub mod change_members {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Change {
+        /// Nodes that wait to be added.
+        #[prost(message, tag = "1")]
+        Add(super::MemberIds),
+        /// The number of a node.
+        #[prost(uint32, tag = "2")]
+        Remove(u32),
+    }
+}
+/// The shard hands over what it leads, and goes on doing so until it is told otherwise or its process ends.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Drain {
+    #[prost(bool, tag = "1")]
+    pub on: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct MemberIds {
+    #[prost(message, repeated, tag = "1")]
+    pub nodes: ::prost::alloc::vec::Vec<MemberId>,
+}
+/// A node with its disk.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MemberId {
+    #[prost(uint32, tag = "1")]
+    pub node: u32,
+    /// 16 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub disk: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Heartbeat {
@@ -1234,6 +1277,32 @@ pub struct ShardStatus {
     pub disk_full: bool,
     #[prost(message, repeated, tag = "8")]
     pub groups: ::prost::alloc::vec::Vec<GroupStatus>,
+    /// Who belongs to the cluster, as far as this shard knows; nobody where a node stands alone.
+    #[prost(message, repeated, tag = "9")]
+    pub members: ::prost::alloc::vec::Vec<ClusterMember>,
+    /// Nodes that want to belong to it. Shard 0 knows them.
+    #[prost(message, repeated, tag = "10")]
+    pub waiting: ::prost::alloc::vec::Vec<WaitingNode>,
+    /// Whether it hands over whatever it leads.
+    #[prost(bool, tag = "11")]
+    pub draining: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ClusterMember {
+    #[prost(message, optional, tag = "1")]
+    pub id: ::core::option::Option<MemberId>,
+    /// 0 votes, 1 learns, 2 votes in the new set alone, 3 in the old set alone, 4 in the old set alone and
+    /// learns then.
+    #[prost(uint32, tag = "2")]
+    pub role: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WaitingNode {
+    #[prost(message, optional, tag = "1")]
+    pub id: ::core::option::Option<MemberId>,
+    /// Where its clients will connect, host:port, by shard.
+    #[prost(string, repeated, tag = "2")]
+    pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GroupStatus {
@@ -1257,6 +1326,9 @@ pub struct GroupStatus {
     /// The version of its job machine.
     #[prost(uint32, tag = "9")]
     pub machine_version: u32,
+    /// Its members are not those of the cluster yet; only its leader says so.
+    #[prost(bool, tag = "10")]
+    pub members_unsettled: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HeartbeatTaken {

@@ -2,8 +2,9 @@
 
 use crate::base::code::Code;
 use crate::base::ids::{
-    ClusterId, GroupId, JobId, LogIndex, NodeId, Partition, QueueUid, SessionId, Term, Token,
+    ClusterId, GroupId, JobId, LogIndex, NodeId, Partition, QueueUid, SessionId, Term, Token, Voter,
 };
+use crate::base::members::Member;
 use crate::queue::command::{Command, Enqueued, ItemOutcome, Outcome, QueueInfo, Rejection};
 use crate::queue::view::{
     FinishedJob, FinishedPage, JobPage, JobScan, JobState, JobView, QueueStats,
@@ -177,6 +178,14 @@ pub enum RequestBody {
         /// Who works on this connection; shown, kept in memory only.
         worker: Option<WorkerInfo>,
     },
+    /// Changes the members of the cluster; answered by the outcome `Done` once the change is under way on
+    /// every group's home, which an operator follows by [`Self::Status`].
+    ChangeMembers(MemberChange),
+    /// This shard hands over what it leads from now on, or does so no more; answered by the outcome `Done`.
+    Drain {
+        /// Whether it shall.
+        on: bool,
+    },
     /// What this shard is and does.
     Status,
     /// The client leaves on purpose: its sessions' leases go back at once.
@@ -206,10 +215,22 @@ impl RequestBody {
             Self::GetPartition { .. } => "get_partition",
             Self::ListWorkers { .. } => "list_workers",
             Self::Heartbeat { .. } => "heartbeat",
+            Self::ChangeMembers(_) => "change_members",
+            Self::Drain { .. } => "drain",
             Self::Status => "status",
             Self::Bye => "bye",
         }
     }
+}
+
+/// How the members of the cluster shall change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MemberChange {
+    /// These nodes, which wait for it, with the disks that they have: each takes the place of the disk that
+    /// its node had before, if it was a member. At most [`MEMBER_STEPS_MAX`](crate::base::limits::MEMBER_STEPS_MAX).
+    Add(Vec<Voter>),
+    /// This node goes, whatever its disk.
+    Remove(NodeId),
 }
 
 /// Who works, as shown to people.
@@ -373,6 +394,21 @@ pub struct ShardStatus {
     pub disk_full: bool,
     /// Groups of the shard.
     pub groups: Vec<GroupStatus>,
+    /// Who belongs to the cluster, as far as this shard knows, ascending; nobody before it knows.
+    pub members: Vec<Member>,
+    /// Nodes that want to belong to it; shard 0 knows them.
+    pub waiting: Vec<WaitingNode>,
+    /// Whether it hands over whatever it leads.
+    pub draining: bool,
+}
+
+/// A node that belongs to no cluster and wants to belong to this one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WaitingNode {
+    /// The node, with its disk.
+    pub id: Voter,
+    /// Where its clients will connect, `host:port`, by shard.
+    pub addresses: Vec<String>,
 }
 
 /// A group as `rrqctl status` shows it.
@@ -396,4 +432,6 @@ pub struct GroupStatus {
     pub halted: String,
     /// The version of its job machine.
     pub machine_version: u16,
+    /// Its members are not those of the cluster yet; only its leader says so.
+    pub members_unsettled: bool,
 }

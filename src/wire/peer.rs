@@ -12,7 +12,7 @@ use crate::base::checksum::Hash128;
 use crate::base::entry::{Entry, EntryKind};
 use crate::base::ids::{ClusterId, DiskId, GroupId, Incarnation, LogIndex, NodeId, Term, Voter};
 use crate::base::limits::{
-    CHECKPOINT_PART_BYTES, PEER_FRAME_BYTES_FULL, PEER_SHARDS_MAX, VOTERS_MAX,
+    CHECKPOINT_PART_BYTES, MEMBERS_MAX, PEER_FRAME_BYTES_FULL, PEER_SHARDS_MAX, VOTERS_MAX,
 };
 use crate::base::units::{GroupTime, Lsn, WallTime};
 use crate::raft::message::{Body, Checkpoint, Position, Why};
@@ -110,9 +110,14 @@ pub struct PeerHello {
     pub heard: Option<Durable>,
     /// Where its clients connect, `host:port`, by shard.
     pub client_addresses: Vec<String>,
+    /// Where nodes are reached, `host:port`, itself too, as far as it knows; at most
+    /// [`MEMBERS_MAX`].
+    pub nodes: Vec<(NodeId, String)>,
+    /// The receiver was a member of the cluster, and is none any more.
+    pub removed: bool,
 }
 
-/// How a cluster began: the same on all its first members.
+/// How a cluster began, and who belongs to it by now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Formation {
     /// Its id.
@@ -122,6 +127,8 @@ pub struct Formation {
     /// When it was formed.
     pub formed_at: WallTime,
     /// The first voters of every group, ascending.
+    pub founders: Vec<Voter>,
+    /// Its members, ascending. One that is no founder begins with a checkpoint in every group.
     pub members: Vec<Voter>,
 }
 
@@ -134,6 +141,8 @@ pub struct NodeBeat {
     pub wall: WallTime,
     /// How far its logs are durable.
     pub durable: Durable,
+    /// Whatever it leads it hands over.
+    pub draining: bool,
 }
 
 /// Who sends and who receives on a connection, as their hellos said.
@@ -309,6 +318,15 @@ pub fn encode_peer_hello(hello: &PeerHello, out: &mut BytesMut) {
         machine_version_max: hello.machine_version_max.into(),
         heard: hello.heard.as_ref().map(durable_to_pb),
         client_addresses: hello.client_addresses.clone(),
+        nodes: hello
+            .nodes
+            .iter()
+            .map(|(node, address)| pb::NodeAddress {
+                node: node.0,
+                address: address.clone(),
+            })
+            .collect(),
+        removed: hello.removed,
     };
     encode_message(FrameKind::PeerHello, &message, out);
 }
@@ -334,6 +352,8 @@ pub fn decode_peer_hello(body: &Bytes) -> Result<PeerHello, WireError> {
         0,
         hello.shards.into(),
     )?;
+    let nodes = hello.nodes.len() as u64;
+    check_range("addresses of nodes", nodes, 0, MEMBERS_MAX as u64)?;
     let cluster = match &hello.cluster[..] {
         [] => None,
         bytes => Some(
@@ -356,6 +376,12 @@ pub fn decode_peer_hello(body: &Bytes) -> Result<PeerHello, WireError> {
         machine_version_max: u16_from_pb("machine_version_max", hello.machine_version_max)?,
         heard: hello.heard.map(durable_from_pb).transpose()?,
         client_addresses: hello.client_addresses,
+        nodes: hello
+            .nodes
+            .into_iter()
+            .map(|node| (NodeId(node.node), node.address))
+            .collect(),
+        removed: hello.removed,
     })
 }
 
@@ -369,6 +395,7 @@ pub fn encode_formation(formation: &Formation, out: &mut BytesMut) {
         cluster: Bytes::copy_from_slice(&formation.cluster.0),
         groups: formation.groups,
         formed_at_ms: formation.formed_at.0,
+        founders: formation.founders.iter().map(member).collect(),
         members: formation.members.iter().map(member).collect(),
     };
     encode_message(FrameKind::Formation, &message, out);
@@ -377,39 +404,47 @@ pub fn encode_formation(formation: &Formation, out: &mut BytesMut) {
 /// The formation of a frame's body.
 ///
 /// # Errors
-/// [`WireError`] if it is none, or no cluster can begin so: members are ascending, at most
-/// [`VOTERS_MAX`], and groups a power of two.
+/// [`WireError`] if it is none, or no cluster can begin so: members are ascending, the founders at most
+/// [`VOTERS_MAX`], all at most [`MEMBERS_MAX`], and groups a power of two.
 pub fn decode_formation(body: &Bytes) -> Result<Formation, WireError> {
     let formation = pb::Formation::decode(body.clone()).map_err(malformed("a formation"))?;
     if !formation.groups.is_power_of_two() {
         return Err(WireError::Contradiction("groups are a power of two"));
     }
-    check_range(
-        "members",
-        formation.members.len() as u64,
-        1,
-        VOTERS_MAX as u64,
-    )?;
     check_range("formed_at_ms", formation.formed_at_ms, 0, WallTime::MAX.0)?;
-    let members = try_each(formation.members, |member| {
-        Ok(Voter {
-            node: NodeId(member.node),
-            disk: disk_from_pb(&member.disk)?,
-        })
-    })?;
-    if !members.is_sorted_by(|a, b| a.node < b.node) {
-        return Err(WireError::Contradiction(
-            "members are in the order of their ids",
-        ));
+    let founders = voters_from_pb(formation.founders, VOTERS_MAX)?;
+    if !founders.is_sorted_by(|a, b| a.node < b.node) {
+        return Err(WireError::Contradiction("a founder has one disk"));
     }
+    let members = voters_from_pb(formation.members, MEMBERS_MAX)?;
     let bytes = &formation.cluster[..];
     let cluster = bytes.try_into().map(ClusterId);
     Ok(Formation {
         cluster: cluster.map_err(|_| bad_id("the id of a cluster", bytes))?,
         groups: formation.groups,
         formed_at: WallTime(formation.formed_at_ms),
+        founders,
         members,
     })
+}
+
+fn voters_from_pb(
+    members: Vec<pb::formation::Member>,
+    max: usize,
+) -> Result<Vec<Voter>, WireError> {
+    check_range("members", members.len() as u64, 1, max as u64)?;
+    let members = try_each(members, |member| {
+        Ok(Voter {
+            node: NodeId(member.node),
+            disk: disk_from_pb(&member.disk)?,
+        })
+    })?;
+    if !members.is_sorted_by(|a, b| a < b) {
+        return Err(WireError::Contradiction(
+            "members are in the order of their ids",
+        ));
+    }
+    Ok(members)
 }
 
 /// Appends a beat.
@@ -418,6 +453,7 @@ pub fn encode_node_beat(beat: &NodeBeat, out: &mut BytesMut) {
         nr: beat.nr,
         wall_ms: beat.wall.0,
         durable: Some(durable_to_pb(&beat.durable)),
+        draining: beat.draining,
     };
     encode_message(FrameKind::NodeBeat, &message, out);
 }
@@ -433,6 +469,7 @@ pub fn decode_node_beat(body: &Bytes) -> Result<NodeBeat, WireError> {
         nr: beat.nr,
         wall: WallTime(beat.wall_ms),
         durable: durable_from_pb(durable)?,
+        draining: beat.draining,
     })
 }
 

@@ -304,12 +304,8 @@ fn members(text: &str) -> Result<Vec<Member>, Refusal> {
     if addresses.len() < members.len() {
         return Err(rule("a list in which each address stands once"));
     }
-    let count = members.len();
-    if count % 2 == 0 || !(3..=VOTERS_MAX).contains(&count) {
-        return Err(rule(format!(
-            "3, 5 or another odd number of nodes up to {VOTERS_MAX}: one more than an odd number bears no \
-             further loss"
-        )));
+    if members.len() > VOTERS_MAX {
+        return Err(rule(format!("a list of at most {VOTERS_MAX} nodes")));
     }
     Ok(members)
 }
@@ -350,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn members_are_an_odd_number_of_ids_and_addresses() {
+    fn members_are_ids_and_addresses_each_once() {
         let of = |text: &str| {
             let mut config = NodeConfig::default();
             match set(&mut config, "cluster.members", text) {
@@ -377,8 +373,6 @@ mod tests {
         for (text, words) in [
             ("1=a:1,1=b:2,3=c:3", "each id stands once"),
             ("1=a:1,2=a:1,3=c:3", "each address stands once"),
-            ("1=a:1,2=b:2", "odd number of nodes up to 15"),
-            ("1=a:1", "odd number of nodes up to 15"),
         ] {
             assert!(of(text).contains(words), "{text}: {}", of(text));
         }

@@ -1,22 +1,23 @@
 //! The threads that make connections: one connects to each other node and connects again when that
-//! ends, one accepts, and each accepted connection is greeted on a thread of its own.
+//! ends, one accepts, one sees to it that every other member is connected to, and each accepted connection
+//! is greeted on a thread of its own.
 //!
-//! A node that belongs to a cluster gives the cluster to a listed member that belongs to none yet, over
-//! the connection that it has just opened.
+//! A node that belongs to a cluster gives the cluster to a member that belongs to none yet, over the
+//! connection that it has just opened. Who belongs to none and is no member either waits to be added.
 
-use crate::base::ids::Voter;
-use crate::runtime::config::Member;
+use crate::base::ids::{NodeId, Voter};
 use crate::runtime::mesh::Letter;
 use crate::runtime::peers::handshake::{Greeting, Trouble};
 use crate::runtime::peers::roster::Roster;
 use crate::shard::input::Loss;
 use crate::wire::frame::FrameDecoder;
 use crate::wire::peer::{Link, PeerHello};
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,8 @@ const RETRY_MIN: Duration = Duration::from_millis(5);
 const RETRY_MAX: Duration = Duration::from_millis(500);
 /// Without a cluster the others are asked so often who is there.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
+/// How often it is looked whether all members are connected to, although nothing was heard.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long a node may take to write down to which cluster it belongs.
 const JOIN_WITHIN: Duration = Duration::from_secs(5);
 /// Strangers that are greeted at once; others are let go.
@@ -61,17 +64,19 @@ pub struct Linked {
 /// # Errors
 /// If the machine has no room for them.
 pub fn start(roster: &Arc<Roster>, listener: TcpListener) -> io::Result<()> {
-    for member in &roster.others {
-        let connector = Connector {
-            roster: roster.clone(),
-            member: member.clone(),
-            is_refused: false,
-        };
-        let name = format!("rrq-peer-{}", member.node);
-        thread::Builder::new()
-            .name(name)
-            .spawn(move || connector.run())?;
-    }
+    let connecting = Connecting::default();
+    connect_to_wanted(roster, &connecting)?;
+    let keeper = roster.clone();
+    thread::Builder::new()
+        .name("rrq-members".to_owned())
+        .spawn(move || {
+            loop {
+                drop(keeper.wait(LOOK_EVERY));
+                if let Err(error) = connect_to_wanted(&keeper, &connecting) {
+                    tracing::warn!(%error, "no thread to connect to another node; it is tried again");
+                }
+            }
+        })?;
     let roster = roster.clone();
     thread::Builder::new()
         .name("rrq-peers".to_owned())
@@ -79,10 +84,48 @@ pub fn start(roster: &Arc<Roster>, listener: TcpListener) -> io::Result<()> {
     Ok(())
 }
 
+/// Nodes that a thread connects to.
+type Connecting = Arc<Mutex<BTreeSet<NodeId>>>;
+
+/// Starts a thread for each node that one is missing for.
+fn connect_to_wanted(roster: &Arc<Roster>, connecting: &Connecting) -> io::Result<()> {
+    let wanted = roster.known().wanted(&roster.others);
+    for node in wanted {
+        if !connecting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(node)
+        {
+            continue;
+        }
+        let connector = Connector {
+            roster: roster.clone(),
+            node,
+            is_refused: false,
+        };
+        let done = connecting.clone();
+        thread::Builder::new()
+            .name(format!("rrq-peer-{node}"))
+            .spawn(move || {
+                connector.run();
+                done.lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .remove(&node);
+            })
+            .inspect_err(|_| {
+                connecting
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .remove(&node);
+            })?;
+    }
+    Ok(())
+}
+
 /// Who connects to one node.
 struct Connector {
     roster: Arc<Roster>,
-    member: Member,
+    node: NodeId,
     /// The last attempt was refused, and the engines know.
     is_refused: bool,
 }
@@ -90,7 +133,12 @@ struct Connector {
 impl Connector {
     fn run(mut self) {
         let mut wait = RETRY_MIN;
-        loop {
+        while self
+            .roster
+            .known()
+            .wanted(&self.roster.others)
+            .contains(&self.node)
+        {
             match self.attempt() {
                 Ok(Some((peer, ended))) => {
                     wait = RETRY_MIN;
@@ -110,18 +158,21 @@ impl Connector {
     }
 
     fn note(&mut self, trouble: Trouble) {
-        let Member { node, address } = &self.member;
+        let node = self.node;
+        let known = self.roster.known();
+        let address = known.addresses.get(&node).cloned().unwrap_or_default();
+        let members: Vec<Voter> = known.members_of(node).collect();
+        drop(known);
         match trouble {
             Trouble::Other(text) => {
                 let text = format!("node {node} at {address} cannot be spoken to: {text}");
-                self.roster.complain(*node, text);
+                self.roster.complain(node, text);
             }
             Trouble::Refused if self.is_refused => {}
             Trouble::Refused => {
                 self.is_refused = true;
                 tracing::info!(node = node.0, "no process listens at {address}");
-                let member = self.roster.known().member(*node);
-                if let Some(member) = member {
+                for member in members {
                     self.roster.lost(member, Loss::Dead);
                 }
             }
@@ -131,11 +182,16 @@ impl Connector {
     /// Connects and says hello; the node and the end of the connection, or nothing as long as this node
     /// belongs to no cluster.
     fn attempt(&self) -> Result<Option<(Voter, Receiver<()>)>, Trouble> {
-        let mut greeting = Greeting::connect(&self.member.address)?;
-        let ours = self.roster.known().hello_to(self.member.node);
+        let known = self.roster.known();
+        let address = known.addresses.get(&self.node).cloned();
+        let ours = known.hello_to(self.node, None);
+        drop(known);
+        let address = address
+            .ok_or_else(|| Trouble::Other("nobody has said yet where it is reached".to_owned()))?;
+        let mut greeting = Greeting::connect(&address)?;
         greeting.say_hello(&ours)?;
         let mut theirs = greeting.hear_hello()?;
-        if theirs.node != self.member.node {
+        if theirs.node != self.node {
             let text = format!(
                 "it says that it is node {}: check cluster.members",
                 theirs.node
@@ -146,10 +202,13 @@ impl Connector {
         if ours.cluster.is_none() {
             return Ok(None);
         }
+        if theirs.removed && theirs.cluster == ours.cluster {
+            self.roster.removed(theirs.node);
+        }
         if theirs.cluster.is_none() {
             let formation = self.roster.known().formation.clone();
             let formation = formation.expect("who has a cluster knows how it was formed");
-            is_member(&self.roster, &theirs)?;
+            is_member(&self.roster, &theirs).inspect_err(|_| self.roster.waits(&theirs))?;
             greeting.say_formation(&formation)?;
             theirs = greeting.hear_hello()?;
             self.roster.heard(&theirs);
@@ -177,15 +236,22 @@ fn fits(roster: &Roster, theirs: &PeerHello, ours: &PeerHello) -> Result<Link, T
 }
 
 fn is_member(roster: &Roster, theirs: &PeerHello) -> Result<(), Trouble> {
-    match roster.known().member(theirs.node) {
-        Some(member) if member.disk == theirs.disk => Ok(()),
-        Some(member) => Err(Trouble::Other(format!(
-            "it has another data directory (disk {}) than the one with which it is a member (disk {}): \
-             start it with that one",
-            theirs.disk, member.disk
-        ))),
-        None => Err(Trouble::Other("it is no member of this cluster".to_owned())),
-    }
+    let known = roster.known();
+    let mut disks = known.members_of(theirs.node).map(|member| member.disk);
+    let disk = match disks.next() {
+        None => {
+            let text = "it is no member of this cluster".to_owned();
+            return Err(Trouble::Other(text));
+        }
+        Some(disk) if disk == theirs.disk || disks.any(|disk| disk == theirs.disk) => return Ok(()),
+        Some(disk) => disk,
+    };
+    Err(Trouble::Other(format!(
+        "it has another data directory (disk {}) than the one with which it is a member (disk {disk}): \
+         start it with that one, or if that is lost with an empty one, and then \
+         rrqctl cluster replace {}",
+        theirs.disk, theirs.node
+    )))
 }
 
 fn hand_over(
@@ -242,11 +308,14 @@ fn accept(roster: &Arc<Roster>, listener: &TcpListener) {
 fn greet(roster: &Arc<Roster>, stream: TcpStream) -> Result<(), Trouble> {
     let mut greeting = Greeting::on(stream)?;
     let theirs = greeting.hear_hello()?;
-    let mut ours = roster.known().hello_to(theirs.node);
+    let mut ours = roster.known().hello_to(theirs.node, Some(theirs.disk));
     greeting.say_hello(&ours)?;
-    if theirs.node == ours.node || !roster.others.iter().any(|other| other.node == theirs.node) {
+    let is_configured = roster.others.iter().any(|other| other.node == theirs.node);
+    if theirs.node == ours.node
+        || (ours.cluster.is_none() && theirs.cluster.is_none() && !is_configured)
+    {
         let text = format!(
-            "node {} is none of the cluster.members of this node",
+            "node {} is none of the other cluster.members of this node",
             theirs.node
         );
         roster.complain(theirs.node, text.clone());
@@ -254,7 +323,10 @@ fn greet(roster: &Arc<Roster>, stream: TcpStream) -> Result<(), Trouble> {
     }
     roster.heard(&theirs);
     if theirs.cluster.is_none() {
-        // It only asks who is there.
+        // It only asks who is there, or waits to be added.
+        if ours.cluster.is_some() && is_member(roster, &theirs).is_err() {
+            roster.waits(&theirs);
+        }
         return Ok(());
     }
     if ours.cluster.is_none() {

@@ -17,7 +17,8 @@
 //!   again; if none has but the first, and that one loses its disk, nothing was acknowledged: one of
 //!   three is no majority.
 //! - A member is a node *with its disk*. A directory that was emptied is another disk, and nobody lets
-//!   it vote in place of the one that may have promised something.
+//!   it vote in place of the one that may have promised something. It waits until an operator has it
+//!   added, and gets the cluster then as a founder does that was late.
 //!
 //! A node that is silent is waited for, by name. A crash at any step is continued by the next start.
 
@@ -27,6 +28,7 @@ use crate::base::units::WallTime;
 use crate::runtime::data_dir::{self, DataDir};
 use crate::runtime::peers::roster::{Known, Roster};
 use crate::runtime::shard_task::Event;
+use crate::snapshot::superblock::Superblock;
 use crate::wire::peer::Formation;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant, SystemTime};
@@ -37,6 +39,28 @@ const FRESH: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// After this it says for whom it waits, and again after each ten of it.
 const SAY_AFTER: Duration = Duration::from_secs(1);
+
+/// A cluster of a node that stood alone and may grow from now on.
+#[must_use]
+pub fn of_one(superblock: &Superblock) -> Formation {
+    let me = Voter {
+        node: superblock.node,
+        disk: superblock.disk,
+    };
+    Formation {
+        cluster: superblock.cluster,
+        groups: superblock.groups,
+        formed_at: wall_time(),
+        founders: vec![me],
+        members: vec![me],
+    }
+}
+
+fn wall_time() -> WallTime {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let now = now.map_or(0, |now| now.as_millis() as u64);
+    WallTime(now.min(WallTime::MAX.0))
+}
 
 /// Waits until this node belongs to a cluster, and writes that down. False if the process shall stop
 /// before.
@@ -93,6 +117,14 @@ fn propose(known: &Known, roster: &Roster) -> Result<Formation, String> {
         node: ours.node,
         disk: ours.disk,
     }];
+    let mut heard = known.heard.values();
+    let member = heard.find_map(|(hello, at)| {
+        let cluster = hello.cluster.filter(|_| at.elapsed() < FRESH);
+        cluster.map(|cluster| (cluster, hello.node))
+    });
+    if let Some((cluster, node)) = member {
+        return Err(waits_to_be_added(cluster, node, ours.node));
+    }
     for other in &roster.others {
         let heard = known.heard.get(&other.node);
         let Some((hello, _)) = heard.filter(|(_, at)| at.elapsed() < FRESH) else {
@@ -101,33 +133,40 @@ fn propose(known: &Known, roster: &Roster) -> Result<Formation, String> {
                 other.node, other.address
             ));
         };
-        if let Some(cluster) = hello.cluster {
-            return Err(format!(
-                "node {} belongs to cluster {cluster}, and this node's data directory to none: the \
-                 cluster does not know it as it is now (disk {})",
-                other.node, ours.disk
-            ));
-        }
         members.push(Voter {
             node: other.node,
             disk: hello.disk,
         });
     }
     members.sort_unstable();
+    if members.len().is_multiple_of(2) {
+        return Err(format!(
+            "a cluster is formed of 3, 5 or another odd number of nodes, since one more bears no further \
+             loss, and cluster.members are {}: leave one out, and add it later",
+            members.len()
+        ));
+    }
     let first = members[0].node;
     if first != ours.node {
         return Err(format!(
             "the cluster is not formed yet: node {first} begins it"
         ));
     }
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    let now = now.map_or(0, |now| now.as_millis() as u64);
     Ok(Formation {
         cluster: ClusterId(data_dir::random().map_err(|error| error.to_string())?),
         groups: ours.groups,
-        formed_at: WallTime(now.min(WallTime::MAX.0)),
+        formed_at: wall_time(),
+        founders: members.clone(),
         members,
     })
+}
+
+fn waits_to_be_added(cluster: ClusterId, by: NodeId, me: NodeId) -> String {
+    format!(
+        "node {by} belongs to cluster {cluster}, and this node's data directory to none: this node waits to \
+         be added to it (rrqctl cluster add {me}), or to take the place of what it was in it \
+         (rrqctl cluster replace {me})"
+    )
 }
 
 /// A cluster that another node begins, if this node is in it and it is the one configured.
@@ -141,6 +180,10 @@ fn acceptable(known: &Known, roster: &Roster, formation: Formation) -> Result<Fo
             "cluster {} knows this node with another data directory",
             formation.cluster
         ));
+    }
+    // Who comes later need not know all of them.
+    if formation.members != formation.founders {
+        return Ok(formation);
     }
     let theirs: Vec<NodeId> = formation.members.iter().map(|member| member.node).collect();
     let mut ours: Vec<NodeId> = roster.others.iter().map(|other| other.node).collect();
@@ -191,19 +234,21 @@ mod tests {
             machine_version_max: 2,
             heard: None,
             client_addresses: Vec::new(),
+            nodes: Vec::new(),
+            removed: false,
         }
     }
 
     /// A node of three that belongs to no cluster.
     fn node(number: u32) -> Roster {
-        let others = (1..=3).filter(|other| *other != number);
-        let others = others.map(|other| Member {
-            node: NodeId(other),
-            address: format!("127.0.0.{other}:7421"),
+        let configured = (1..=3).map(|node| Member {
+            node: NodeId(node),
+            address: format!("127.0.0.{node}:7421"),
         });
+        let configured: Vec<Member> = configured.collect();
         let events = std::sync::mpsc::channel().0;
         let me = Process { id: 7, events };
-        Roster::new(others.collect(), [].into(), me, hello(number, None), None)
+        Roster::new(&configured, [].into(), me, hello(number, None), None)
     }
 
     fn proposed(roster: &Roster) -> Result<Formation, String> {
@@ -264,6 +309,7 @@ mod tests {
             cluster: ClusterId([9; 16]),
             groups: 64,
             formed_at: WallTime(5),
+            founders: members.iter().copied().map(member).collect(),
             members: members.iter().copied().map(member).collect(),
         };
         let answer = |formation| acceptable(&second.known(), &second, formation);

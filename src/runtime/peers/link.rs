@@ -2,6 +2,7 @@
 
 use crate::base::ids::{NodeId, ShardId, Voter};
 use crate::base::limits::{PEER_OUTBOX_BYTES_MAX, PEER_SHARDS_MAX};
+use crate::base::members::{Member, MemberRole};
 use crate::runtime::connection::Shard;
 use crate::runtime::mesh::Mesh;
 use crate::runtime::metrics::NodeMetrics;
@@ -19,7 +20,7 @@ use bytes::{Buf, BytesMut};
 use futures_lite::{AsyncRead, AsyncWrite};
 use glommio::net::TcpStream;
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -40,7 +41,10 @@ const KEPT_BYTES: usize = 1 << 20;
 /// The connections of this node to the others.
 pub struct Links {
     metrics: Arc<NodeMetrics>,
-    out: RefCell<BTreeMap<NodeId, Rc<Outgoing>>>,
+    me: Voter,
+    /// Who votes in the cluster, as far as known.
+    voters: RefCell<BTreeSet<Voter>>,
+    out: RefCell<BTreeMap<Voter, Rc<Outgoing>>>,
     /// Of each node the one that came last.
     incoming: RefCell<BTreeMap<NodeId, Rc<Incoming>>>,
 }
@@ -73,27 +77,43 @@ fn wake(waker: &RefCell<Option<Waker>>) {
 }
 
 impl Links {
-    /// None yet.
+    /// None yet, of a node of a cluster with these members.
     #[must_use]
-    pub fn new(metrics: Arc<NodeMetrics>) -> Self {
-        Self {
+    pub fn new(metrics: Arc<NodeMetrics>, me: Voter, members: &[Member]) -> Self {
+        let links = Self {
             metrics,
+            me,
+            voters: RefCell::default(),
             out: RefCell::default(),
             incoming: RefCell::default(),
-        }
+        };
+        links.set_members(members);
+        links
     }
 
-    /// Sends frames to a node, if there is a connection to it and it takes what it gets.
-    pub fn send(&self, to: NodeId, frames: &[u8]) {
+    /// The members of the cluster are these now.
+    pub fn set_members(&self, members: &[Member]) {
+        let voters = members
+            .iter()
+            .filter(|member| member.role != MemberRole::Learner);
+        *self.voters.borrow_mut() = voters.map(|member| member.voter).collect();
+        let nodes: BTreeSet<NodeId> = members.iter().map(|member| member.voter.node).collect();
+        let others = nodes.iter().filter(|node| **node != self.me.node).count();
+        self.metrics.peers.members.store(others as u64, Relaxed);
+        self.note_waiting();
+    }
+
+    /// Sends frames to a node with this disk, if there is a connection to it and it takes what it gets.
+    pub fn send(&self, to: Voter, frames: &[u8]) {
         self.append(to, |outbox| outbox.extend_from_slice(frames));
     }
 
     /// Sends messages, likewise.
-    pub fn send_messages(&self, to: NodeId, messages: &[Message]) {
+    pub fn send_messages(&self, to: Voter, messages: &[Message]) {
         self.append(to, |outbox| encode_messages(messages, outbox));
     }
 
-    fn append(&self, to: NodeId, write: impl FnOnce(&mut BytesMut)) {
+    fn append(&self, to: Voter, write: impl FnOnce(&mut BytesMut)) {
         let out = self.out.borrow();
         let outgoing = out.get(&to);
         let taken = outgoing.filter(|outgoing| outgoing.waiting() < PEER_OUTBOX_BYTES_MAX);
@@ -113,19 +133,27 @@ impl Links {
         let peers = &self.metrics.peers;
         peers.waiting_bytes.store(waiting as u64, Relaxed);
         peers.connected.store(out.len() as u64, Relaxed);
+        let voters = self.voters.borrow();
+        let is_here = |voter: &&Voter| **voter == self.me || out.contains_key(voter);
+        let here = voters.iter().filter(is_here).count();
+        peers.voters.store(voters.len() as u64, Relaxed);
+        peers.voters_here.store(here as u64, Relaxed);
     }
 
     /// Tells a node that this one is there. The beat's number is given here.
     pub fn beat(&self, to: NodeId, beat: NodeBeat) {
-        let number = self.out.borrow().get(&to).map(|outgoing| {
+        let out = self.out.borrow();
+        let connected = out.iter().find(|(other, _)| other.node == to);
+        let Some((to, nr)) = connected.map(|(to, outgoing)| {
             outgoing.beats.set(outgoing.beats.get() + 1);
-            outgoing.beats.get()
+            (*to, outgoing.beats.get())
+        }) else {
+            return;
+        };
+        drop(out);
+        self.append(to, |outbox| {
+            encode_node_beat(&NodeBeat { nr, ..beat }, outbox);
         });
-        if let Some(nr) = number {
-            self.append(to, |outbox| {
-                encode_node_beat(&NodeBeat { nr, ..beat }, outbox);
-            });
-        }
     }
 
     /// Serves a connection until it ends.
@@ -169,7 +197,7 @@ impl Links {
             waker: RefCell::default(),
             beats: Cell::new(0),
         });
-        self.out.borrow_mut().insert(to.node, outgoing.clone());
+        self.out.borrow_mut().insert(to, outgoing.clone());
         self.note_waiting();
         let mut writing = BytesMut::new();
         poll_fn(|context| {
@@ -180,7 +208,7 @@ impl Links {
             over
         })
         .await;
-        self.out.borrow_mut().remove(&to.node);
+        self.out.borrow_mut().remove(&to);
         self.note_waiting();
     }
 
@@ -295,7 +323,11 @@ impl Reader<'_> {
                     let from = self.link.from;
                     let mut known = self.roster.known();
                     known.heard_durable(from.node, beat.durable);
+                    let is_news = known.heard_draining(from, beat.draining);
                     drop(known);
+                    if is_news {
+                        self.mesh.peer_drains(from, beat.draining);
+                    }
                     self.happened(ShardId(0), Input::PeerBeat { from });
                     Ok(())
                 }

@@ -27,8 +27,9 @@
 //! [`PEER_OUTBOX_BYTES_MAX`](crate::base::limits::PEER_OUTBOX_BYTES_MAX) and is dropped beyond, and
 //! while there is no connection; Raft says again what matters.
 //!
-//! Deliberately absent: members that change. The list is fixed when the cluster is formed
-//! ([`forming`]).
+//! Who is connected to changes with the members of the cluster, which shard 0's engine knows
+//! ([`Effect::ClusterMembers`](crate::shard::effect::Effect::ClusterMembers)). Where a node is reached it says
+//! itself, and others pass that on: a configuration that does not list a node that came later is no fault.
 
 pub mod connector;
 pub mod forming;

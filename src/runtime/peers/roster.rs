@@ -1,7 +1,8 @@
 //! What the threads of [`peers`](crate::runtime::peers) know together: this node's hello, its cluster,
 //! and what was heard of the others.
 
-use crate::base::ids::{NodeId, Voter};
+use crate::base::ids::{DiskId, NodeId, Voter};
+use crate::base::limits::MEMBERS_MAX;
 use crate::runtime::config::Member;
 use crate::runtime::mesh::Letter;
 use crate::runtime::poker::Mailbox;
@@ -15,6 +16,10 @@ use std::time::{Duration, Instant};
 
 /// Different complaints about a node that are said while it is not heard.
 const COMPLAINTS_MAX: usize = 8;
+/// Nodes that are no members and are heard all the same.
+const STRANGERS_MAX: usize = 64;
+/// The engine is told so often of a node that waits to be added.
+const TELL_WAITING_EVERY: Duration = Duration::from_secs(1);
 
 /// This process.
 #[derive(Debug)]
@@ -47,6 +52,15 @@ pub struct Known {
     pub asked: Option<Formation>,
     /// The last hello of each other node, and when it came.
     pub heard: BTreeMap<NodeId, (PeerHello, Instant)>,
+    /// Where other nodes are reached, `host:port`: as each says of itself, else as configured here, else as
+    /// others say.
+    pub addresses: BTreeMap<NodeId, String>,
+    /// Nodes that hand over whatever they lead.
+    draining: BTreeSet<Voter>,
+    /// Members that have gone while this process runs.
+    gone: BTreeSet<Voter>,
+    /// When the engine was told last of a node that waits to be added.
+    waiting: BTreeMap<NodeId, Instant>,
     /// How far the logs of each other node were durable, as it said.
     durable: BTreeMap<NodeId, Durable>,
     /// What was said of each other node since it was last heard, so that it is not said again and again.
@@ -54,13 +68,31 @@ pub struct Known {
 }
 
 impl Known {
-    /// What this node says of itself to another, and of what it has heard of that one.
+    /// What this node says of itself to another, and of what it has heard of that one. If it is known which
+    /// disk that has, also whether it was a member with it.
     #[must_use]
-    pub fn hello_to(&self, node: NodeId) -> PeerHello {
+    pub fn hello_to(&self, node: NodeId, disk: Option<DiskId>) -> PeerHello {
+        let addresses = self.addresses.iter().take(MEMBERS_MAX);
+        let addresses = addresses.map(|(node, address)| (*node, address.clone()));
+        let is_gone = |disk| self.gone.contains(&Voter { node, disk });
         PeerHello {
             heard: self.durable.get(&node).cloned(),
+            nodes: addresses.collect(),
+            removed: disk.is_some_and(is_gone),
             ..self.hello.clone()
         }
+    }
+
+    /// The nodes to which this one has to connect: all others of its cluster, or before there is one those
+    /// that are configured.
+    #[must_use]
+    pub fn wanted(&self, configured: &[Member]) -> BTreeSet<NodeId> {
+        let mut wanted: BTreeSet<NodeId> = match &self.formation {
+            Some(formation) => formation.members.iter().map(|member| member.node).collect(),
+            None => configured.iter().map(|member| member.node).collect(),
+        };
+        wanted.remove(&self.hello.node);
+        wanted
     }
 
     /// Another node said how far its logs are durable.
@@ -71,24 +103,51 @@ impl Known {
         }
     }
 
-    /// The disk with which another node is a member.
-    #[must_use]
-    pub fn member(&self, node: NodeId) -> Option<Voter> {
-        let members = &self.formation.as_ref()?.members;
-        members.iter().find(|member| member.node == node).copied()
+    /// Another node hands over whatever it leads, or not; whether that is news.
+    pub fn heard_draining(&mut self, node: Voter, on: bool) -> bool {
+        if on {
+            self.draining.insert(node)
+        } else {
+            self.draining.remove(&node)
+        }
+    }
+
+    /// The disks with which a node is a member: two while one replaces the other.
+    pub fn members_of(&self, node: NodeId) -> impl Iterator<Item = Voter> {
+        let members = self
+            .formation
+            .iter()
+            .flat_map(|formation| &formation.members);
+        members.filter(move |member| member.node == node).copied()
+    }
+
+    fn takes(&self, configured: &[Member], hello: &PeerHello) -> bool {
+        let is_configured = configured.iter().any(|member| member.node == hello.node);
+        let is_known = self.heard.contains_key(&hello.node);
+        let strangers = self.heard.len().saturating_sub(configured.len());
+        is_configured
+            || is_known
+            || self.members_of(hello.node).next().is_some()
+            || strangers < STRANGERS_MAX
     }
 }
 
 impl Roster {
-    /// A node that says this of itself, and belongs to this cluster, if to any.
+    /// A node that says this of itself, and belongs to this cluster, if to any; `configured` holds itself
+    /// too.
     #[must_use]
     pub fn new(
-        others: Vec<Member>,
+        configured: &[Member],
         boxes: Arc<[Mailbox<Letter>]>,
         process: Process,
         hello: PeerHello,
         formation: Option<Formation>,
     ) -> Self {
+        let addresses = configured.iter();
+        let addresses = addresses.map(|member| (member.node, member.address.clone()));
+        let others = configured.iter();
+        let others = others.filter(|member| member.node != hello.node);
+        let others = others.cloned().collect();
         Self {
             others,
             boxes,
@@ -98,6 +157,10 @@ impl Roster {
                 formation,
                 asked: None,
                 heard: BTreeMap::new(),
+                addresses: addresses.collect(),
+                draining: BTreeSet::new(),
+                gone: BTreeSet::new(),
+                waiting: BTreeMap::new(),
                 durable: BTreeMap::new(),
                 said: BTreeMap::new(),
             }),
@@ -135,6 +198,20 @@ impl Roster {
     /// Another node said hello. If that is a new process of it, the one before is dead.
     pub fn heard(&self, hello: &PeerHello) {
         let before = self.change(|known| {
+            if !known.takes(&self.others, hello) {
+                return None;
+            }
+            for (node, address) in &hello.nodes {
+                if *node == known.hello.node {
+                    continue;
+                }
+                let place = known.addresses.entry(*node);
+                if *node == hello.node {
+                    *place.or_default() = address.clone();
+                } else {
+                    place.or_insert_with(|| address.clone());
+                }
+            }
             let now = (hello.clone(), Instant::now());
             known.heard.insert(hello.node, now)
         });
@@ -172,15 +249,52 @@ impl Roster {
                 mailbox.send(Letter::Happened(input));
             }
         }
-        let peer = Peer {
-            voter: Voter {
-                node: hello.node,
-                disk: hello.disk,
-            },
-            client_addresses: hello.client_addresses.clone(),
-            machine_version_max: hello.machine_version_max,
-        };
+        let peer = peer_of(hello);
         self.tell(|| Input::PeerKnown(peer.clone()));
+    }
+
+    /// A node of no cluster said hello that is no member with its disk: the engine is told, once in a while,
+    /// that it waits to be added.
+    pub fn waits(&self, hello: &PeerHello) {
+        let mut known = self.known();
+        let now = Instant::now();
+        let last = known.waiting.get(&hello.node);
+        if last.is_some_and(|last| last.elapsed() < TELL_WAITING_EVERY) {
+            return;
+        }
+        if known.waiting.len() >= STRANGERS_MAX {
+            known
+                .waiting
+                .retain(|_, last| last.elapsed() < 10 * TELL_WAITING_EVERY);
+        }
+        if known.waiting.len() >= STRANGERS_MAX {
+            return;
+        }
+        known.waiting.insert(hello.node, now);
+        drop(known);
+        self.send(Letter::Happened(Input::PeerWaits(peer_of(hello))));
+    }
+
+    /// The members of the cluster are these now.
+    pub fn set_members(&self, members: &[Voter]) {
+        self.change(|known| {
+            let me = known.hello.node;
+            let Some(formation) = &mut known.formation else {
+                return;
+            };
+            let gone = formation
+                .members
+                .iter()
+                .filter(|member| !members.contains(member));
+            known.gone.extend(gone.filter(|member| member.node != me));
+            formation.members = members.to_vec();
+        });
+    }
+
+    /// Another node knows that this one was removed from the cluster.
+    pub fn removed(&self, said_by: NodeId) {
+        // Nobody listens any more if the node ends already.
+        let _ = self.process.events.send(Event::Removed { said_by });
     }
 
     /// The engines are told that another node is not what it was.
@@ -209,5 +323,16 @@ impl Roster {
         if is_new {
             tracing::warn!(node = node.0, "{text}");
         }
+    }
+}
+
+fn peer_of(hello: &PeerHello) -> Peer {
+    Peer {
+        voter: Voter {
+            node: hello.node,
+            disk: hello.disk,
+        },
+        client_addresses: hello.client_addresses.clone(),
+        machine_version_max: hello.machine_version_max,
     }
 }

@@ -684,7 +684,7 @@ impl<'a> Cluster<'a> {
             Out::Messages(to, messages) => {
                 let mut frames = BytesMut::new();
                 encode_messages(&messages, &mut frames);
-                self.send(node, to.0 as usize - 1, frames.freeze());
+                self.send(node, to.node.0 as usize - 1, frames.freeze());
             }
             Out::Beat(to) => self.beat(node, to.0 as usize - 1),
             Out::Silent(peer) => {
@@ -693,6 +693,13 @@ impl<'a> Cluster<'a> {
                     let loss = Loss::Silent;
                     let lost = Box::new(Input::PeerLost { peer, loss });
                     self.schedule(soon, Event::Tell(at(ShardId(shard)), lost));
+                }
+            }
+            Out::Members(members) => {
+                for shard in (0..self.options.shards).filter(|other| *other != shard) {
+                    let members = members.clone();
+                    let told = Box::new(Input::ClusterMembers(members));
+                    self.schedule(soon, Event::Tell(at(ShardId(shard)), told));
                 }
             }
             Out::Forward(to, from, request) => {
@@ -737,6 +744,7 @@ impl<'a> Cluster<'a> {
         }
         way.beats += 1;
         let beat = NodeBeat {
+            draining: false,
             nr: way.beats,
             wall: self.nodes[node].clock(self.now).wall,
             durable: self.nodes[node].durable(),

@@ -1,7 +1,8 @@
 //! One node: its clock, its disks, and while its process runs an engine for each shard.
 
 use super::options::Options;
-use crate::base::ids::{ClusterId, ConnId, DiskId, NodeId, ShardId};
+use crate::base::ids::{ClusterId, ConnId, DiskId, LogIndex, NodeId, ShardId};
+use crate::base::members::{ClusterMembers, Member};
 use crate::base::prng::Prng;
 use crate::base::units::{Monotonic, Now, WallTime};
 use crate::queue::command::QueueSettings;
@@ -124,8 +125,6 @@ impl Node {
         self.conns.clear();
         self.heard.clear();
         self.durable.clear();
-        let peers = (0..options.nodes).map(voter);
-        let peers: Vec<Voter> = peers.filter(|peer| *peer != self.me).collect();
         for shard in 0..options.shards {
             let identity = self.identity(shard);
             let disk = &self.disks[usize::from(shard)];
@@ -139,7 +138,11 @@ impl Node {
             let config = ShardConfig {
                 identity,
                 node: self.me.node,
-                peers: peers.clone(),
+                founders: (0..options.nodes).map(voter).collect(),
+                members: ClusterMembers {
+                    as_of: LogIndex(0),
+                    members: (0..options.nodes).map(voter).map(Member::voting).collect(),
+                },
                 formed_at: Some(WallTime(WALL_MS)),
                 shard: ShardId(shard),
                 shards: options.shards,
@@ -187,6 +190,8 @@ impl Node {
             machine_version_max: self.machine_version,
             heard: self.durable.get(&to).cloned(),
             client_addresses: shards.map(|shard| address(self.me.node, shard)).collect(),
+            nodes: Vec::new(),
+            removed: false,
         }
     }
 

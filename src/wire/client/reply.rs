@@ -1,11 +1,12 @@
 //! Replies <-> frames.
 
 use super::{
-    check_len, cursor_from_pb, cursor_to_pb, put_message, sessions_from_pb, sessions_to_pb,
-    state_from_pb, worker_from_pb, worker_to_pb,
+    check_len, cursor_from_pb, cursor_to_pb, member_id_from_pb, member_id_to_pb, put_message,
+    sessions_from_pb, sessions_to_pb, state_from_pb, worker_from_pb, worker_to_pb,
 };
 use crate::base::code::Code;
 use crate::base::ids::{LogIndex, SessionId, Term, Token};
+use crate::base::members::{Member, MemberRole};
 use crate::base::units::WallTime;
 use crate::queue::command::{Enqueued, Grant, ItemOutcome, Outcome, QueueInfo, Rejection};
 use crate::queue::view::{Body, FinishedJob, FinishedPage, JobEnd, JobPage, JobView, QueueStats};
@@ -19,7 +20,8 @@ use crate::wire::frame::{FrameKind, encode_frame};
 use crate::wire::generated as pb;
 use crate::wire::hot;
 use crate::wire::message::{
-    CommitStamp, ErrorReply, GroupStatus, LeasedJob, Reply, ReplyBody, ShardStatus, WorkerSession,
+    CommitStamp, ErrorReply, GroupStatus, LeasedJob, Reply, ReplyBody, ShardStatus, WaitingNode,
+    WorkerSession,
 };
 use bytes::{Bytes, BytesMut};
 use pb::outcome::Kind as PbOutcome;
@@ -268,8 +270,26 @@ fn status_to_pb(status: &ShardStatus) -> pb::ShardStatus {
                 sessions: group.sessions,
                 halted: group.halted.clone(),
                 machine_version: group.machine_version.into(),
+                members_unsettled: group.members_unsettled,
             })
             .collect(),
+        members: status
+            .members
+            .iter()
+            .map(|member| pb::ClusterMember {
+                id: Some(member_id_to_pb(&member.voter)),
+                role: member.role as u32,
+            })
+            .collect(),
+        waiting: status
+            .waiting
+            .iter()
+            .map(|node| pb::WaitingNode {
+                id: Some(member_id_to_pb(&node.id)),
+                addresses: node.addresses.clone(),
+            })
+            .collect(),
+        draining: status.draining,
     }
 }
 
@@ -528,7 +548,26 @@ fn status_from_pb(status: pb::ShardStatus) -> Result<ShardStatus, WireError> {
                 sessions: group.sessions,
                 halted: group.halted,
                 machine_version: u16_from_pb("machine version", group.machine_version)?,
+                members_unsettled: group.members_unsettled,
             })
         })?,
+        members: try_each(status.members, |member| {
+            let voter = member.id.as_ref().ok_or(WireError::Missing("id"))?;
+            let role = MemberRole::from_u32(member.role);
+            Ok(Member {
+                voter: member_id_from_pb(voter)?,
+                role: role.ok_or(WireError::Contradiction(
+                    "a member has a role that is known",
+                ))?,
+            })
+        })?,
+        waiting: try_each(status.waiting, |node| {
+            let id = node.id.as_ref().ok_or(WireError::Missing("id"))?;
+            Ok(WaitingNode {
+                id: member_id_from_pb(id)?,
+                addresses: node.addresses,
+            })
+        })?,
+        draining: status.draining,
     })
 }
