@@ -1,15 +1,16 @@
-//! `rrqctl cluster status`: whether the nodes of a cluster are there, lead, and keep up.
+//! `rrqctl cluster status`: whether the nodes of a cluster are there, lead, and keep up, and who waits to
+//! be added. How members change is in `members.rs`.
 //!
 //! A node is *behind* in a group if it has not applied what some node had committed a moment before.
 //! Under load every node but the leader is behind at any instant, so that whoever seems to be is asked
 //! again: what it must have applied is what was committed at the first look.
-//!
-//! Deliberately absent: members that change; the list is fixed when the cluster is formed.
 
 use crate::base::ids::{GroupId, LogIndex, NodeId};
+use crate::base::members::{Member, MemberRole};
 use crate::base::report::Report;
 use crate::cli::Common;
 use crate::cli::Output;
+use crate::cli::members::{self, View};
 use crate::cli::status::{answers, hex};
 use crate::cli::terminal::{count, print, say_json, table};
 use crate::client::{Client, Error, NodeView, ServerHello};
@@ -21,7 +22,8 @@ use std::time::Duration;
 pub(super) const EXAMPLES: &str = "\
 Examples:
   rrqctl cluster status
-  rrqctl cluster status --server queue1:7411,queue2:7411,queue3:7411";
+  rrqctl cluster status --server queue1:7411,queue2:7411,queue3:7411
+  rrqctl cluster add 4";
 
 const STATUS_EXAMPLES: &str = "\
 Examples:
@@ -45,12 +47,34 @@ enum ClusterVerb {
     /// Show the nodes, what they lead and how far they are behind.
     #[command(after_help = STATUS_EXAMPLES)]
     Status,
+    /// Add nodes that wait for it, under load.
+    #[command(after_help = members::ADD_EXAMPLES)]
+    Add(members::AddArgs),
+    /// Give the place of a lost disk to the empty one that its node has now.
+    #[command(after_help = members::REPLACE_EXAMPLES)]
+    Replace(members::ReplaceArgs),
+    /// Have a node hand over what it leads, until told otherwise or restarted.
+    #[command(after_help = members::DRAIN_EXAMPLES)]
+    Drain(members::DrainArgs),
+    /// Let a node lead again.
+    Undrain(members::DrainArgs),
+    /// Take a node out of the cluster for good.
+    #[command(after_help = members::REMOVE_EXAMPLES)]
+    Remove(members::RemoveArgs),
 }
 
 pub(super) async fn run(args: &ClusterArgs, common: &Common) -> Result<ExitCode, Report> {
-    let ClusterArgs {
-        verb: ClusterVerb::Status,
-    } = args;
+    match &args.verb {
+        ClusterVerb::Status => status(common).await,
+        ClusterVerb::Add(args) => members::add(args, common).await,
+        ClusterVerb::Replace(args) => members::replace(args, common).await,
+        ClusterVerb::Drain(args) => members::drain(args, true, common).await,
+        ClusterVerb::Undrain(args) => members::drain(args, false, common).await,
+        ClusterVerb::Remove(args) => members::remove(args, common).await,
+    }
+}
+
+async fn status(common: &Common) -> Result<ExitCode, Report> {
     let complain = |error: Error| common.complaint(&error);
     let client = common.connect().await?;
     let state = look(&client).await.map_err(complain)?;
@@ -97,6 +121,8 @@ struct Row {
     error: Option<String>,
     shards: usize,
     leads: usize,
+    /// It hands over whatever it leads.
+    draining: bool,
     /// Groups that do not serve.
     stopped: usize,
     /// Groups in which it lacks entries.
@@ -114,6 +140,7 @@ struct State {
     leaderless: usize,
     /// The lowest and the highest term of any group.
     terms: Option<(u64, u64)>,
+    view: View,
 }
 
 impl State {
@@ -126,6 +153,7 @@ impl State {
         let terms: BTreeSet<u64> = groups().map(|group| group.term.0).collect();
         let terms = terms.first().copied().zip(terms.last().copied());
         let leaderless = (hello.groups as usize).saturating_sub(led.len());
+        let view = View::of(&nodes, hello.groups as usize);
         let nodes = nodes.into_iter().map(|view| {
             let mut row = Row {
                 address: view.addresses.into_iter().next().unwrap_or_default(),
@@ -136,6 +164,7 @@ impl State {
                 Err(error) => row.error = Some(error.to_string()),
                 Ok(shards) => {
                     row.shards = shards.len();
+                    row.draining = shards.iter().any(|shard| shard.draining);
                     for group in shards.iter().flat_map(|shard| &shard.groups) {
                         row.leads += usize::from(group.leader);
                         row.stopped += usize::from(!group.halted.is_empty());
@@ -153,12 +182,14 @@ impl State {
             hello,
             leaderless,
             terms,
+            view,
         }
     }
 
     /// Whether a second look could find nothing else.
     fn is_settled(&self) -> bool {
-        self.leaderless == 0 && self.nodes.values().all(|row| row.behind == 0)
+        let keeps_up = self.nodes.values().all(|row| row.behind == 0);
+        self.leaderless == 0 && keeps_up && self.view.unsettled == 0
     }
 
     /// One line: who is away, what has no leader, who is behind.
@@ -187,6 +218,9 @@ impl State {
                 let groups = count(row.behind as u64, "group");
                 parts.push(format!("node {node} is behind in {groups}"));
             }
+            if row.draining {
+                parts.push(format!("node {node} is drained: it shall lead nothing"));
+            }
             if row.stopped > 0 {
                 let groups = count(row.stopped as u64, "group");
                 parts.push(format!(
@@ -194,7 +228,37 @@ impl State {
                 ));
             }
         }
+        for waiting in &self.view.waiting {
+            let node = waiting.id.node;
+            let is_member = |member: &Member| member.voter.node == node;
+            let verb = match self.view.members.iter().any(is_member) {
+                true => "replace",
+                false => "add",
+            };
+            parts.push(format!(
+                "node {node} waits to be added: `rrqctl cluster {verb} {node}`"
+            ));
+        }
+        if self.view.unsettled > 0 {
+            let groups = count(self.view.unsettled as u64, "group");
+            parts.push(format!("members change in {groups}"));
+        }
         parts.join(", ")
+    }
+
+    /// What a node is: the best of its disks.
+    fn role(&self, node: NodeId) -> &'static str {
+        let members = self.view.members.iter();
+        let roles = members.filter(|member| member.voter.node == node);
+        match roles
+            .map(|member| member.role)
+            .min_by_key(|role| *role as u32)
+        {
+            Some(MemberRole::Voter) => "votes",
+            Some(MemberRole::Learner | MemberRole::Incoming) => "learns",
+            Some(MemberRole::Outgoing | MemberRole::Demoted) => "leaves",
+            None => "-",
+        }
     }
 
     fn as_text(&self) -> String {
@@ -213,6 +277,7 @@ impl State {
             "node",
             "address",
             "state",
+            "role",
             "version",
             "shards",
             "leads",
@@ -227,6 +292,7 @@ impl State {
                 node.to_string(),
                 row.address.clone(),
                 if is_up { "up" } else { "NO ANSWER" }.to_owned(),
+                self.role(*node).to_owned(),
                 row.version.clone().unwrap_or_else(|| "-".to_owned()),
                 known(row.shards.to_string()),
                 known(row.leads.to_string()),
@@ -244,19 +310,30 @@ impl State {
                 "node": node.0,
                 "address": row.address,
                 "error": row.error,
+                "role": self.role(*node),
                 "version": row.version,
                 "shards": row.shards,
                 "leads": row.leads,
+                "draining": row.draining,
                 "stopped": row.stopped,
                 "behind": row.behind,
                 "behind_entries": row.behind_entries,
+            })
+        });
+        let waiting = self.view.waiting.iter().map(|node| {
+            json!({
+                "node": node.id.node.0,
+                "disk": node.id.disk.to_string(),
+                "addresses": node.addresses,
             })
         });
         json!({
             "cluster": hex(&self.hello.cluster.0),
             "groups": self.hello.groups,
             "leaderless": self.leaderless,
+            "members_unsettled": self.view.unsettled,
             "nodes": nodes.collect::<Vec<_>>(),
+            "waiting": waiting.collect::<Vec<_>>(),
             "verdict": self.verdict(),
         })
     }
@@ -294,6 +371,7 @@ mod tests {
             sessions: 0,
             halted: String::new(),
             machine_version: 1,
+            members_unsettled: false,
         };
         let shard = ShardStatus {
             shard: 0,
@@ -304,6 +382,9 @@ mod tests {
             durable_lsn: 0,
             disk_full: false,
             groups: groups.iter().enumerate().map(group).collect(),
+            members: Vec::new(),
+            waiting: Vec::new(),
+            draining: false,
         };
         NodeView {
             node: NodeId(node),
@@ -333,7 +414,7 @@ mod tests {
         );
         let text = well.as_text();
         assert!(text.contains("2 groups, term 2\n"), "{text}");
-        assert!(text.contains("n3:7411     up    0.1.0"), "{text}");
+        assert!(text.contains("n3:7411     up    -     0.1.0"), "{text}");
         let alone = state(vec![node(1, &at, &[0, 1])]);
         assert_eq!(
             alone.verdict(),

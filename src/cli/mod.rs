@@ -6,6 +6,7 @@
 //! | `work.rs`, `run.rs` | `rrqctl work`: lease jobs, run a command for each |
 //! | `status.rs` | `rrqctl status` |
 //! | `cluster.rs` | `rrqctl cluster`: whether the nodes agree |
+//! | `members.rs` | `rrqctl cluster add`, `replace`, `remove`: who belongs to it |
 //! | `demo.rs` | `rrqctl demo`: a cluster whose leaders are killed, to be watched |
 //! | `queue.rs`, `queue_settings.rs` | `rrqctl queue` |
 //! | `job.rs`, `job_view.rs` | `rrqctl job` |
@@ -41,6 +42,7 @@ pub mod jobs_file;
 mod listing;
 mod log;
 mod log_walk;
+mod members;
 mod new_life;
 mod offline;
 mod pages;
