@@ -15,12 +15,8 @@ use std::process::Stdio;
 use std::time::Instant;
 
 fn status(cluster: &Cluster, args: &[&str]) -> Done {
-    let addresses: Vec<String> = cluster
-        .numbers()
-        .map(|number| cluster.client_address(number))
-        .collect();
     let args = [&["cluster", "status"], args].concat();
-    let started = command(&addresses.join(","), &args).spawn();
+    let started = command(&cluster.client_addresses(), &args).spawn();
     finish(started.expect("rrqctl is built"))
 }
 

@@ -324,7 +324,9 @@ fn superblock(generation: u64) -> Superblock {
         start: 3,
         created_by: "0.1.0".to_owned(),
         formed_at: WallTime(0),
+        founders: Vec::new(),
         members: Vec::new(),
+        members_as_of: LogIndex(0),
     }
 }
 

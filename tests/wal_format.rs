@@ -293,9 +293,10 @@ fn each_damage_to_a_record_has_a_name() {
 
     let base = Record::Base(base(5, 4, 2));
     assert_eq!(with(&base, 48 + 36, 2), malformed("root"));
-    assert_eq!(with(&base, 48 + 56, 2), malformed("voter"));
+    assert_eq!(with(&base, 48 + 56, 2), malformed("member"));
     assert_eq!(with(&base, 48 + 56, 0), malformed("length"));
     assert_eq!(with(&base, 48 + 60, 1), malformed("reserve"));
+    assert_eq!(with(&base, 48 + 64 + 4, 5), malformed("member"), "no role");
 
     let head = Record::SegmentHead(head());
     let newer = RecordError::TooNew { found: 2, max: 1 };

@@ -6,8 +6,10 @@ use proptest::option;
 use proptest::prelude::*;
 use rrq::base::code::Code;
 use rrq::base::ids::{
-    ClusterId, GroupId, JobId, LogIndex, NodeId, Partition, QueueUid, SessionId, Term, Token,
+    ClusterId, DiskId, GroupId, JobId, LogIndex, NodeId, Partition, QueueUid, SessionId, Term,
+    Token, Voter,
 };
+use rrq::base::members::{Member, MemberRole};
 use rrq::base::units::WallTime;
 use rrq::queue::MACHINE_VERSION;
 use rrq::queue::command::{PartitionChange, PartitionConfig};
@@ -18,8 +20,9 @@ use rrq::wire::client::{
 use rrq::wire::command::{decode_command, encode_command};
 use rrq::wire::frame::{Frame, FrameDecoder, FrameKind};
 use rrq::wire::message::{
-    ClientHello, CommitStamp, ErrorReply, GroupStatus, LeasedJob, NodeAddresses, Reply, ReplyBody,
-    Request, RequestBody, ServerHello, ShardStatus, WorkerInfo, WorkerSession,
+    ClientHello, CommitStamp, ErrorReply, GroupStatus, LeasedJob, MemberChange, NodeAddresses,
+    Reply, ReplyBody, Request, RequestBody, ServerHello, ShardStatus, WaitingNode, WorkerInfo,
+    WorkerSession,
 };
 use rrq::wire::{
     AckItem, Backoff, BackoffKind, Body, Command, DeadPolicy, Enqueued, FinishedJob, FinishedPage,
@@ -378,6 +381,14 @@ prop_compose! {
     }
 }
 
+fn voter() -> impl Strategy<Value = Voter> {
+    let ids = any::<(u32, [u8; 16])>();
+    ids.prop_map(|(node, disk)| Voter {
+        node: NodeId(node),
+        disk: DiskId(disk),
+    })
+}
+
 fn request() -> impl Strategy<Value = Request> {
     let key = || vec(any::<u8>(), 1..40).prop_map(Bytes::from);
     let body = prop_oneof![
@@ -413,7 +424,12 @@ fn request() -> impl Strategy<Value = Request> {
         1 => (queue(), partition(), group()).prop_map(
             |(queue, partition, group)| RequestBody::GetPartition { queue, partition, group }),
         1 => group().prop_map(|group| RequestBody::ListWorkers { group }),
+        1 => vec(voter(), 1..4).prop_map(|nodes| RequestBody::ChangeMembers(MemberChange::Add(nodes))),
+        1 => any::<u32>().prop_map(|node| {
+            RequestBody::ChangeMembers(MemberChange::Remove(NodeId(node)))
+        }),
         1 => (group(), scan()).prop_map(|(group, scan)| RequestBody::ScanJobs { group, scan }),
+        1 => any::<bool>().prop_map(|on| RequestBody::Drain { on }),
         1 => Just(RequestBody::Status),
         1 => Just(RequestBody::Bye),
     ];
@@ -539,6 +555,8 @@ prop_compose! {
     fn shard_status()(
         numbers in any::<(u16, u16, u64, u64, u64, u64, bool)>(),
         groups in vec((group(), any::<[u64; 5]>(), any::<bool>(), "[a-z]{0,5}"), 0..4),
+        members in vec((voter(), 0_u32..5), 0..4),
+        waiting in vec((voter(), vec("[a-z:0-9]{1,9}", 0..3)), 0..3),
     ) -> ShardStatus {
         ShardStatus {
             shard: numbers.0,
@@ -561,9 +579,22 @@ prop_compose! {
                         sessions,
                         halted,
                         machine_version: 1,
+                        members_unsettled: leader,
                     }
                 })
                 .collect(),
+            members: members
+                .into_iter()
+                .map(|(voter, role)| Member {
+                    voter,
+                    role: MemberRole::from_u32(role).expect("a role"),
+                })
+                .collect(),
+            waiting: waiting
+                .into_iter()
+                .map(|(id, addresses)| WaitingNode { id, addresses })
+                .collect(),
+            draining: numbers.6,
         }
     }
 }

@@ -212,6 +212,8 @@ fn hello(node: u32) -> PeerHello {
         machine_version_max: 2,
         heard: None,
         client_addresses: Vec::new(),
+        nodes: Vec::new(),
+        removed: false,
     }
 }
 

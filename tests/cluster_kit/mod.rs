@@ -4,7 +4,7 @@
 // Each test program uses its own part of it.
 #![allow(dead_code)]
 
-use super::node_support::{DEADLINE, Node, folder};
+use super::node_support::{DEADLINE, Node, folder, http};
 use rrq::client::blocking::Client;
 use rrq::client::{Code, Error, GroupId, NodeId, Options};
 use rrq::shard::placement::home_group;
@@ -77,10 +77,20 @@ impl Cluster {
 
     /// The list that every node gets.
     pub(crate) fn members(&self) -> String {
-        let members = self
-            .numbers()
-            .map(|number| format!("{number}={}.{number}:7421", self.net));
+        self.list(self.numbers())
+    }
+
+    /// A list of some nodes.
+    pub(crate) fn list(&self, numbers: impl IntoIterator<Item = u32>) -> String {
+        let numbers = numbers.into_iter();
+        let members = numbers.map(|number| format!("{number}={}.{number}:7421", self.net));
         members.collect::<Vec<_>>().join(",")
+    }
+
+    /// Where clients find every node.
+    pub(crate) fn client_addresses(&self) -> String {
+        let addresses = self.numbers().map(|number| self.client_address(number));
+        addresses.collect::<Vec<_>>().join(",")
     }
 
     pub(crate) fn client_address(&self, number: u32) -> String {
@@ -90,6 +100,18 @@ impl Cluster {
     pub(crate) fn admin_address(&self, number: u32) -> SocketAddr {
         let address = format!("{}.{number}:7480", self.net);
         address.parse().expect("an address")
+    }
+
+    /// Sums up a number of a node over its shards.
+    pub(crate) fn metric(&self, number: u32, name: &str) -> f64 {
+        let (_, text) = http(self.admin_address(number), "/metrics");
+        let values = text.lines().filter_map(|line| {
+            let (shown, value) = line.rsplit_once(' ')?;
+            (shown.split('{').next() == Some(name)).then_some(value)
+        });
+        values
+            .map(|value| value.parse::<f64>().expect("a number"))
+            .sum()
     }
 
     /// What starts a node.
@@ -108,8 +130,19 @@ impl Cluster {
     }
 
     pub(crate) fn spawn(&self, number: u32) -> Node {
+        self.spawn_with(number, &self.members())
+    }
+
+    /// Starts a node with a list of its own.
+    pub(crate) fn spawn_with(&self, number: u32, members: &str) -> Node {
         let data = self.data(number);
-        Node::spawn_by(&mut self.command(number, &data, &self.members()))
+        Node::spawn_by(&mut self.command(number, &data, members))
+    }
+
+    /// Loses the disk of a node that does not run.
+    pub(crate) fn lose_disk(&self, number: u32) {
+        assert!(!self.nodes.contains_key(&number), "it runs");
+        std::fs::remove_dir_all(self.data(number)).expect("it is there");
     }
 
     /// Starts a node and waits until it is ready.

@@ -118,8 +118,11 @@ pub(super) fn peer_stream() -> Vec<u8> {
         machine_version_max: 2,
         heard: Some(durable.clone()),
         client_addresses: vec!["127.0.0.2:7411".to_owned()],
+        nodes: vec![(NodeId(2), "127.0.0.2:7421".to_owned())],
+        removed: true,
     };
     let beat = NodeBeat {
+        draining: true,
         nr: 1,
         wall: WallTime(1_800_000_000_000),
         durable,
@@ -128,7 +131,8 @@ pub(super) fn peer_stream() -> Vec<u8> {
         cluster: ClusterId([9; 16]),
         groups: 64,
         formed_at: WallTime(1_800_000_000_000),
-        members: vec![member(1), member(2)],
+        founders: vec![member(1), member(2)],
+        members: vec![member(1), member(2), member(3)],
     };
     let (group, incarnation) = (GroupId(7), Incarnation(1));
     let at = |index: u64, term: u64| (LogIndex(index), Term(term));

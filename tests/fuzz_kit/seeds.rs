@@ -629,7 +629,9 @@ fn superblocks() -> Vec<u8> {
         start: 9,
         created_by: "0.1.0".to_owned(),
         formed_at: WallTime(0),
+        founders: Vec::new(),
         members: Vec::new(),
+        members_as_of: LogIndex(0),
     };
     [copy(4), copy(5)].map(|copy| copy.encode()).concat()
 }

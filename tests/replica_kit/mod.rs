@@ -6,9 +6,10 @@
 use bytes::Bytes;
 use rrq::base::code::Code;
 use rrq::base::ids::{
-    ClusterId, ConnId, DiskId, GroupId, JobId, NodeId, Partition, QueueUid, ShardId,
+    ClusterId, ConnId, DiskId, GroupId, JobId, LogIndex, NodeId, Partition, QueueUid, ShardId,
 };
 use rrq::base::limits::BLOCK_BYTES;
+use rrq::base::members::{ClusterMembers, Member};
 use rrq::base::prng::Prng;
 use rrq::base::units::{Lsn, Monotonic, Now, WallTime};
 use rrq::queue::MACHINE_VERSION;
@@ -67,8 +68,10 @@ pub(crate) fn enqueue_body(group: GroupId, queue: QueueUid, payload: Bytes) -> R
 
 /// One node.
 pub(crate) struct Node {
-    me: Voter,
-    peers: Vec<Voter>,
+    pub(crate) me: Voter,
+    founders: Vec<Voter>,
+    /// The members of the cluster, as its superblock keeps them.
+    pub(crate) members: ClusterMembers,
     groups: u32,
     start: u32,
     checkpoint_log_bytes: u64,
@@ -141,7 +144,8 @@ impl Node {
         let config = ShardConfig {
             identity,
             node: self.me.node,
-            peers: self.peers.clone(),
+            founders: self.founders.clone(),
+            members: self.members.clone(),
             formed_at: None,
             shard: ShardId(0),
             shards: 1,
@@ -231,7 +235,7 @@ impl Node {
                 self.filing.push((self.file_turns, work));
             }
             Begun::Work(work) => self.finish(work),
-            Begun::Out(Out::Messages(to, messages)) => sent.push((to, messages)),
+            Begun::Out(Out::Messages(to, messages)) => sent.push((to.node, messages)),
             // A beat is told apart by being empty.
             Begun::Out(Out::Beat(to)) => sent.push((to, Vec::new())),
             Begun::Out(Out::Silent(peer)) => {
@@ -240,6 +244,9 @@ impl Node {
             }
             Begun::Out(Out::Reply(_, reply)) => {
                 self.replies.insert(reply.id, reply);
+            }
+            Begun::Out(Out::Members(members)) => {
+                self.members = members;
             }
             Begun::Out(Out::Stopped) => self.has_stopped = true,
             Begun::Out(other) => panic!("one shard has nobody for {other:?}"),
@@ -260,6 +267,7 @@ pub(crate) struct Cluster {
     pub(crate) beats: u64,
     next_request: u64,
     groups: u32,
+    checkpoint_log_bytes: u64,
     prng: Prng,
     /// Changes messages on their way to a node.
     pub(crate) tamper: Option<fn(u32, &mut Message)>,
@@ -279,37 +287,95 @@ impl Cluster {
             beats: 0,
             next_request: 1,
             groups,
+            checkpoint_log_bytes,
             prng: Prng::new(7),
             tamper: None,
         };
-        // The head of a segment names every group.
-        let segment_bytes = (256 << 10).max(groups as usize * 1024);
-        for number in 1..=size {
-            let peers = (1..=size).filter(|other| *other != number);
-            let node = Node {
-                me: voter(number),
-                peers: peers.map(voter).collect(),
-                groups,
-                start: 0,
-                checkpoint_log_bytes,
-                segment_bytes,
-                machine_version_max: MACHINE_VERSION,
-                engine: None,
-                disk: SimDisk::new(segment_bytes),
-                inbox: VecDeque::new(),
-                writing: Vec::new(),
-                write_turns: 1,
-                filing: Vec::new(),
-                file_turns: 0,
-                rounds_fail: 0,
-                loads_late: None,
-                replies: BTreeMap::new(),
-                has_stopped: false,
-            };
-            cluster.nodes.insert(number, node);
-            cluster.start(number);
+        let founders: Vec<Voter> = (1..=size).map(voter).collect();
+        for founder in &founders {
+            cluster.place(*founder, &founders, &founders);
         }
         cluster
+    }
+
+    /// A node on an empty disk starts.
+    fn place(&mut self, me: Voter, founders: &[Voter], members: &[Voter]) {
+        // The head of a segment names every group.
+        let segment_bytes = (256 << 10).max(self.groups as usize * 1024);
+        let node = Node {
+            me,
+            founders: founders.to_vec(),
+            members: ClusterMembers {
+                as_of: LogIndex(0),
+                members: members.iter().copied().map(Member::voting).collect(),
+            },
+            groups: self.groups,
+            start: 0,
+            checkpoint_log_bytes: self.checkpoint_log_bytes,
+            segment_bytes,
+            machine_version_max: MACHINE_VERSION,
+            engine: None,
+            disk: SimDisk::new(segment_bytes),
+            inbox: VecDeque::new(),
+            writing: Vec::new(),
+            write_turns: 1,
+            filing: Vec::new(),
+            file_turns: 0,
+            rounds_fail: 0,
+            loads_late: None,
+            replies: BTreeMap::new(),
+            has_stopped: false,
+        };
+        let number = me.node.0;
+        assert!(
+            self.nodes
+                .get(&number)
+                .is_none_or(|node| node.engine.is_none()),
+            "it runs"
+        );
+        self.nodes.insert(number, node);
+        self.start(number);
+    }
+
+    /// A node on an empty disk waits to be added, as the others hear.
+    pub(crate) fn wait_to_be_added(&mut self, me: Voter) {
+        let peer = Peer {
+            voter: me,
+            client_addresses: vec![format!("127.0.0.{}:7411", me.node)],
+            machine_version_max: MACHINE_VERSION,
+        };
+        for number in self.running() {
+            let hello = Input::PeerWaits(peer.clone());
+            self.node(number).inbox.push_back(hello);
+        }
+        self.step();
+    }
+
+    /// A node that was added starts on its empty disk: one of the members has told it who they are.
+    pub(crate) fn join(&mut self, me: Voter) {
+        let of = self.running()[0];
+        let (founders, members) = (&self.nodes[&of].founders, &self.nodes[&of].members);
+        let members = members.members.iter().map(|member| member.voter);
+        let (founders, members): (_, Vec<Voter>) = (founders.clone(), members.collect());
+        self.place(me, &founders, &members);
+    }
+
+    /// The members of a group as a node knows them.
+    pub(crate) fn members(&mut self, number: u32, group: GroupId) -> Vec<Member> {
+        self.engine(number).member(group).members().to_list()
+    }
+
+    /// Whether every group has these voters and nobody else, on all nodes among them.
+    pub(crate) fn all_groups_have(&mut self, voters: &[Voter]) -> bool {
+        let list: Vec<Member> = voters.iter().copied().map(Member::voting).collect();
+        let groups = (0..self.groups).map(|group| GroupId(group as u16));
+        let groups: Vec<GroupId> = groups.collect();
+        voters.iter().all(|voter| {
+            let groups = groups.iter();
+            groups
+                .clone()
+                .all(|group| self.members(voter.node.0, *group) == list)
+        })
     }
 
     /// What a crash leaves of writes under way is drawn anew.
@@ -373,7 +439,7 @@ impl Cluster {
 
     /// The others are told what became of a node.
     pub(crate) fn lost(&mut self, number: u32, loss: Loss) {
-        let peer = voter(number);
+        let peer = self.nodes[&number].me;
         for (_, other) in self.nodes.iter_mut().filter(|(of, _)| **of != number) {
             other.inbox.push_back(Input::PeerLost { peer, loss });
         }
@@ -404,22 +470,25 @@ impl Cluster {
         let mut sent = Vec::new();
         for (number, node) in &mut self.nodes {
             let messages = node.turn(now);
-            sent.extend(
-                messages
-                    .into_iter()
-                    .map(|(to, messages)| (*number, node.start, to.0, messages)),
-            );
+            let from = (node.me, node.start);
+            let messages = messages.into_iter();
+            sent.extend(messages.map(|(to, messages)| (*number, from, to.0, messages)));
         }
-        for (from, start, to, messages) in sent {
+        for (number, (from, start), to, mut messages) in sent {
             self.sent += messages.len() as u64;
             self.beats += u64::from(messages.is_empty());
-            let is_cut = self.cut.contains(&(from, to));
+            let is_cut = self.cut.contains(&(number, to));
             if let Some(node) = self
                 .nodes
                 .get_mut(&to)
                 .filter(|node| !is_cut && node.engine.is_some())
             {
-                let (from, to) = (voter(from), voter(to));
+                let (to, is_beat) = (node.me, messages.is_empty());
+                // There is no connection to a disk that is gone.
+                messages.retain(|message| message.to == to);
+                if messages.is_empty() && !is_beat {
+                    continue;
+                }
                 let mut messages = carried(&messages, &Link { from, start, to });
                 if let Some(tamper) = self.tamper {
                     let messages = messages.iter_mut();
@@ -433,6 +502,11 @@ impl Cluster {
                 });
             }
         }
+    }
+
+    /// Something happens on a node.
+    pub(crate) fn tell(&mut self, number: u32, input: Input) {
+        self.node(number).inbox.push_back(input);
     }
 
     /// A node is told this by another.
