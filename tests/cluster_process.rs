@@ -5,9 +5,12 @@
 mod cluster_kit;
 mod node_support;
 
-use cluster_kit::{Cluster, Load};
+use cluster_kit::{Cluster, Load, QUEUE};
 use node_support::error_kit::compare;
 use node_support::{DEADLINE, Node, assert_is_report, http};
+use rrq::client::blocking::Stop;
+use rrq::client::{GroupId, QueueSettings, Worker};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -276,6 +279,80 @@ fn an_image_from_before_the_last_start_is_found_out_and_put_right() {
     load.until_enqueued(200);
     let (_, errors) = load.settle();
     assert!(errors.is_empty(), "{errors:?}");
+}
+
+/// What `rrqctl` says, asked of whichever node takes it.
+fn ctl(cluster: &Cluster, args: &[&str]) -> String {
+    let nodes: Vec<_> = cluster
+        .numbers()
+        .map(|nr| cluster.client_address(nr))
+        .collect();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rrqctl"));
+    command.args(args).env("RRQ_SERVER", nodes.join(","));
+    let output = command.output().expect("it runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "rrqctl {args:?}: {said}");
+    String::from_utf8(output.stdout).expect("text")
+}
+
+/// The node that leads a group.
+fn leader_of(cluster: &Cluster, group: GroupId) -> u32 {
+    let begun = Instant::now();
+    loop {
+        let mut numbers = cluster.nodes.keys();
+        if let Some(number) = numbers.find(|number| cluster.leads(**number).contains(&group)) {
+            return *number;
+        }
+        assert!(begun.elapsed() < DEADLINE, "nobody leads group {group}");
+    }
+}
+
+#[test]
+fn a_queue_of_partitions_on_all_nodes_loses_nothing_when_their_leaders_die() {
+    let mut cluster = Cluster::start("partitions", 3);
+    let settings = QueueSettings {
+        partitions: 8,
+        ..QueueSettings::default()
+    };
+    let client = cluster.client();
+    let queue = client.create_queue(QUEUE, settings, true).expect("made");
+    assert_eq!(queue.calls().partitions(), 8);
+    let (info, _) = queue.info().expect("it is there");
+    let leaders: BTreeSet<u32> = info
+        .groups
+        .iter()
+        .map(|group| leader_of(&cluster, *group))
+        .collect();
+    assert!(leaders.len() > 1, "{leaders:?} leads all");
+    let load = Load::start(&cluster, 4, 4);
+    for (round, group) in info.groups.clone().into_iter().enumerate().take(3) {
+        load.until_enqueued(400);
+        let leader = leader_of(&cluster, group);
+        cluster.end(leader, "-KILL");
+        // What is asked of groups that have just lost their leader is done all the same.
+        let name = format!("made-{round}");
+        ctl(&cluster, &["queue", "create", &name, "--partitions", "8"]);
+        let made = client.find_queue(&name).expect("it is there");
+        for nth in 0..16 {
+            made.enqueue(format!("job {nth}")).id().expect("each takes");
+        }
+        load.until_enqueued(400);
+        cluster.start_one(leader);
+    }
+    let (jobs, errors) = load.settle();
+    assert!(jobs >= 2400 && errors.is_empty(), "{errors:?}");
+    // A worker works off what lies in partitions of all nodes.
+    for round in 0..3 {
+        let name = format!("made-{round}");
+        let worker = Worker::new(client.calls(), &name).until_empty();
+        let worked = client.work(worker, &Stop::default(), |_| ());
+        assert_eq!(worked.expect("it works").done, 16, "{name}");
+        ctl(&cluster, &["queue", "pause", &name]);
+        let (info, _) = client.find_queue(&name).expect("there").info().expect("so");
+        assert!(info.paused, "{info:?}");
+        ctl(&cluster, &["queue", "delete", &name, "--yes"]);
+        assert!(client.find_queue(&name).is_err(), "{name} is gone");
+    }
 }
 
 /// What `rrqctl repair` says of a directory that it does not call sound.

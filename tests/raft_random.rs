@@ -15,7 +15,7 @@ use rrq::base::ids::{LogIndex, Term};
 use rrq::base::prng::Prng;
 use rrq::base::units::GroupTime;
 use rrq::raft::membership::Step;
-use rrq::raft::message::{Body, Checkpoint, Message, Position, Voter, Why};
+use rrq::raft::message::{Body, Checkpoint, Message, Position, QueueChange, Voter, Why};
 use rrq::raft::node::RaftNode;
 use rrq::raft::ready::Ready;
 use rrq::raft::recovering::Answer;
@@ -455,7 +455,7 @@ fn any_body(prng: &mut Prng, last: Position) -> Body {
         0 => last,
         _ => (LogIndex(edge(prng)), Term(edge(prng))),
     };
-    match prng.below(18) {
+    match prng.below(20) {
         0 => Body::Canvass {
             pre: prng.chance(1, 2),
             last: position(prng),
@@ -522,6 +522,13 @@ fn any_body(prng: &mut Prng, last: Position) -> Body {
             above: LogIndex(edge(prng)),
             next: edge(prng),
             again: prng.chance(1, 2),
+        }),
+        17 => Body::QueueChange(QueueChange::Ask {
+            command: vec![1; prng.below(40) as usize].into(),
+        }),
+        18 => Body::QueueChange(QueueChange::Done {
+            home: GroupId(prng.below(4) as u16),
+            home_index: LogIndex(edge(prng)),
         }),
         _ => Body::Checkpoint(Checkpoint::Part {
             id: edge(prng),

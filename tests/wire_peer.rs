@@ -195,6 +195,15 @@ fn what_cannot_be_a_message_has_a_name() {
         refused(&[0x42, 4, 0x0a, 0, 0x12, 0]),
         "unknown value 0 of the kind of an entry"
     );
+    // A change of a queue that asks nothing; one of a home group beyond 65535.
+    assert_eq!(
+        refused(&[0xc2, 0x01, 0]),
+        "the bytes of a change is 0, allowed are 1 to 4096"
+    );
+    assert_eq!(
+        refused(&[0xca, 0x01, 4, 0x08, 0x80, 0x80, 0x04]),
+        "group is 65536, allowed are 0 to 65535"
+    );
     assert!(list(&[0xff]).is_err(), "no protobuf");
 }
 

@@ -37,6 +37,8 @@ pub const ATTACH_TOKENS_MAX: usize = 200_000;
 pub const QUEUES_MAX: usize = 16_384;
 /// Changes that a home group may have outstanding in other groups, over all its queues.
 pub const CHANGES_MAX: usize = 16_384;
+/// The command of such a change on its way to another node: 255 partitions and the settings of a queue.
+pub const CHANGE_BYTES_MAX: usize = 4096;
 /// Due delays and expiries that one entry handles.
 pub const ADVANCE_ITEMS_MAX: u32 = 1024;
 

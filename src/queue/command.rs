@@ -300,6 +300,22 @@ pub struct PartitionChange {
     pub config: Option<PartitionConfig>,
 }
 
+impl PartitionChange {
+    /// Whether it can be for `group`: no home group asks anything else.
+    #[must_use]
+    pub fn fits(&self, group: GroupId) -> bool {
+        let numbers = &self.partitions;
+        let count = self
+            .config
+            .map_or(u8::MAX, |config| config.settings.partitions);
+        self.home == self.queue.home()
+            && self.home != group
+            && numbers.is_sorted_by(|a, b| a < b)
+            && numbers.first().is_some_and(|first| first.0 != 0)
+            && numbers.last().is_some_and(|last| last.0 < count)
+    }
+}
+
 /// The state of a queue's home record that its partitions follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartitionConfig {

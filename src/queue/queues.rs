@@ -261,27 +261,28 @@ impl JobQueue {
 
     /// Does what the home group of a queue asks of this one, unless it was done before.
     pub(super) fn change_partitions(&mut self, change: &PartitionChange) -> Outcome {
-        let numbers = &change.partitions;
-        let count = change
-            .config
-            .map_or(u8::MAX, |config| config.settings.partitions);
-        let possible = change.home == change.queue.home()
-            && change.home != self.group
-            && numbers.is_sorted_by(|a, b| a < b)
-            && numbers.first().is_some_and(|first| first.0 != 0)
-            && numbers.last().is_some_and(|last| last.0 < count)
-            && change
-                .config
-                .is_none_or(|config| admit(&config.settings, self.version).is_ok());
-        if !possible {
+        if !change.fits(self.group) || !self.can_follow(change) {
             return Outcome::Rejected(Rejection::Invalid);
         }
-        let applied = self.home_applied.get(&change.home);
-        if applied.is_none_or(|applied| *applied < change.home_index) {
+        if !self.has_followed(change.home, change.home_index) {
             self.home_applied.insert(change.home, change.home_index);
-            self.follow(change.queue, numbers, change.config);
+            self.follow(change.queue, &change.partitions, change.config);
         }
         Outcome::Done
+    }
+
+    /// Whether this version of the machine has what the partitions are to follow.
+    #[must_use]
+    pub fn can_follow(&self, change: &PartitionChange) -> bool {
+        let mut settings = change.config.iter().map(|config| &config.settings);
+        settings.all(|settings| admit(settings, self.version).is_ok())
+    }
+
+    /// Whether what a home group asked at this place of its log is done here.
+    #[must_use]
+    pub fn has_followed(&self, home: GroupId, home_index: LogIndex) -> bool {
+        let applied = self.home_applied.get(&home);
+        applied.is_some_and(|applied| *applied >= home_index)
     }
 
     pub(super) fn purge(

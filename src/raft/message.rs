@@ -9,6 +9,7 @@
 //! | [`Body::TimeoutNow`] | leader, to who shall lead | its canvass |
 //! | [`Body::ReadIndex`] | follower | [`Body::ReadAt`] |
 //! | [`Body::Checkpoint`] | who was offered one; who offered it | [`Checkpoint`] |
+//! | [`Body::QueueChange`] | who leads the home of a queue; who leads this group | [`QueueChange`] |
 //! | [`Body::AnchorGet`] | who recovers, to its leader | [`Body::Anchor`] |
 //! | [`Body::EntryGet`] | who recovers, to the voters | [`Body::EntryGot`], [`Body::EntryBase`] |
 
@@ -138,6 +139,8 @@ pub enum Body {
     /// A checkpoint on its way. It says nothing to Raft, which only looks whether it belongs here; the
     /// engines understand it.
     Checkpoint(Checkpoint),
+    /// What the home group of a queue asks of this one. It says nothing to Raft either.
+    QueueChange(QueueChange),
     /// Campaign at once (thesis 3.10).
     TimeoutNow,
     /// From which index on is a read the latest (thesis 6.4)?
@@ -209,6 +212,25 @@ pub enum Checkpoint {
         bytes: Bytes,
         /// In the last part: the hash of the whole stream.
         hash: Option<Hash128>,
+    },
+}
+
+/// What the engines of two members say to each other about the partitions of a queue that is at home in
+/// another group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum QueueChange {
+    /// Change them so, if you lead this group.
+    Ask {
+        /// A command of the job machine, as an entry carries it, at most
+        /// [`CHANGE_BYTES_MAX`](crate::base::limits::CHANGE_BYTES_MAX).
+        command: Bytes,
+    },
+    /// It is done, and committed.
+    Done {
+        /// The home group.
+        home: GroupId,
+        /// The place of the change in its log.
+        home_index: LogIndex,
     },
 }
 

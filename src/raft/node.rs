@@ -12,7 +12,9 @@ use crate::base::units::GroupTime;
 use crate::raft::leader::Leadership;
 use crate::raft::log::RaftLog;
 use crate::raft::membership::{Change, Membership};
-use crate::raft::message::{Body, Checkpoint, Message, Position, StepError, Voter, Why};
+use crate::raft::message::{
+    Body, Checkpoint, Message, Position, QueueChange, StepError, Voter, Why,
+};
 use crate::raft::ready::{HardState, Ready};
 use crate::raft::recovering::{Doubt, Recovery};
 use crate::raft::role::Role;
@@ -124,6 +126,8 @@ pub struct RaftNode {
     pub(super) offered: Option<(Voter, Position)>,
     /// What was said about checkpoints on their way, for the engine.
     checkpoints: Vec<(Voter, Checkpoint)>,
+    /// What was said about partitions of queues, for the engine.
+    queue_changes: Vec<(Voter, QueueChange)>,
     /// It goes on if the leader dies.
     pub(super) heir: bool,
     /// Its leader died, and it waits for the heir; not once it has voted for somebody.
@@ -183,6 +187,7 @@ impl RaftNode {
             quiet: false,
             offered: None,
             checkpoints: Vec::new(),
+            queue_changes: Vec::new(),
             heir: false,
             waits_for_heir: false,
             put_off: None,
@@ -215,6 +220,12 @@ impl RaftNode {
     /// [`StepError`] if it does not belong here or makes no sense; the state is untouched.
     pub fn step(&mut self, message: Message) -> Result<(), StepError> {
         self.check(&message)?;
+        // A change is committed in its home group and will be in this one, whatever either of them lives
+        // through: a group at rest goes on resting.
+        if let Body::QueueChange(change) = message.body {
+            self.queue_changes.push((message.from, change));
+            return Ok(());
+        }
         // Whoever says more than that it is there has something under way (trap R22).
         self.quiet &= matches!(message.body, Body::Beat { .. });
         if !self.hear_follower(&message) {
@@ -270,7 +281,9 @@ impl RaftNode {
                 self.hear_leader(from);
                 self.on_offer(base);
             }
-            Body::Checkpoint(_) => unreachable!("it was handed to the engine"),
+            Body::Checkpoint(_) | Body::QueueChange(_) => {
+                unreachable!("it was handed to the engine")
+            }
             Body::TimeoutNow => self.campaign(Why::Transfer),
             Body::Appended { matched } => self.on_appended(from, matched),
             Body::Refused { prev, hint } => self.on_refused(from, prev, hint),
@@ -305,8 +318,8 @@ impl RaftNode {
         if (message.term == Term(0) && !may_be_none) || message.term > TERM_MAX {
             return Err(StepError::Nonsense("its term cannot be"));
         }
-        // Only members are asked, and get checkpoints. Who asks for a vote or leads may be one that is
-        // not known here yet.
+        // Only members are asked, get checkpoints and change queues. Who asks for a vote or leads may be one
+        // that is not known here yet.
         let answers = matches!(
             message.body,
             Body::Ballot { .. }
@@ -314,6 +327,7 @@ impl RaftNode {
                 | Body::Refused { .. }
                 | Body::Beat { .. }
                 | Body::Checkpoint(Checkpoint::Get { .. })
+                | Body::QueueChange(_)
         );
         if answers && !self.leads(message.from) && !self.members.contains(message.from) {
             return Err(StepError::NotAMember(message.from.node));
@@ -637,6 +651,17 @@ impl RaftNode {
     #[must_use]
     pub fn carry(&self, to: Voter, what: Checkpoint) -> Message {
         self.message(to, self.term, Body::Checkpoint(what))
+    }
+
+    /// What was said about partitions of queues since the last call.
+    pub fn take_queue_changes(&mut self) -> Vec<(Voter, QueueChange)> {
+        std::mem::take(&mut self.queue_changes)
+    }
+
+    /// What this member says about partitions of a queue.
+    #[must_use]
+    pub fn tell_of(&self, to: Voter, what: QueueChange) -> Message {
+        self.message(to, self.term, Body::QueueChange(what))
     }
 
     pub(super) fn message(&self, to: Voter, term: Term, body: Body) -> Message {

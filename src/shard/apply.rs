@@ -165,8 +165,10 @@ impl ShardEngine {
             }
         }
         self.wake_job_waits(slot, op);
-        if matches!(op, Op::PartitionsChanged { .. }) {
-            self.answer_changed(slot);
+        match op {
+            Op::PartitionsChanged { .. } => self.answer_changed(slot),
+            Op::ChangePartitions(change) => self.answer_followed(slot, change.home),
+            _ => {}
         }
     }
 

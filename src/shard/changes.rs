@@ -1,4 +1,4 @@
-//! Carries what the home group of a queue decides to the groups of its partitions.
+//! Sees that what the home group of a queue decides is done in the groups of its partitions.
 //!
 //! ```text
 //! home group:   create, alter, pause, delete ─> applied ─> outbox in its state
@@ -7,11 +7,14 @@
 //! home group:   PartitionsChanged <───── done               ... out of the outbox; who waits is told
 //! ```
 //!
-//! The outbox is replicated state, so a change survives any crash and is sent again by the next
+//! The outbox is replicated state, so a change survives any crash and is asked for again by the next
 //! leader; the receiving group knows which it has applied. Here is only what a leader remembers:
-//! which change is on its way, when to try again, and which clients wait until all groups have done
-//! what they asked. A group on another shard is asked as any client asks it, with the engine itself
-//! as the origin.
+//! which change it has asked for, when to ask again, and which clients wait until all groups have done
+//! what they asked.
+//!
+//! The engine of this node that has the other group is asked, as any client asks it, with this engine
+//! itself as the origin; `following` there finds who leads. It says *done* or nothing: what is not
+//! done is asked for again, less and less often.
 
 use super::effect::Effect;
 use super::engine::ShardEngine;
@@ -19,18 +22,20 @@ use super::input::Origin;
 use super::placement::shard_of;
 use crate::base::ids::{GroupId, LogIndex, QueueUid};
 use crate::base::units::Monotonic;
-use crate::queue::command::{Command, Op, Outcome};
+use crate::queue::command::{Command, Op, Outcome, PartitionChange};
 use crate::wire::message::{Reply, ReplyBody, Request, RequestBody};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// A change that was refused is sent again after this.
-const TRY_AGAIN: Duration = Duration::from_millis(50);
+/// A change that is not done is asked for again after this, and after twice as long the next time.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
+/// But not less often than this.
+const ASK_AT_LEAST: Duration = Duration::from_secs(1);
 
 /// What the leader of a home group remembers of its changes.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
-    /// By the group that is asked: the change on its way there, or refused there.
+    /// By the group that is asked: the change that was asked for last.
     under_way: BTreeMap<GroupId, UnderWay>,
     /// Clients to be told when no change of their queue is outstanding, in the order of the log.
     waiting: Vec<Waiting>,
@@ -49,8 +54,12 @@ pub(super) struct Waiting {
 #[derive(Clone, Copy, Debug)]
 struct UnderWay {
     home_index: LogIndex,
-    /// It was refused: not before this. `None` = it is on its way.
-    again: Option<Monotonic>,
+    /// The number of the request that asks for it.
+    request: u64,
+    /// When it is asked for again.
+    again: Monotonic,
+    /// How long after that once more.
+    pause: Duration,
 }
 
 impl Changes {
@@ -59,28 +68,18 @@ impl Changes {
         std::mem::take(&mut self.waiting)
     }
 
-    /// When a change is to be sent again.
+    /// When a change is to be asked for again.
     pub(super) fn next_try(&self) -> Option<Monotonic> {
-        self.under_way.values().filter_map(|way| way.again).min()
+        self.under_way.values().map(|way| way.again).min()
     }
 }
 
-/// What the engine asked other shards, by the number of the request.
+/// What the engine has asked, itself or another of this node, by the number of the request: the slot of
+/// the home group, and the group that is asked. There is one for each change under way.
 #[derive(Debug, Default)]
-pub(super) struct Asked {
-    next: u64,
-    open: BTreeMap<u64, Question>,
-}
-
-/// A change that was sent.
-#[derive(Clone, Copy, Debug)]
-struct Question {
-    /// The home group that asks.
-    slot: usize,
-    /// The group that is asked.
-    group: GroupId,
-    /// The change.
-    home_index: LogIndex,
+pub(super) struct Questions {
+    last: u64,
+    open: BTreeMap<u64, (usize, GroupId)>,
 }
 
 impl ShardEngine {
@@ -123,87 +122,81 @@ impl ShardEngine {
         }
     }
 
-    /// Sends what the groups of partitions have not done yet.
+    /// Asks for what the groups of partitions have not done yet.
     pub(super) fn drive_changes(&mut self, slot: usize) {
+        let serves = self.groups[slot].serves() && !self.stopping();
         let group = &mut self.groups[slot];
-        if !group.queue.has_changes() {
-            group.changes.under_way.clear();
+        let mut before = std::mem::take(&mut group.changes.under_way);
+        if before.is_empty() && !(serves && group.queue.has_changes()) {
             return;
         }
-        if !self.groups[slot].serves() || self.stopping() {
-            return;
-        }
-        let group = &self.groups[slot];
         let now = self.now.mono;
-        let is_due = |to: &GroupId, index: LogIndex| match group.changes.under_way.get(to) {
-            Some(way) if way.home_index == index => way.again.is_some_and(|at| at <= now),
-            _ => true,
-        };
-        let due: Vec<_> = group
-            .queue
-            .next_changes()
-            .filter(|(to, change)| is_due(to, change.home_index))
-            .map(|(to, change)| (to, change.clone()))
-            .collect();
-        for (to, change) in due {
+        let mut due = Vec::new();
+        for (to, change) in group.queue.next_changes().filter(|_| serves) {
             let home_index = change.home_index;
-            let way = UnderWay {
-                home_index,
-                again: None,
-            };
-            self.groups[slot].changes.under_way.insert(to, way);
-            self.asked.next += 1;
-            let id = self.asked.next;
-            let question = Question {
-                slot,
-                group: to,
-                home_index,
-            };
-            self.asked.open.insert(id, question);
-            let command = Command {
-                session: None,
-                op: Op::ChangePartitions(Box::new(change)),
-            };
-            let body = RequestBody::Command {
-                group: to,
-                command,
-                wait_ms: 0,
-            };
-            let (from, request) = (Origin::engine(self.config.shard), Request { id, body });
-            let shard = shard_of(to, self.config.shards);
-            if shard == self.config.shard {
-                self.on_request(from, request, None);
+            let known = before.get(&to).copied();
+            let known = known.filter(|way| way.home_index == home_index);
+            if let Some(way) = known.filter(|way| way.again > now) {
+                before.remove(&to);
+                group.changes.under_way.insert(to, way);
             } else {
-                self.effects.push(Effect::Forward {
-                    to: shard,
-                    from,
-                    request,
-                });
+                let pause = known.map_or(ASK_AGAIN, |way| (2 * way.pause).min(ASK_AT_LEAST));
+                due.push((to, change.clone(), pause));
             }
+        }
+        for way in before.values() {
+            self.questions.open.remove(&way.request);
+        }
+        for (to, change, pause) in due {
+            self.ask_for(slot, to, change, pause);
         }
     }
 
-    /// A group answered a change.
+    fn ask_for(&mut self, slot: usize, group: GroupId, change: PartitionChange, pause: Duration) {
+        self.questions.last += 1;
+        let id = self.questions.last;
+        self.questions.open.insert(id, (slot, group));
+        let way = UnderWay {
+            home_index: change.home_index,
+            request: id,
+            again: self.now.mono.plus(pause),
+            pause,
+        };
+        self.groups[slot].changes.under_way.insert(group, way);
+        let command = Command {
+            session: None,
+            op: Op::ChangePartitions(Box::new(change)),
+        };
+        let body = RequestBody::Command {
+            group,
+            command,
+            wait_ms: 0,
+        };
+        let (from, request) = (Origin::engine(self.config.shard), Request { id, body });
+        let to = shard_of(group, self.config.shards);
+        if to == self.config.shard {
+            self.on_request(from, request, None);
+        } else {
+            self.effects.push(Effect::Forward { to, from, request });
+        }
+    }
+
+    /// An engine of this node answered a change.
     pub(super) fn on_answered(&mut self, reply: &Reply) {
-        let Some(question) = self.asked.open.remove(&reply.id) else {
+        // Anything else means that it is asked for again.
+        if !matches!(reply.body, ReplyBody::Outcome(Outcome::Done)) {
+            return;
+        }
+        let Some((slot, group)) = self.questions.open.remove(&reply.id) else {
             return;
         };
-        let Question {
-            slot,
-            group,
-            home_index,
-        } = question;
-        let done = matches!(reply.body, ReplyBody::Outcome(Outcome::Done));
-        let told = done
-            && self.groups[slot].serves()
-            && !self.stopping()
-            && self.propose_own(slot, Op::PartitionsChanged { group, home_index }, None);
-        let under_way = &mut self.groups[slot].changes.under_way;
-        if let Some(way) = under_way.get_mut(&group)
-            && way.home_index == home_index
-            && !told
-        {
-            way.again = Some(self.now.mono.plus(TRY_AGAIN));
+        let way = self.groups[slot].changes.under_way.get(&group);
+        let Some(home_index) = way.map(|way| way.home_index) else {
+            return;
+        };
+        // If the group is too busy to take it, it is told again.
+        if self.groups[slot].serves() && !self.stopping() {
+            self.propose_own(slot, Op::PartitionsChanged { group, home_index }, None);
         }
         self.mark(slot);
     }

@@ -56,6 +56,9 @@ counters! {
     peer_messages_refused_total: total,
     /// Requests handed to another shard of this node.
     requests_forwarded_total: total,
+    /// Changes of queues whose partitions another node leads, sent to it; again as long as they are not
+    /// done.
+    partition_changes_sent_total: total,
     /// Enqueues refused because the disk is full.
     disk_full_refusals_total: total,
     /// Enqueues refused because the log grows faster than checkpoints are written.

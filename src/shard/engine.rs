@@ -1,7 +1,7 @@
 //! The engine of one core. This file is its table of contents: one line an input, then one short
 //! method a stage, in the order of the data path. What a stage decides is in the files beside it.
 
-use super::changes::Asked;
+use super::changes::Questions;
 use super::checkpoint::Checkpointer;
 use super::config::ShardConfig;
 use super::counters::Counters;
@@ -99,7 +99,7 @@ pub struct ShardEngine {
     pub(super) disk_exhausted: bool,
     pub(super) memory_full: bool,
     pub(super) next_poll: u64,
-    pub(super) asked: Asked,
+    pub(super) questions: Questions,
     /// Slots with work for the next drain.
     dirty: Vec<usize>,
     /// What the batches under way carry, in order.
@@ -216,7 +216,7 @@ impl ShardEngine {
             disk_exhausted: false,
             memory_full: false,
             next_poll: 1,
-            asked: Asked::default(),
+            questions: Questions::default(),
             written: VecDeque::new(),
             timers: BTreeSet::new(),
             peers,

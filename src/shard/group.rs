@@ -2,6 +2,7 @@
 
 use super::changes::Changes;
 use super::clock::GroupClock;
+use super::following::Following;
 use super::input::Origin;
 use super::liveness::Liveness;
 use super::loading::BaseFiles;
@@ -107,6 +108,7 @@ pub(super) struct Group {
     pub(super) changes: Changes,
     /// Its members may be others than those of the cluster.
     pub(super) members_unsettled: bool,
+    pub(super) following: Following,
     /// An entry that raises the version of the machine is on its way.
     pub(super) raising: bool,
     pub(super) liveness: Liveness,

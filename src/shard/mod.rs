@@ -6,8 +6,9 @@
 //! ([`engine`], `requests`). When the batch that carries it is on disk, Raft commits it; then the
 //! job machine of its group applies it, and whoever waits for that index is answered
 //! (`apply`). Leases that found nothing wait in `polls`, watches and waits for a job's end in
-//! `waits`; `reads` answers without an entry. `changes` carries what a queue's home group decides to
-//! the groups of its partitions, `versions` raises the version of a group's machine. What is due and
+//! `waits`; `reads` answers without an entry. `changes` sees that what a queue's home group
+//! decides is done in the groups of its partitions, and `following` has it done there, by another node
+//! if that leads; `versions` raises the version of a group's machine. What is due and
 //! who is silent is found by `timers` and `liveness`; `checkpoint` cuts the hot state of the groups so
 //! that the log stays short, and `opening` brings a group back from it. What the members of a group say
 //! to each other goes through `peers`, and `balance` spreads leaders over the nodes. A checkpoint for a
@@ -40,6 +41,7 @@ pub mod config;
 pub mod counters;
 pub mod effect;
 pub mod engine;
+mod following;
 mod group;
 pub mod input;
 mod installing;

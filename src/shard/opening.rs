@@ -13,6 +13,7 @@ use super::clock::GroupClock;
 use super::config::ShardConfig;
 use super::effect::Effect;
 use super::engine::ShardEngine;
+use super::following::Following;
 use super::group::{Group, Phase, Proposed};
 use super::liveness::Liveness;
 use super::loading::{BaseFiles, GroupState};
@@ -267,6 +268,7 @@ pub(super) fn open_group(
         waits: Waits::default(),
         changes: Changes::default(),
         members_unsettled: false,
+        following: Following::default(),
         raising: false,
         liveness: Liveness::default(),
         advancing: false,

@@ -40,7 +40,7 @@ use super::requests::Refusal;
 use crate::base::code::Code;
 use crate::base::limits::{BEAT_MS, HEIR_WAIT_MS, REST_AFTER_MS, SILENT_MS, TICK_MS};
 use crate::base::units::{Lsn, Monotonic};
-use crate::raft::message::{Message, Voter};
+use crate::raft::message::{Body, Message, Voter};
 use crate::raft::role::Role;
 use crate::wal::writer::Ticket;
 use std::collections::{BTreeMap, BTreeSet};
@@ -134,6 +134,11 @@ impl Peers {
         }
     }
 
+    /// Sends what promises nothing.
+    pub(super) fn send_now(&mut self, message: Message) {
+        self.post(std::iter::once(message));
+    }
+
     /// Sends once all else is said.
     pub(super) fn send_last(&mut self, message: Message) {
         let bulk = self.bulk.entry(message.to).or_default();
@@ -182,11 +187,15 @@ impl ShardEngine {
             let is_here = u32::from(group.0) < self.config.groups
                 && shard_of(group, self.config.shards) == self.config.shard;
             let slot = is_here.then(|| self.slot(group));
-            let slot = slot.filter(|slot| !self.groups[*slot].is_halted());
+            let is_of_use = |slot: &usize| {
+                !self.groups[*slot].is_halted() || matches!(message.body, Body::QueueChange(_))
+            };
+            let slot = slot.filter(is_of_use);
             let taken = slot.map(|slot| self.groups[slot].raft.step(message));
             match (slot, taken) {
                 (Some(slot), Some(Ok(()))) => {
                     self.on_checkpoints(slot);
+                    self.on_changes(slot);
                     self.mark(slot);
                 }
                 _ => self.counters.peer_messages_refused_total += 1,

@@ -160,6 +160,10 @@ impl ShardEngine {
         payload: Option<Bytes>,
     ) -> Result<(), Refusal> {
         let slot = self.slot(group);
+        if from.is_engine() {
+            self.on_engine_request(from, slot, request);
+            return Ok(());
+        }
         if let Phase::Halted(why) = &self.groups[slot].phase {
             return Err(Refusal::new(Code::GroupHalted, why.clone()));
         }
@@ -203,7 +207,6 @@ impl ShardEngine {
         if self.stopping() {
             return Err(Refusal::stopping());
         }
-        self.may_partition(slot, &op)?;
         self.admit(&op)?;
         let waiter = Waiter::Queue { to: from, request };
         self.propose_command(slot, Command { session: None, op }, Some(waiter))
@@ -248,7 +251,6 @@ impl ShardEngine {
         if self.stopping() {
             return Err(Refusal::stopping());
         }
-        self.may_partition(slot, &command.op)?;
         self.admit(&command.op)?;
         if command.op.since() > self.groups[slot].queue.version() {
             let rejected = Outcome::Rejected(Rejection::Unsupported);
@@ -268,23 +270,6 @@ impl ShardEngine {
         }
         let waiter = Waiter::Client { to: from, request };
         self.propose_written(slot, command, payload, Some(waiter))
-    }
-
-    /// Whether every group that the command would come to can be asked. What a queue's home group decides
-    /// is carried to the groups of its partitions within one node ([`super::changes`]), and with other
-    /// voters another node may lead those.
-    fn may_partition(&self, slot: usize, op: &Op) -> Result<(), Refusal> {
-        let Op::CreateQueue { settings, .. } = op else {
-            return Ok(());
-        };
-        let members = self.groups[slot].raft.members();
-        let is_at_home = settings.partitions <= 1 || self.config.groups == 1;
-        if is_at_home || members.is_only_voter(self.config.me()) {
-            return Ok(());
-        }
-        let message = "a queue in a cluster has one partition in this version: several queues spread over \
-                       the nodes just as well";
-        Err(Refusal::new(Code::Unsupported, message))
     }
 
     /// Whether the disk and the bounds of this node allow the command.

@@ -1,4 +1,4 @@
-//! An operator of the simulated node: makes queues of several partitions, changes and deletes them,
+//! An operator of the simulated node or cluster: makes queues of several partitions, changes and deletes them,
 //! and looks after each answer whether every partition has followed.
 //!
 //! An answer promises that all groups have done what was asked. So what is asked next of any
@@ -64,6 +64,11 @@ impl Operator {
     /// What is unanswered, to be sent again.
     pub fn resend(&mut self) -> Option<(u64, RequestBody)> {
         self.asked.clone()
+    }
+
+    /// Whether all that it has begun is done.
+    pub fn is_idle(&self) -> bool {
+        self.asked.is_none() && self.step == Step::Create
     }
 
     /// What it asks next, if anything; `home` says where the queue of a name is at home. Without

@@ -139,7 +139,7 @@ pub struct GroupMessage {
     pub recovering: bool,
     #[prost(
         oneof = "group_message::Body",
-        tags = "6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23"
+        tags = "6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25"
     )]
     pub body: ::core::option::Option<group_message::Body>,
 }
@@ -307,6 +307,21 @@ pub mod group_message {
         #[prost(bytes = "bytes", tag = "4")]
         pub hash: ::prost::bytes::Bytes,
     }
+    /// To the leader of the group: change partitions that live here, of a queue that is at home elsewhere.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct QueueChange {
+        /// rrq.v1.Command with change_partitions; at most 4,096 bytes.
+        #[prost(bytes = "bytes", tag = "1")]
+        pub command: ::prost::bytes::Bytes,
+    }
+    /// The change at this place of the home group's log is done, and committed.
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct QueueChanged {
+        #[prost(uint32, tag = "1")]
+        pub home: u32,
+        #[prost(uint64, tag = "2")]
+        pub home_index: u64,
+    }
     #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Body {
         #[prost(message, tag = "6")]
@@ -345,6 +360,10 @@ pub mod group_message {
         CheckpointGet(CheckpointGet),
         #[prost(message, tag = "23")]
         CheckpointPart(CheckpointPart),
+        #[prost(message, tag = "24")]
+        QueueChange(QueueChange),
+        #[prost(message, tag = "25")]
+        QueueChanged(QueueChanged),
     }
 }
 /// Each behind its length as a varint. First the head, then pages in the order of their keys, then

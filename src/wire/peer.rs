@@ -12,10 +12,11 @@ use crate::base::checksum::Hash128;
 use crate::base::entry::{Entry, EntryKind};
 use crate::base::ids::{ClusterId, DiskId, GroupId, Incarnation, LogIndex, NodeId, Term, Voter};
 use crate::base::limits::{
-    CHECKPOINT_PART_BYTES, MEMBERS_MAX, PEER_FRAME_BYTES_FULL, PEER_SHARDS_MAX, VOTERS_MAX,
+    CHANGE_BYTES_MAX, CHECKPOINT_PART_BYTES, MEMBERS_MAX, PEER_FRAME_BYTES_FULL, PEER_SHARDS_MAX,
+    VOTERS_MAX,
 };
 use crate::base::units::{GroupTime, Lsn, WallTime};
-use crate::raft::message::{Body, Checkpoint, Position, Why};
+use crate::raft::message::{Body, Checkpoint, Position, QueueChange, Why};
 use crate::raft::recovering::Answer;
 use crate::wire::bounds::check_range;
 use crate::wire::command::{group_from_pb, try_each, u16_from_pb};
@@ -703,6 +704,15 @@ fn message_to_pb(message: &Message) -> pb::GroupMessage {
         }),
         Body::EntryBase { base } => PbBody::EntryBase(position_to_pb(*base)),
         Body::Checkpoint(checkpoint) => checkpoint_to_pb(checkpoint),
+        Body::QueueChange(QueueChange::Ask { command }) => PbBody::QueueChange(gm::QueueChange {
+            command: command.clone(),
+        }),
+        Body::QueueChange(QueueChange::Done { home, home_index }) => {
+            PbBody::QueueChanged(gm::QueueChanged {
+                home: home.0.into(),
+                home_index: home_index.0,
+            })
+        }
     };
     pb::GroupMessage {
         group: message.group.0.into(),
@@ -798,6 +808,16 @@ fn message_from_pb(
             again: get.again,
         }),
         PbBody::CheckpointPart(part) => Body::Checkpoint(part_from_pb(part)?),
+        PbBody::QueueChange(change) => {
+            let len = change.command.len() as u64;
+            check_range("the bytes of a change", len, 1, CHANGE_BYTES_MAX as u64)?;
+            let command = change.command;
+            Body::QueueChange(QueueChange::Ask { command })
+        }
+        PbBody::QueueChanged(changed) => Body::QueueChange(QueueChange::Done {
+            home: group_from_pb(changed.home)?,
+            home_index: LogIndex(changed.home_index),
+        }),
     };
     Ok(Message {
         from: link.from,

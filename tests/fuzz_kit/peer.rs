@@ -8,7 +8,7 @@ use rrq::base::ids::{ClusterId, DiskId, GroupId, Incarnation, LogIndex, NodeId, 
 use rrq::base::units::{GroupTime, Lsn, WallTime};
 use rrq::raft::log::RaftLog;
 use rrq::raft::membership::Membership;
-use rrq::raft::message::{Body, Checkpoint, Message, Voter, Why};
+use rrq::raft::message::{Body, Checkpoint, Message, QueueChange, Voter, Why};
 use rrq::raft::node::{RaftConfig, RaftNode};
 use rrq::raft::ready::{HardState, Ready};
 use rrq::raft::recovering::Answer;
@@ -215,6 +215,13 @@ pub(super) fn peer_stream() -> Vec<u8> {
             number: 3,
             bytes: Bytes::from_static(b"a part"),
             hash: Some(Hash128::of(b"a part")),
+        }),
+        Body::QueueChange(QueueChange::Ask {
+            command: Bytes::from_static(b"a command"),
+        }),
+        Body::QueueChange(QueueChange::Done {
+            home: GroupId(3),
+            home_index: LogIndex(4),
         }),
     ];
     let messages = bodies.map(|body| Message {

@@ -504,6 +504,7 @@ pub(crate) fn show(message: &Message) -> String {
         Body::Offer { base } => format!("offer {}", at(*base)),
         Body::Checkpoint(Checkpoint::Get { next, .. }) => format!("checkpoint-get {next}"),
         Body::Checkpoint(Checkpoint::Part { number, .. }) => format!("checkpoint-part {number}"),
+        Body::QueueChange(what) => format!("{what:?}"),
         Body::TimeoutNow => "timeout-now".to_owned(),
         Body::ReadIndex { id } => format!("read-index {id}"),
         Body::ReadAt { id, index } => format!("read {id} at {index}"),

@@ -271,6 +271,8 @@ pub(crate) struct Cluster {
     prng: Prng,
     /// Changes messages on their way to a node.
     pub(crate) tamper: Option<fn(u32, &mut Message)>,
+    /// How often a message on its way to a node arrives; 0 = it is lost.
+    pub(crate) copies: Option<Box<dyn FnMut(u32, &Message) -> usize>>,
 }
 
 impl Cluster {
@@ -290,6 +292,7 @@ impl Cluster {
             checkpoint_log_bytes,
             prng: Prng::new(7),
             tamper: None,
+            copies: None,
         };
         let founders: Vec<Voter> = (1..=size).map(voter).collect();
         for founder in &founders {
@@ -493,6 +496,16 @@ impl Cluster {
                 if let Some(tamper) = self.tamper {
                     let messages = messages.iter_mut();
                     messages.for_each(|message| tamper(to.node.0, message));
+                }
+                if let Some(copies) = self.copies.as_mut().filter(|_| !messages.is_empty()) {
+                    let each = messages.into_iter().flat_map(|message| {
+                        let count = copies(to.node.0, &message);
+                        std::iter::repeat_n(message, count)
+                    });
+                    messages = each.collect();
+                    if messages.is_empty() {
+                        continue;
+                    }
                 }
                 node.inbox.push_back(if messages.is_empty() {
                     Input::PeerBeat { from }

@@ -12,9 +12,11 @@
 //!
 //! `judges` look at every engine after each turn.
 //!
-//! Deliberately absent: damage to what was synced; members that change; queues of several partitions, of
-//! which one node leads the home and another a partition; and the client library: requests are made by
-//! [`SimClient`], which keeps the books.
+//! In half of the runs an operator makes, changes and deletes queues of several partitions, whose groups
+//! any node may lead.
+//!
+//! Deliberately absent: damage to what was synced; members that change; and the client library: requests
+//! are made by [`SimClient`], which keeps the books.
 
 mod faults;
 mod judges;
@@ -29,6 +31,7 @@ use super::client::SimClient;
 use super::disk::SimDisk;
 use super::driver::{Begun, Out, Work, begin, owner_of};
 use super::ledger::Ledger;
+use super::operator::Operator;
 use crate::base::ids::{ConnId, GroupId, ShardId};
 use crate::base::limits::FRAME_BYTES_MAX;
 use crate::base::prng::{Prng, mix};
@@ -52,8 +55,9 @@ use traffic::{Asker, Conn};
 
 /// A majority that is healed makes progress within this.
 const PROGRESS_WITHIN: Duration = Duration::from_secs(30);
-/// A whole cluster has worked off everything, and is equal, within this.
-const DRAINED_WITHIN: Duration = Duration::from_secs(900);
+/// A whole cluster has worked off everything, and is equal, within this: many jumps may have put a clock
+/// back by half an hour, and what was delayed by another clock waits for that.
+const DRAINED_WITHIN: Duration = Duration::from_secs(3_600);
 /// Nodes that are asked to stop have stopped within this, or are killed.
 const STOPPED_WITHIN: Duration = Duration::from_secs(10);
 /// One commit in so many is looked for on the disks.
@@ -73,6 +77,7 @@ enum Event {
     Request(ConnId, Bytes),
     AskAgain(usize, u64),
     ClientActs(usize),
+    OperatorActs,
     Fault,
     /// A node dies, if it is still this process.
     Die(usize, u32),
@@ -86,6 +91,10 @@ pub struct RunReport {
     pub acked: usize,
     /// Jobs finished for sure.
     pub finished: usize,
+    /// Queues of several partitions made, changed and deleted.
+    pub operated: u64,
+    /// Changes of them that one node asked of another.
+    pub changes_sent: u64,
     /// Answers to clients.
     pub answers: u64,
     /// Sendings between nodes.
@@ -119,6 +128,8 @@ impl RunReport {
     pub fn add(&mut self, other: &Self) {
         self.acked += other.acked;
         self.finished += other.finished;
+        self.operated += other.operated;
+        self.changes_sent += other.changes_sent;
         self.answers += other.answers;
         self.messages += other.messages;
         for (fault, count) in &other.faults {
@@ -148,6 +159,7 @@ pub struct Cluster<'a> {
     next_conn: u64,
     conns: BTreeMap<ConnId, Conn>,
     clients: Vec<SimClient>,
+    operator: Operator,
     /// Whom each asker takes for the leader of a group.
     leaders: BTreeMap<(Asker, GroupId), usize>,
     /// Groups that made an entry for the world.
@@ -179,6 +191,7 @@ impl<'a> Cluster<'a> {
         let mut report = cluster.report;
         report.acked = cluster.ledger.acked();
         report.finished = cluster.ledger.finished();
+        report.operated = cluster.operator.rounds;
         report.terms_led = cluster.judges.terms_led;
         report.states_compared = cluster.judges.states_compared;
         report.simulated_ms = cluster.now.0 / 1_000_000;
@@ -188,7 +201,7 @@ impl<'a> Cluster<'a> {
 
     fn new(seed: u64, teller: Option<&'a mut dyn FnMut(&str)>) -> Self {
         let mut prng = Prng::new(mix(seed));
-        let options = Options::draw(&mut prng);
+        let options = Options::draw(&mut prng, seed);
         let defaults = QueueSettings {
             max_attempts: 1_000,
             backoff: Backoff {
@@ -219,6 +232,7 @@ impl<'a> Cluster<'a> {
             next_event: 0,
             next_conn: 0,
             conns: BTreeMap::new(),
+            operator: Operator::default(),
             leaders: BTreeMap::new(),
             probed: BTreeSet::new(),
             ledger: Ledger::default(),
@@ -237,6 +251,9 @@ impl<'a> Cluster<'a> {
         }
         for client in 0..cluster.clients.len() {
             cluster.schedule(Duration::from_millis(1), Event::ClientActs(client));
+        }
+        if cluster.options.operates {
+            cluster.schedule(Duration::from_millis(1), Event::OperatorActs);
         }
         cluster
     }
@@ -366,13 +383,17 @@ impl<'a> Cluster<'a> {
     fn is_drained(&self) -> bool {
         let nodes = self.nodes.iter().flat_map(|node| &node.engines);
         let live: u64 = nodes.map(ShardEngine::live_jobs).sum();
-        live == 0
+        live == 0 && self.operator.is_idle()
     }
 
     /// Nobody asks any more, and every group comes to be the same on all nodes.
     fn must_be_equal(&mut self) {
-        self.events
-            .retain(|_, event| !matches!(event, Event::ClientActs(_) | Event::AskAgain(..)));
+        self.events.retain(|_, event| {
+            !matches!(
+                event,
+                Event::ClientActs(_) | Event::AskAgain(..) | Event::OperatorActs
+            )
+        });
         let end = self.now.plus(DRAINED_WITHIN);
         let mut next = self.now;
         loop {
@@ -513,6 +534,7 @@ impl<'a> Cluster<'a> {
             self.report.rounds += counters.checkpoint_rounds_total;
             self.report.installs += counters.checkpoints_installed_total;
             self.report.tails_cut += counters.log_tails_cut_total;
+            self.report.changes_sent += counters.partition_changes_sent_total;
         }
     }
 
@@ -565,6 +587,7 @@ impl<'a> Cluster<'a> {
             Event::Request(conn, body) => self.receive(conn, &body),
             Event::AskAgain(client, id) => self.on_ask_again(client, id),
             Event::ClientActs(client) => self.client_acts(client),
+            Event::OperatorActs => self.operator_acts(),
             Event::Fault => self.on_fault(),
             Event::Die(node, start) => {
                 if self.nodes[node].start == start {

@@ -1,6 +1,6 @@
 //! What a run of a cluster may meet: drawn from its seed, so that each run is of another kind.
 
-use crate::base::prng::Prng;
+use crate::base::prng::{Prng, mix};
 use crate::queue::MACHINE_VERSION;
 
 /// What may befall a cluster.
@@ -49,6 +49,8 @@ pub(super) struct Options {
     /// A power of two.
     pub(super) groups: u32,
     pub(super) clients: u64,
+    /// Queues of several partitions are made, changed and deleted.
+    pub(super) operates: bool,
     pub(super) segment_bytes: usize,
     pub(super) checkpoint_log_bytes: u64,
     /// Payloads have fewer bytes than this.
@@ -70,7 +72,7 @@ pub(super) struct Options {
 }
 
 impl Options {
-    pub(super) fn draw(prng: &mut Prng) -> Self {
+    pub(super) fn draw(prng: &mut Prng, seed: u64) -> Self {
         let mut faults: Vec<Fault> = Fault::ALL.to_vec();
         faults.retain(|_| prng.chance(1, 2));
         let is_bulky = prng.chance(1, 4);
@@ -80,6 +82,8 @@ impl Options {
             // Each shard has one at least.
             groups: 2 << prng.below(3),
             clients: 1 + prng.below(4),
+            // Drawn apart, so that a seed without it means what it meant before there was an operator.
+            operates: mix(!seed) & 1 == 0,
             segment_bytes: 256 << 10 << prng.below(3),
             checkpoint_log_bytes: 128 << 10 << prng.below(5),
             payload_bytes: if is_bulky { 60_000 } else { 1_000 },

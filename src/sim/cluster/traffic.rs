@@ -20,6 +20,8 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Asker {
     Client(usize),
+    /// Who makes, changes and deletes queues.
+    Operator,
     /// The world itself, whether a group makes progress.
     Probe,
 }
@@ -36,7 +38,9 @@ impl Cluster<'_> {
     /// Whom a request is for.
     fn target(&self, body: &RequestBody) -> GroupId {
         match body {
-            RequestBody::Command { group, .. } | RequestBody::Watch { group, .. } => *group,
+            RequestBody::Command { group, .. }
+            | RequestBody::Watch { group, .. }
+            | RequestBody::GetPartition { group, .. } => *group,
             RequestBody::WaitJob { job, .. } => job.group(),
             RequestBody::GetQueue { name, .. } => home_group(name, self.options.groups),
             RequestBody::Heartbeat { sessions, .. } => {
@@ -147,6 +151,16 @@ impl Cluster<'_> {
                     self.leaders.insert((asker, group), conn.node);
                 }
             }
+            Asker::Operator => {
+                let asked = self.operator.resend().filter(|(asked, _)| *asked == id);
+                let group = asked.map(|(_, body)| self.target(&body));
+                self.operator.on_reply(&decoded);
+                if let (Some((code, leader)), Some(group)) = (&refusal, group) {
+                    self.refused(asker, group, *code, leader.as_deref());
+                } else if let Some(group) = group {
+                    self.leaders.insert((asker, group), conn.node);
+                }
+            }
             Asker::Probe => {
                 if let ReplyBody::Outcome(Outcome::SessionOpened { .. }) = decoded.body {
                     self.probed.insert(GroupId((id - 1) as u16));
@@ -196,6 +210,25 @@ impl Cluster<'_> {
         }
         let pause = Duration::from_micros(1 + self.prng.below(self.options.think_us));
         self.schedule(pause, Event::ClientActs(client));
+    }
+
+    /// Whoever makes and changes queues goes on, or asks once more.
+    pub(super) fn operator_acts(&mut self) {
+        let asker = Asker::Operator;
+        let begins = self.produces;
+        if self.prng.chance(1, 20) {
+            self.leaders.retain(|(of, _), _| *of != asker);
+            if let Some((id, body)) = self.operator.resend() {
+                self.ask(asker, id, body);
+            }
+        }
+        let groups = self.options.groups;
+        let home = |name: &str| home_group(name, groups);
+        if let Some((id, body)) = self.operator.act(&mut self.prng, home, begins) {
+            self.ask(asker, id, body);
+        }
+        let pause = Duration::from_micros(1 + self.prng.below(self.options.think_us));
+        self.schedule(pause, Event::OperatorActs);
     }
 
     /// Asks these nodes for an entry in every group that was not seen to make one.
