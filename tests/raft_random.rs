@@ -11,7 +11,7 @@ mod raft_kit;
 use raft_kit::{Cluster, GROUP, LIFE, voter};
 use rrq::base::checksum::Hash128;
 use rrq::base::entry::{Entry, EntryKind};
-use rrq::base::ids::{LogIndex, Term};
+use rrq::base::ids::{GroupId, LogIndex, Term};
 use rrq::base::prng::Prng;
 use rrq::base::units::GroupTime;
 use rrq::raft::membership::Step;

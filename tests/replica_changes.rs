@@ -380,6 +380,55 @@ fn who_repeats_a_change_gets_its_first_outcome_when_all_have_followed() {
     assert_eq!(made(ask(&mut cluster, HOME, &body, 20)).uid, info.uid);
 }
 
+/// A cluster, and a node of it that leads the home and has not loaded another group, which has a
+/// checkpoint.
+fn with_one_that_does_not_load() -> (Cluster, u32, GroupId) {
+    let mut cluster = Cluster::with_checkpoints(3, GROUPS, 128 << 10);
+    let target = GroupId(3);
+    let name = queue_in(target, GROUPS);
+    let rounds = |cluster: &mut Cluster| cluster.engine(1).counters().checkpoint_rounds_total;
+    while rounds(&mut cluster) < 3 {
+        cluster.fill(&name, 10, 4_000);
+    }
+    must_be_equal(&mut cluster);
+    cluster.kill(1);
+    cluster.node(1).loads_late = Some(target);
+    cluster.start(1);
+    cluster.until("node 1 leads the home", |cluster| {
+        let leader = leader(cluster, HOME);
+        if leader != 1 {
+            cluster.kill(leader);
+            cluster.pass(500);
+            cluster.start(leader);
+            cluster.pass(500);
+        }
+        leader == 1
+    });
+    cluster.pass(1_000);
+    (cluster, 1, target)
+}
+
+#[test]
+fn a_home_whose_own_replica_is_behind_is_told_by_the_leader() {
+    let (mut cluster, node, target) = with_one_that_does_not_load();
+    let info = made(ask(&mut cluster, HOME, &command(HOME, None, create()), 500));
+    assert_eq!(cluster.engine(node).state_hash(target), None, "not loaded");
+    must_be_everywhere(&mut cluster, &info);
+    cluster.node(node).load_it();
+    must_be_equal(&mut cluster);
+}
+
+#[test]
+fn a_home_whose_own_replica_has_stopped_asks_the_others_in_turn() {
+    let (mut cluster, node, target) = with_one_that_does_not_load();
+    cluster.node(node).fail_to_load_it();
+    cluster.pass(10);
+    assert_eq!(cluster.engine(node).counters().groups_halted, 1);
+    let info = made(ask(&mut cluster, HOME, &command(HOME, None, create()), 500));
+    assert_ne!(leader(&mut cluster, target), node);
+    must_be_everywhere(&mut cluster, &info);
+}
+
 #[test]
 fn changes_that_no_home_asks_for_are_refused_and_counted() {
     let mut cluster = cluster();

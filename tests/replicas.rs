@@ -10,9 +10,8 @@ use rrq::base::ids::{DiskId, GroupId, Incarnation, LogIndex, Term};
 use rrq::queue::MACHINE_VERSION;
 use rrq::raft::message::{Body, Message};
 use rrq::shard::input::Loss;
-use rrq::shard::placement::home_group;
+use rrq::wire::JobState;
 use rrq::wire::message::{ReplyBody, RequestBody};
-use rrq::wire::{Command, JobState, Op, Outcome, QueueSettings};
 use std::time::Instant;
 
 fn all_lead(cluster: &mut Cluster, groups: u32) {
@@ -205,36 +204,6 @@ fn the_last_node_that_runs_stops_all_the_same() {
     cluster.ask_to_stop(leader);
     let took = cluster.until("it has stopped", |cluster| cluster.node(leader).has_stopped);
     assert!(took < 1000, "{took} ms");
-}
-
-#[test]
-fn a_queue_of_several_partitions_is_refused_by_name() {
-    let mut cluster = Cluster::new(3, 4);
-    let create = |partitions| RequestBody::Command {
-        group: home_group("mail", 4),
-        command: Command {
-            session: None,
-            op: Op::CreateQueue {
-                name: "mail".to_owned(),
-                settings: QueueSettings {
-                    partitions,
-                    ..QueueSettings::default()
-                },
-                must_be_new: false,
-                groups: 0,
-            },
-        },
-        wait_ms: 0,
-    };
-    let ReplyBody::Error(error) = cluster.ask(&create(4)) else {
-        panic!("its partitions would wait for ever");
-    };
-    assert_eq!(error.code, Code::Unsupported);
-    let made = cluster.ask(&create(1));
-    assert!(
-        matches!(made, ReplyBody::Outcome(Outcome::Queue(_))),
-        "{made:?}"
-    );
 }
 
 #[test]

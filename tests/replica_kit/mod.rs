@@ -216,6 +216,15 @@ impl Node {
         }
     }
 
+    /// The group that loads late cannot be read.
+    pub(crate) fn fail_to_load_it(&mut self) {
+        let group = self.loads_late.take().expect("a group loads late");
+        self.filing
+            .retain(|(_, work)| !matches!(work, Work::Group(..)));
+        let result = Err("its pages are damaged".to_owned());
+        self.inbox.push_back(Input::GroupLoaded { group, result });
+    }
+
     fn finish(&mut self, work: Work) {
         let owner = driver::owner_of(&self.identity());
         self.inbox.push_back(work.finish(&mut self.disk, &owner));
