@@ -510,6 +510,8 @@ impl Script {
                 Sending::Probe { waits: true } => "probe, waits".to_owned(),
                 Sending::Probe { waits: false } => "probe".to_owned(),
                 Sending::Replicate => "replicate".to_owned(),
+                Sending::Behind { waits: true } => "behind, waits".to_owned(),
+                Sending::Behind { waits: false } => "behind".to_owned(),
                 Sending::Snapshot { index } => format!("snapshot {index}"),
             };
             format!(

@@ -55,6 +55,7 @@ fn a_cluster_keeps_its_promises_whatever_befalls_it() {
     println!("{total:?}");
     assert!(total.acked > 0 && total.finished > 0, "{total:?}");
     assert!(total.operated > 0 && total.changes_sent > 0, "{total:?}");
+    assert!(total.installs > 0 && total.entries_read > 0, "{total:?}");
 }
 
 #[test]

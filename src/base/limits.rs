@@ -150,6 +150,9 @@ pub const APPENDS_IN_FLIGHT_MAX: usize = 64;
 pub const APPENDS_IN_FLIGHT_BYTES_MAX: usize = 8 << 20;
 /// A checkpoint goes to another node in parts of at most this.
 pub const CHECKPOINT_PART_BYTES: usize = 128 << 10;
+/// What a leader reads of its log for a member of a group that is behind, in bytes of entries of that
+/// group; a member that lacks more gets a checkpoint, unless that is larger.
+pub const CATCH_UP_BYTES_MAX: u64 = 16 << 20;
 /// Parts on their way to a node that it has not answered.
 pub const CHECKPOINT_PARTS_IN_FLIGHT: u64 = 4;
 /// A page or a body on its way to another node, at the most: a session may hold all outcomes of its

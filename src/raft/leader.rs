@@ -451,6 +451,9 @@ impl RaftNode {
                 while let Some(body) = self.next_append(progress) {
                     self.send(follower, body);
                 }
+                if progress.wants_to_be_read_for() {
+                    self.behind.push(follower);
+                }
             }
         }
         let beats = lead.beat_now;
@@ -472,6 +475,10 @@ impl RaftNode {
             return self.offer_all(progress);
         }
         let Some(term) = self.log.term_at(before) else {
+            if self.reads_log {
+                progress.fell_behind();
+                return None;
+            }
             progress.offered(base.0);
             return Some(Body::Offer { base });
         };
@@ -501,6 +508,64 @@ impl RaftNode {
             let base = (applied, term);
             Body::Offer { base }
         })
+    }
+
+    /// The engine reads entries again that are not in memory any more, for members that are behind
+    /// ([`Self::take_behind`]). Without this they are offered a checkpoint at once.
+    pub fn read_log(&mut self) {
+        self.reads_log = true;
+    }
+
+    /// Members that fell behind since the last call: each is to get [`Self::append_old`] or
+    /// [`Self::offer`].
+    pub fn take_behind(&mut self) -> Vec<Voter> {
+        std::mem::take(&mut self.behind)
+    }
+
+    /// The first entry that a member lacks, if it is to be read for it.
+    #[must_use]
+    pub fn reads_for(&self, follower: Voter) -> Option<LogIndex> {
+        let progress = self.lead.as_ref()?.followers.get(follower)?;
+        progress.wants_to_be_read_for().then(|| progress.next())
+    }
+
+    /// Whether entries are read for a member, now or once it has answered to those that it got.
+    #[must_use]
+    pub fn is_behind(&self, follower: Voter) -> bool {
+        let progress = self
+            .lead
+            .as_ref()
+            .and_then(|lead| lead.followers.get(follower));
+        progress.is_some_and(|progress| matches!(progress.sending(), Sending::Behind { .. }))
+    }
+
+    /// Entries behind `prev` were read for a member: all of them committed, and what its log has up to
+    /// `prev` may be the leader's. False if that is not what it lacks.
+    pub fn append_old(&mut self, follower: Voter, prev: Position, entries: Entries) -> bool {
+        let is_wanted = self.reads_for(follower) == Some(prev.0.next());
+        let Some(last) = entries.last().filter(|_| is_wanted) else {
+            return false;
+        };
+        let (last, commit) = (last.index, self.log.committed());
+        let (progress, _) = self.follower_mut(follower).expect("it is led");
+        progress.sent(last, 0, last);
+        let append = Body::Append {
+            prev,
+            entries,
+            commit,
+        };
+        self.send(follower, append);
+        true
+    }
+
+    /// What a member lacks cannot be read: it is offered a checkpoint.
+    pub fn offer(&mut self, follower: Voter) {
+        let base = self.log.base();
+        if self.reads_for(follower).is_some() {
+            let (progress, _) = self.follower_mut(follower).expect("it is led");
+            progress.offered(base.0);
+            self.send(follower, Body::Offer { base });
+        }
     }
 
     pub(super) fn has_appended(&mut self) {

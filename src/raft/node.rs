@@ -126,6 +126,10 @@ pub struct RaftNode {
     pub(super) offered: Option<(Voter, Position)>,
     /// What was said about checkpoints on their way, for the engine.
     checkpoints: Vec<(Voter, Checkpoint)>,
+    /// The engine reads what is not in memory.
+    pub(super) reads_log: bool,
+    /// Members for which it shall.
+    pub(super) behind: Vec<Voter>,
     /// What was said about partitions of queues, for the engine.
     queue_changes: Vec<(Voter, QueueChange)>,
     /// It goes on if the leader dies.
@@ -187,6 +191,8 @@ impl RaftNode {
             quiet: false,
             offered: None,
             checkpoints: Vec::new(),
+            reads_log: false,
+            behind: Vec::new(),
             queue_changes: Vec::new(),
             heir: false,
             waits_for_heir: false,

@@ -9,9 +9,13 @@
 //!                                         Replicate <──(installed)─────────────────────────┘
 //! ```
 //!
+//! Where the engine can read entries again that memory does not hold any more, *Behind* stands before
+//! Snapshot: it ends as Probe does, or in a Snapshot if the engine does not find them.
+//!
 //! - *Probe*: where its log parts from the leader's is not known. One append at a time, and nothing
 //!   more until it is answered or a heartbeat is (a lost message must not stop it, trap R18).
 //! - *Replicate*: appends follow each other without waiting, up to a number and a sum of bytes.
+//! - *Behind*: it needs entries that the engine reads. One append of them at a time.
 //! - *Snapshot*: it needs what the log does not hold any more. Nothing is sent but the offer.
 //!
 //! # Invariants
@@ -35,6 +39,11 @@ pub enum Sending {
     },
     /// Many.
     Replicate,
+    /// What the engine reads of the log.
+    Behind {
+        /// An append of that is under way.
+        waits: bool,
+    },
     /// Nothing: a checkpoint is on its way.
     Snapshot {
         /// The index that was offered.
@@ -135,7 +144,7 @@ impl Progress {
         match self.sending {
             Sending::Probe { waits } => !waits,
             Sending::Replicate => self.checks || self.has_room(),
-            Sending::Snapshot { .. } => false,
+            Sending::Behind { .. } | Sending::Snapshot { .. } => false,
         }
     }
 
@@ -177,6 +186,7 @@ impl Progress {
             }
             Sending::Replicate => {}
             Sending::Probe { waits } => *waits = true,
+            Sending::Behind { waits } => *waits = true,
             Sending::Snapshot { .. } => {
                 panic!("nothing is appended while a checkpoint is on its way")
             }
@@ -199,7 +209,7 @@ impl Progress {
             self.in_flight_bytes -= bytes;
         }
         match self.sending {
-            Sending::Probe { .. } => self.replicate(),
+            Sending::Probe { .. } | Sending::Behind { .. } => self.replicate(),
             // Whatever it has got, the log goes on from there (R17).
             Sending::Snapshot { .. } if self.matched.next() >= first => self.replicate(),
             _ => {}
@@ -213,7 +223,9 @@ impl Progress {
         match self.sending {
             Sending::Replicate if rejected <= self.matched => return false,
             // Late: it was refused before the present probe.
-            Sending::Probe { .. } if rejected.next() != self.next => return false,
+            Sending::Probe { .. } | Sending::Behind { .. } if rejected.next() != self.next => {
+                return false;
+            }
             Sending::Snapshot { .. } => return false,
             _ => {}
         }
@@ -236,16 +248,31 @@ impl Progress {
         match &mut self.sending {
             Sending::Probe { waits } => *waits = false,
             Sending::Replicate => self.checks = self.matched.next() < self.next,
-            Sending::Snapshot { .. } => {}
+            Sending::Behind { .. } | Sending::Snapshot { .. } => {}
         }
     }
 
     /// Messages to it may have been lost.
     pub(super) fn lost(&mut self) {
         self.is_lost = true;
-        if self.sending == Sending::Replicate {
+        if matches!(
+            self.sending,
+            Sending::Replicate | Sending::Behind { waits: true }
+        ) {
             self.probe();
         }
+    }
+
+    /// It needs entries that are not in memory any more.
+    pub(super) fn fell_behind(&mut self) {
+        self.clear_flight();
+        self.sending = Sending::Behind { waits: false };
+    }
+
+    /// Whether entries shall be read for it now.
+    #[must_use]
+    pub fn wants_to_be_read_for(&self) -> bool {
+        self.sending == Sending::Behind { waits: false }
     }
 
     /// A checkpoint of `index` is offered.
@@ -254,9 +281,12 @@ impl Progress {
         self.sending = Sending::Snapshot { index };
     }
 
-    /// The offer was taken up and failed, or is not answered.
+    /// The offer was taken up and failed, or is not answered; or what was read is not.
     pub(super) fn gave_up(&mut self) {
-        if matches!(self.sending, Sending::Snapshot { .. }) {
+        if matches!(
+            self.sending,
+            Sending::Snapshot { .. } | Sending::Behind { waits: true }
+        ) {
             self.probe();
         }
     }

@@ -13,7 +13,7 @@
 
 use crate::base::code::Code;
 use crate::base::ids::{ClusterId, NodeId, ShardId, Voter};
-use crate::base::limits::SEGMENT_BYTES;
+use crate::base::limits::{CATCH_UP_BYTES_MAX, SEGMENT_BYTES};
 use crate::base::members::ClusterMembers;
 use crate::base::report::Report;
 use crate::runtime::api::Api;
@@ -356,6 +356,7 @@ impl Node {
                 checkpoint_log_bytes: config.checkpoint_log_bytes,
                 checkpoint_log_bytes_max: config.checkpoint_log_max(superblock.shards, memory),
                 tails_bytes: config.tails_bytes(superblock.shards, memory),
+                catch_up_bytes: CATCH_UP_BYTES_MAX,
                 segment_bytes: SEGMENT_BYTES,
             },
             hello: ServerHello {

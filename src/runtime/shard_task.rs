@@ -28,6 +28,7 @@ use crate::shard::config::ShardConfig;
 use crate::shard::effect::Effect;
 use crate::shard::engine::ShardEngine;
 use crate::shard::input::{Input, Loss, Origin, Peer};
+use crate::wal::pieces::Piece;
 use crate::wal::writer::{LogIdentity, WalWrite};
 use crate::wire::message::{LeasedJob, NodeAddresses, Reply, ReplyBody, ServerHello};
 use crate::wire::peer::{Durable, NodeBeat, encode_messages};
@@ -527,6 +528,7 @@ impl Driver {
                 self.wal.close(&numbers);
                 self.order_segments(segments::Order::Drop(numbers));
             }
+            Effect::ReadLog(piece) => self.read_log(piece),
             Effect::LoadGroup { group, bases } => self.order(Order::Load { group, bases }),
             Effect::WriteChunk {
                 round,
@@ -609,6 +611,15 @@ impl Driver {
                 }
                 Err(report) => tell(&events, Event::Failed(report)),
             }
+        })
+        .detach();
+    }
+
+    fn read_log(&self, piece: Piece) {
+        let (wal, hub) = (self.wal.clone(), self.hub.clone());
+        glommio::spawn_local(async move {
+            let bytes = wal.read(&piece).await;
+            hub.push(Input::LogRead { piece, bytes });
         })
         .detach();
     }

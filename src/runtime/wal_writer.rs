@@ -1,4 +1,4 @@
-//! Performs `WriteWal` in order; decides nothing.
+//! Performs `WriteWal` in order, and `ReadLog`; decides nothing.
 //!
 //! What the kernel promises and what we make of it:
 //! - A write with O_DIRECT | O_DSYNC that returned is on the disk, with what is needed to find it,
@@ -19,7 +19,9 @@ use crate::base::limits::{BLOCK_BYTES, SEGMENT_BYTES};
 use crate::base::report::Report;
 use crate::runtime::data_dir::HOLDER_RETRY;
 use crate::runtime::sys;
+use crate::wal::pieces::Piece;
 use crate::wal::writer::WalWrite;
+use bytes::Bytes;
 use glommio::io::{DmaFile, OpenOptions};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -86,6 +88,26 @@ impl WalWriter {
             open.pop_first();
         }
         Ok(file)
+    }
+
+    /// Reads a piece of the log, whose file may be gone or be used again: then nothing, or anything. A
+    /// fault of the disk is told and ends nothing: who needed the piece gets a checkpoint.
+    pub async fn read(&self, piece: &Piece) -> Option<Bytes> {
+        let path = self.folder.join(format!("{:016x}.seg", piece.segment));
+        let file = OpenOptions::new().read(true).dma_open(&path).await.ok()?;
+        let len = piece.bytes as usize;
+        let read = file.read_at_aligned(piece.offset.into(), len).await;
+        let bytes = match read {
+            Ok(read) => Some(Bytes::copy_from_slice(&read)),
+            Err(error) => {
+                let path = path.display();
+                tracing::warn!(%path, offset = piece.offset, %error, "the log cannot be read again");
+                None
+            }
+        };
+        // Dropped, it would be closed all the same, with a complaint.
+        let _ = file.close().await;
+        bytes
     }
 
     /// Forgets segments that are dropped.

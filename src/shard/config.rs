@@ -48,6 +48,10 @@ pub struct ShardConfig {
     pub checkpoint_log_bytes_max: u64,
     /// What the groups hold together of applied entries for members that are behind, in bytes.
     pub tails_bytes: usize,
+    /// A member that lacks more of a group than is in memory gets it from the log of the leader, if that
+    /// has it still and it takes no more than this, in bytes, or than the group's jobs; else a
+    /// checkpoint. 0: always a checkpoint.
+    pub catch_up_bytes: u64,
     /// The size of a log segment, in bytes:
     /// [`SEGMENT_BYTES`](crate::base::limits::SEGMENT_BYTES), or less in a simulation.
     pub segment_bytes: usize,

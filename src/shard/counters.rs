@@ -99,6 +99,13 @@ counters! {
     checkpoint_parts_sent_total: total,
     /// Parts of checkpoints that nobody asked for, or that came twice or out of order.
     checkpoint_parts_refused_total: total,
+    /// Pieces of the log read again for other nodes.
+    log_pieces_read_total: total,
+    /// Pieces of the log that could not be read again, or were not what was written: who needed them got a
+    /// checkpoint.
+    log_pieces_bad_total: total,
+    /// Entries sent to other nodes that were read from the log for them.
+    entries_sent_from_log_total: total,
     /// Groups that do not serve because their log or state is damaged.
     groups_halted: gauge,
     /// Groups of this shard.

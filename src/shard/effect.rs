@@ -9,6 +9,7 @@ use crate::base::ids::{GroupId, NodeId, ShardId};
 use crate::base::members::ClusterMembers;
 use crate::raft::message::{Message, Voter};
 use crate::snapshot::layout::RootRef;
+use crate::wal::pieces::Piece;
 use crate::wal::writer::WalWrite;
 use crate::wire::message::{Reply, Request};
 use bytes::Bytes;
@@ -34,6 +35,8 @@ pub enum Effect {
         /// Its number.
         number: u64,
     },
+    /// Read a piece of the log, of which all is durable; then `LogRead`. It may be gone by then.
+    ReadLog(Piece),
     /// These segments are not needed any more: keep their files as spares or delete them.
     DropSegments {
         /// Their numbers.

@@ -9,6 +9,7 @@ use super::effect::{CheckpointFile, Effect};
 use super::group::{Group, Phase, Waiter};
 use super::input::{Input, Origin};
 use super::installs::Installs;
+use super::log_reads::LogReads;
 use super::members::Cluster;
 use super::opening::{formation, log_hard_state, open_group, standing_row};
 use super::peers::Peers;
@@ -116,6 +117,7 @@ pub struct ShardEngine {
     /// Groups were formed, which the log shall say before anybody is let in.
     forms: bool,
     pub(super) installs: Installs,
+    pub(super) log_reads: LogReads,
     beacon_at: Option<Monotonic>,
     stop: Stop,
 }
@@ -226,11 +228,15 @@ impl ShardEngine {
             found_lsn: start_lsn,
             forms,
             installs: Installs::default(),
+            log_reads: LogReads::default(),
             beacon_at: None,
             stop: Stop::No,
         };
         // A node that stands alone leads at its first tick.
         for group in engine.groups.iter_mut().filter(|group| !group.is_halted()) {
+            if engine.config.catch_up_bytes > 0 {
+                group.raft.read_log();
+            }
             group.raft.tick();
         }
         (0..engine.groups.len()).for_each(|slot| engine.members_changed(slot));
@@ -250,6 +256,7 @@ impl ShardEngine {
             Input::Answered { reply } => self.on_answered(&reply),
             Input::WalSynced { batch_seq } => self.on_wal_synced(batch_seq),
             Input::SegmentReady { number } => self.wal.segment_ready(number),
+            Input::LogRead { piece, bytes } => self.on_log_read(piece, bytes.as_ref()),
             Input::GroupLoaded { group, result } => self.on_group_loaded(group, result),
             Input::ChunkWritten { bytes } => self.on_chunk_written(bytes),
             Input::FilesSynced { round } => self.on_files_synced(round),
@@ -289,6 +296,7 @@ impl ShardEngine {
             self.settle(slot);
         }
         self.step_installs();
+        self.read_for_followers();
         self.start_due_round();
         self.step_round();
         self.write_due_manifest();
@@ -490,6 +498,8 @@ impl ShardEngine {
         let (id, incarnation) = (group.id, group.incarnation);
         let mut ready = std::mem::take(&mut self.ready);
         group.raft.take_ready(&mut ready);
+        let behind = group.raft.take_behind();
+        self.log_reads.wanted(slot, behind);
         let logged = |state: HardState| Record::HardState {
             group: id,
             incarnation,

@@ -5,6 +5,7 @@ use crate::base::ids::{ConnId, GroupId, ShardId};
 use crate::base::members::ClusterMembers;
 use crate::base::units::Lsn;
 use crate::raft::message::{Message, Voter};
+use crate::wal::pieces::Piece;
 use crate::wire::message::{Reply, Request};
 use bytes::Bytes;
 
@@ -90,6 +91,14 @@ pub enum Input {
     SegmentReady {
         /// Its number.
         number: u64,
+    },
+    /// A piece of the log was read, or could not be. The bytes may be anything: the segment may have
+    /// been used again.
+    LogRead {
+        /// The piece.
+        piece: Piece,
+        /// As many bytes as were asked for.
+        bytes: Option<Bytes>,
     },
     /// The hot state of a group was read and verified, or could not be.
     GroupLoaded {

@@ -11,7 +11,8 @@
 //! if that leads; `versions` raises the version of a group's machine. What is due and
 //! who is silent is found by `timers` and `liveness`; `checkpoint` cuts the hot state of the groups so
 //! that the log stays short, and `opening` brings a group back from it. What the members of a group say
-//! to each other goes through `peers`, and `balance` spreads leaders over the nodes. A checkpoint for a
+//! to each other goes through `peers`, and `balance` spreads leaders over the nodes. What a
+//! follower lacks and memory does not hold any more is read from the log by `log_reads`. A checkpoint for a
 //! follower that lacks more than its leader's log has goes through `sending` there and `installing`
 //! here; `installs` knows which are under way.
 //!
@@ -48,6 +49,7 @@ mod installing;
 mod installs;
 mod liveness;
 pub mod loading;
+mod log_reads;
 pub mod members;
 mod opening;
 mod peers;

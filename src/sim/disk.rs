@@ -202,6 +202,14 @@ impl SimDisk {
             .map(|(number, bytes)| (*number, Bytes::copy_from_slice(bytes)))
     }
 
+    /// Bytes of a segment; `None` if there is no such segment any more.
+    #[must_use]
+    pub fn read_log(&self, segment: u64, offset: u32, len: u32) -> Option<Bytes> {
+        let (offset, len) = (offset as usize, len as usize);
+        let bytes = self.segments.get(&segment)?.get(offset..offset + len)?;
+        Some(Bytes::copy_from_slice(bytes))
+    }
+
     /// The manifest.
     #[must_use]
     pub fn manifest(&self) -> Option<&Bytes> {

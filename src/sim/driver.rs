@@ -15,6 +15,7 @@ use crate::shard::input::{Input, Origin};
 use crate::shard::loading::load_group;
 use crate::snapshot::layout::{Owner, RootRef};
 use crate::snapshot::manifest::Manifest;
+use crate::wal::pieces::Piece;
 use crate::wal::recovery::{Recovered, Recovery, RecoveryError};
 use crate::wal::writer::LogIdentity;
 use crate::wire::frame::FrameDecoder;
@@ -40,6 +41,8 @@ pub enum Work {
     /// A new segment, by its number. A driver makes them one after the other: a gap in the numbers is
     /// damage.
     Segment(u64),
+    /// A piece of the log is read.
+    Piece(Piece),
     /// The state of a group is read.
     Group(GroupId, Vec<RootRef>),
     /// So many bytes of a checkpoint file are written, not yet synced.
@@ -79,6 +82,7 @@ pub fn begin(disk: &mut SimDisk, effect: Effect) -> Begun {
             Work::Batch(write.batch_seq)
         }
         Effect::PrepareSegment { number } => Work::Segment(number),
+        Effect::ReadLog(piece) => Work::Piece(piece),
         Effect::LoadGroup { group, bases } => Work::Group(group, bases),
         Effect::WriteChunk {
             file,
@@ -129,6 +133,10 @@ impl Work {
                 disk.prepare_segment(number);
                 Input::SegmentReady { number }
             }
+            Self::Piece(piece) => {
+                let bytes = disk.read_log(piece.segment, piece.offset, piece.bytes);
+                Input::LogRead { piece, bytes }
+            }
             Self::Group(group, bases) => {
                 let mut read = |file, offset, len| disk.read(file, offset, len);
                 let result = load_group(owner, &bases, &mut read);
@@ -170,7 +178,7 @@ impl Work {
         match self {
             Self::Batch(_) => 150,
             Self::Chunk(_) => 300,
-            Self::Group(..) => 500,
+            Self::Group(..) | Self::Piece(_) => 500,
             Self::Manifest => 1_000,
             Self::Segment(_) | Self::Files(..) => 2_000,
         }

@@ -597,6 +597,7 @@ fn open(
         checkpoint_log_bytes: options.checkpoint_log_bytes,
         checkpoint_log_bytes_max: 2 * options.checkpoint_log_bytes,
         tails_bytes: 1 << 20,
+        catch_up_bytes: 0,
         segment_bytes: options.segment_bytes,
     };
     let now = Now {

@@ -89,6 +89,8 @@ pub(super) struct EntryMark {
     pub(super) crc: u32,
     /// Where its record starts in the batch.
     pub(super) offset: u32,
+    /// What its record takes.
+    pub(super) bytes: u32,
 }
 
 /// Below this, entries of a group are not needed.
@@ -223,6 +225,12 @@ impl Ledger {
             }
             Record::Entry { .. } | Record::SegmentHead(_) | Record::Footer(_) => {}
         }
+    }
+
+    /// Whether what the log holds of a group means nothing behind this base, which is not noted yet.
+    pub(super) fn starts_anew(&self, base: &BaseRecord) -> bool {
+        let track = self.groups.get(&base.group);
+        track.is_none_or(|track| track.row.log_start_lsn != base.log_start_lsn)
     }
 
     fn note_base(&mut self, base: BaseRecord, end: Lsn) {

@@ -16,6 +16,7 @@
 //! | [`segment`] | segment head and footer, epochs |
 //! | [`ledger`] | what the writer repeats, and which segments may go |
 //! | [`writer`] | group commit: records in, batches out |
+//! | [`pieces`] | where the entries of a group lie, to be read again |
 //! | `chain` | which files make up the log |
 //! | [`recovery`] | torn or corrupt: the decision table |
 //! | [`replay`] | what a hole means for each group |
@@ -33,6 +34,7 @@ pub mod batch;
 mod chain;
 pub mod codec;
 pub mod ledger;
+pub mod pieces;
 pub mod record;
 pub mod recovery;
 pub mod replay;

@@ -22,7 +22,7 @@
 //! Deliberately absent: buffers and files (the driver copies the batch into its aligned buffer);
 //! reading (see [`crate::wal::recovery`]); retries: a failed write ends the process.
 
-use crate::base::ids::{ClusterId, DiskId, ShardId};
+use crate::base::ids::{ClusterId, DiskId, GroupId, Incarnation, LogIndex, ShardId};
 use crate::base::limits::{
     BATCH_BYTES_GATHER, BATCH_BYTES_MAX, BATCHES_IN_FLIGHT_MAX, BLOCK_BYTES, SEGMENT_BYTES,
 };
@@ -32,9 +32,11 @@ use crate::wal::batch::{
 };
 use crate::wal::codec::{encode_entry, record_bytes};
 use crate::wal::ledger::{EntryMark, Ledger};
+use crate::wal::pieces::{Held, Pieces};
 use crate::wal::record::Record;
 use crate::wal::segment::{Echo, RUN_BYTES, RUN_ENTRY_BYTES, SegmentEnd, SegmentHead, epoch};
 use std::collections::{BTreeSet, VecDeque};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 pub use crate::wal::ledger::{GroupStart, LogStart, OldSegment};
@@ -123,6 +125,7 @@ pub struct LogWriter {
     segment_bytes: usize,
     batch_bytes_max: usize,
     ledger: Ledger,
+    pieces: Pieces,
     echoes: Vec<Echo>,
 
     /// The segment being written, or to be begun.
@@ -194,6 +197,7 @@ impl LogWriter {
             segment_bytes,
             batch_bytes_max: batch_bytes_max.min(BATCH_BYTES_MAX),
             ledger: Ledger::new(&start),
+            pieces: Pieces::default(),
             segment: start.segment,
             head_due: true,
             rolled: false,
@@ -240,13 +244,15 @@ impl LogWriter {
                 entry,
             } => {
                 encode_entry(group, incarnation, &entry, &mut filling.buffer);
+                let size = |bytes| u32::try_from(bytes).expect("a batch is smaller than a segment");
                 let mark = EntryMark {
                     group,
                     incarnation,
                     index: entry.index,
                     term: entry.term,
                     crc: entry.crc,
-                    offset: u32::try_from(before).expect("a batch is smaller than a segment"),
+                    offset: size(before),
+                    bytes: size(filling.buffer.len() - before),
                 };
                 filling.runs += usize::from(!filling.continues(&mark));
                 filling.marks.push(Mark::Entry(mark));
@@ -352,8 +358,19 @@ impl LogWriter {
         let write = self.seal(filling.buffer, 0, filling.records);
         for mark in filling.marks.drain(..) {
             match mark {
-                Mark::Entry(mark) => self.ledger.note_entry(mark, start, at),
-                Mark::Other(record) => self.ledger.note(*record, self.end_lsn),
+                Mark::Entry(mark) => {
+                    let of = (mark.group, mark.incarnation);
+                    self.pieces.note_entry(of, mark.index, mark.bytes);
+                    self.ledger.note_entry(mark, start, at);
+                }
+                Mark::Other(record) => {
+                    if let Record::Base(base) = &*record
+                        && self.ledger.starts_anew(base)
+                    {
+                        self.pieces.forget(base.group);
+                    }
+                    self.ledger.note(*record, self.end_lsn);
+                }
             }
         }
         self.spare_marks = filling.marks;
@@ -436,6 +453,10 @@ impl LogWriter {
             batch_seq: self.batch_seq,
             batch: WalBatch(buffer.clone()),
         };
+        let size = |bytes| u32::try_from(bytes).expect("a segment is smaller than 4 GiB");
+        let (at, bytes) = (size(self.offset), size(write.batch.encoded_len()));
+        self.pieces
+            .note_batch(self.end_lsn, self.segment, at, bytes);
         self.offset += write.batch.encoded_len();
         assert!(
             self.offset <= self.segment_bytes,
@@ -544,6 +565,34 @@ impl LogWriter {
 
     /// Segments that nobody needs any more, each once; see [`crate::wal::ledger`].
     pub fn droppable(&mut self) -> Vec<u64> {
-        self.ledger.droppable()
+        let numbers = self.ledger.droppable();
+        self.pieces.drop_segments(&numbers);
+        numbers
+    }
+
+    /// Where an entry that this process wrote lies in the log, with the rest of its piece that is
+    /// durable; `None` if it does not, or not any more. It may not be durable yet: then the piece ends
+    /// before it.
+    #[must_use]
+    pub fn find(&self, group: GroupId, incarnation: Incarnation, index: LogIndex) -> Option<Held> {
+        let mut held = self.pieces.find(group, incarnation, index)?;
+        let durable = self.durable_lsn.0.saturating_sub(held.piece.lsn.0);
+        if let Ok(durable) = u32::try_from(durable)
+            && durable < held.piece.bytes
+        {
+            (held.piece.bytes, held.is_durable) = (durable, false);
+        }
+        Some(held)
+    }
+
+    /// What entries of a group take in the log, in bytes; `None` if one of them is not there any more.
+    #[must_use]
+    pub fn bytes_of(
+        &self,
+        group: GroupId,
+        incarnation: Incarnation,
+        entries: RangeInclusive<LogIndex>,
+    ) -> Option<u64> {
+        self.pieces.bytes_of(group, incarnation, entries)
     }
 }

@@ -75,6 +75,8 @@ pub(crate) struct Node {
     groups: u32,
     start: u32,
     checkpoint_log_bytes: u64,
+    /// What it reads of its log for a member that is behind.
+    catch_up_bytes: u64,
     segment_bytes: usize,
     pub(crate) machine_version_max: u16,
     pub(crate) engine: Option<ShardEngine>,
@@ -159,6 +161,7 @@ impl Node {
             checkpoint_log_bytes: self.checkpoint_log_bytes,
             checkpoint_log_bytes_max: 64 << 20,
             tails_bytes: 1 << 20,
+            catch_up_bytes: self.catch_up_bytes,
             segment_bytes: self.segment_bytes,
         };
         self.inbox.clear();
@@ -264,6 +267,9 @@ impl Node {
     }
 }
 
+/// How often a message to a node arrives.
+type Copies = Box<dyn FnMut(u32, &Message) -> usize>;
+
 /// Nodes 1 to n.
 pub(crate) struct Cluster {
     pub(crate) nodes: BTreeMap<u32, Node>,
@@ -277,11 +283,12 @@ pub(crate) struct Cluster {
     next_request: u64,
     groups: u32,
     checkpoint_log_bytes: u64,
+    catch_up_bytes: u64,
     prng: Prng,
     /// Changes messages on their way to a node.
     pub(crate) tamper: Option<fn(u32, &mut Message)>,
     /// How often a message on its way to a node arrives; 0 = it is lost.
-    pub(crate) copies: Option<Box<dyn FnMut(u32, &Message) -> usize>>,
+    pub(crate) copies: Option<Copies>,
 }
 
 impl Cluster {
@@ -290,6 +297,16 @@ impl Cluster {
     }
 
     pub(crate) fn with_checkpoints(size: u32, groups: u32, checkpoint_log_bytes: u64) -> Self {
+        Self::reading_logs(size, groups, checkpoint_log_bytes, 0)
+    }
+
+    /// Leaders read so much of their logs for members that are behind.
+    pub(crate) fn reading_logs(
+        size: u32,
+        groups: u32,
+        checkpoint_log_bytes: u64,
+        catch_up_bytes: u64,
+    ) -> Self {
         let mut cluster = Self {
             nodes: BTreeMap::new(),
             now: Monotonic(1_000_000_000),
@@ -299,6 +316,7 @@ impl Cluster {
             next_request: 1,
             groups,
             checkpoint_log_bytes,
+            catch_up_bytes,
             prng: Prng::new(7),
             tamper: None,
             copies: None,
@@ -324,6 +342,7 @@ impl Cluster {
             groups: self.groups,
             start: 0,
             checkpoint_log_bytes: self.checkpoint_log_bytes,
+            catch_up_bytes: self.catch_up_bytes,
             segment_bytes,
             machine_version_max: MACHINE_VERSION,
             engine: None,

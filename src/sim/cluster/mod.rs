@@ -107,6 +107,8 @@ pub struct RunReport {
     pub rounds: u64,
     /// Checkpoints of other nodes installed.
     pub installs: u64,
+    /// Entries that a node read from its log for another.
+    pub entries_read: u64,
     /// Torn tails cut.
     pub tails_cut: u64,
     /// Leaders of a term that were seen.
@@ -138,6 +140,7 @@ impl RunReport {
         self.crashes_in_recovery += other.crashes_in_recovery;
         self.rounds += other.rounds;
         self.installs += other.installs;
+        self.entries_read += other.entries_read;
         self.tails_cut += other.tails_cut;
         self.terms_led += other.terms_led;
         self.states_compared += other.states_compared;
@@ -533,6 +536,7 @@ impl<'a> Cluster<'a> {
             let counters = engine.counters();
             self.report.rounds += counters.checkpoint_rounds_total;
             self.report.installs += counters.checkpoints_installed_total;
+            self.report.entries_read += counters.entries_sent_from_log_total;
             self.report.tails_cut += counters.log_tails_cut_total;
             self.report.changes_sent += counters.partition_changes_sent_total;
         }

@@ -158,6 +158,7 @@ impl Node {
                 checkpoint_log_bytes: options.checkpoint_log_bytes,
                 checkpoint_log_bytes_max: 2 * options.checkpoint_log_bytes,
                 tails_bytes: 256 << 10,
+                catch_up_bytes: options.catch_up_bytes,
                 segment_bytes: options.segment_bytes,
             };
             let engine = ShardEngine::new(config, recovered, disk.files(), self.clock(now));

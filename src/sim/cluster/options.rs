@@ -52,6 +52,8 @@ pub(super) struct Options {
     /// Queues of several partitions are made, changed and deleted.
     pub(super) operates: bool,
     pub(super) segment_bytes: usize,
+    /// What is read of the log for a member that is behind.
+    pub(super) catch_up_bytes: u64,
     pub(super) checkpoint_log_bytes: u64,
     /// Payloads have fewer bytes than this.
     pub(super) payload_bytes: u64,
@@ -84,6 +86,8 @@ impl Options {
             clients: 1 + prng.below(4),
             // Drawn apart, so that a seed without it means what it meant before there was an operator.
             operates: mix(!seed) & 1 == 0,
+            // Likewise.
+            catch_up_bytes: [0, 4 << 20][(mix(!seed) >> 1 & 1) as usize],
             segment_bytes: 256 << 10 << prng.below(3),
             checkpoint_log_bytes: 128 << 10 << prng.below(5),
             payload_bytes: if is_bulky { 60_000 } else { 1_000 },
