@@ -9,7 +9,7 @@ use cluster_kit::{Cluster, Load, QUEUE};
 use node_support::error_kit::compare;
 use node_support::{DEADLINE, Node, assert_is_report, http};
 use rrq::client::blocking::Stop;
-use rrq::client::{GroupId, QueueSettings, Worker};
+use rrq::client::{GroupId, NewJob, QueueSettings, Worker};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -168,6 +168,43 @@ fn a_node_that_was_away_for_long_gets_checkpoints_and_then_serves() {
     load.until_enqueued(300);
     let (_, errors) = load.settle();
     assert!(errors.is_empty(), "{errors:?}");
+}
+
+#[test]
+fn a_node_that_was_away_for_a_short_time_gets_what_it_lacks_from_the_log() {
+    let mut cluster = Cluster::start("shortly", 3);
+    let load = Load::start(&cluster, 1, 1);
+    load.until_enqueued(50);
+    cluster.end(3, "-KILL");
+    let client = cluster.client();
+    let big = client.queue("big").expect("made");
+    let jobs: Vec<_> = (0..128).map(|_| NewJob::from(vec![7; 100_000])).collect();
+    for job in jobs {
+        big.enqueue(job).id().expect("it is taken");
+    }
+    let (_, errors) = load.settle();
+    assert!(errors.is_empty(), "{errors:?}");
+    let of_both = |cluster: &Cluster, name| cluster.metric(1, name) + cluster.metric(2, name);
+    // A group at rest holds 4 MiB in memory at the most.
+    let begun = Instant::now();
+    while of_both(&cluster, "rrq_raft_entries_held_bytes") > 10e6 {
+        assert!(begun.elapsed() < DEADLINE, "the groups do not rest");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    cluster.start_one(3);
+    let begun = Instant::now();
+    while cluster.metric(3, "rrq_jobs_held_bytes") < cluster.metric(1, "rrq_jobs_held_bytes") {
+        assert!(begun.elapsed() < DEADLINE, "it does not catch up");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let read = of_both(&cluster, "rrq_entries_sent_from_log_total");
+    assert!(read > 50.0, "{read} entries");
+    assert_eq!(cluster.metric(3, "rrq_checkpoints_installed_total"), 0.0);
+    assert_eq!(of_both(&cluster, "rrq_log_pieces_bad_total"), 0.0);
+    // With one of the others gone, nothing is answered without it.
+    cluster.end(1, "-KILL");
+    let stats = big.info().expect("it is there").1;
+    assert_eq!(stats.pending, 128);
 }
 
 #[test]

@@ -131,8 +131,9 @@ impl Outcome {
             "SEEDS     {seeds} in {wall_s:.1} s, {:.1} a second\n\
              TIME      {simulated_s:.0} s simulated, {:.0} a second\n\
              WORK      {} jobs acknowledged, {} answers, {} sendings between nodes\n\
+             QUEUES    {} made over several groups, changed and deleted, {} changes sent to another node\n\
              FAULTS    {:?}, {} crashes in recovery\n\
-             STORAGE   {} checkpoint rounds, {} installed from another node, {} torn tails cut\n\
+             STORAGE   {} checkpoint rounds, {} installed from another node, {} entries read for one, {} torn tails cut\n\
              JUDGED    {} terms led, {} states compared, {} entries looked for on the disks\n\
              VERDICT   {verdict}",
             *seeds as f64 / wall,
@@ -140,10 +141,13 @@ impl Outcome {
             total.acked,
             total.answers,
             total.messages,
+            total.operated,
+            total.changes_sent,
             total.faults,
             total.crashes_in_recovery,
             total.rounds,
             total.installs,
+            total.entries_read,
             total.tails_cut,
             total.terms_led,
             total.states_compared,
