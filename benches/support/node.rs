@@ -151,6 +151,7 @@ impl Node {
             checkpoint_log_bytes: u64::MAX,
             checkpoint_log_bytes_max: u64::MAX,
             tails_bytes: 1 << 20,
+            catch_up_bytes: 0,
             segment_bytes: SEGMENT_BYTES,
         };
         let now = Now {
@@ -249,7 +250,10 @@ impl Node {
             Effect::Forward { .. } | Effect::ForwardClosed { .. } => {
                 panic!("one shard has nobody to forward to")
             }
-            Effect::SendPeer { .. } | Effect::SendBeat { .. } | Effect::TellSilent { .. } => {
+            Effect::SendPeer { .. }
+            | Effect::SendBeat { .. }
+            | Effect::TellSilent { .. }
+            | Effect::ReadLog(_) => {
                 panic!("one node has nobody to talk to")
             }
         }
