@@ -5,12 +5,14 @@ use bytes::{Bytes, BytesMut};
 use rrq::base::entry::{Entry, EntryKind};
 use rrq::base::ids::{ClusterId, DiskId, GroupId, Incarnation, LogIndex, NodeId, Term};
 use rrq::base::limits::{APPEND_BYTES_MAX, PEER_FRAME_BYTES_FULL, PEER_FRAME_BYTES_MAX};
-use rrq::base::units::GroupTime;
+use rrq::base::units::{GroupTime, Lsn};
 use rrq::raft::log::RaftLog;
 use rrq::raft::message::{Body, Message, Voter};
 use rrq::wire::WireError;
 use rrq::wire::frame::{Frame, FrameDecoder, FrameKind, encode_frame};
-use rrq::wire::peer::{Link, PEER_PROTOCOL_VERSION, PeerHello, decode_messages, encode_messages};
+use rrq::wire::peer::{
+    Durable, Link, PEER_PROTOCOL_VERSION, PeerHello, decode_messages, encode_messages,
+};
 
 const GROUP: GroupId = GroupId(7);
 const LIFE: Incarnation = Incarnation(2);
@@ -290,4 +292,26 @@ fn more_fields_than_a_full_frame_has_are_refused_before_there_are_values() {
         error.to_string(),
         "messages of groups, in fields, has length 1048577, allowed are 1 to 1048576"
     );
+}
+
+#[test]
+fn what_an_older_image_says_makes_nothing_forgotten() {
+    let of = |start: u32, process: u64, lsn: u64| Durable {
+        disk: member(2).disk,
+        wal_set: 1,
+        lsns: vec![Lsn(lsn)],
+        start,
+        process,
+    };
+    let mut heard = of(5, 1, 9_000);
+    // The image was taken before start 5, so that its first start is numbered 5 as well.
+    heard.hear(of(5, 2, 4_000));
+    assert_eq!(heard, of(5, 1, 9_000));
+    heard.hear(of(4, 3, 5_000));
+    assert_eq!(heard, of(5, 1, 9_000));
+    // Its second start was told by hello what it lacks.
+    heard.hear(of(6, 4, 4_500));
+    assert_eq!(heard, of(6, 4, 4_500));
+    heard.hear(of(6, 4, 4_400));
+    assert_eq!(heard, of(6, 4, 4_500), "what was durable stays so");
 }

@@ -72,13 +72,15 @@ impl Durable {
     }
 
     /// The same node said more. What a later start of it says is believed, even if it is less: it was
-    /// told by hello what it has lost.
+    /// told by hello what it has lost. A process with the number of a start that was is an older image of
+    /// the disk: it is told so and ends, but what it says until then must not make forgotten what was
+    /// heard, since its next start is the one that has to know.
     pub fn hear(&mut self, said: Self) {
         if self.is_of(&said) {
             for (known, said) in self.lsns.iter_mut().zip(said.lsns) {
                 *known = said.max(*known);
             }
-        } else if self.disk != said.disk || self.start <= said.start {
+        } else if self.disk != said.disk || self.start < said.start {
             *self = said;
         }
     }
