@@ -338,3 +338,26 @@ fn what_a_node_knew_of_the_members_is_not_forgotten_by_a_restart() {
     }
     all_there(&mut cluster, &jobs);
 }
+
+/// A commit mark is written along with the next entries, if there are some: a member that forgot that a
+/// change was committed would need voters who have left (simulator, seed 82).
+#[test]
+fn a_change_that_acts_is_not_taken_back_by_a_restart() {
+    let (mut cluster, _) = begun(3);
+    cluster.kill(3);
+    add(&mut cluster, &[renewed(3)]);
+    let voters = [voter(1), voter(2), renewed(3)];
+    let list = voters.map(Member::voting);
+    let group = GroupId(5);
+    cluster.until("both know it", |cluster| {
+        (1..=2).all(|node| cluster.members(node, group) == list)
+    });
+    (1..=3).for_each(|node| cluster.kill(node));
+    // They come up alone, one after the other: nobody tells them what is committed.
+    for node in 1..=2 {
+        cluster.start(node);
+        cluster.pass(50);
+        assert_eq!(cluster.members(node, group), list, "node {node}");
+        cluster.kill(node);
+    }
+}

@@ -269,7 +269,7 @@ pub(super) struct View {
     /// As the leader of group 0 knows them, else as anybody does.
     pub(super) members: Vec<Member>,
     pub(super) waiting: Vec<WaitingNode>,
-    /// Groups with other members than the cluster.
+    /// Groups that have other members than the cluster on some node that answers.
     pub(super) unsettled: usize,
     /// Groups that nobody who answers leads.
     leaderless: usize,
@@ -310,13 +310,17 @@ impl View {
                 .flat_map(|shard| &shard.groups)
                 .filter(|group| group.leader)
         };
+        // A leader alone may know that a change is done: if it is lost then, the others need who has left.
+        let all = shards().flat_map(|shard| &shard.groups);
+        let unsettled = all.filter(|group| group.members_unsettled);
+        let unsettled: BTreeSet<_> = unsettled.map(|group| group.group).collect();
         let leaders: BTreeSet<_> = led().map(|group| group.group).collect();
         Self {
             members: source
                 .map(|shard| shard.members.clone())
                 .unwrap_or_default(),
             waiting,
-            unsettled: led().filter(|group| group.members_unsettled).count(),
+            unsettled: unsettled.len(),
             leaderless: groups.saturating_sub(leaders.len()),
         }
     }

@@ -23,6 +23,7 @@ impl ShardEngine {
         while self.groups[slot].phase == Phase::Serving
             && !self.groups[slot].installing
             && self.groups[slot].raft.next_committed().is_some()
+            && self.may_change_members(slot)
         {
             if let Err(why) = self.apply_next(slot) {
                 return self.halt(slot, &why);

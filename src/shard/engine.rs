@@ -105,6 +105,8 @@ pub struct ShardEngine {
     dirty: Vec<usize>,
     /// What the batches under way carry, in order.
     written: VecDeque<Written>,
+    /// Slots whose next change of the members waits for the disk, and for which batch.
+    changes_wait: VecDeque<(Ticket, usize)>,
     pub(super) timers: BTreeSet<(Monotonic, usize)>,
     pub(super) peers: Peers,
     pub(super) cluster: Cluster,
@@ -220,6 +222,7 @@ impl ShardEngine {
             next_poll: 1,
             questions: Questions::default(),
             written: VecDeque::new(),
+            changes_wait: VecDeque::new(),
             timers: BTreeSet::new(),
             peers,
             cluster,
@@ -479,6 +482,12 @@ impl ShardEngine {
             self.groups[slot].raft.synced(incarnation, index, term);
             self.mark(slot);
         }
+        while let Some((_, slot)) = self
+            .changes_wait
+            .pop_front_if(|(ticket, _)| *ticket <= durable)
+        {
+            self.mark(slot);
+        }
         self.peers.durable(durable);
         self.publish_if_durable(durable);
         self.append_bases();
@@ -558,6 +567,32 @@ impl ShardEngine {
         self.groups[slot].reads.let_through(ready.reads.drain(..));
         self.say(slot, &mut ready.messages, &mut ready.promises);
         self.ready = ready;
+    }
+
+    /// Whether the next committed entry may be applied. A change of the members acts once this member's disk
+    /// has it that it is committed: a restart must not take it back, since by then those may be gone for
+    /// good who would have to vote as before.
+    pub(super) fn may_change_members(&mut self, slot: usize) -> bool {
+        let group = &mut self.groups[slot];
+        let next = group.raft.next_committed();
+        let Some(change) = next.filter(|entry| entry.kind == EntryKind::Conf) else {
+            return true;
+        };
+        if group.commit_written < change.index {
+            let state = group.raft.hard_state();
+            let ticket = self.wal.append(Record::HardState {
+                group: group.id,
+                incarnation: group.incarnation,
+                state: log_hard_state(state),
+            });
+            group.hard_state_ticket = Some(ticket);
+            group.commit_written = state.commit;
+        }
+        let durable = self.wal.durable_ticket();
+        let waits_for = group.hard_state_ticket.filter(|ticket| *ticket > durable);
+        self.changes_wait
+            .extend(waits_for.map(|ticket| (ticket, slot)));
+        waits_for.is_none()
     }
 
     /// Hands batches to the disk, and asks for segments before they are needed.

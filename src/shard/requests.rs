@@ -586,7 +586,7 @@ impl ShardEngine {
                 Phase::Loading | Phase::Serving => String::new(),
             },
             machine_version: group.queue.version(),
-            members_unsettled: group.serves() && *group.raft.members() != *self.cluster.members(),
+            members_unsettled: *group.raft.members() != *self.cluster.members(),
         };
         let uptime = self.now.mono.since(self.started).as_millis();
         let waiting = self.cluster.waiting(self.now.mono);

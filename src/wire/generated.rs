@@ -1326,7 +1326,7 @@ pub struct GroupStatus {
     /// The version of its job machine.
     #[prost(uint32, tag = "9")]
     pub machine_version: u32,
-    /// Its members are not those of the cluster yet; only its leader says so.
+    /// Its members, as this replica knows them, are not those of the cluster.
     #[prost(bool, tag = "10")]
     pub members_unsettled: bool,
 }

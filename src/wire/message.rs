@@ -432,6 +432,6 @@ pub struct GroupStatus {
     pub halted: String,
     /// The version of its job machine.
     pub machine_version: u16,
-    /// Its members are not those of the cluster yet; only its leader says so.
+    /// Its members, as this replica knows them, are not those of the cluster.
     pub members_unsettled: bool,
 }

@@ -74,6 +74,7 @@ impl Cluster<'_> {
                 self.nodes[node].wall_ms = (wall_ms + jump).saturating_sub(200_000);
             }
             Fault::Stop => self.stop(node),
+            Fault::LoseDisk => self.lose_disk(node),
             Fault::SlowDisk => {
                 let slow = Duration::from_millis(1 << self.prng.below(13));
                 self.nodes[node].slow_until = self.now.plus(slow);

@@ -87,17 +87,21 @@ impl Judges {
         newest
     }
 
-    /// A committed entry is on the disks of a majority, as they are now, without what is under way.
+    /// A committed entry is on the disks of a majority, as they are now, without what is under way. Who has
+    /// lost its disk (`renewed`) may have had it.
     pub(super) fn is_on_disks(
         &self,
         nodes: &[Node],
         options: &Options,
-        group: GroupId,
-        index: LogIndex,
+        renewed: Option<usize>,
+        (group, index): (GroupId, LogIndex),
     ) {
         let sealed = self.committed[&group][&index];
         let shard = group.0 % options.shards;
-        let has = |node: &&Node| {
+        let has = |(place, node): &(usize, &Node)| {
+            if Some(*place) == renewed {
+                return true;
+            }
             let disk = &node.disks[usize::from(shard)];
             let log = driver::recover(disk, node.identity(shard), options.segment_bytes);
             let mut log = log.expect("nothing of the log is damaged");
@@ -109,7 +113,7 @@ impl Judges {
                 log.entries.iter().any(is_it) || log.bases.iter().any(|base| base.index >= index)
             })
         };
-        let count = nodes.iter().filter(has).count();
+        let count = (0..).zip(nodes).filter(has).count();
         assert!(
             2 * count > nodes.len(),
             "entry {index} of group {group} is committed and on {count} of {} disks",

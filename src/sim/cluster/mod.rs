@@ -15,7 +15,7 @@
 //! In half of the runs an operator makes, changes and deletes queues of several partitions, whose groups
 //! any node may lead.
 //!
-//! Deliberately absent: damage to what was synced; members that change; and the client library: requests
+//! Deliberately absent: damage to what was synced; more or fewer nodes than there were; and the client library: requests
 //! are made by [`SimClient`], which keeps the books.
 
 mod faults;
@@ -23,6 +23,7 @@ mod judges;
 mod network;
 mod node;
 mod options;
+mod renewal;
 mod traffic;
 
 pub use options::Fault;
@@ -49,6 +50,7 @@ use judges::Judges;
 use network::Way;
 use node::{At, Node};
 use options::Options;
+use renewal::Renewal;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use traffic::{Asker, Conn};
@@ -79,6 +81,8 @@ enum Event {
     ClientActs(usize),
     OperatorActs,
     Fault,
+    /// A disk that is being replaced is looked after.
+    Renew,
     /// A node dies, if it is still this process.
     Die(usize, u32),
     Start(usize),
@@ -109,6 +113,10 @@ pub struct RunReport {
     pub installs: u64,
     /// Entries that a node read from its log for another.
     pub entries_read: u64,
+    /// Disks that were lost.
+    pub disks_lost: u64,
+    /// Those of them whose place another has taken.
+    pub disks_replaced: u64,
     /// Torn tails cut.
     pub tails_cut: u64,
     /// Leaders of a term that were seen.
@@ -141,6 +149,8 @@ impl RunReport {
         self.rounds += other.rounds;
         self.installs += other.installs;
         self.entries_read += other.entries_read;
+        self.disks_lost += other.disks_lost;
+        self.disks_replaced += other.disks_replaced;
         self.tails_cut += other.tails_cut;
         self.terms_led += other.terms_led;
         self.states_compared += other.states_compared;
@@ -174,6 +184,7 @@ pub struct Cluster<'a> {
     produces: bool,
     /// Nodes that do not start again by themselves.
     stay_down: BTreeSet<usize>,
+    renewal: Option<Renewal>,
     report: RunReport,
     teller: Option<&'a mut dyn FnMut(&str)>,
 }
@@ -244,6 +255,7 @@ impl<'a> Cluster<'a> {
             has_faults: true,
             produces: true,
             stay_down: BTreeSet::new(),
+            renewal: None,
             report: RunReport::default(),
             teller,
         };
@@ -293,7 +305,10 @@ impl<'a> Cluster<'a> {
     }
 
     fn heal_a_majority(&mut self) {
-        let mut core: Vec<usize> = (0..self.options.nodes).collect();
+        // Who has nothing yet helps nobody.
+        let renewed = self.renewed();
+        let all = (0..self.options.nodes).filter(|node| Some(*node) != renewed);
+        let mut core: Vec<usize> = all.collect();
         while core.len() > self.options.nodes / 2 + 1 {
             core.remove(self.prng.below(core.len() as u64) as usize);
         }
@@ -403,7 +418,8 @@ impl<'a> Cluster<'a> {
             if self.now >= next {
                 next = self.now.plus(Duration::from_millis(100));
                 let mut groups = (0..self.options.groups).map(|group| GroupId(group as u16));
-                if groups.all(|group| Judges::are_equal(&self.nodes, &self.options, group)) {
+                let is_equal = |group| Judges::are_equal(&self.nodes, &self.options, group);
+                if self.renewal.is_none() && groups.all(is_equal) {
                     return;
                 }
             }
@@ -466,7 +482,7 @@ impl<'a> Cluster<'a> {
 
     /// The process of a node starts, if none runs.
     fn start(&mut self, node: usize) {
-        if self.nodes[node].runs() {
+        if self.nodes[node].runs() || self.nodes[node].waits {
             return;
         }
         if self.prng.chance(1, 2) {
@@ -598,6 +614,7 @@ impl<'a> Cluster<'a> {
                     self.die(node);
                 }
             }
+            Event::Renew => self.on_renew(),
             Event::Start(node) => {
                 if !self.stay_down.contains(&node) {
                     self.start(node);
@@ -684,7 +701,7 @@ impl<'a> Cluster<'a> {
         {
             self.report.disks_read += 1;
             self.judges
-                .is_on_disks(&self.nodes, &self.options, group, index);
+                .is_on_disks(&self.nodes, &self.options, self.renewed(), (group, index));
         }
     }
 
@@ -711,7 +728,12 @@ impl<'a> Cluster<'a> {
             Out::Messages(to, messages) => {
                 let mut frames = BytesMut::new();
                 encode_messages(&messages, &mut frames);
-                self.send(node, to.node.0 as usize - 1, frames.freeze());
+                let place = to.node.0 as usize - 1;
+                // There is no connection to a disk that is gone.
+                let conn = self.ways[&(node, place)].conn;
+                if conn.is_some_and(|(_, link)| link.to == to) {
+                    self.send(node, place, frames.freeze());
+                }
             }
             Out::Beat(to) => self.beat(node, to.0 as usize - 1),
             Out::Silent(peer) => {
@@ -723,6 +745,7 @@ impl<'a> Cluster<'a> {
                 }
             }
             Out::Members(members) => {
+                self.nodes[node].members.clone_from(&members);
                 for shard in (0..self.options.shards).filter(|other| *other != shard) {
                     let members = members.clone();
                     let told = Box::new(Input::ClusterMembers(members));

@@ -12,10 +12,11 @@
 //! | the next attempt is refused, the first time | `Loss::Dead` |
 //! | a hello with a higher start number | `Loss::Dead`, of the process before |
 
-use super::node::{Node, peer_of, voter};
+use super::node::{Node, peer_of};
 use super::{Cluster, Event};
 use crate::base::limits::PEER_FRAME_BYTES_MAX;
 use crate::base::units::Monotonic;
+use crate::raft::message::Voter;
 use crate::shard::input::{Input, Loss};
 use crate::wire::frame::{Frame, FrameDecoder, FrameKind};
 use crate::wire::peer::{
@@ -198,9 +199,12 @@ impl Cluster<'_> {
 
     /// All shards of a node are told what became of another.
     pub(super) fn tell_lost(&mut self, at: usize, of: usize, loss: Loss) {
-        let peer = voter(of);
-        for shard in 0..self.options.shards {
-            self.tell(at, shard, Input::PeerLost { peer, loss });
+        let node = &self.nodes[of];
+        let disks: Vec<Voter> = node.past.iter().chain([&node.me]).copied().collect();
+        for peer in disks {
+            for shard in 0..self.options.shards {
+                self.tell(at, shard, Input::PeerLost { peer, loss });
+            }
         }
     }
 

@@ -39,6 +39,12 @@ pub(super) struct At {
 /// A node.
 pub(super) struct Node {
     pub(super) me: Voter,
+    /// The disks that it has lost.
+    pub(super) past: Vec<Voter>,
+    /// The members of the cluster, as its superblock keeps them.
+    pub(super) members: ClusterMembers,
+    /// It belongs to no cluster.
+    pub(super) waits: bool,
     /// Of the process that runs, or ran last.
     pub(super) start: u32,
     pub(super) machine_version: u16,
@@ -70,11 +76,17 @@ impl Node {
         let drift = options.drift_per_mille;
         Self {
             me: voter(place),
+            past: Vec::new(),
+            members: ClusterMembers {
+                as_of: LogIndex(0),
+                members: (0..options.nodes).map(voter).map(Member::voting).collect(),
+            },
+            waits: false,
             start: 0,
             machine_version: options.machine_version,
             rate: 1_000 - drift + prng.below(2 * drift + 1),
             wall_ms: WALL_MS,
-            disks: vec![SimDisk::new(options.segment_bytes); shards],
+            disks: vec![Self::empty(options); shards],
             engines: Vec::new(),
             deadlines: vec![None; shards],
             segment_at: vec![Monotonic(0); shards],
@@ -85,6 +97,11 @@ impl Node {
             heard: BTreeMap::new(),
             durable: BTreeMap::new(),
         }
+    }
+
+    /// A disk with nothing on it.
+    pub(super) fn empty(options: &Options) -> SimDisk {
+        SimDisk::new(options.segment_bytes)
     }
 
     pub(super) fn runs(&self) -> bool {
@@ -139,10 +156,7 @@ impl Node {
                 identity,
                 node: self.me.node,
                 founders: (0..options.nodes).map(voter).collect(),
-                members: ClusterMembers {
-                    as_of: LogIndex(0),
-                    members: (0..options.nodes).map(voter).map(Member::voting).collect(),
-                },
+                members: self.members.clone(),
                 formed_at: Some(WallTime(WALL_MS)),
                 shard: ShardId(shard),
                 shards: options.shards,

@@ -24,11 +24,13 @@ pub enum Fault {
     Stop,
     /// The disk of a node is slow for a while.
     SlowDisk,
+    /// A node loses its disk: an empty one takes its place.
+    LoseDisk,
 }
 
 impl Fault {
     /// Every kind.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Crash,
         Self::PowerLoss,
         Self::Pause,
@@ -38,6 +40,7 @@ impl Fault {
         Self::Jump,
         Self::Stop,
         Self::SlowDisk,
+        Self::LoseDisk,
     ];
 }
 

@@ -8,6 +8,7 @@ use super::{Cluster, Event};
 use crate::base::checksum::crc32c;
 use crate::base::code::Code;
 use crate::base::ids::{ConnId, GroupId, ShardId};
+use crate::base::limits::CLUSTER_GROUP;
 use crate::queue::command::{Command, Op, Outcome};
 use crate::shard::input::{Input, Origin};
 use crate::shard::placement::home_group;
@@ -24,6 +25,8 @@ pub(super) enum Asker {
     Operator,
     /// The world itself, whether a group makes progress.
     Probe,
+    /// The world itself, as the operator who has an empty disk added.
+    Members,
 }
 
 /// A connection.
@@ -46,6 +49,7 @@ impl Cluster<'_> {
             RequestBody::Heartbeat { sessions, .. } => {
                 sessions.first().map_or(GroupId(0), |session| session.0)
             }
+            RequestBody::ChangeMembers(_) => CLUSTER_GROUP,
             other => panic!("no client asks {other:?}"),
         }
     }
@@ -161,6 +165,12 @@ impl Cluster<'_> {
                     self.leaders.insert((asker, group), conn.node);
                 }
             }
+            Asker::Members => match refusal {
+                Some((code, leader)) => {
+                    self.refused(asker, CLUSTER_GROUP, code, leader.as_deref());
+                }
+                None => self.was_added(),
+            },
             Asker::Probe => {
                 if let ReplyBody::Outcome(Outcome::SessionOpened { .. }) = decoded.body {
                     self.probed.insert(GroupId((id - 1) as u16));
