@@ -41,7 +41,9 @@
 //! - *Members* ([`membership`]): joint consensus for whatever touches voters (4.3), never the single-step
 //!   rule of 4.1. A change acts when it is applied, not when it is appended (the thesis: appended), so
 //!   that no change has to be undone; the leader leaves the joint configuration by itself. A new voter
-//!   must have the log first.
+//!   must have the log first. Nobody is more than one change behind, or its majority could miss that of
+//!   the others: a change is proposed when the one before it is applied, nobody campaigns with one that is
+//!   committed and not applied, and it is written behind a commit mark that covers the one before it.
 //! - *Reads*: ReadIndex (6.4) with numbered rounds; no leases (6.4.1), so no clock can make one stale.
 //! - *Transfer* (3.10): given up after an election timeout. A leader that has led its own removal names
 //!   who goes on.

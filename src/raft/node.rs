@@ -487,9 +487,13 @@ impl RaftNode {
     /// What is to be done now, in place of what `ready` held.
     pub fn take_ready(&mut self, ready: &mut Ready) {
         self.send_what_is_due();
-        ready.hard_state = std::mem::take(&mut self.hard_state_dirty).then(|| self.hard_state());
         ready.entries.clear();
         self.log.take_unwritten(&mut ready.entries);
+        // Whoever holds a change knows the one before it to be committed, and must not forget that: two
+        // changes behind, its majority need not meet that of the present members (trap R29).
+        let changes = ready.entries.iter().any(|it| it.kind == EntryKind::Conf);
+        self.hard_state_dirty |= changes;
+        ready.hard_state = std::mem::take(&mut self.hard_state_dirty).then(|| self.hard_state());
         ready.standing = std::mem::take(&mut self.standing_dirty).then(|| self.standing());
         ready.messages.clear();
         ready.messages.append(&mut self.messages);

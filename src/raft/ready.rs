@@ -4,8 +4,8 @@ use crate::base::entry::Entry;
 use crate::base::ids::{LogIndex, Term};
 use crate::raft::message::{Message, Voter};
 
-/// What must survive a crash besides the entries (thesis 3.8). `commit` is only a hint that saves
-/// work: it may be older than the truth.
+/// What must survive a crash besides the entries (thesis 3.8). `commit` may be older than the truth, but
+/// for one thing: it covers every change of the members that another follows in the log (trap R29).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HardState {
     /// The highest term seen.
@@ -42,7 +42,7 @@ pub enum Standing {
 ///    [`next_committed`](crate::raft::node::RaftNode::next_committed) and applied in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ready {
-    /// To be written because term or vote changed.
+    /// To be written because term or vote changed, or before an entry that changes the members.
     pub hard_state: Option<HardState>,
     /// To be written, in order.
     pub entries: Vec<Entry>,
