@@ -44,6 +44,8 @@
 //!   must have the log first. Nobody is more than one change behind, or its majority could miss that of
 //!   the others: a change is proposed when the one before it is applied, nobody campaigns with one that is
 //!   committed and not applied, and it is written behind a commit mark that covers the one before it.
+//!   Who comes with nothing does not know who belongs to the group: it votes for nobody, refuses the very
+//!   first append, and is offered a checkpoint.
 //! - *Reads*: ReadIndex (6.4) with numbered rounds; no leases (6.4.1), so no clock can make one stale.
 //! - *Transfer* (3.10): given up after an election timeout. A leader that has led its own removal names
 //!   who goes on.

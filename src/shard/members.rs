@@ -21,6 +21,7 @@
 //! # Invariants
 //!
 //! - A new disk is a learner first: what votes has the log (trap R25).
+//! - A change acts on a member once its disk has it that it is committed: a restart takes none back.
 //! - No step is taken after which most voters are not there: it could not be finished.
 //! - A step is safe by itself, whoever takes it and however old what it knows of group 0 is: a leader
 //!   that is behind may take back what one before it did, and does it again when it has caught up.
