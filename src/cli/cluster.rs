@@ -57,6 +57,7 @@ enum ClusterVerb {
     #[command(after_help = members::DRAIN_EXAMPLES)]
     Drain(members::DrainArgs),
     /// Let a node lead again.
+    #[command(after_help = members::UNDRAIN_EXAMPLES)]
     Undrain(members::DrainArgs),
     /// Take a node out of the cluster for good.
     #[command(after_help = members::REMOVE_EXAMPLES)]
@@ -414,7 +415,7 @@ mod tests {
         );
         let text = well.as_text();
         assert!(text.contains("2 groups, term 2\n"), "{text}");
-        assert!(text.contains("n3:7411     up    -     0.1.0"), "{text}");
+        assert!(text.contains("n3:7411     up     -    0.1.0"), "{text}");
         let alone = state(vec![node(1, &at, &[0, 1])]);
         assert_eq!(
             alone.verdict(),

@@ -38,10 +38,15 @@ can never come back.";
 pub(super) const DRAIN_EXAMPLES: &str = "\
 Examples:
   rrqctl cluster drain 2                     before work on its machine
-  rrqctl cluster undrain 2
 
 A drained node goes on voting and holds every job: nothing is less safe. It leads
 again when told so, or when it is restarted.";
+
+pub(super) const UNDRAIN_EXAMPLES: &str = "\
+Examples:
+  rrqctl cluster undrain 2
+
+It gets its share within seconds.";
 
 pub(super) const REMOVE_EXAMPLES: &str = "\
 Examples:

@@ -156,7 +156,7 @@ enum Verb {
     /// Show nodes, shards, groups and queues.
     #[command(after_help = status::EXAMPLES)]
     Status(status::StatusArgs),
-    /// Show whether the nodes of a cluster are there and agree.
+    /// Show whether the nodes of a cluster are there and agree, and change who belongs to it.
     #[command(after_help = cluster::EXAMPLES)]
     Cluster(cluster::ClusterArgs),
     /// Make, show, change, hold up, empty and remove queues.
