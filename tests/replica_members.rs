@@ -339,6 +339,25 @@ fn what_a_node_knew_of_the_members_is_not_forgotten_by_a_restart() {
     all_there(&mut cluster, &jobs);
 }
 
+/// Nobody hears a learner that is lost, and it never asks: its leader must not rest before it has been
+/// reached (simulator, seed 41).
+#[test]
+fn a_learner_that_comes_back_to_groups_at_rest_gets_what_it_lacks() {
+    let (mut cluster, _) = begun(3);
+    cluster.wait_to_be_added(voter(4));
+    let added = change(&mut cluster, MemberChange::Add(vec![voter(4)]));
+    assert!(is_done(&added), "{added:?}");
+    cluster.pass(3_000);
+    // It says hello, and for a while nothing reaches it.
+    cluster.join(voter(4));
+    cluster.cut_off(4);
+    cluster.pass(1_000);
+    cluster.heal();
+    cluster.until("it votes", |cluster| {
+        cluster.all_groups_have(&[1, 2, 3, 4].map(voter))
+    });
+}
+
 /// A commit mark is written along with the next entries, if there are some: a member that forgot that a
 /// change was committed would need voters who have left (simulator, seed 82).
 #[test]

@@ -215,13 +215,15 @@ impl RaftNode {
         quorum::tally(voters, is_there) == Tally::Won
     }
 
-    /// A node is there again. If it lacks something in a group that rests, the group does not rest: a
-    /// member that does not vote would never ask for it.
+    /// A node is there again. If it lacks something in a group that rests, the group does not rest before
+    /// it has that: a member that does not vote would never ask for it.
     pub fn found_peer(&mut self, peer: Voter) {
         let last = self.log.last_index();
-        let lacks = |progress: &Progress| progress.counted() < last;
-        let is_it = |(voter, progress): (Voter, &Progress)| voter == peer && lacks(progress);
-        if self.followers().any(is_it) {
+        let Some((progress, _)) = self.follower_mut(peer) else {
+            return;
+        };
+        progress.found();
+        if progress.counted() < last {
             self.quiet = false;
         }
     }

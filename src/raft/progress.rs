@@ -275,6 +275,11 @@ impl Progress {
         self.sending == Sending::Behind { waits: false }
     }
 
+    /// It is there again, which is not to say that it was heard.
+    pub(super) fn found(&mut self) {
+        self.is_lost = false;
+    }
+
     /// A checkpoint of `index` is offered.
     pub(super) fn offered(&mut self, index: LogIndex) {
         self.clear_flight();
