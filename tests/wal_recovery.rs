@@ -454,6 +454,39 @@ fn what_lies_beyond_a_hole_is_kept_and_clears_what_lies_before_it() {
 }
 
 #[test]
+fn a_vote_that_was_lost_is_still_lost_at_the_next_start() {
+    // The head of the second start's segment repeats the vote that the first one has found. It lies
+    // behind the hole, and is older than what the hole took.
+    let mut log = Log::fresh(8 * BLOCK);
+    log.base(1, 0, 0);
+    log.base(2, 0, 0);
+    log.hard(1, hard(1, 1, 0));
+    log.entry(1, 1, 1, 10);
+    log.sync();
+    log.hard(1, hard(2, 2, 0));
+    log.sync();
+    let vote = log.batches.last().expect("a batch").header.lsn;
+    log.entry(2, 1, 1, 10);
+    log.sync_proved();
+    let mut disk = log.disk.clone();
+    corrupt(&log, &mut disk, |b| b.header.lsn == vote);
+    let (mut second, first) = Log::restart(disk, 8);
+    let found = &first.groups[&GroupId(1)];
+    assert!(matches!(found.status, GroupLogStatus::Damaged { .. }));
+    assert!(!found.sound.vote_is_known);
+    second.sync_proved();
+    let again = second.disk.recover();
+    let found = &again.groups[&GroupId(1)];
+    assert!(
+        !matches!(found.status, GroupLogStatus::Intact),
+        "{found:#?}"
+    );
+    assert_eq!(found.hard.term.0, 1, "the later term is gone");
+    let sound = &found.sound;
+    assert!(!sound.vote_is_known && !sound.end_is_known && sound.beyond.is_empty());
+}
+
+#[test]
 fn the_place_of_a_headless_segment_lies_before_the_next_one() {
     // The heads of two segments are damaged, and a later write went astray over the footer of the first
     // of them. It says that it lies beyond the second, and so says nothing about its segment.

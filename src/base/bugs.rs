@@ -2,20 +2,172 @@
 //!
 //! [`on`] is the constant `false` unless the feature `bug-bank` is built, so the product carries
 //! neither the branch nor the bug. With the feature, a test switches one bug on for its thread.
+//!
+//! R1 to R28 are traps that other implementations of Raft have fallen into; the code that avoids one
+//! names it.
 
-/// A bug that can be planted. Each names the promise that it breaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A bug that can be planted. Each says what is done wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Bug {
-    /// Entries count as durable when their write is submitted, not when it is synced.
+    // Raft.
+    /// Entries count as durable when their write is submitted, not when it is synced (R14).
     AckBeforeSync,
+    /// An append is acknowledged before it is on disk.
+    AppendedBeforeSync,
+    /// A vote leaves before it is on disk (R15).
+    VoteBeforeSync,
+    /// A vote is given to a candidate whose log lacks entries.
+    VoteWithoutLogCheck,
+    /// A vote is given although another has it.
+    VoteTwice,
+    /// Term and vote are forgotten by a start (R20).
+    VoteForgotten,
+    /// An entry of an earlier term is committed by counting (R26).
+    OldTermCommitted,
+    /// A heartbeat tells a commit mark that its receiver's log need not have (R13).
+    HeartbeatBeyondMatched,
+    /// A tail that a checkpoint contradicts is kept (R16).
+    TailKeptAtInstall,
+    /// A read is answered before it is proved that its leader leads still (R11).
+    ReadUnproved,
+    /// A leader that reaches no majority leads on (R3).
+    QuorumUnchecked,
+    /// A probe that was lost is never sent again (R18).
+    ProbeNotRepeated,
+    /// A group at rest does not notice that its leader is gone (R22).
+    RestNotWoken,
+    /// A transfer to a member that is gone never ends (R10).
+    TransferNeverEnds,
+    /// What waits to be applied is counted for ever once it was replaced (R19).
+    ReplacedStillCounted,
+    /// A start applies what its log holds, committed or not.
+    ReplayPastCommit,
+    /// A follower does not take over the time of what it gets, so that it starts over as a leader.
+    TimeOfEntriesForgotten,
+
+    // Members that may have lost what they promised.
+    /// A start forgets that its log is in doubt.
+    RecoveringForgotten,
+    /// Who may have lost a vote votes.
+    RecoveringVotes,
+    /// What a recovering member says is counted.
+    RecoveringCounts,
+    /// A member is sound again as soon as it hears a leader.
+    SoundByLeaderAlone,
+    /// One definite answer is enough to cut a log.
+    CutByOneAnswer,
+    /// Who says that it lacks an entry has not taken the asker's term.
+    AbsenceWithoutPromise,
+    /// A second start takes the vote that the first one has found behind a hole for the last one given.
+    VoteKnownBySecondStart,
+    /// What others have heard of the end of a log is not looked at.
+    EchoIgnored,
+
+    // The log.
     /// Recovery cuts the log at the first bad batch even where a later one proves it acknowledged.
     CutOnProof,
-    /// A token of an earlier grant is still accepted.
-    StaleTokenAccepted,
-    /// A checkpoint leaves the outcomes of the sessions out, so that a retry runs twice.
-    SessionsForgotten,
+    /// A batch counts as durable although one before it is not.
+    DurableWithGap,
+    /// A batch says that all before it is durable, when it was only handed to the disk.
+    DurableClaimedEarly,
+    /// A manifest says so.
+    ManifestClaimsEarly,
+    /// A segment is closed before the next one has its name.
+    FooterBeforeSuccessor,
     /// Segments are dropped up to the newest base instead of the previous one, before it is durable.
     DropBeforeBase,
+    /// The head of a segment does not repeat term and vote.
+    HeadWithoutVote,
+    /// A log write that failed counts as done.
+    WriteErrorIgnored,
+
+    // Checkpoints.
+    /// A checkpoint leaves the outcomes of the sessions out, so that a retry runs twice.
+    SessionsForgotten,
+    /// Ids of sessions are given again after a checkpoint.
+    SessionIdsReused,
+    /// Payload files are in force before they are synced.
+    PayloadsUnsynced,
+    /// Files are dropped while it is not known yet who needs them.
+    OrphansDroppedEarly,
+    /// A file gets the name of one of an earlier start.
+    FileNamesReused,
+    /// A round waits for the entry of a leader that does not serve yet.
+    RoundWaitsUnserved,
+    /// Files of a checkpoint that was replaced stay for ever.
+    FilesNeverDropped,
+
+    // Queues.
+    /// A token of an earlier grant is still accepted.
+    StaleTokenAccepted,
+    /// A grant has the token of the one before.
+    TokenReused,
+    /// A command whose outcome the client has seen is applied again.
+    SupersededApplied,
+    /// The outcome of a command is not kept.
+    OutcomeNotKept,
+    /// A session that beats is taken for silent.
+    BeatIgnored,
+    /// A session whose leases were ended gets new ones.
+    GrantAfterEnd,
+    /// Leases end by the wall clock.
+    LeaseByWallClock,
+    /// A change of one home group counts for another.
+    ChangeOfAnotherHome,
+}
+
+impl Bug {
+    /// All of them.
+    pub const ALL: [Self; 48] = [
+        Self::AckBeforeSync,
+        Self::AppendedBeforeSync,
+        Self::VoteBeforeSync,
+        Self::VoteWithoutLogCheck,
+        Self::VoteTwice,
+        Self::VoteForgotten,
+        Self::OldTermCommitted,
+        Self::HeartbeatBeyondMatched,
+        Self::TailKeptAtInstall,
+        Self::ReadUnproved,
+        Self::QuorumUnchecked,
+        Self::ProbeNotRepeated,
+        Self::RestNotWoken,
+        Self::TransferNeverEnds,
+        Self::ReplacedStillCounted,
+        Self::ReplayPastCommit,
+        Self::TimeOfEntriesForgotten,
+        Self::RecoveringForgotten,
+        Self::RecoveringVotes,
+        Self::RecoveringCounts,
+        Self::SoundByLeaderAlone,
+        Self::CutByOneAnswer,
+        Self::AbsenceWithoutPromise,
+        Self::VoteKnownBySecondStart,
+        Self::EchoIgnored,
+        Self::CutOnProof,
+        Self::DurableWithGap,
+        Self::DurableClaimedEarly,
+        Self::ManifestClaimsEarly,
+        Self::FooterBeforeSuccessor,
+        Self::DropBeforeBase,
+        Self::HeadWithoutVote,
+        Self::WriteErrorIgnored,
+        Self::SessionsForgotten,
+        Self::SessionIdsReused,
+        Self::PayloadsUnsynced,
+        Self::OrphansDroppedEarly,
+        Self::FileNamesReused,
+        Self::RoundWaitsUnserved,
+        Self::FilesNeverDropped,
+        Self::StaleTokenAccepted,
+        Self::TokenReused,
+        Self::SupersededApplied,
+        Self::OutcomeNotKept,
+        Self::BeatIgnored,
+        Self::GrantAfterEnd,
+        Self::LeaseByWallClock,
+        Self::ChangeOfAnotherHome,
+    ];
 }
 
 /// Whether `bug` is planted in this thread.

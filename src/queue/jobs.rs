@@ -152,7 +152,8 @@ impl JobQueue {
         if let Some((session, epoch)) = holder {
             let slot = self.links.sessions.get(session);
             let page = &slot.expect("its command was let through").page;
-            if page.epoch != epoch || page.ended {
+            let ended = page.ended && !bugs::on(Bug::GrantAfterEnd);
+            if page.epoch != epoch || ended {
                 return Outcome::Rejected(Rejection::Reattach);
             }
         }
@@ -565,7 +566,8 @@ fn grant(
         .leaves
         .record(id.seq())
         .expect("a ready job is live");
-    let Some(lease_gen) = record.lease_gen.checked_add(1) else {
+    let step = u32::from(record.lease_gen == 0 || !bugs::on(Bug::TokenReused));
+    let Some(lease_gen) = record.lease_gen.checked_add(step) else {
         partition.bury(id, &Bytes::from_static(REASON_GRANTS.as_bytes()), links);
         return None;
     };

@@ -8,6 +8,7 @@
 //! asked by a change that stays in the outbox (`outbox.rs`) until that group has done it. Each
 //! partition takes its share of the queue's bounds.
 
+use crate::base::bugs::{self, Bug};
 use crate::base::ids::{GroupId, JobId, LogIndex, Partition, QueueUid};
 use crate::base::limits::{CHANGES_MAX, GROUPS_MAX, QUEUES_MAX};
 use crate::queue::command::{
@@ -264,7 +265,10 @@ impl JobQueue {
         if !change.fits(self.group) || !self.can_follow(change) {
             return Outcome::Rejected(Rejection::Invalid);
         }
-        if !self.has_followed(change.home, change.home_index) {
+        let of_any = bugs::on(Bug::ChangeOfAnotherHome)
+            && !self.home_applied.contains_key(&change.home)
+            && self.home_applied.values().max() >= Some(&change.home_index);
+        if !of_any && !self.has_followed(change.home, change.home_index) {
             self.home_applied.insert(change.home, change.home_index);
             self.follow(change.queue, &change.partitions, change.config);
         }

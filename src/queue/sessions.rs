@@ -14,6 +14,7 @@
 //! that nothing was looked at. Which jobs a session holds is derived from their records. Left out
 //! on purpose: timeouts; a leader watches them and says so by a command.
 
+use crate::base::bugs::{self, Bug};
 use crate::base::ids::{JobId, SessionId};
 use crate::base::limits::{
     SESSION_BYTES_MAX, SESSION_POLL_WINDOW, SESSION_WINDOW, SESSIONS_MAX, WORKER_TIMEOUT_MS,
@@ -117,6 +118,8 @@ pub(super) struct Sessions {
 impl Sessions {
     /// With the counter of ids where it stood.
     pub(super) fn with_last_id(last_id: u32) -> Self {
+        let is_kept = !bugs::on(Bug::SessionIdsReused);
+        let last_id = if is_kept { last_id } else { last_id / 2 };
         Self {
             last_id,
             ..Self::default()
@@ -241,6 +244,9 @@ impl Sessions {
         };
         let window = &slot.page.windows[call.window as usize];
         let lowest = window.lowest.max(call.lowest);
+        if call.seq < lowest && bugs::on(Bug::SupersededApplied) {
+            return Admission::Run;
+        }
         if call.seq < lowest {
             return Admission::Refuse(Rejection::Superseded);
         }
@@ -269,7 +275,8 @@ impl Sessions {
             Outcome::Rejected(rejection) => *rejection != Rejection::Reattach,
             _ => true,
         };
-        if !kept {
+        let is_enqueue = matches!(outcome, Outcome::Enqueued(_));
+        if !kept || (is_enqueue && bugs::on(Bug::OutcomeNotKept)) {
             return;
         }
         self.scratch.clear();

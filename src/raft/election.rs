@@ -9,6 +9,7 @@
 //! PreVote and CheckQuorum are always on. A term is used up only by who would win; who has heard its
 //! leader lately votes for nobody, unless that leader itself asks, or has named the candidate.
 
+use crate::base::bugs::{self, Bug};
 use crate::base::entry::EntryKind;
 use crate::base::ids::Term;
 use crate::raft::message::{Body, Message, Position, Voter, Why};
@@ -56,7 +57,9 @@ impl RaftNode {
                 if self.believes_in_another_than(message.from) {
                     return false;
                 }
-                self.become_follower(message.term, None);
+                if !bugs::on(Bug::AbsenceWithoutPromise) {
+                    self.become_follower(message.term, None);
+                }
             }
             // Of the term that was asked for, which the asker has not taken.
             Body::EntryGot { .. } | Body::EntryBase { .. } => {}
@@ -214,8 +217,10 @@ impl RaftNode {
         self.learn_commit(commit);
         let is_free = self.vote.is_none() && self.leader.is_none();
         let may_vote = self.vote == Some(from) || is_free || (pre && term > self.term);
-        let knows = self.recovery.is_none() && !self.is_blank();
-        let granted = may_vote && self.log.is_behind_or_at(last) && knows;
+        let may_vote = may_vote || bugs::on(Bug::VoteTwice);
+        let has_all = self.log.is_behind_or_at(last) || bugs::on(Bug::VoteWithoutLogCheck);
+        let is_sound = self.recovery.is_none() || bugs::on(Bug::RecoveringVotes);
+        let granted = may_vote && has_all && is_sound && !self.is_blank();
         let ballot = Body::Ballot {
             pre,
             granted,

@@ -1,5 +1,6 @@
 //! What a follower does with what its leader sends.
 
+use crate::base::bugs::{self, Bug};
 use crate::base::ids::LogIndex;
 use crate::base::units::GroupTime;
 use crate::raft::membership::Membership;
@@ -55,6 +56,9 @@ impl RaftNode {
         }
         self.log.commit_to(commit.min(last));
         self.look_at_anchor();
+        if bugs::on(Bug::SoundByLeaderAlone) && self.is_recovering() {
+            self.recovered();
+        }
         self.ask_for_anchor();
         self.quiet = quiet && self.log.committed() == self.log.last_index();
         self.send(leader, Body::Beat { round });

@@ -4,6 +4,7 @@
 //! Nothing is sent when something happens, but when the engine takes what is due: all that was
 //! proposed in a turn leaves in one append for each follower.
 
+use crate::base::bugs::{self, Bug};
 use crate::base::entry::{Entry, EntryKind};
 use crate::base::ids::LogIndex;
 use crate::base::limits::{APPEND_BYTES_MAX, CATCH_UP_ENTRIES_MAX};
@@ -335,7 +336,8 @@ impl RaftNode {
                 let round = lead.followers.get(voter).map(Progress::round);
                 (voter == me || round >= Some(read.round)).then_some(true)
             };
-            if self.members.tally(answered) != Tally::Won {
+            let is_proved = self.members.tally(answered) == Tally::Won;
+            if !is_proved && !bugs::on(Bug::ReadUnproved) {
                 break;
             }
             done.extend(lead.reads.pop_front());
@@ -369,13 +371,16 @@ impl RaftNode {
         let followers = &lead.followers;
         let was_heard = |voter: Voter| followers.get(voter).is_some_and(Progress::was_heard);
         let is_there = |voter: Voter| (voter == me || was_heard(voter)).then_some(true);
-        let leads_a_majority = self.members.tally(is_there) == Tally::Won;
+        let is_majority = self.members.tally(is_there) == Tally::Won;
+        let leads_a_majority = is_majority || bugs::on(Bug::QuorumUnchecked);
         for (_, progress) in lead.followers.iter_mut() {
             progress.looked();
             // An offer that nobody takes up is made again (trap R17).
             progress.gave_up();
         }
-        lead.successor = None;
+        if !bugs::on(Bug::TransferNeverEnds) {
+            lead.successor = None;
+        }
         lead.due = true;
         if !leads_a_majority {
             self.become_follower(self.term, None);
@@ -428,7 +433,12 @@ impl RaftNode {
         lead.round += 1;
         for (to, progress) in lead.followers.iter_mut() {
             // What is not known to be in its log cannot be told to be committed (trap R13).
-            let commit = committed.min(progress.matched());
+            let is_matched = !bugs::on(Bug::HeartbeatBeyondMatched);
+            let commit = committed.min(if is_matched {
+                progress.matched()
+            } else {
+                committed
+            });
             progress.told(commit);
             // One that comes back while the group rests must ask for what it lacks.
             let quiet = self.quiet && progress.counted() == last;
@@ -678,7 +688,8 @@ impl RaftNode {
     pub(super) fn advance_commit(&mut self) {
         let Some(lead) = &mut self.lead else { return };
         let reached = lead.followers.reached(self.log.stable());
-        if reached > self.log.committed() && self.log.term_at(reached) == Some(self.term) {
+        let is_of_term = self.log.term_at(reached) == Some(self.term);
+        if reached > self.log.committed() && (is_of_term || bugs::on(Bug::OldTermCommitted)) {
             self.log.commit_to(reached);
             lead.due = !lead.followers.is_empty();
             self.finish_reads();

@@ -12,6 +12,7 @@
 //! A follower's tail may be replaced (`RaftLog::follow`), never at or below `committed`. `taken` and
 //! `stable` fall with it, and a completion for a replaced entry is void by its term (trap R15).
 
+use crate::base::bugs::{self, Bug};
 use crate::base::entry::{Entry, EntryKind};
 use crate::base::ids::{LogIndex, Term};
 use crate::raft::message::{Entries, Position};
@@ -271,7 +272,9 @@ impl RaftLog {
     fn cut_from(&mut self, index: LogIndex) {
         let offset = self.offset(index);
         for entry in self.entries.drain(offset..) {
-            self.unapplied_bytes -= entry.payload.len();
+            if !bugs::on(Bug::ReplacedStillCounted) {
+                self.unapplied_bytes -= entry.payload.len();
+            }
             self.held_bytes -= entry.held_bytes();
         }
         while self
@@ -289,7 +292,8 @@ impl RaftLog {
     /// Else nothing stays: a tail that the checkpoint knows nothing of may contradict what follows it
     /// (trap R16).
     pub(super) fn install(&mut self, base: Position) {
-        if self.term_at(base.0) != Some(base.1) {
+        let is_held = bugs::on(Bug::TailKeptAtInstall) && self.term_at(base.0).is_some();
+        if self.term_at(base.0) != Some(base.1) && !is_held {
             *self = Self::new(base, Vec::new());
             return;
         }

@@ -209,12 +209,16 @@ impl RaftNode {
         let last = node.log.last_index();
         let known = if node.members.is_only_voter(node.config.me) {
             node.log.first_change().map_or(last, LogIndex::prev)
+        } else if bugs::on(Bug::ReplayPastCommit) {
+            last
         } else {
             hard.commit
         };
         node.log.commit_to(known.max(hard.commit).min(last));
         node.draw_timeout();
-        if let Some(doubt) = doubt {
+        if let Some(doubt) = doubt
+            && !bugs::on(Bug::RecoveringForgotten)
+        {
             node.recover(doubt);
         }
         node
@@ -409,7 +413,7 @@ impl RaftNode {
     /// The connection to a node broke: what rests because of it counts ticks again.
     pub fn lost_peer(&mut self, peer: Voter) {
         if self.leader == Some(peer) || self.role == Role::Leader {
-            self.quiet = false;
+            self.quiet &= bugs::on(Bug::RestNotWoken);
         }
         self.lose_follower(peer);
     }
@@ -641,7 +645,9 @@ impl RaftNode {
     /// The next entry goes on from the log as it is now: it is a leader's, or replaced.
     pub(super) fn go_on_from_log(&mut self) {
         if let Some(last) = self.log.last_entry() {
-            self.last_time = self.last_time.max(last.time);
+            if !bugs::on(Bug::TimeOfEntriesForgotten) {
+                self.last_time = self.last_time.max(last.time);
+            }
             self.machine_version = last.version_after();
         }
     }

@@ -24,6 +24,7 @@
 //! - What is in flight is counted by entries of one list, which a change of state empties: nothing
 //!   leaks (R19). A single append passes whatever its size if nothing is in flight.
 
+use crate::base::bugs::{self, Bug};
 use crate::base::ids::LogIndex;
 use crate::base::limits::{APPENDS_IN_FLIGHT_BYTES_MAX, APPENDS_IN_FLIGHT_MAX};
 use crate::raft::message::Position;
@@ -111,7 +112,7 @@ impl Progress {
     /// Its log is the leader's up to here for good; nothing if it may have lost what it promised.
     #[must_use]
     pub fn counted(&self) -> LogIndex {
-        if self.recovering {
+        if self.recovering && !bugs::on(Bug::RecoveringCounts) {
             LogIndex(0)
         } else {
             self.matched
@@ -246,7 +247,7 @@ impl Progress {
     /// refuses (trap R18).
     pub(super) fn check(&mut self) {
         match &mut self.sending {
-            Sending::Probe { waits } => *waits = false,
+            Sending::Probe { waits } => *waits &= bugs::on(Bug::ProbeNotRepeated),
             Sending::Replicate => self.checks = self.matched.next() < self.next,
             Sending::Behind { .. } | Sending::Snapshot { .. } => {}
         }

@@ -38,6 +38,7 @@
 //! Repair behind a change of the members that is not applied: who would be a majority is not known then.
 //! The commit marks of the answers get it applied if it is committed.
 
+use crate::base::bugs::{self, Bug};
 use crate::base::entry::{Entry, EntryKind};
 use crate::base::ids::{LogIndex, Term};
 use crate::base::limits::APPEND_BYTES_MAX;
@@ -253,7 +254,7 @@ impl RaftNode {
         }
     }
 
-    fn recovered(&mut self) {
+    pub(super) fn recovered(&mut self) {
         self.recovery = None;
         self.standing_dirty = true;
     }
@@ -424,11 +425,11 @@ impl RaftNode {
             let held = recovery.answers.get(&voter).map(|answer| answer.at(index));
             held.is_some_and(|held| !matches!(held, Held::InDoubt))
         };
-        if self
-            .members
-            .tally(|voter| is_definite(voter).then_some(true))
-            != Tally::Won
-        {
+        let definite = |voter| is_definite(voter).then_some(true);
+        let is_enough = self.members.tally(definite) == Tally::Won;
+        let is_one = !recovery.answers.is_empty();
+        let is_answered = is_enough || (is_one && bugs::on(Bug::CutByOneAnswer));
+        if !is_answered {
             return Next::Wait;
         }
         let held = recovery.answers.values().map(|answer| answer.at(index));

@@ -43,6 +43,7 @@ use crate::base::limits::BASES_KEPT;
 use crate::base::units::{Lsn, Monotonic};
 use crate::queue::view::BodyLocation;
 use crate::queue::{BodyCursor, FrozenState, JobQueue};
+use crate::raft::role::Role;
 use crate::snapshot::builder::{PayloadBuilder, RunBuilder};
 use crate::snapshot::layout::{
     BodyEntry, BodyPlace, FileHeader, FileKind, GroupMeta, Owner, PageName, file_number,
@@ -226,8 +227,12 @@ impl Checkpointer {
     }
 
     fn header(&mut self, kind: FileKind) -> FileHeader {
-        let file = file_number(self.start_number.into(), self.next_file)
-            .expect("the start number has 32 bits");
+        let start = if bugs::on(Bug::FileNamesReused) {
+            1
+        } else {
+            self.start_number
+        };
+        let file = file_number(start.into(), self.next_file).expect("the start number has 32 bits");
         self.next_file += 1;
         FileHeader {
             kind,
@@ -284,7 +289,9 @@ impl ShardEngine {
             if !is_fit || !choose(group) {
                 continue;
             }
-            if !self.groups[slot].leads {
+            let is_leader = self.groups[slot].raft.role() == Role::Leader;
+            let waits = bugs::on(Bug::RoundWaitsUnserved) && is_leader;
+            if !self.groups[slot].leads && !waits {
                 // Who follows freezes what it has applied, whenever that is; so does who does not serve as
                 // a leader yet: nobody would say that it has lost the lead again.
                 frozen.push_back(self.freeze(slot));
@@ -413,10 +420,11 @@ impl ShardEngine {
         let others = self.checkpoints.last_pages_bytes;
         self.checkpoints.last_pages_bytes =
             writing.pages_bytes + if is_install { others } else { 0 };
-        self.effects.push(Effect::SyncFiles {
-            round,
-            files: writing.files,
-        });
+        let mut files = writing.files;
+        if bugs::on(Bug::PayloadsUnsynced) {
+            files.retain(|file| matches!(file, CheckpointFile::Run(_)));
+        }
+        self.effects.push(Effect::SyncFiles { round, files });
         self.checkpoints.phase = Phase::Syncing {
             written: writing.written,
         };
@@ -708,7 +716,7 @@ impl ShardEngine {
         let unknown = |group: &super::group::Group| {
             group.phase != GroupPhase::Serving && group.bases[0].root.is_some()
         };
-        if self.groups.iter().any(unknown) {
+        if self.groups.iter().any(unknown) && !bugs::on(Bug::OrphansDroppedEarly) {
             return;
         }
         let groups = self.groups.iter();
@@ -720,14 +728,15 @@ impl ShardEngine {
         for file in &files {
             self.checkpoints.files.remove(file);
         }
-        if !files.is_empty() {
+        if !files.is_empty() && !bugs::on(Bug::FilesNeverDropped) {
             self.effects.push(Effect::DropFiles { files });
         }
     }
 
     /// Once, when the bases of all groups are known: what a crash left is dropped.
     pub(super) fn drop_orphans(&mut self) {
-        if !self.checkpoints.orphans_dropped && !self.is_loading() {
+        let is_known = !self.is_loading() || bugs::on(Bug::OrphansDroppedEarly);
+        if !self.checkpoints.orphans_dropped && is_known {
             self.checkpoints.orphans_dropped = true;
             self.drop_unreferenced_files();
             self.choose_files_to_rewrite();
@@ -767,7 +776,11 @@ impl ShardEngine {
         if self.checkpoints.manifest_under_way {
             return;
         }
-        let durable = self.wal.durable_lsn();
+        let durable = if bugs::on(Bug::ManifestClaimsEarly) {
+            self.wal.end_lsn()
+        } else {
+            self.wal.durable_lsn()
+        };
         let checkpoints = &mut self.checkpoints;
         checkpoints.manifest_under_way = true;
         checkpoints.manifest_durable = durable;

@@ -16,17 +16,20 @@ use super::peers::Peers;
 use super::placement::{groups_of, shard_of};
 use super::polls::Place;
 use super::requests::{Refusal, STOPPING};
+use crate::base::bugs::{self, Bug};
 use crate::base::checksum::Hash128;
 use crate::base::code::Code;
 use crate::base::entry::EntryKind;
 use crate::base::ids::{GroupId, Incarnation, LogIndex, SessionId, ShardId, Term};
-use crate::base::units::{Lsn, Monotonic, Now};
+use crate::base::limits::GROUP_UNCOMMITTED_BYTES_MAX;
+use crate::base::units::{GroupTime, Lsn, Monotonic, Now};
 use crate::queue::MACHINE_VERSION;
+use crate::queue::check::check;
 use crate::queue::command::{Command, Op};
 use crate::raft::node::{Proposal, ProposeError, RaftNode};
 use crate::raft::ready::{HardState, Ready};
 use crate::snapshot::layout::Owner;
-use crate::wal::record::{HardState as LoggedHardState, Record};
+use crate::wal::record::{GroupRow, HardState as LoggedHardState, Record, RowStatus};
 use crate::wal::recovery::{GroupLog, GroupLogStatus, Recovered, Sound};
 use crate::wal::writer::{LogWriter, Ticket};
 use crate::wire::message::WorkerInfo;
@@ -169,27 +172,13 @@ impl ShardEngine {
         let mut effects = Vec::new();
         let mut forms = false;
         for id in groups_of(config.shard, config.shards, config.groups) {
-            let log = logs.remove(&id).unwrap_or_else(|| {
-                let base = formation(&config, id, now, wal.end_lsn());
-                let status = if damage.is_empty() {
-                    forms = true;
-                    wal.append(Record::Base(base.clone()));
-                    GroupLogStatus::Intact
-                } else {
-                    GroupLogStatus::Damaged {
-                        what: "none of its records is left".into(),
-                    }
-                };
-                let (incarnation, hard) = (base.incarnation, LoggedHardState::default());
-                GroupLog {
-                    incarnation,
-                    hard,
-                    bases: vec![base],
-                    entries: Vec::new(),
-                    status,
-                    sound: Sound::default(),
-                }
-            });
+            // Without a base nothing that is left of a group says where it begins.
+            let (found, is_lost) = match logs.remove(&id) {
+                Some(log) if log.bases.is_empty() => (None, true),
+                found => (found, !damage.is_empty()),
+            };
+            forms |= found.is_none() && !is_lost;
+            let log = found.unwrap_or_else(|| form(&config, id, is_lost, now, &mut wal));
             groups.push(open_group(&config, id, log, now, &mut effects));
         }
         let counters = Counters {
@@ -387,6 +376,41 @@ impl ShardEngine {
         (group.phase == Phase::Serving).then(hash)
     }
 
+    /// Proves what a group's state and log say of themselves by counting everything again: for judges.
+    ///
+    /// # Errors
+    /// The first that does not hold, as a sentence.
+    pub fn check(&self, group: GroupId) -> Result<(), String> {
+        let group = &self.groups[self.slot(group)];
+        let log = group.raft.log();
+        let above = log.slice(log.applied().next(), usize::MAX);
+        let unapplied: usize = above.iter().map(|entry| entry.payload.len()).sum();
+        if unapplied != log.unapplied_bytes() {
+            let said = log.unapplied_bytes();
+            return Err(format!("{said} bytes are said to wait, {unapplied} do"));
+        }
+        let longest = above.iter().map(|entry| entry.payload.len()).max();
+        if unapplied > GROUP_UNCOMMITTED_BYTES_MAX + longest.unwrap_or(0) {
+            return Err(format!("{unapplied} bytes wait, more than may"));
+        }
+        match group.phase {
+            Phase::Serving => check(&group.queue),
+            Phase::Loading | Phase::Halted(_) => Ok(()),
+        }
+    }
+
+    /// Whether a checkpoint is being written.
+    #[must_use]
+    pub fn writes_checkpoint(&self) -> bool {
+        !self.checkpoints.is_idle()
+    }
+
+    /// Whether a checkpoint of another node is on its way here.
+    #[must_use]
+    pub fn installs(&self) -> bool {
+        self.installs.receiving.is_some()
+    }
+
     /// What this member of a group knows of it: for judges, who hold it against the others'.
     ///
     /// # Panics
@@ -427,7 +451,11 @@ impl ShardEngine {
         waiter: Option<Waiter>,
     ) -> Result<LogIndex, Refusal> {
         let group = &mut self.groups[slot];
-        let time = group.clock.at(self.now.mono);
+        let mut time = group.clock.at(self.now.mono);
+        if bugs::on(Bug::LeaseByWallClock) {
+            let offset_ms = u64::try_from(group.queue.wall_offset_ms()).unwrap_or(0);
+            time = GroupTime(self.now.wall.0.saturating_sub(offset_ms));
+        }
         let index = group
             .raft
             .propose(Proposal {
@@ -517,7 +545,9 @@ impl ShardEngine {
         if let Some(state) = ready.hard_state {
             let ticket = self.wal.append(logged(state));
             group.hard_state_ticket = Some(ticket);
-            (group.vote_ticket, group.promise_ticket) = (ticket, ticket);
+            if !bugs::on(Bug::VoteBeforeSync) {
+                (group.vote_ticket, group.promise_ticket) = (ticket, ticket);
+            }
             group.commit_written = state.commit;
         }
         let mut last = None;
@@ -556,7 +586,9 @@ impl ShardEngine {
             group.hard_state_ticket = Some(self.wal.append(logged(state)));
             group.commit_written = state.commit;
         }
-        if let Some(Written { ticket, .. }) = &last {
+        if let Some(Written { ticket, .. }) = &last
+            && !bugs::on(Bug::AppendedBeforeSync)
+        {
             group.promise_ticket = *ticket;
         }
         if let Some(standing) = ready.standing {
@@ -683,5 +715,41 @@ impl ShardEngine {
                 Stop::No | Stop::Done => return,
             };
         }
+    }
+}
+
+/// The log of a group that is not in that of the shard: an empty base. If its records are lost, not
+/// missing, the others must say what was in them, at this start and at every later one.
+fn form(
+    config: &ShardConfig,
+    id: GroupId,
+    is_lost: bool,
+    now: Now,
+    wal: &mut LogWriter,
+) -> GroupLog {
+    let base = formation(config, id, now, wal.end_lsn());
+    let incarnation = base.incarnation;
+    wal.append(Record::Base(base.clone()));
+    let status = if is_lost {
+        let since = LogIndex(1);
+        wal.append(Record::GroupTable(vec![GroupRow {
+            group: id,
+            incarnation,
+            status: RowStatus::Recovering { since },
+            ..GroupRow::default()
+        }]));
+        GroupLogStatus::Damaged {
+            what: "none of its records is left".into(),
+        }
+    } else {
+        GroupLogStatus::Intact
+    };
+    GroupLog {
+        incarnation,
+        hard: LoggedHardState::default(),
+        bases: vec![base],
+        entries: Vec::new(),
+        status,
+        sound: Sound::default(),
     }
 }

@@ -8,6 +8,7 @@
 //! costs one lookup.
 
 use super::input::Origin;
+use crate::base::bugs::{self, Bug};
 use crate::base::ids::SessionId;
 use crate::base::limits::{SESSION_IDLE_MS, WORKER_CLOSED_MS};
 use crate::base::lookup::Lookup;
@@ -64,7 +65,9 @@ impl Liveness {
         let Some(watched) = self.watched.get_mut(&id) else {
             return Heard::Unknown;
         };
-        watched.heard = now;
+        if !bugs::on(Bug::BeatIgnored) {
+            watched.heard = now;
+        }
         watched.closed = None;
         match watched.conn.replace(conn) {
             Some(before) if before == conn => Heard::Same,

@@ -20,6 +20,7 @@ use super::loading::{BaseFiles, GroupState};
 use super::polls::Polls;
 use super::reads::Reads;
 use super::waits::Waits;
+use crate::base::bugs::{self, Bug};
 use crate::base::checksum::Hash128;
 use crate::base::entry::Entry;
 use crate::base::ids::{DiskId, GroupId, Incarnation, JobId, LogIndex, Term};
@@ -329,7 +330,8 @@ pub(super) fn log_hard_state(state: HardState) -> LoggedHardState {
 /// The log names whom it voted for by the node and a part of the disk. One that is no voter any more
 /// got the vote all the same: nobody else may have it.
 fn raft_hard_state(state: LoggedHardState, members: &Membership) -> HardState {
-    let vote = state.vote.map(|vote| {
+    let voted = state.vote.filter(|_| !bugs::on(Bug::VoteForgotten));
+    let vote = voted.map(|vote| {
         let is_it = |voter: &Voter| logged_vote(*voter) == vote;
         let gone = || {
             let mut disk = [0; 16];

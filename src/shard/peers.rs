@@ -37,6 +37,7 @@ use super::input::{Loss, Peer};
 use super::liveness::Liveness;
 use super::placement::shard_of;
 use super::requests::Refusal;
+use crate::base::bugs::{self, Bug};
 use crate::base::code::Code;
 use crate::base::limits::{BEAT_MS, HEIR_WAIT_MS, REST_AFTER_MS, SILENT_MS, TICK_MS};
 use crate::base::units::{Lsn, Monotonic};
@@ -219,7 +220,7 @@ impl ShardEngine {
     /// image of itself. Nothing that was promised in what is missing is known any more. A group in which
     /// nobody else votes has nobody to ask.
     pub(super) fn on_heard_durable(&mut self, lsn: Lsn) {
-        if lsn <= self.found_lsn {
+        if lsn <= self.found_lsn || bugs::on(Bug::EchoIgnored) {
             return;
         }
         self.counters.log_ends_lost_total += 1;

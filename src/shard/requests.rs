@@ -251,19 +251,22 @@ impl ShardEngine {
         if self.stopping() {
             return Err(Refusal::stopping());
         }
+        // Whatever becomes of the command, its session is alive.
+        if let Some(call) = &command.session {
+            self.hear(from, slot, call.id);
+        }
         self.admit(&command.op)?;
         if command.op.since() > self.groups[slot].queue.version() {
             let rejected = Outcome::Rejected(Rejection::Unsupported);
             self.reply(from, request, None, ReplyBody::Outcome(rejected));
             return Ok(());
         }
-        if let Some(call) = command.session {
-            self.hear(from, slot, call.id);
-            if call.seq >= call.lowest.saturating_add(window(call)) {
-                let rejected = Outcome::Rejected(Rejection::WindowExceeded);
-                self.reply(from, request, None, ReplyBody::Outcome(rejected));
-                return Ok(());
-            }
+        if let Some(call) = command.session
+            && call.seq >= call.lowest.saturating_add(window(call))
+        {
+            let rejected = Outcome::Rejected(Rejection::WindowExceeded);
+            self.reply(from, request, None, ReplyBody::Outcome(rejected));
+            return Ok(());
         }
         if let Op::Lease { .. } = command.op {
             return self.on_lease(from, slot, request, command, wait_ms);

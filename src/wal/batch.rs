@@ -240,6 +240,14 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(word)
 }
 
+struct Shared(Arc<Vec<u8>>);
+
+impl AsRef<[u8]> for Shared {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
 /// A sealed batch, ready to be written. Cheap to clone.
 #[derive(Clone, PartialEq, Eq)]
 pub struct WalBatch(pub(super) Arc<Vec<u8>>);
@@ -256,6 +264,18 @@ impl WalBatch {
     pub fn records(&self) -> u32 {
         // Sealed with a header, whose layout has it here.
         u32::from_le_bytes(self.0[44..48].try_into().expect("four bytes"))
+    }
+
+    /// Its bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Its bytes, shared. As long as they are held, the writer does not use their memory again.
+    #[must_use]
+    pub fn shared(&self) -> Bytes {
+        Bytes::from_owner(Shared(self.0.clone()))
     }
 
     /// Copies it into the driver's buffer.

@@ -211,7 +211,8 @@ impl Ledger {
                 incarnation,
                 state,
             } => {
-                if let Some(track) = self.track(group, incarnation) {
+                let track = self.track(group, incarnation);
+                if let Some(track) = track.filter(|_| !bugs::on(Bug::HeadWithoutVote)) {
                     track.row.hard = state;
                 }
             }

@@ -16,6 +16,7 @@
 //! Entries at or below the newest base are beyond doubt: what it holds was committed. What is then
 //! missing above it makes the group damaged; so does doubt that never ended.
 
+use crate::base::bugs::{self, Bug};
 use crate::base::entry::Entry;
 use crate::base::ids::{GroupId, Incarnation, LogIndex, Term};
 use crate::base::limits::BASES_KEPT;
@@ -388,12 +389,15 @@ impl Group {
         let hole = self.doubt.holes.iter().map(|hole| hole.order).max();
         // What was read before the last hole may have been voided in it.
         let sound = beyond.into_iter().filter(|held| Some(held.order) > hole);
-        let beyond: Vec<Entry> = sound.map(|held| held.entry).collect();
+        let mut beyond: Vec<Entry> = sound.map(|held| held.entry).collect();
         let end = beyond.last().map_or(last, |entry| entry.index);
+        // What an earlier start has lost, it did not know either when it went on behind the hole.
+        let is_first = self.status == RowStatus::Ok || bugs::on(Bug::VoteKnownBySecondStart);
+        beyond.retain(|_| is_first);
         Sound {
             last: last_sound,
-            end_is_known: !self.doubt.end && self.claimed.0 <= end,
-            vote_is_known: !self.doubt.vote && !self.doubt.status,
+            end_is_known: is_first && !self.doubt.end && self.claimed.0 <= end,
+            vote_is_known: is_first && !self.doubt.vote && !self.doubt.status,
             beyond,
         }
     }

@@ -22,6 +22,7 @@
 //! Deliberately absent: buffers and files (the driver copies the batch into its aligned buffer);
 //! reading (see [`crate::wal::recovery`]); retries: a failed write ends the process.
 
+use crate::base::bugs::{self, Bug};
 use crate::base::ids::{ClusterId, DiskId, GroupId, Incarnation, LogIndex, ShardId};
 use crate::base::limits::{
     BATCH_BYTES_GATHER, BATCH_BYTES_MAX, BATCHES_IN_FLIGHT_MAX, BLOCK_BYTES, SEGMENT_BYTES,
@@ -324,9 +325,8 @@ impl LogWriter {
                 None => self.seal(vec![0; BATCH_HEADER_BYTES], BEACON, 0),
             });
         }
-        self.ready
-            .contains(&(self.segment + 1))
-            .then(|| self.seal_footer())
+        let has_successor = self.ready.contains(&(self.segment + 1));
+        (has_successor || bugs::on(Bug::FooterBeforeSuccessor)).then(|| self.seal_footer())
     }
 
     /// The submit rule.
@@ -438,7 +438,11 @@ impl LogWriter {
             lsn: self.end_lsn,
             epoch: epoch(self.epoch_seed, self.segment),
             batch_seq: self.batch_seq,
-            durable_lsn: self.durable_lsn,
+            durable_lsn: if bugs::on(Bug::DurableClaimedEarly) {
+                self.end_lsn
+            } else {
+                self.durable_lsn
+            },
             records,
             prev_crc: self.prev_crc,
             ..BatchHeader::default()
@@ -494,11 +498,18 @@ impl LogWriter {
     /// # Panics
     /// If the batch is not in flight.
     pub fn completed(&mut self, batch_seq: u64) -> bool {
+        let has_gap = bugs::on(Bug::DurableWithGap);
         let batch = self
             .in_flight
             .iter_mut()
             .find(|batch| batch.batch_seq == batch_seq && !batch.done);
+        if has_gap && batch.is_none() {
+            return false;
+        }
         batch.expect("a batch completes once").done = true;
+        for before in &mut self.in_flight {
+            before.done |= has_gap && before.batch_seq < batch_seq;
+        }
         let before = self.durable_lsn;
         while let Some(batch) = self.in_flight.pop_front_if(|batch| batch.done) {
             self.durable_lsn = batch.end;
