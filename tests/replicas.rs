@@ -507,6 +507,37 @@ fn a_member_that_lost_its_log_is_put_right_by_the_others() {
 }
 
 #[test]
+fn a_member_that_lost_its_base_is_put_right_by_the_others() {
+    // Without a base its entries follow nothing. It once ended the process.
+    let mut cluster = Cluster::new(3, 1);
+    for nth in 0..10 {
+        cluster.enqueue("mail", &[nth]);
+    }
+    cluster.pass(500);
+    let leader = cluster.leader(GroupId(0)).expect("it has just answered");
+    let hurt = (1..=3)
+        .find(|number| *number != leader)
+        .expect("two others");
+    cluster.kill(hurt);
+    cluster.node(hurt).damage_formation();
+    cluster.cut_off(hurt);
+    // What it has lost it must not forget to have lost.
+    for _ in 0..2 {
+        cluster.start(hurt);
+        cluster.pass(200);
+        let recovering = cluster.engine(hurt).counters().raft_groups_recovering;
+        assert_eq!(recovering, 1, "it knows that it knows nothing");
+        cluster.kill(hurt);
+    }
+    cluster.heal();
+    cluster.start(hurt);
+    cluster.pass(2_000);
+    assert_eq!(cluster.engine(hurt).live_jobs(), 10);
+    let recovering = cluster.engine(hurt).counters().raft_groups_recovering;
+    assert_eq!(recovering, 0, "it is sound again");
+}
+
+#[test]
 fn a_leader_at_rest_that_freezes_is_replaced() {
     let mut cluster = Cluster::new(3, 1);
     let job = cluster.enqueue("mail", b"one");

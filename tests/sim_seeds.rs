@@ -1,7 +1,7 @@
 //! The engine under simulated crashes: fixed seeds, then seeds that once failed.
 #![cfg(feature = "engine")]
 
-use rrq::sim::cluster::{self, Cluster};
+use rrq::sim::cluster::{self, Cluster, Fault, Plan, must_meet};
 use rrq::sim::world::{RunReport, World};
 
 /// Seeds of one run of this test; `RRQ_SIM_SEEDS` sets another number, `RRQ_SIM_FROM` the first;
@@ -65,17 +65,48 @@ fn the_same_seed_gives_the_same_cluster() {
     }
 }
 
-/// Seeds of clusters that once failed, each with its reason. A seed that a later change has given another
-/// meaning goes once a script shows its reason: what was dropped while a group was loading is in
-/// tests/replica_installs.rs.
 #[test]
-fn clusters_that_once_failed() {
-    const SEEDS: &[(u64, &str)] = &[(
-        143,
-        "a round waited for ever for the entry of a leader that was deposed before it served",
-    )];
-    for &(seed, why) in SEEDS {
-        let report = std::panic::catch_unwind(|| Cluster::run(seed, None));
-        assert!(report.is_ok(), "cluster seed {seed} fails again: {why}");
+fn every_fault_meets_every_state_that_it_must() {
+    // Faults follow each other closely here, so that a few runs are enough.
+    let mut total = cluster::RunReport::default();
+    for seed in 1..=60 {
+        let mut faults = Fault::ALL.to_vec();
+        // A disk is not lost beside another that is harmed: that would be more than a minority.
+        let harms = seed % 4 != 0;
+        faults.retain(|fault| match fault {
+            Fault::LoseDisk => !harms,
+            fault => harms || !fault.is_harm(),
+        });
+        let plan = Plan {
+            faults: Some(faults),
+            fault_gap_ms: Some(350),
+            fault_ms: Some(8_000),
+            checkpoint_log_bytes: Some(128 << 10),
+            helpless: Some(false),
+            ..Plan::default()
+        };
+        total.add(&Cluster::run_as(seed, &plan, None));
     }
+    let unmet = must_meet().into_iter();
+    let unmet: Vec<_> = unmet.filter(|pair| !total.met.contains_key(pair)).collect();
+    assert!(unmet.is_empty(), "never met: {unmet:?} of {:?}", total.met);
+    assert!(total.damage_found > 0 && total.installs > 0, "{total:?}");
+}
+
+#[test]
+fn a_fault_that_is_left_out_leaves_the_others_as_they_are() {
+    let befallen = |plan: &Plan| {
+        let mut befallen = Vec::new();
+        let _ = Cluster::run_noting(8, plan, None, &mut befallen);
+        befallen
+    };
+    let all = befallen(&Plan::default());
+    assert!(all.len() > 10, "{all:?}");
+    let odd = all.iter().filter(|(number, _)| number % 2 == 1);
+    let odd: Vec<_> = odd.copied().collect();
+    let plan = Plan {
+        only: Some(odd.iter().map(|(number, _)| *number).collect()),
+        ..Plan::default()
+    };
+    assert_eq!(befallen(&plan), odd);
 }

@@ -257,7 +257,8 @@ Exit status: 0 if every promise was kept, 1 if a seed failed.
 Examples:
   rrq-bench sim
   rrq-bench sim --seeds 100000 --from 5000 --json result.json
-  rrq-bench sim --seed 35 --trace")]
+  rrq-bench sim --seed 35 --trace
+  rrq-bench sim --seed 35 --shrink")]
 struct Sim {
     /// How many seeds
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
@@ -271,6 +272,12 @@ struct Sim {
     /// Say what happens in it, a line each
     #[arg(long, requires = "seed")]
     trace: bool,
+    /// Leave out the faults that its failure does not need, and say what happens with the rest
+    #[arg(long, requires = "seed", conflicts_with_all = ["trace", "faults"])]
+    shrink: bool,
+    /// Let only these of its faults happen, by their numbers in the trace
+    #[arg(long, value_name = "N,...", requires = "seed", value_delimiter = ',')]
+    faults: Option<Vec<u64>>,
     /// Write the figures to a file, too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -376,7 +383,11 @@ impl Sim {
     /// Whether all was as it must be.
     fn run(self) -> Result<bool, Report> {
         if let Some(seed) = self.seed {
-            return Ok(sim::replay(seed, self.trace, say));
+            if self.shrink {
+                return Ok(sim::minimize(seed, say));
+            }
+            let faults = self.faults.map(|faults| faults.into_iter().collect());
+            return Ok(sim::replay(seed, faults, self.trace, say));
         }
         let json = self.json.as_deref().map(create).transpose()?;
         let outcome = sim::run(self.from, self.seeds, say);

@@ -5,7 +5,7 @@
 
 use super::ledger::Ledger;
 use crate::base::code::Code;
-use crate::base::ids::{GroupId, JobId, Partition, QueueUid, SessionId, Token};
+use crate::base::ids::{GroupId, JobId, LogIndex, Partition, QueueUid, SessionId, Token};
 use crate::base::prng::Prng;
 use crate::queue::command::{
     AckItem, Command, Enqueued, ItemOutcome, NackItem, NewJob, Op, Outcome, QueueInfo,
@@ -20,6 +20,9 @@ use std::collections::BTreeMap;
 const OUTSTANDING_MAX: usize = 6;
 /// Tokens held at once.
 const HELD_MAX: usize = 8;
+
+/// A session that holds jobs and is silent for so long loses them, in milliseconds.
+const WORKER_TIMEOUT_MS: u32 = 3_000;
 
 /// What a request is for.
 #[derive(Clone, Debug)]
@@ -37,6 +40,8 @@ enum Purpose {
     Watch,
     /// The end of a job.
     Wait(JobId),
+    /// A job as it is.
+    Look(JobId),
     Other,
 }
 
@@ -116,6 +121,12 @@ impl SimClient {
             .map(|request| request.body.clone())
     }
 
+    /// How often a request was sent.
+    #[must_use]
+    pub fn times_sent(&self, id: u64) -> u32 {
+        self.outstanding.get(&id).map_or(0, |request| request.sent)
+    }
+
     /// One of them, to be sent again.
     pub fn resend_one(&mut self, id: u64) -> Option<RequestBody> {
         let request = self.outstanding.get_mut(&id)?;
@@ -150,15 +161,16 @@ impl SimClient {
         if self.session.is_none() {
             let body = self.command(
                 Op::OpenSession {
-                    worker_timeout_ms: 0,
+                    worker_timeout_ms: WORKER_TIMEOUT_MS,
                 },
                 None,
             );
             return self.send_once(body, Purpose::Session);
         }
-        match prng.below(18) {
+        match prng.below(20) {
             16 => self.watch(queue, prng),
             17 => self.wait(prng),
+            18 => self.look(prng, ledger),
             0..=4 if produce => self.enqueue(queue, prng, ledger),
             5..=8 => self.lease(queue, prng),
             9..=12 => self.finish(prng, ledger),
@@ -181,9 +193,14 @@ impl SimClient {
         let Some(request) = self.outstanding.remove(&reply.id) else {
             return;
         };
+        let at = reply.stamp.map_or(LogIndex(0), |stamp| stamp.index);
         match reply.body {
             ReplyBody::Error(error) => match error.code {
-                Code::NotLeader | Code::Busy | Code::DiskFull | Code::Stopping => {
+                Code::NotLeader
+                | Code::Busy
+                | Code::DiskFull
+                | Code::Stopping
+                | Code::GroupHalted => {
                     self.outstanding.insert(reply.id, request);
                 }
                 code => panic!("{code}: {}", error.message),
@@ -193,19 +210,24 @@ impl SimClient {
             ReplyBody::Job(job) => match request.purpose {
                 Purpose::Wait(id) => {
                     assert!(job.id == id && job.state != JobState::Dead, "{job:?}");
+                    ledger.history.seen_live(id, at);
+                }
+                Purpose::Look(id) => {
+                    assert!(job.id == id, "{job:?}");
+                    ledger.history.seen_live(id, at);
                 }
                 purpose => panic!("{purpose:?} was answered by {job:?}"),
             },
             ReplyBody::Finished(job) => match request.purpose {
-                Purpose::Wait(id) => {
+                Purpose::Wait(id) | Purpose::Look(id) => {
                     assert!(job.id == id && job.end == JobEnd::Completed, "{job:?}");
                     assert!(job.result == Some(result_of(id)), "{job:?}");
                     ledger.told_finished(id);
                 }
                 purpose => panic!("{purpose:?} was answered by {job:?}"),
             },
-            ReplyBody::Leased(jobs) => self.on_leased(&request, jobs, ledger),
-            ReplyBody::Outcome(outcome) => self.on_outcome(&request, outcome, ledger),
+            ReplyBody::Leased(jobs) => self.on_leased(&request, jobs, at, ledger),
+            ReplyBody::Outcome(outcome) => self.on_outcome(&request, outcome, at, ledger),
             ReplyBody::HeartbeatTaken { unknown } => {
                 if self
                     .session
@@ -218,13 +240,19 @@ impl SimClient {
         }
     }
 
-    fn on_outcome(&mut self, request: &Outstanding, outcome: Outcome, ledger: &mut Ledger) {
+    fn on_outcome(
+        &mut self,
+        request: &Outstanding,
+        outcome: Outcome,
+        at: LogIndex,
+        ledger: &mut Ledger,
+    ) {
         match (&request.purpose, outcome) {
             (_, Outcome::Rejected(Rejection::SessionExpired)) => self.forget_session(),
             (Purpose::Create, Outcome::Queue(info)) => self.take_queue(&info),
             // The group is of version 1 still.
             (Purpose::Create, Outcome::Rejected(Rejection::Unsupported)) => self.settings = None,
-            (Purpose::Wait(id), Outcome::Rejected(Rejection::Finished)) => {
+            (Purpose::Wait(id) | Purpose::Look(id), Outcome::Rejected(Rejection::Finished)) => {
                 ledger.told_finished(*id);
             }
             (Purpose::Lease, Outcome::Rejected(Rejection::Reattach)) => {
@@ -263,7 +291,9 @@ impl SimClient {
             (Purpose::End(tokens), Outcome::Items(items)) => {
                 for (token, item) in tokens.iter().zip(items) {
                     match item {
-                        ItemOutcome::Done => ledger.end_acked(*token),
+                        ItemOutcome::Done => {
+                            ledger.end_acked(*token, at, request.sent > 1);
+                        }
                         ItemOutcome::Rejected(Rejection::LeaseLost) => {}
                         ItemOutcome::Rejected(other) => panic!("ack of {token:?}: {other:?}"),
                     }
@@ -274,13 +304,20 @@ impl SimClient {
         }
     }
 
-    fn on_leased(&mut self, request: &Outstanding, jobs: Vec<LeasedJob>, ledger: &mut Ledger) {
+    fn on_leased(
+        &mut self,
+        request: &Outstanding,
+        jobs: Vec<LeasedJob>,
+        at: LogIndex,
+        ledger: &mut Ledger,
+    ) {
         for leased in jobs {
             let token = Token {
                 job: leased.job.id,
                 lease_gen: leased.lease_gen,
             };
-            ledger.delivered(number_of(&leased.job.body.payload), token, request.sent > 1);
+            let number = number_of(&leased.job.body.payload);
+            ledger.delivered(number, token, at, request.sent > 1);
             self.held.push(token);
         }
     }
@@ -330,6 +367,12 @@ impl SimClient {
         let wait_ms = prng.below(2_000) as u32;
         let body = RequestBody::WaitJob { job, wait_ms };
         Some(self.send(body, Purpose::Wait(job), None))
+    }
+
+    /// Looks at a job, of whichever client.
+    fn look(&mut self, prng: &mut Prng, ledger: &Ledger) -> Option<(u64, RequestBody)> {
+        let job = ledger.some_job(prng)?;
+        Some(self.send(RequestBody::GetJob { job }, Purpose::Look(job), None))
     }
 
     fn enqueue(

@@ -1,11 +1,20 @@
-//! The disk of one shard: segments, checkpoint files, a manifest; and what a crash does to them.
+//! The disk of one shard: segments, checkpoint files, a manifest; what a crash does to them, and what
+//! a disk does that fails ([`Harm`]).
+//!
+//! A clone is an image of the disk; clones share what neither has written since.
 
+use super::kept::Kept;
 use crate::base::ids::ShardId;
+use crate::base::limits::BLOCK_BYTES;
 use crate::base::prng::Prng;
+use crate::base::units::Lsn;
 use crate::shard::effect::CheckpointFile;
+use crate::snapshot::manifest::Manifest;
+use crate::wal::batch::{BatchHeader, WalBatch};
 use crate::wal::writer::WalWrite;
 use bytes::Bytes;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// A torn write is torn between sectors of this size.
 const SECTOR_BYTES: usize = 512;
@@ -15,7 +24,45 @@ const SECTOR_BYTES: usize = 512;
 struct PendingWrite {
     segment: u64,
     offset: usize,
-    bytes: Vec<u8>,
+    batch: WalBatch,
+}
+
+/// A segment; shared with images and with what a start has read, until it is written again.
+#[derive(Clone)]
+struct Segment(Arc<Vec<u8>>);
+
+impl AsRef<[u8]> for Segment {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Segment {
+    fn bytes(&self) -> Bytes {
+        Bytes::from_owner(self.clone())
+    }
+}
+
+/// What a disk does to bytes that it said were safe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Harm {
+    /// A bit flips.
+    Rot,
+    /// A block reads as zeros.
+    Zeroed,
+    /// A block that was meant for another place lies here.
+    Misdirected,
+    /// A write was lost: the block is as it was before, in an earlier use of the segment.
+    Stale,
+}
+
+/// Where harm was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Harmed {
+    /// The segment, or `None` for a checkpoint file.
+    pub segment: Option<u64>,
+    /// The byte.
+    pub offset: usize,
 }
 
 /// A checkpoint file.
@@ -30,10 +77,20 @@ struct File {
 #[derive(Clone)]
 pub struct SimDisk {
     segment_bytes: usize,
-    segments: BTreeMap<u64, Vec<u8>>,
-    spares: Vec<Vec<u8>>,
+    segments: BTreeMap<u64, Segment>,
+    spares: Vec<Segment>,
     writes: BTreeMap<u64, PendingWrite>,
     files: BTreeMap<CheckpointFile, File>,
+    /// What of files that a dead process had not synced is still on its way to the disk.
+    late: Vec<(CheckpointFile, File)>,
+    /// Log writes that it will report and not do.
+    lies: u32,
+    /// It has done so since the last start.
+    has_lied: bool,
+    /// Reads of checkpoint files fail.
+    pub reads_fail: bool,
+    /// What of the log is here for good.
+    pub kept: Kept,
     /// The newest manifest that was reported written, and one that was not.
     manifest: Option<Bytes>,
     manifest_under_way: Option<Bytes>,
@@ -49,6 +106,11 @@ impl SimDisk {
             spares: Vec::new(),
             writes: BTreeMap::new(),
             files: BTreeMap::new(),
+            late: Vec::new(),
+            lies: 0,
+            has_lied: false,
+            reads_fail: false,
+            kept: Kept::default(),
             manifest: None,
             manifest_under_way: None,
         }
@@ -56,15 +118,22 @@ impl SimDisk {
 
     /// Makes a segment out of a spare, stale bytes and all, or of zeros.
     pub fn prepare_segment(&mut self, number: u64) {
-        let bytes = self
-            .spares
-            .pop()
-            .unwrap_or_else(|| vec![0; self.segment_bytes]);
-        self.segments.entry(number).or_insert(bytes);
+        let spare = self.spares.pop();
+        let zeros = || Segment(Arc::new(vec![0; self.segment_bytes]));
+        let segment = spare.unwrap_or_else(zeros);
+        self.segments.entry(number).or_insert(segment);
     }
 
     /// Turns segments into spares.
+    ///
+    /// # Panics
+    /// If what they hold is not repeated yet: nothing of a later segment is on disk.
     pub fn drop_segments(&mut self, numbers: &[u64]) {
+        let head = self.kept.head();
+        assert!(
+            self.has_lied || numbers.iter().all(|number| *number < head),
+            "segments {numbers:?} are dropped, and the newest that is on disk is {head}"
+        );
         self.spares.extend(
             numbers
                 .iter()
@@ -73,14 +142,17 @@ impl SimDisk {
     }
 
     /// Starts a log write.
+    ///
+    /// # Panics
+    /// If it says that more is durable than is on disk.
     pub fn start_write(&mut self, write: &WalWrite) {
-        let mut bytes = vec![0; write.batch.encoded_len()];
-        write.batch.encode_into(&mut bytes);
-        let offset = usize::try_from(write.offset).expect("segments are small");
+        let header = BatchHeader::decode(write.batch.as_bytes());
+        let claimed = header.expect("a batch is sealed").durable_lsn;
+        self.must_have(claimed, "a batch");
         let pending = PendingWrite {
             segment: write.segment,
-            offset,
-            bytes,
+            offset: usize::try_from(write.offset).expect("segments are small"),
+            batch: write.batch.clone(),
         };
         let before = self.writes.insert(write.batch_seq, pending);
         assert!(
@@ -90,24 +162,68 @@ impl SimDisk {
         );
     }
 
-    /// Completes a log write: its bytes are on disk.
+    /// Completes a log write: its bytes are on disk, unless the disk lies.
     pub fn complete_write(&mut self, batch_seq: u64) {
-        let write = self
-            .writes
-            .remove(&batch_seq)
-            .expect("a write completes once");
+        let write = self.take_write(batch_seq);
+        if self.lies > 0 {
+            self.lies -= 1;
+            self.has_lied = true;
+            return;
+        }
         self.land(&write, |_| true);
+        self.kept
+            .landed(batch_seq, write.segment, write.batch.shared());
+    }
+
+    /// A log write fails: any part of it is on disk.
+    pub fn fail_write(&mut self, batch_seq: u64, prng: &mut Prng) {
+        let write = self.take_write(batch_seq);
+        self.land(&write, |_| prng.chance(1, 2));
+    }
+
+    fn must_have(&self, claimed: Lsn, who: &str) {
+        let end = self.kept.end();
+        assert!(
+            self.has_lied || claimed <= end,
+            "{who} says that the log is durable up to {claimed}, and it is up to {end}"
+        );
+    }
+
+    /// Whether it has lost writes since the last start.
+    #[must_use]
+    pub fn has_lied(&self) -> bool {
+        self.has_lied
+    }
+
+    fn take_write(&mut self, batch_seq: u64) -> PendingWrite {
+        let write = self.writes.remove(&batch_seq);
+        write.expect("a write completes once")
     }
 
     fn land(&mut self, write: &PendingWrite, mut lands: impl FnMut(usize) -> bool) {
-        let segment = self
-            .segments
-            .get_mut(&write.segment)
-            .expect("segments are made first");
-        for (sector, bytes) in write.bytes.chunks(SECTOR_BYTES).enumerate() {
+        let segment = self.segments.get_mut(&write.segment);
+        let segment = segment.expect("segments are made first");
+        let segment = Arc::make_mut(&mut segment.0);
+        let bytes = write.batch.as_bytes();
+        for (sector, bytes) in bytes.chunks(SECTOR_BYTES).enumerate() {
             if lands(sector) {
                 let at = write.offset + sector * SECTOR_BYTES;
                 segment[at..at + bytes.len()].copy_from_slice(bytes);
+            }
+        }
+    }
+
+    /// The next log writes are reported done and are not.
+    pub fn lie(&mut self, writes: u32) {
+        self.lies = writes;
+    }
+
+    /// What a dead process had under way for checkpoint files lands now, where they still are. Their
+    /// names are never used again, so that nobody reads it.
+    pub fn land_late(&mut self) {
+        for (name, late) in std::mem::take(&mut self.late) {
+            if let Some(file) = self.files.get_mut(&name) {
+                *file = late;
             }
         }
     }
@@ -140,7 +256,12 @@ impl SimDisk {
     }
 
     /// Starts to replace the manifest.
+    ///
+    /// # Panics
+    /// If it is none, or says that more is durable than is on disk.
     pub fn start_manifest(&mut self, bytes: Bytes) {
+        let manifest = Manifest::decode(&bytes).expect("a manifest is read as it was made");
+        self.must_have(manifest.durable, "a manifest");
         self.manifest_under_way = Some(bytes);
     }
 
@@ -149,18 +270,86 @@ impl SimDisk {
         self.manifest = self.manifest_under_way.take().or(self.manifest.take());
     }
 
-    /// A bit of a segment rots. Nothing of the simulated runs does that yet.
+    /// A bit of a segment rots.
     ///
     /// # Panics
     /// If there is no such place.
     pub fn rot(&mut self, segment: u64, offset: usize) {
         let segment = self.segments.get_mut(&segment);
-        segment.expect("there is such a segment")[offset] ^= 1;
+        let segment = segment.expect("there is such a segment");
+        Arc::make_mut(&mut segment.0)[offset] ^= 1;
+    }
+
+    /// Does harm to the log, or to a checkpoint file; nothing if there is nothing to harm. Of the log
+    /// only what a later batch proves to have been acknowledged, if that is asked for.
+    pub fn harm(&mut self, harm: Harm, proved: bool, prng: &mut Prng) -> Option<Harmed> {
+        if prng.chance(1, 3) {
+            return self.harm_file(harm, prng);
+        }
+        let batches = self.batches();
+        let claimed = batches.iter().map(|(_, _, header)| header.durable_lsn);
+        let claimed = claimed.max().unwrap_or(Lsn(0));
+        let is_proved =
+            |header: &BatchHeader| header.lsn.0 + header.encoded_len() as u64 <= claimed.0;
+        let targets = batches.iter();
+        let targets = targets.filter(|(_, _, header)| !proved || is_proved(header));
+        let targets: Vec<_> = targets.collect();
+        let nth = prng.below(targets.len().max(1) as u64) as usize;
+        let (number, start, header) = *targets.get(nth)?;
+        let blocks = (header.encoded_len() / BLOCK_BYTES) as u64;
+        let block = start + prng.below(blocks) as usize * BLOCK_BYTES;
+        let before = self.segments.range(..number).next_back();
+        let before = before.map(|(_, segment)| segment.0[block..block + BLOCK_BYTES].to_vec());
+        let (from, at, _) = batches[prng.below(batches.len() as u64) as usize];
+        let other = self.segments[&from].0[at..at + BLOCK_BYTES].to_vec();
+        let segment = self.segments.get_mut(number).expect("it was just seen");
+        let segment = &mut Arc::make_mut(&mut segment.0)[block..block + BLOCK_BYTES];
+        let offset = spoil(segment, harm, before, other, prng);
+        Some(Harmed {
+            segment: Some(*number),
+            offset: block + offset,
+        })
+    }
+
+    fn harm_file(&mut self, harm: Harm, prng: &mut Prng) -> Option<Harmed> {
+        let nth = prng.below(self.files.len().max(1) as u64) as usize;
+        let file = self.files.values_mut().nth(nth)?;
+        let blocks = file.bytes.len() / SECTOR_BYTES;
+        let block = |prng: &mut Prng| prng.below(blocks.max(1) as u64) as usize * SECTOR_BYTES;
+        let (start, from) = (block(prng), block(prng));
+        let other = file.bytes.get(from..from + SECTOR_BYTES)?.to_vec();
+        let bytes = &mut file.bytes[start..start + SECTOR_BYTES];
+        let offset = spoil(bytes, harm, None, other, prng);
+        Some(Harmed {
+            segment: None,
+            offset: start + offset,
+        })
+    }
+
+    /// All batches whose header is intact: segment, offset, header.
+    fn batches(&self) -> Vec<(u64, usize, BatchHeader)> {
+        let mut batches = Vec::new();
+        for (number, segment) in &self.segments {
+            let mut offset = 0;
+            while offset < segment.0.len() {
+                let header = BatchHeader::decode(&segment.0[offset..]).ok();
+                let header = header.filter(|it| offset + it.encoded_len() <= segment.0.len());
+                offset += match header {
+                    Some(header) => {
+                        batches.push((*number, offset, header));
+                        header.encoded_len()
+                    }
+                    None => BLOCK_BYTES,
+                };
+            }
+        }
+        batches
     }
 
     /// The process died: what was under way lands in part.
     pub fn crash(&mut self, prng: &mut Prng) {
-        for (_, write) in std::mem::take(&mut self.writes) {
+        self.lies = 0;
+        for (batch_seq, write) in std::mem::take(&mut self.writes) {
             // Often all or nothing, else any subset.
             let fate = prng.below(4);
             self.land(&write, |_| match fate {
@@ -168,7 +357,12 @@ impl SimDisk {
                 1 => true,
                 _ => prng.chance(1, 2),
             });
+            if fate == 1 {
+                self.kept
+                    .landed(batch_seq, write.segment, write.batch.shared());
+            }
         }
+        self.has_lied = false;
         let unsynced = |file: &File| file.synced < file.bytes.len();
         let names: Vec<_> = self
             .files
@@ -182,6 +376,9 @@ impl SimDisk {
                 continue;
             }
             let file = self.files.get_mut(&name).expect("it was just there");
+            if prng.chance(1, 3) {
+                self.late.push((name, file.clone()));
+            }
             let synced = file.synced;
             for sector in file.bytes[synced..].chunks_mut(SECTOR_BYTES) {
                 if prng.chance(1, 2) {
@@ -199,14 +396,14 @@ impl SimDisk {
     pub fn segments(&self) -> impl Iterator<Item = (u64, Bytes)> {
         self.segments
             .iter()
-            .map(|(number, bytes)| (*number, Bytes::copy_from_slice(bytes)))
+            .map(|(number, segment)| (*number, segment.bytes()))
     }
 
     /// Bytes of a segment; `None` if there is no such segment any more.
     #[must_use]
     pub fn read_log(&self, segment: u64, offset: u32, len: u32) -> Option<Bytes> {
         let (offset, len) = (offset as usize, len as usize);
-        let bytes = self.segments.get(&segment)?.get(offset..offset + len)?;
+        let bytes = self.segments.get(&segment)?.0.get(offset..offset + len)?;
         Some(Bytes::copy_from_slice(bytes))
     }
 
@@ -236,8 +433,11 @@ impl SimDisk {
     /// Reads from the checkpoint file of this number.
     ///
     /// # Errors
-    /// If it is not there.
+    /// If it is not there, or cannot be read.
     pub fn read(&self, number: u64, offset: u64, len: usize) -> Result<Bytes, String> {
+        if self.reads_fail {
+            return Err(format!("shard {}: input/output error", ShardId(0)));
+        }
         let kinds = [CheckpointFile::Run(number), CheckpointFile::Payload(number)];
         let file = kinds.iter().find_map(|name| self.files.get(name));
         let file = file.ok_or_else(|| format!("shard {}: no such file", ShardId(0)))?;
@@ -247,4 +447,28 @@ impl SimDisk {
         let end = start.saturating_add(len).min(file.bytes.len());
         Ok(Bytes::copy_from_slice(&file.bytes[start..end]))
     }
+}
+
+/// Does harm to a block; where.
+fn spoil(
+    block: &mut [u8],
+    harm: Harm,
+    before: Option<Vec<u8>>,
+    other: Vec<u8>,
+    prng: &mut Prng,
+) -> usize {
+    match harm {
+        Harm::Rot => {
+            let at = prng.below(block.len() as u64) as usize;
+            block[at] ^= 1 << prng.below(8);
+            return at;
+        }
+        Harm::Zeroed => block.fill(0),
+        Harm::Misdirected => block.copy_from_slice(&other),
+        Harm::Stale => match before {
+            Some(before) => block.copy_from_slice(&before),
+            None => block.fill(0),
+        },
+    }
+    0
 }

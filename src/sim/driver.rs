@@ -6,9 +6,11 @@
 //! Deliberately absent: time. How long a work takes, and whether it ends, is up to the world.
 
 use super::disk::SimDisk;
+use crate::base::bugs::{self, Bug};
 use crate::base::ids::{GroupId, NodeId, ShardId};
 use crate::base::limits::PEER_FRAME_BYTES_MAX;
 use crate::base::members::ClusterMembers;
+use crate::base::prng::Prng;
 use crate::raft::message::{Message, Voter};
 use crate::shard::effect::{CheckpointFile, Effect};
 use crate::shard::input::{Input, Origin};
@@ -166,6 +168,19 @@ impl Work {
         Input::RoundFailed { round }
     }
 
+    /// A write of the log fails, perhaps half done. Nobody knows then what the disk holds: the process
+    /// ends, and nothing is told.
+    ///
+    /// # Panics
+    /// If it is no write of the log.
+    pub fn fail_write(self, disk: &mut SimDisk, prng: &mut Prng) -> Option<Input> {
+        let Self::Batch(batch_seq) = self else {
+            panic!("{self:?} is no write of the log");
+        };
+        disk.fail_write(batch_seq, prng);
+        bugs::on(Bug::WriteErrorIgnored).then_some(Input::WalSynced { batch_seq })
+    }
+
     /// Whether it is the end of a checkpoint round's files.
     #[must_use]
     pub fn may_fail(&self) -> bool {
@@ -210,6 +225,36 @@ pub fn recover(
         recovery.feed(number, bytes);
     }
     recovery.finish()
+}
+
+/// A start reads the log of a disk.
+///
+/// # Errors
+/// [`RecoveryError`] if the log is refused as a whole.
+///
+/// # Panics
+/// If it does not find what was on the disk for good, although no harm was done to it (`is_harmed`).
+pub fn start(
+    disk: &mut SimDisk,
+    identity: LogIdentity,
+    segment_bytes: usize,
+    is_harmed: bool,
+) -> Result<Recovered, RecoveryError> {
+    let recovered = recover(disk, identity, segment_bytes)?;
+    if !is_harmed {
+        assert!(
+            recovered.damage.is_empty(),
+            "a torn tail was taken for damage: {:?}",
+            recovered.damage
+        );
+        let missing = disk.kept.missing_in(&recovered);
+        assert!(
+            missing.is_none(),
+            "a start does not find what is on its disk for good: {missing:?} (group, entry)"
+        );
+    }
+    disk.kept.restart(&recovered);
+    Ok(recovered)
 }
 
 /// Whose files lie beside a log.

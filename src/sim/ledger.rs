@@ -1,7 +1,12 @@
 //! What was promised to clients, held against every later answer.
 
-use crate::base::ids::{JobId, Token};
-use std::collections::{BTreeMap, BTreeSet};
+use super::history::History;
+use crate::base::ids::{JobId, LogIndex, Token};
+use crate::base::prng::Prng;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// Jobs that are looked at.
+const RECENT_MAX: usize = 16;
 
 /// What is known of a job that was enqueued, or may have been.
 #[derive(Clone, Debug, Default)]
@@ -24,6 +29,10 @@ pub struct Ledger {
     granted: BTreeSet<Token>,
     /// The newest grant of each job that a client was told of.
     newest: BTreeMap<JobId, u32>,
+    /// Jobs that were told of lately.
+    recent: VecDeque<JobId>,
+    /// What replies said, by their stamps.
+    pub history: History,
 }
 
 impl Ledger {
@@ -46,7 +55,15 @@ impl Ledger {
         self.bind(number, id);
     }
 
+    /// A job that a client was told of lately, if there is one.
+    pub fn some_job(&self, prng: &mut Prng) -> Option<JobId> {
+        let nth = prng.below(self.recent.len().max(1) as u64) as usize;
+        self.recent.get(nth).copied()
+    }
+
     fn bind(&mut self, number: u64, id: JobId) {
+        self.recent.push_front(id);
+        self.recent.truncate(RECENT_MAX);
         let before = self.by_id.insert(id, number);
         assert!(
             before.is_none_or(|before| before == number),
@@ -61,8 +78,10 @@ impl Ledger {
         }
     }
 
-    /// A job was delivered. `repeated` says that the lease was asked before under the same number.
-    pub fn delivered(&mut self, number: u64, token: Token, repeated: bool) {
+    /// A job was delivered, by an answer that is true at `at`. `repeated` says that the lease was asked
+    /// before under the same number.
+    pub fn delivered(&mut self, number: u64, token: Token, at: LogIndex, repeated: bool) {
+        self.history.granted(token, at);
         let fate = self.jobs.get_mut(&number);
         let fate = fate.unwrap_or_else(|| panic!("job {number} was delivered but never enqueued"));
         // What was granted before may arrive late: its token is worth nothing.
@@ -89,8 +108,9 @@ impl Ledger {
             .end_asked = true;
     }
 
-    /// It was answered: the job is done.
-    pub fn end_acked(&mut self, token: Token) {
+    /// It was answered at `at`: the job is done. `repeated` says that it was asked before.
+    pub fn end_acked(&mut self, token: Token, at: LogIndex, repeated: bool) {
+        self.history.ended(token, at, repeated);
         let newest = self.newest[&token.job];
         assert!(
             token.lease_gen >= newest,

@@ -141,7 +141,7 @@ impl Operator {
         if let ReplyBody::Error(error) = &reply.body {
             let again = matches!(
                 error.code,
-                Code::NotLeader | Code::Busy | Code::DiskFull | Code::Stopping
+                Code::NotLeader | Code::Busy | Code::DiskFull | Code::Stopping | Code::GroupHalted
             );
             assert!(again, "{:?}: {}: {}", self.step, error.code, error.message);
             self.asked = None;

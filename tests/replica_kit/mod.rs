@@ -120,6 +120,16 @@ impl Node {
 
     /// A batch that was acknowledged rots, so many eighths into the newest segment with some.
     pub(crate) fn damage_log(&mut self, eighths: usize) {
+        self.damage_batch(|count| count * eighths / 8);
+    }
+
+    /// The batch rots with which the log begins behind the head of its segment: it holds the bases of
+    /// formation.
+    pub(crate) fn damage_formation(&mut self) {
+        self.damage_batch(|_| 1);
+    }
+
+    fn damage_batch(&mut self, nth: impl Fn(usize) -> usize) {
         let batches = |(number, bytes): (u64, Bytes)| {
             let offsets = (0..bytes.len()).step_by(BLOCK_BYTES);
             let found = offsets.filter(|at| {
@@ -133,14 +143,13 @@ impl Node {
             .iter()
             .rfind(|(_, found)| found.len() > 3)
             .expect("a segment with batches");
-        self.disk
-            .rot(*number, found[found.len() * eighths / 8] + 100);
+        self.disk.rot(*number, found[nth(found.len())] + 100);
     }
 
     /// A process starts on the disk.
     fn start(&mut self, now: Now) {
         let identity = self.identity();
-        let recovered = driver::recover(&self.disk, identity, self.segment_bytes);
+        let recovered = driver::start(&mut self.disk, identity, self.segment_bytes, true);
         let recovered = recovered.expect("the log is ours");
         self.start += 1;
         let config = ShardConfig {

@@ -1,56 +1,81 @@
-//! What befalls a cluster, and when.
+//! What befalls a cluster, and when. Faults are numbered, and each draws what it needs from a generator of
+//! its own number, so that one can be left out and the others stay what they are.
 
+use super::node::Image;
 use super::options::Fault;
 use super::{Cluster, Event};
+use crate::base::prng::{Prng, mix};
+use crate::shard::input::Input;
 use std::time::Duration;
 
+/// A clock jumps by less than this, forth or back. Jobs that were to start later wait for it.
+const JUMP_MS: u64 = 30_000;
+/// What is left of a disk that failed may be read so much later, or lost at the next start.
+const SOON_MS: u64 = 200;
+
+/// Between one and 2^`below` - 1 milliseconds, short ones as often as long ones.
+fn up_to(below: u64, prng: &mut Prng) -> Duration {
+    Duration::from_millis(1 << prng.below(below))
+}
+
 impl Cluster<'_> {
+    /// The next fault, by its number.
     pub(super) fn schedule_fault(&mut self) {
-        let gap = Duration::from_millis(1 + self.prng.below(self.options.fault_gap_ms));
-        self.schedule(gap, Event::Fault);
+        self.next_fault += 1;
+        let mut prng = self.prng_of(self.next_fault);
+        let gap = Duration::from_millis(1 + prng.below(self.options.fault_gap_ms));
+        self.schedule(gap, Event::Fault(self.next_fault, prng));
+    }
+
+    fn prng_of(&self, number: u64) -> Prng {
+        Prng::new(mix(self.seed ^ mix(number)))
     }
 
     /// One fault, of a kind that is on.
-    pub(super) fn on_fault(&mut self) {
+    pub(super) fn on_fault(&mut self, number: u64, mut prng: Prng) {
         if !self.has_faults || self.options.faults.is_empty() {
             return;
         }
         let kinds = &self.options.faults;
-        let fault = kinds[self.prng.below(kinds.len() as u64) as usize];
-        *self.report.faults.entry(fault).or_default() += 1;
-        let node = self.any_node();
-        self.say(|| format!("{fault:?} at node {}", node + 1));
-        self.befall(fault, node);
+        let fault = kinds[prng.below(kinds.len() as u64) as usize];
+        let place = prng.below(self.options.nodes as u64) as usize;
+        let frail = &self.options.frail;
+        let node = if fault.is_harm() {
+            frail.get(place % frail.len().max(1)).copied()
+        } else {
+            Some(place)
+        };
+        let happens = self.only.as_ref().is_none_or(|only| only.contains(&number));
+        if let (Some(node), true) = (node, happens) {
+            *self.report.faults.entry(fault).or_default() += 1;
+            self.befallen.push((number, fault));
+            self.note_doing(fault, node);
+            self.say(|| format!("fault {number}: {fault:?} at node {}", node + 1));
+            self.befall(fault, node, &mut prng);
+        }
         self.schedule_fault();
     }
 
-    fn any_node(&mut self) -> usize {
-        self.prng.below(self.options.nodes as u64) as usize
-    }
-
-    fn befall(&mut self, fault: Fault, node: usize) {
+    fn befall(&mut self, fault: Fault, node: usize, prng: &mut Prng) {
         let nodes = self.options.nodes;
         match fault {
             Fault::Crash => {
                 self.die(node);
                 // Perhaps again, as soon as it has started.
-                if self.prng.chance(1, 3) {
+                if prng.chance(1, 3) {
                     self.start(node);
-                    let start = self.nodes[node].start;
-                    let soon = Duration::from_micros(self.prng.below(10_000));
-                    self.schedule(soon, Event::Die(node, start));
+                    self.die_soon(node, prng.below(10_000));
                 }
             }
             Fault::PowerLoss => (0..nodes).for_each(|node| self.die(node)),
             Fault::Pause => {
-                let pause = Duration::from_millis(1 << self.prng.below(12));
-                let until = self.now.plus(pause);
+                let until = self.now.plus(up_to(12, prng));
                 self.resume(node);
                 self.nodes[node].paused_until = until;
             }
             Fault::Partition => {
-                let ms = 1 << self.prng.below(13);
-                let side: Vec<bool> = (0..nodes).map(|_| self.prng.chance(1, 2)).collect();
+                let ms = 1 << prng.below(13);
+                let side: Vec<bool> = (0..nodes).map(|_| prng.chance(1, 2)).collect();
                 for from in 0..nodes {
                     for to in 0..nodes {
                         if side[from] != side[to] {
@@ -60,25 +85,115 @@ impl Cluster<'_> {
                 }
             }
             Fault::OneWay => {
-                let ms = 1 << self.prng.below(13);
-                let to = (node + 1 + self.prng.below(nodes as u64 - 1) as usize) % nodes;
+                let ms = 1 << prng.below(13);
+                let to = another(node, nodes, prng);
                 self.cut(node, to, ms);
             }
-            Fault::Reset => {
-                let to = (node + 1 + self.prng.below(nodes as u64 - 1) as usize) % nodes;
-                self.break_off(node, to);
-            }
+            Fault::Reset => self.break_off(node, another(node, nodes, prng)),
             Fault::Jump => {
                 let wall_ms = self.nodes[node].wall_ms;
-                let jump = self.prng.below(400_000);
-                self.nodes[node].wall_ms = (wall_ms + jump).saturating_sub(200_000);
+                self.nodes[node].wall_ms = wall_ms + prng.below(2 * JUMP_MS) - JUMP_MS;
             }
             Fault::Stop => self.stop(node),
             Fault::LoseDisk => self.lose_disk(node),
-            Fault::SlowDisk => {
-                let slow = Duration::from_millis(1 << self.prng.below(13));
-                self.nodes[node].slow_until = self.now.plus(slow);
+            Fault::SlowDisk => self.nodes[node].slow_until = self.now.plus(up_to(13, prng)),
+            Fault::FullDisk => {
+                let pause = up_to(13, prng);
+                self.nodes[node].full_until = self.now.plus(pause);
+                self.tell_space(node, true, prng.chance(1, 4));
+                self.schedule(pause, Event::Space(node));
             }
+            Fault::WriteError => self.nodes[node].write_fails = true,
+            Fault::ReadError => {
+                let until = self.now.plus(up_to(12, prng));
+                self.nodes[node].unreadable_until = until;
+                if prng.chance(1, 2) {
+                    self.die_soon(node, prng.below(SOON_MS * 1_000));
+                }
+            }
+            Fault::LostWrite => {
+                let writes = 1 + prng.below(3) as u32;
+                let disks = &mut self.nodes[node].disks;
+                let shard = prng.below(disks.len() as u64) as usize;
+                disks[shard].lie(writes);
+                self.nodes[node].is_harmed = true;
+                self.die_soon(node, prng.below(SOON_MS * 1_000));
+            }
+            Fault::Rot | Fault::Zeroed | Fault::Misdirected | Fault::Stale => {
+                self.harm(fault, node, prng);
+            }
+            Fault::OldImage => self.restore_image(node),
         }
     }
+
+    fn die_soon(&mut self, node: usize, micros: u64) {
+        let start = self.nodes[node].start;
+        self.schedule(Duration::from_micros(micros), Event::Die(node, start));
+    }
+
+    /// Damages what is on a disk. Most of it is found at a start, which may follow.
+    fn harm(&mut self, fault: Fault, node: usize, prng: &mut Prng) {
+        let harm = fault.harm().expect("it is harm to a disk");
+        // Where a majority may be harmed, what nobody could prove to be missing stays whole.
+        let proved = self.options.is_helpless();
+        let place = &mut self.nodes[node];
+        let shard = prng.below(place.disks.len() as u64) as usize;
+        let Some(harmed) = place.disks[shard].harm(harm, proved, prng) else {
+            return;
+        };
+        place.is_harmed = true;
+        self.say(|| format!("{harm:?} on shard {shard} of node {}: {harmed:?}", node + 1));
+        if prng.chance(1, 2) {
+            self.die_soon(node, prng.below(SOON_MS * 1_000));
+        }
+    }
+
+    /// The first time an image is taken; it is restored the next time, while all others run and can tell
+    /// that it is old. Nobody could if they had forgotten what they heard.
+    fn restore_image(&mut self, node: usize) {
+        let Some(image) = self.nodes[node].image.take() else {
+            let disks = self.nodes[node].disks.clone();
+            let number = self.nodes[node].number;
+            self.nodes[node].image = Some(Image { disks, number });
+            return;
+        };
+        let mut others = (0..self.options.nodes).filter(|other| *other != node);
+        let all_hear = others.all(|other| {
+            let place = &self.nodes[other];
+            let is_cut = self.is_cut(node, other) || self.is_cut(other, node);
+            let me = self.nodes[node].me;
+            let has_heard = place.durable.contains_key(&me.node);
+            place.runs() && has_heard && place.paused_until <= self.now && !is_cut
+        });
+        if !all_hear {
+            self.nodes[node].image = Some(image);
+            return;
+        }
+        self.die(node);
+        self.say(|| format!("node {} goes on with an older image", node + 1));
+        self.nodes[node].restore(image, &mut self.prng);
+        self.start(node);
+        self.connect_now(node);
+        // Its number may have been another process's: it ended, and is started again.
+        self.start(node);
+        self.connect_now(node);
+    }
+
+    /// Whether there is room on a disk.
+    pub(super) fn tell_space(&mut self, node: usize, full: bool, exhausted: bool) {
+        for shard in 0..self.options.shards {
+            self.tell(node, shard, Input::DiskSpace { full, exhausted });
+        }
+    }
+
+    /// A disk may have room again.
+    pub(super) fn on_space(&mut self, node: usize) {
+        if self.nodes[node].full_until <= self.now {
+            self.tell_space(node, false, false);
+        }
+    }
+}
+
+fn another(node: usize, nodes: usize, prng: &mut Prng) -> usize {
+    (node + 1 + prng.below(nodes as u64 - 1) as usize) % nodes
 }

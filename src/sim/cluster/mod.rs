@@ -4,36 +4,44 @@
 //! # A run
 //!
 //! 1. Faults come, of the kinds that the seed has drawn ([`Fault`]).
-//! 2. Faults end. A random majority is healed; the others stay as they are, cut off. Every group must
-//!    make progress.
+//! 2. Faults end. A random majority is healed, of those whose disks are whole; the others stay as they
+//!    are, cut off. Every group must make progress.
 //! 3. All is healed. No more jobs come, and all are worked off; then every group is the same on all
 //!    nodes, and no job that was acknowledged is missing.
 //! 4. All nodes stop in order, start again, and have what they had.
 //!
 //! `judges` look at every engine after each turn.
 //!
+//! Disks may lose what they said was safe: those of a minority, or in some runs of all nodes. Such a run
+//! ends after the first step: what was lost may be gone for good, and the judges have seen whether anybody
+//! went on as if it were not.
+//!
 //! In half of the runs an operator makes, changes and deletes queues of several partitions, whose groups
 //! any node may lead.
 //!
-//! Deliberately absent: damage to what was synced; more or fewer nodes than there were; and the client library: requests
-//! are made by [`SimClient`], which keeps the books.
+//! Deliberately absent: more or fewer nodes than there were; and the client library: requests are made by
+//! [`SimClient`], which keeps the books.
 
+mod coverage;
 mod faults;
 mod judges;
 mod network;
 mod node;
 mod options;
 mod renewal;
+mod report;
 mod traffic;
 
-pub use options::Fault;
+pub use coverage::{Doing, must_meet};
+pub use options::{Fault, Plan};
+pub use report::RunReport;
 
 use super::client::SimClient;
 use super::disk::SimDisk;
 use super::driver::{Begun, Out, Work, begin, owner_of};
 use super::ledger::Ledger;
 use super::operator::Operator;
-use crate::base::ids::{ConnId, GroupId, ShardId};
+use crate::base::ids::{ConnId, GroupId, LogIndex, ShardId};
 use crate::base::limits::FRAME_BYTES_MAX;
 use crate::base::prng::{Prng, mix};
 use crate::base::units::Monotonic;
@@ -57,13 +65,17 @@ use traffic::{Asker, Conn};
 
 /// A majority that is healed makes progress within this.
 const PROGRESS_WITHIN: Duration = Duration::from_secs(30);
-/// A whole cluster has worked off everything, and is equal, within this: many jumps may have put a clock
-/// back by half an hour, and what was delayed by another clock waits for that.
-const DRAINED_WITHIN: Duration = Duration::from_secs(3_600);
+/// A whole cluster has worked off everything, and is equal, within this.
+const DRAINED_WITHIN: Duration = Duration::from_secs(400);
+/// No run has so many events, and no turn of an engine so many steps.
+const EVENTS_MAX: u64 = 5_000_000;
+const STEPS_MAX: u32 = 10_000;
+/// With disks that nobody can put right, it is watched for so long whether all stay safe.
+const SAFE_FOR: Duration = Duration::from_secs(5);
+/// In the end clients think so many times longer: there is little left to do.
+const THINK_TIMES: u64 = 2;
 /// Nodes that are asked to stop have stopped within this, or are killed.
 const STOPPED_WITHIN: Duration = Duration::from_secs(10);
-/// One commit in so many is looked for on the disks.
-const DISKS_ONE_IN: u64 = 400;
 /// After one turn in so many a state is compared.
 const STATES_ONE_IN: u64 = 500;
 
@@ -80,89 +92,26 @@ enum Event {
     AskAgain(usize, u64),
     ClientActs(usize),
     OperatorActs,
-    Fault,
+    Fault(u64, Prng),
     /// A disk that is being replaced is looked after.
     Renew,
+    /// A disk may have room again.
+    Space(usize),
+    /// What a dead process had on its way to the files of a disk lands.
+    Late(usize),
     /// A node dies, if it is still this process.
     Die(usize, u32),
     Start(usize),
 }
 
-/// What a run did.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RunReport {
-    /// Enqueues acknowledged.
-    pub acked: usize,
-    /// Jobs finished for sure.
-    pub finished: usize,
-    /// Queues of several partitions made, changed and deleted.
-    pub operated: u64,
-    /// Changes of them that one node asked of another.
-    pub changes_sent: u64,
-    /// Answers to clients.
-    pub answers: u64,
-    /// Sendings between nodes.
-    pub messages: u64,
-    /// Faults, by kind.
-    pub faults: BTreeMap<Fault, u64>,
-    /// Crashes before the node had its groups back.
-    pub crashes_in_recovery: u64,
-    /// Checkpoint rounds published.
-    pub rounds: u64,
-    /// Checkpoints of other nodes installed.
-    pub installs: u64,
-    /// Entries that a node read from its log for another.
-    pub entries_read: u64,
-    /// Disks that were lost.
-    pub disks_lost: u64,
-    /// Those of them whose place another has taken.
-    pub disks_replaced: u64,
-    /// Torn tails cut.
-    pub tails_cut: u64,
-    /// Leaders of a term that were seen.
-    pub terms_led: u64,
-    /// States held against each other.
-    pub states_compared: u64,
-    /// Entries looked for on the disks.
-    pub disks_read: u64,
-    /// Whether the job machine began with its first version and rose.
-    pub version_raised: bool,
-    /// Virtual time, in milliseconds.
-    pub simulated_ms: u64,
-    /// A hash of everything that happened.
-    pub trace: u64,
-}
-
-impl RunReport {
-    /// Adds what another run did. The trace of a sum means nothing.
-    pub fn add(&mut self, other: &Self) {
-        self.acked += other.acked;
-        self.finished += other.finished;
-        self.operated += other.operated;
-        self.changes_sent += other.changes_sent;
-        self.answers += other.answers;
-        self.messages += other.messages;
-        for (fault, count) in &other.faults {
-            *self.faults.entry(*fault).or_default() += count;
-        }
-        self.crashes_in_recovery += other.crashes_in_recovery;
-        self.rounds += other.rounds;
-        self.installs += other.installs;
-        self.entries_read += other.entries_read;
-        self.disks_lost += other.disks_lost;
-        self.disks_replaced += other.disks_replaced;
-        self.tails_cut += other.tails_cut;
-        self.terms_led += other.terms_led;
-        self.states_compared += other.states_compared;
-        self.disks_read += other.disks_read;
-        self.version_raised |= other.version_raised;
-        self.simulated_ms += other.simulated_ms;
-    }
-}
-
 /// A cluster in its world.
 pub struct Cluster<'a> {
+    seed: u64,
     options: Options,
+    only: Option<BTreeSet<u64>>,
+    next_fault: u64,
+    /// The faults that happened, by their numbers.
+    befallen: &'a mut Vec<(u64, Fault)>,
     prng: Prng,
     now: Monotonic,
     events: BTreeMap<(Monotonic, u64), Event>,
@@ -175,6 +124,8 @@ pub struct Cluster<'a> {
     operator: Operator,
     /// Whom each asker takes for the leader of a group.
     leaders: BTreeMap<(Asker, GroupId), usize>,
+    /// What every answer to a request must have seen.
+    floors: BTreeMap<(Asker, u64), LogIndex>,
     /// Groups that made an entry for the world.
     probed: BTreeSet<GroupId>,
     ledger: Ledger,
@@ -196,13 +147,48 @@ impl<'a> Cluster<'a> {
     /// If a promise is broken; the message says which.
     #[must_use]
     pub fn run(seed: u64, teller: Option<&'a mut dyn FnMut(&str)>) -> RunReport {
-        let mut cluster = Self::new(seed, teller);
+        Self::run_as(seed, &Plan::default(), teller)
+    }
+
+    /// Runs one seed as planned.
+    ///
+    /// # Panics
+    /// If a promise is broken; the message says which.
+    #[must_use]
+    pub fn run_as(seed: u64, plan: &Plan, teller: Option<&'a mut dyn FnMut(&str)>) -> RunReport {
+        let teller = teller.map(|teller| teller as &mut dyn FnMut(&str));
+        Cluster::run_noting(seed, plan, teller, &mut Vec::new())
+    }
+
+    /// The same; the faults that happened are noted, by their numbers, also if it fails.
+    ///
+    /// # Panics
+    /// If a promise is broken; the message says which.
+    #[must_use]
+    pub fn run_noting(
+        seed: u64,
+        plan: &Plan,
+        teller: Option<&'a mut dyn FnMut(&str)>,
+        befallen: &'a mut Vec<(u64, Fault)>,
+    ) -> RunReport {
+        let mut cluster = Self::new(seed, plan, teller, befallen);
         cluster.meet_faults();
-        cluster.heal_a_majority();
-        cluster.heal_all();
-        cluster.drain();
-        cluster.stop_and_start();
+        let harmed = cluster.nodes.iter().filter(|node| node.is_harmed).count();
+        if 2 * harmed < cluster.options.nodes {
+            cluster.heal_a_majority();
+            cluster.heal_all();
+            cluster.drain();
+            cluster.stop_and_start();
+        } else {
+            cluster.heal_all();
+            cluster.go_on_for(SAFE_FOR);
+        }
+        for node in 0..cluster.options.nodes {
+            cluster.count(node);
+        }
         let mut report = cluster.report;
+        report.bases_compared = cluster.judges.bases_compared;
+        report.disks_read = cluster.judges.disks_read;
         report.acked = cluster.ledger.acked();
         report.finished = cluster.ledger.finished();
         report.operated = cluster.operator.rounds;
@@ -213,13 +199,19 @@ impl<'a> Cluster<'a> {
         report
     }
 
-    fn new(seed: u64, teller: Option<&'a mut dyn FnMut(&str)>) -> Self {
+    fn new(
+        seed: u64,
+        plan: &Plan,
+        teller: Option<&'a mut dyn FnMut(&str)>,
+        befallen: &'a mut Vec<(u64, Fault)>,
+    ) -> Self {
         let mut prng = Prng::new(mix(seed));
-        let options = Options::draw(&mut prng, seed);
+        let options = Options::draw(&mut prng, seed, plan);
         let defaults = QueueSettings {
             max_attempts: 1_000,
+            lease_ms: 3_000,
             backoff: Backoff {
-                cap_ms: 5_000,
+                cap_ms: 2_000,
                 ..Backoff::default()
             },
             ..QueueSettings::default()
@@ -234,6 +226,10 @@ impl<'a> Cluster<'a> {
         let pairs =
             (0..options.nodes).flat_map(|from| (0..options.nodes).map(move |to| (from, to)));
         let mut cluster = Self {
+            seed,
+            only: plan.only.clone(),
+            next_fault: 0,
+            befallen,
             clients: (0..options.clients).map(client).collect(),
             nodes: (0..options.nodes)
                 .map(|place| Node::new(place, &options, &mut prng))
@@ -248,6 +244,7 @@ impl<'a> Cluster<'a> {
             conns: BTreeMap::new(),
             operator: Operator::default(),
             leaders: BTreeMap::new(),
+            floors: BTreeMap::new(),
             probed: BTreeSet::new(),
             ledger: Ledger::default(),
             judges: Judges::default(),
@@ -304,11 +301,20 @@ impl<'a> Cluster<'a> {
         self.has_faults = false;
     }
 
+    /// Runs on for so long, whatever happens.
+    fn go_on_for(&mut self, time: Duration) {
+        let end = self.now.plus(time);
+        while self.now < end {
+            self.step();
+        }
+    }
+
     fn heal_a_majority(&mut self) {
         // Who has nothing yet helps nobody.
         let renewed = self.renewed();
         let all = (0..self.options.nodes).filter(|node| Some(*node) != renewed);
         let mut core: Vec<usize> = all.collect();
+        core.retain(|node| !self.nodes[*node].is_harmed);
         while core.len() > self.options.nodes / 2 + 1 {
             core.remove(self.prng.below(core.len() as u64) as usize);
         }
@@ -327,9 +333,7 @@ impl<'a> Cluster<'a> {
                     self.heal(node, other);
                 }
             }
-            self.nodes[node].slow_until = self.now;
-            self.resume(node);
-            self.start(node);
+            self.heal_node(node);
         }
         self.must_make_progress(&core);
     }
@@ -353,13 +357,34 @@ impl<'a> Cluster<'a> {
         self.close_all_of(Asker::Probe);
     }
 
+    /// The process of a node runs, its disk works, and its clock is right. What could not be read is read at another start.
+    fn heal_node(&mut self, node: usize) {
+        let place = &mut self.nodes[node];
+        let could_not_read = place.unreadable_until > self.now;
+        place.slow_until = self.now;
+        place.full_until = self.now;
+        place.unreadable_until = self.now;
+        place.write_fails = false;
+        place.set_clock();
+        if could_not_read || self.halted_of(node) > 0 {
+            self.die(node);
+        }
+        self.resume(node);
+        self.on_space(node);
+        self.start(node);
+    }
+
+    /// Groups of a node that stopped.
+    fn halted_of(&self, node: usize) -> usize {
+        let engines = self.nodes[node].engines.iter();
+        engines.map(|engine| engine.halted().count()).sum()
+    }
+
     fn heal_all(&mut self) {
         self.say(|| "all is healed".to_owned());
         self.stay_down.clear();
         for node in 0..self.options.nodes {
-            self.nodes[node].slow_until = self.now;
-            self.resume(node);
-            self.start(node);
+            self.heal_node(node);
         }
         let pairs: Vec<_> = self.ways.keys().copied().collect();
         for (from, to) in pairs {
@@ -371,6 +396,7 @@ impl<'a> Cluster<'a> {
     /// No more jobs: everything is worked off, and all nodes have the same.
     fn drain(&mut self) {
         self.produces = false;
+        self.options.think_us *= THINK_TIMES;
         let end = self.now.plus(DRAINED_WITHIN);
         let mut next = self.now;
         loop {
@@ -400,8 +426,8 @@ impl<'a> Cluster<'a> {
 
     fn is_drained(&self) -> bool {
         let nodes = self.nodes.iter().flat_map(|node| &node.engines);
-        let live: u64 = nodes.map(ShardEngine::live_jobs).sum();
-        live == 0 && self.operator.is_idle()
+        let live = nodes.map(ShardEngine::live_jobs).max();
+        live == Some(0) && self.operator.is_idle()
     }
 
     /// Nobody asks any more, and every group comes to be the same on all nodes.
@@ -453,8 +479,8 @@ impl<'a> Cluster<'a> {
         let all: Vec<usize> = (0..self.options.nodes).collect();
         self.must_make_progress(&all);
         self.must_be_equal();
-        for node in 0..self.options.nodes {
-            self.count(node);
+        for node in &self.nodes {
+            self.judges.is_small(node, &self.options);
         }
     }
 
@@ -489,7 +515,8 @@ impl<'a> Cluster<'a> {
             // The binary is newer now.
             self.nodes[node].machine_version = MACHINE_VERSION;
         }
-        self.nodes[node].start(&self.options, &self.defaults, self.now);
+        let damage = self.nodes[node].start(&self.options, &self.defaults, self.now);
+        self.report.damage_found += u64::from(damage);
         let start = self.nodes[node].start;
         self.say(|| format!("node {} starts for the {start}. time", node + 1));
         self.connect_all(node);
@@ -507,7 +534,13 @@ impl<'a> Cluster<'a> {
         self.count(node);
         let serves = self.nodes[node].engines.iter().all(ShardEngine::serving);
         self.report.crashes_in_recovery += u64::from(!serves);
+        if !serves {
+            let pair = (Fault::Crash, Doing::Loads);
+            *self.report.met.entry(pair).or_default() += 1;
+        }
         self.nodes[node].die(&mut self.prng);
+        let late = Duration::from_micros(self.prng.below(20_000));
+        self.schedule(late, Event::Late(node));
         self.conns.retain(|_, conn| conn.node != node);
         self.hang_up(node);
         if !self.stay_down.contains(&node) {
@@ -555,6 +588,7 @@ impl<'a> Cluster<'a> {
             self.report.entries_read += counters.entries_sent_from_log_total;
             self.report.tails_cut += counters.log_tails_cut_total;
             self.report.changes_sent += counters.partition_changes_sent_total;
+            self.report.halted += engine.halted().count() as u64;
         }
     }
 
@@ -574,6 +608,7 @@ impl<'a> Cluster<'a> {
 
     /// One event.
     fn step(&mut self) {
+        assert!(self.next_event < EVENTS_MAX, "there is no end of events");
         let next = self.events.first_key_value().map(|((at, _), _)| *at);
         let deadline = self.next_deadline();
         if let Some((at, node, shard)) = deadline
@@ -608,7 +643,12 @@ impl<'a> Cluster<'a> {
             Event::AskAgain(client, id) => self.on_ask_again(client, id),
             Event::ClientActs(client) => self.client_acts(client),
             Event::OperatorActs => self.operator_acts(),
-            Event::Fault => self.on_fault(),
+            Event::Fault(number, prng) => self.on_fault(number, prng),
+            Event::Space(node) => self.on_space(node),
+            Event::Late(node) => {
+                let disks = &mut self.nodes[node].disks;
+                disks.iter_mut().for_each(SimDisk::land_late);
+            }
             Event::Die(node, start) => {
                 if self.nodes[node].start == start {
                     self.die(node);
@@ -642,15 +682,27 @@ impl<'a> Cluster<'a> {
         if !self.is_current(at) {
             return;
         }
-        let fails = work.may_fail() && self.options.rounds_fail && self.prng.chance(1, 3);
+        let has_no_room = self.options.rounds_fail && self.prng.chance(1, 3);
         let node = &mut self.nodes[at.node];
+        let is_full = node.full_until > self.now;
+        let fails = work.may_fail() && (is_full || has_no_room && self.has_faults);
         let owner = owner_of(&node.identity(at.shard));
         let disk: &mut SimDisk = &mut node.disks[usize::from(at.shard)];
-        let input = if fails && self.has_faults {
+        disk.reads_fail = node.unreadable_until > self.now;
+        node.was_unreadable |= disk.reads_fail;
+        let write_fails = matches!(work, Work::Batch(_)) && std::mem::take(&mut node.write_fails);
+        let input = if write_fails {
+            match work.fail_write(disk, &mut self.prng) {
+                Some(input) => input,
+                None => return self.die(at.node),
+            }
+        } else if fails {
             work.fail(disk)
         } else {
             work.finish(disk, &owner)
         };
+        let bases = disk.kept.take_bases();
+        self.judges.compare_bases(&bases);
         self.tell(at.node, at.shard, input);
     }
 
@@ -667,7 +719,8 @@ impl<'a> Cluster<'a> {
     fn pump(&mut self, node: usize, shard: u16) {
         let slot = usize::from(shard);
         let mut effects = Vec::new();
-        loop {
+        for step in 0.. {
+            assert!(step < STEPS_MAX, "an engine has no end of effects");
             self.nodes[node].engines[slot].drain(&mut effects);
             if effects.is_empty() {
                 break;
@@ -685,23 +738,22 @@ impl<'a> Cluster<'a> {
 
     fn judge(&mut self, node: usize, shard: u16) {
         let place = &self.nodes[node];
-        let engine = &place.engines[usize::from(shard)];
         let groups = judges::groups(&self.options, shard);
-        let newest = self.judges.look(place.me, place.start, engine, groups);
+        let clock = (self.now, self.options.drift_per_mille);
+        let renewed = self.renewed();
+        let news = self.judges.look(place, shard, groups, clock);
+        for (group, index) in news {
+            self.judges
+                .is_on_disks(&self.nodes, &self.options, renewed, (group, index));
+        }
         if self.prng.chance(1, STATES_ONE_IN) {
             let groups: Vec<_> = judges::groups(&self.options, shard).collect();
             let group = groups[self.prng.below(groups.len() as u64) as usize];
             for place in self.nodes.iter().filter(|place| place.runs()) {
                 let engine = &place.engines[usize::from(shard)];
-                self.judges.compare(place.me, engine, group);
+                let could_read = !place.is_harmed && !place.was_unreadable;
+                self.judges.compare(place.me, engine, group, could_read);
             }
-        }
-        if let Some((group, index)) = newest
-            && self.prng.chance(1, DISKS_ONE_IN)
-        {
-            self.report.disks_read += 1;
-            self.judges
-                .is_on_disks(&self.nodes, &self.options, self.renewed(), (group, index));
         }
     }
 
@@ -726,6 +778,10 @@ impl<'a> Cluster<'a> {
             }
             Out::Reply(to, reply) => self.on_reply(to, &reply),
             Out::Messages(to, messages) => {
+                for message in &messages {
+                    let place = &self.nodes[node];
+                    self.judges.hear(place, &self.options, shard, message);
+                }
                 let mut frames = BytesMut::new();
                 encode_messages(&messages, &mut frames);
                 let place = to.node.0 as usize - 1;
@@ -777,7 +833,8 @@ impl<'a> Cluster<'a> {
     /// The disk works on something.
     fn begin(&mut self, at: At, work: Work) {
         let is_slow = self.nodes[at.node].slow_until > self.now && self.prng.chance(1, 5);
-        let typical = work.typical_us() * if is_slow { 200 } else { 1 };
+        let slow = if self.prng.chance(1, 4) { 3_000 } else { 200 };
+        let typical = work.typical_us() * if is_slow { slow } else { 1 };
         let mut delay = Duration::from_micros(1 + self.prng.below(2 * typical));
         if matches!(work, Work::Segment(_)) {
             let ready = &mut self.nodes[at.node].segment_at[usize::from(at.shard)];

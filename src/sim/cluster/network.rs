@@ -140,6 +140,15 @@ impl Cluster<'_> {
         }
     }
 
+    /// A node that has just started connects to all others.
+    pub(super) fn connect_now(&mut self, node: usize) {
+        let start = self.nodes[node].start;
+        for other in (0..self.options.nodes).filter(|other| *other != node) {
+            self.connect(node, start, other);
+            self.connect(other, self.nodes[other].start, node);
+        }
+    }
+
     /// A node tries to connect to another.
     pub(super) fn connect(&mut self, from: usize, start: u32, to: usize) {
         let is_current = self.nodes[from].runs() && self.nodes[from].start == start;
@@ -186,9 +195,18 @@ impl Cluster<'_> {
         if before.is_some_and(|before| before < hello.start) {
             self.tell_lost(at, of, Loss::Dead);
         }
+        if !self.nodes[at].runs() {
+            return;
+        }
         let now = self.nodes[at].durable();
         let heard = hello.heard.iter();
         let heard = heard.filter(|heard| heard.is_of_the_past(now.disk, now.process));
+        if let Some(heard) = heard.clone().find(|heard| heard.start >= now.start) {
+            // What it says would be taken for what an earlier process has said: it ends, and the next
+            // start is numbered so that it is not.
+            self.nodes[at].number = heard.start;
+            return self.die(at);
+        }
         for (shard, lsn) in heard.flat_map(|heard| (0..).zip(&heard.lsns)) {
             self.tell(at, shard, Input::HeardDurable { lsn: *lsn });
         }

@@ -36,6 +36,13 @@ pub(super) struct At {
     pub(super) shard: u16,
 }
 
+/// A copy of the data directory of a node.
+pub(super) struct Image {
+    pub(super) disks: Vec<SimDisk>,
+    /// Of the start that had it.
+    pub(super) number: u32,
+}
+
 /// A node.
 pub(super) struct Node {
     pub(super) me: Voter,
@@ -45,8 +52,20 @@ pub(super) struct Node {
     pub(super) members: ClusterMembers,
     /// It belongs to no cluster.
     pub(super) waits: bool,
-    /// Of the process that runs, or ran last.
+    /// Counts the processes; of the one that runs, or ran last.
     pub(super) start: u32,
+    /// Its start number, as the data directory has it: an older image has a lower one.
+    pub(super) number: u32,
+    pub(super) image: Option<Image>,
+    /// A disk has lost what it had said was safe.
+    pub(super) is_harmed: bool,
+    /// The next log write fails.
+    pub(super) write_fails: bool,
+    /// Checkpoint files cannot be read before.
+    pub(super) unreadable_until: Monotonic,
+    /// Something could not be read: a start went on from an older checkpoint, and dropped the newest.
+    pub(super) was_unreadable: bool,
+    pub(super) full_until: Monotonic,
     pub(super) machine_version: u16,
     /// Thousandths of a second that its clock goes in one.
     rate: u64,
@@ -83,6 +102,13 @@ impl Node {
             },
             waits: false,
             start: 0,
+            number: 0,
+            image: None,
+            is_harmed: false,
+            write_fails: false,
+            unreadable_until: Monotonic(0),
+            was_unreadable: false,
+            full_until: Monotonic(0),
             machine_version: options.machine_version,
             rate: 1_000 - drift + prng.below(2 * drift + 1),
             wall_ms: WALL_MS,
@@ -117,6 +143,11 @@ impl Node {
         }
     }
 
+    /// Its wall clock is set right.
+    pub(super) fn set_clock(&mut self) {
+        self.wall_ms = WALL_MS;
+    }
+
     /// The first moment of the world at which its clock shows so much.
     pub(super) fn moment(&self, mono: Monotonic) -> Monotonic {
         Monotonic(scale(mono.0, 1_000, self.rate) + 1_000)
@@ -131,27 +162,30 @@ impl Node {
         }
     }
 
-    /// A process starts.
+    /// A process starts. Whether it found damage.
     ///
     /// # Panics
     /// If damage is found where none was done.
-    pub(super) fn start(&mut self, options: &Options, defaults: &QueueSettings, now: Monotonic) {
+    pub(super) fn start(
+        &mut self,
+        options: &Options,
+        defaults: &QueueSettings,
+        now: Monotonic,
+    ) -> bool {
         assert!(!self.runs(), "one process a node");
         self.start += 1;
+        self.number += 1;
         self.stopped.clear();
         self.conns.clear();
         self.heard.clear();
         self.durable.clear();
+        let mut has_damage = false;
         for shard in 0..options.shards {
             let identity = self.identity(shard);
-            let disk = &self.disks[usize::from(shard)];
-            let recovered = driver::recover(disk, identity, options.segment_bytes);
-            let recovered = recovered.expect("nothing of the log is damaged");
-            assert!(
-                recovered.damage.is_empty(),
-                "a torn tail was taken for damage: {:?}",
-                recovered.damage
-            );
+            let disk = &mut self.disks[usize::from(shard)];
+            let recovered = driver::start(disk, identity, options.segment_bytes, self.is_harmed);
+            let recovered = recovered.expect("the log is this node's own");
+            has_damage |= !recovered.damage.is_empty();
             let config = ShardConfig {
                 identity,
                 node: self.me.node,
@@ -161,7 +195,7 @@ impl Node {
                 shard: ShardId(shard),
                 shards: options.shards,
                 groups: options.groups,
-                start_number: self.start,
+                start_number: self.number,
                 seed: u64::from(self.me.node.0) << 40
                     | u64::from(shard) << 32
                     | u64::from(self.start),
@@ -179,6 +213,15 @@ impl Node {
             self.engines.push(engine);
             self.segment_at[usize::from(shard)] = now;
         }
+        has_damage
+    }
+
+    /// Its data directory is replaced by a copy that was made while a process ran, as a crash would
+    /// leave it.
+    pub(super) fn restore(&mut self, image: Image, prng: &mut Prng) {
+        (self.disks, self.number) = (image.disks, image.number);
+        self.disks.iter_mut().for_each(|disk| disk.crash(prng));
+        self.is_harmed = true;
     }
 
     /// The process is gone, however it went.
@@ -186,6 +229,7 @@ impl Node {
         self.engines.clear();
         self.deadlines.fill(None);
         self.paused_until = Monotonic(0);
+        self.write_fails = false;
         self.disks.iter_mut().for_each(|disk| disk.crash(prng));
     }
 
@@ -199,7 +243,7 @@ impl Node {
             cluster: Some(CLUSTER),
             node: self.me.node,
             disk: self.me.disk,
-            start: self.start,
+            start: self.number,
             shards: options.shards,
             groups: options.groups,
             machine_version_max: self.machine_version,
@@ -216,7 +260,7 @@ impl Node {
             disk: self.me.disk,
             wal_set: 1,
             lsns: self.engines.iter().map(ShardEngine::durable_lsn).collect(),
-            start: self.start,
+            start: self.number,
             process: self.start.into(),
         }
     }

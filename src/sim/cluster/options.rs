@@ -1,7 +1,10 @@
-//! What a run of a cluster may meet: drawn from its seed, so that each run is of another kind.
+//! What a run of a cluster may meet: drawn from its seed, so that each run is of another kind; and what
+//! a caller wants otherwise ([`Plan`]).
 
 use crate::base::prng::{Prng, mix};
 use crate::queue::MACHINE_VERSION;
+use crate::sim::disk::Harm;
+use std::collections::BTreeSet;
 
 /// What may befall a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -26,11 +29,29 @@ pub enum Fault {
     SlowDisk,
     /// A node loses its disk: an empty one takes its place.
     LoseDisk,
+    /// The disk of a node is full for a while.
+    FullDisk,
+    /// A log write fails, perhaps half done: the process ends.
+    WriteError,
+    /// Checkpoint files of a node cannot be read for a while.
+    ReadError,
+    /// Log writes are reported done and are lost.
+    LostWrite,
+    /// A bit rots.
+    Rot,
+    /// A block reads as zeros.
+    Zeroed,
+    /// A block that was meant for another place was written here.
+    Misdirected,
+    /// A block is as it was in an earlier use of its segment.
+    Stale,
+    /// A data directory is replaced by an older image of itself.
+    OldImage,
 }
 
 impl Fault {
     /// Every kind.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 19] = [
         Self::Crash,
         Self::PowerLoss,
         Self::Pause,
@@ -41,7 +62,57 @@ impl Fault {
         Self::Stop,
         Self::SlowDisk,
         Self::LoseDisk,
+        Self::FullDisk,
+        Self::WriteError,
+        Self::ReadError,
+        Self::LostWrite,
+        Self::Rot,
+        Self::Zeroed,
+        Self::Misdirected,
+        Self::Stale,
+        Self::OldImage,
     ];
+
+    /// Whether a disk loses by it what it had said was safe.
+    #[must_use]
+    pub fn is_harm(self) -> bool {
+        self.harm().is_some() || matches!(self, Self::LostWrite | Self::OldImage)
+    }
+
+    pub(super) fn harm(self) -> Option<Harm> {
+        match self {
+            Self::Rot => Some(Harm::Rot),
+            Self::Zeroed => Some(Harm::Zeroed),
+            Self::Misdirected => Some(Harm::Misdirected),
+            Self::Stale => Some(Harm::Stale),
+            _ => None,
+        }
+    }
+}
+
+/// What a caller wants of a run, beside its seed; nothing by default.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// Of the faults of the seed, by their number, only these.
+    pub only: Option<BTreeSet<u64>>,
+    /// Faults of these kinds, in place of those that the seed draws.
+    pub faults: Option<Vec<Fault>>,
+    /// So many nodes.
+    pub nodes: Option<usize>,
+    /// So many groups, a power of two.
+    pub groups: Option<u32>,
+    /// Faults come up to so far apart, in milliseconds.
+    pub fault_gap_ms: Option<u64>,
+    /// Faults come for so long, in milliseconds.
+    pub fault_ms: Option<u64>,
+    /// A checkpoint after so many bytes of log.
+    pub checkpoint_log_bytes: Option<u64>,
+    /// Clients think up to so long, in microseconds.
+    pub think_us: Option<u64>,
+    /// Messages take up to so long, in microseconds.
+    pub network_us: Option<u64>,
+    /// Whether the disks of more than a minority may be harmed.
+    pub helpless: Option<bool>,
 }
 
 /// The options of a run.
@@ -63,6 +134,9 @@ pub(super) struct Options {
     /// A client thinks up to so long between its acts.
     pub(super) think_us: u64,
     pub(super) faults: Vec<Fault>,
+    /// Nodes whose disks may lose what they said was safe. A minority, so that of everything a majority
+    /// has an intact copy; or all, and then nothing is asked of the run but that no promise is broken.
+    pub(super) frail: Vec<usize>,
     /// Faults come up to so far apart.
     pub(super) fault_gap_ms: u64,
     /// How long faults come.
@@ -77,27 +151,40 @@ pub(super) struct Options {
 }
 
 impl Options {
-    pub(super) fn draw(prng: &mut Prng, seed: u64) -> Self {
+    pub(super) fn draw(prng: &mut Prng, seed: u64, plan: &Plan) -> Self {
+        let harms = prng.chance(1, 3);
         let mut faults: Vec<Fault> = Fault::ALL.to_vec();
-        faults.retain(|_| prng.chance(1, 2));
+        faults.retain(|fault| prng.chance(1, 2) && (harms || !fault.is_harm()));
+        // Who loses a disk beside one that is harmed has lost more than a minority.
+        faults.retain(|fault| *fault != Fault::LoseDisk || !harms);
         let is_bulky = prng.chance(1, 4);
-        Self {
-            nodes: if prng.chance(1, 4) { 5 } else { 3 },
+        let nodes = if prng.chance(1, 4) { 5 } else { 3 };
+        let nodes = plan.nodes.unwrap_or(nodes);
+        let helpless = plan.helpless.unwrap_or(prng.chance(1, 6));
+        let mut frail: Vec<usize> = (0..nodes).collect();
+        while !helpless && frail.len() > (nodes - 1) / 2 {
+            frail.remove(prng.below(frail.len() as u64) as usize);
+        }
+        if helpless {
+            // Of these nothing proves that something is missing, if enough others have forgotten too.
+            faults.retain(|fault| !fault.is_harm() || fault.harm().is_some());
+        }
+        let drawn = Self {
+            nodes,
             shards: 1 + prng.below(2) as u16,
             // Each shard has one at least.
             groups: 2 << prng.below(3),
             clients: 1 + prng.below(4),
-            // Drawn apart, so that a seed without it means what it meant before there was an operator.
             operates: mix(!seed) & 1 == 0,
-            // Likewise.
             catch_up_bytes: [0, 4 << 20][(mix(!seed) >> 1 & 1) as usize],
-            segment_bytes: 256 << 10 << prng.below(3),
-            checkpoint_log_bytes: 128 << 10 << prng.below(5),
+            segment_bytes: 256 << 10 << prng.below(2),
+            checkpoint_log_bytes: 128 << 10 << prng.below(4),
             payload_bytes: if is_bulky { 60_000 } else { 1_000 },
             think_us: 10_000 << prng.below(3),
             faults,
+            frail,
             fault_gap_ms: 200 << prng.below(5),
-            fault_ms: 4_000 + prng.below(16_000),
+            fault_ms: 4_000 + prng.below(8_000),
             network_us: 100 << prng.below(8),
             rounds_fail: prng.chance(1, 4),
             drift_per_mille: if prng.chance(1, 2) { 50 } else { 0 },
@@ -106,6 +193,26 @@ impl Options {
             } else {
                 MACHINE_VERSION
             },
+        };
+        drawn.with_plan(plan)
+    }
+
+    fn with_plan(mut self, plan: &Plan) -> Self {
+        if let Some(faults) = &plan.faults {
+            self.faults.clone_from(faults);
         }
+        self.groups = plan.groups.unwrap_or(self.groups);
+        self.fault_gap_ms = plan.fault_gap_ms.unwrap_or(self.fault_gap_ms);
+        self.fault_ms = plan.fault_ms.unwrap_or(self.fault_ms);
+        let bytes = plan.checkpoint_log_bytes;
+        self.checkpoint_log_bytes = bytes.unwrap_or(self.checkpoint_log_bytes);
+        self.think_us = plan.think_us.unwrap_or(self.think_us);
+        self.network_us = plan.network_us.unwrap_or(self.network_us);
+        self
+    }
+
+    /// Whether more disks may be harmed than can be put right.
+    pub(super) fn is_helpless(&self) -> bool {
+        2 * self.frail.len() > self.nodes
     }
 }

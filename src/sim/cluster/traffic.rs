@@ -44,7 +44,7 @@ impl Cluster<'_> {
             RequestBody::Command { group, .. }
             | RequestBody::Watch { group, .. }
             | RequestBody::GetPartition { group, .. } => *group,
-            RequestBody::WaitJob { job, .. } => job.group(),
+            RequestBody::WaitJob { job, .. } | RequestBody::GetJob { job } => job.group(),
             RequestBody::GetQueue { name, .. } => home_group(name, self.options.groups),
             RequestBody::Heartbeat { sessions, .. } => {
                 sessions.first().map_or(GroupId(0), |session| session.0)
@@ -71,6 +71,8 @@ impl Cluster<'_> {
             self.prng.below(self.options.shards.into()) as u16
         };
         let conn = self.conn(asker, node, shard);
+        let floor = self.ledger.history.floor(group);
+        self.floors.entry((asker, id)).or_insert(floor);
         let mut bytes = BytesMut::new();
         encode_request(&Request { id, body }, &mut bytes);
         let delay = Duration::from_micros(20 + self.prng.below(self.options.network_us));
@@ -99,6 +101,7 @@ impl Cluster<'_> {
         };
         let received = receive_request(body).expect("a request is decoded as it was sent");
         let Received { request, payload } = received;
+        self.note_heard(node, &request.body);
         let from = origin(shard, conn);
         let input = Input::ClientRequest {
             from,
@@ -106,6 +109,23 @@ impl Cluster<'_> {
             payload,
         };
         self.tell(node, shard, input);
+    }
+
+    /// A node hears of the sessions of a request.
+    fn note_heard(&mut self, node: usize, body: &RequestBody) {
+        match body {
+            RequestBody::Heartbeat { sessions, .. } => {
+                for (group, session) in sessions {
+                    self.judges.heard(node, *group, *session, self.now);
+                }
+            }
+            RequestBody::Command { group, command, .. } => {
+                if let Some(call) = &command.session {
+                    self.judges.heard(node, *group, call.id, self.now);
+                }
+            }
+            _ => {}
+        }
     }
 
     /// A connection of a client ends.
@@ -143,6 +163,12 @@ impl Cluster<'_> {
             _ => None,
         };
         let id = decoded.id;
+        if let Some(stamp) = decoded.stamp
+            && let Some(floor) = self.floors.remove(&(asker, id))
+        {
+            let history = &mut self.ledger.history;
+            history.answered(stamp.group, stamp.index, floor);
+        }
         match asker {
             Asker::Client(client) => {
                 let asked = self.clients[client].request(id);
@@ -180,7 +206,7 @@ impl Cluster<'_> {
     }
 
     fn refused(&mut self, asker: Asker, group: GroupId, code: Code, leader: Option<&str>) {
-        if code != Code::NotLeader {
+        if !matches!(code, Code::NotLeader | Code::GroupHalted) {
             return;
         }
         match leader.and_then(place_of) {
@@ -189,9 +215,12 @@ impl Cluster<'_> {
         }
     }
 
+    /// Later, and later still the more often it was asked.
     fn ask_again(&mut self, asker: Asker, id: u64) {
         if let Asker::Client(client) = asker {
-            let pause = Duration::from_micros(2_000 + self.prng.below(50_000));
+            let sent = self.clients[client].times_sent(id);
+            let pause = 2_000 + self.prng.below(50_000);
+            let pause = Duration::from_micros(pause << sent.min(5));
             self.schedule(pause, Event::AskAgain(client, id));
         }
     }

@@ -1,0 +1,263 @@
+//! A test of the tests: each bug of the bank is planted, and a judge of the simulator must find it
+//! within the stated number of seeds.
+//!
+//! A bug counts as found only where a judge says so, which is a panic in `src/sim`. That the product's
+//! own assertions stop some of the runs before is well, but proves nothing about the simulator; the
+//! hunt goes on then.
+//!
+//! `RRQ_BUG=Name` hunts one bug alone, `RRQ_BUG_SEEDS` sets another number of seeds for all.
+#![cfg(all(feature = "engine", feature = "bug-bank"))]
+
+use rrq::base::bugs::{Bug, plant};
+use rrq::sim::cluster::{Cluster, Fault, Plan};
+use rrq::sim::world::World;
+use std::cell::RefCell;
+use std::panic;
+use std::time::Instant;
+
+thread_local! {
+    /// Where the last panic of this thread was, and what it said.
+    static SAID: RefCell<(String, String)> = const { RefCell::new((String::new(), String::new())) };
+}
+
+/// In which runs a bug is looked for.
+#[derive(Clone, Copy, Debug)]
+enum Where {
+    /// Clusters as the seeds draw them.
+    Anywhere,
+    /// One node.
+    Alone,
+    /// Many elections: nodes die and are cut off all the time.
+    Elections,
+    /// Disks lose what they said was safe.
+    Harm,
+    /// The same, on any number of them.
+    Helpless,
+    /// Data directories are replaced by older images.
+    Images,
+    /// Processes die, and there are many checkpoints.
+    Storage,
+    /// Followers fall behind and need checkpoints.
+    Behind,
+    /// Connections break and messages are late.
+    Late,
+    /// Long cuts, and groups at rest.
+    Rest,
+}
+
+impl Where {
+    fn plan(self) -> Plan {
+        use Fault::{
+            Crash, LostWrite, Misdirected, OldImage, OneWay, Partition, Pause, PowerLoss, Reset,
+            Rot, SlowDisk, Stale, Stop, WriteError, Zeroed,
+        };
+        let on = |faults: &[Fault]| Plan {
+            faults: Some(faults.to_vec()),
+            fault_ms: Some(10_000),
+            ..Plan::default()
+        };
+        match self {
+            Self::Anywhere | Self::Alone => Plan::default(),
+            Self::Elections => Plan {
+                nodes: Some(3),
+                groups: Some(8),
+                fault_gap_ms: Some(150),
+                think_us: Some(20_000),
+                ..on(&[
+                    Crash, PowerLoss, Partition, OneWay, Pause, SlowDisk, SlowDisk,
+                ])
+            },
+            Self::Harm => Plan {
+                nodes: Some(3),
+                groups: Some(8),
+                fault_gap_ms: Some(200),
+                think_us: Some(40_000),
+                helpless: Some(false),
+                ..on(&[
+                    Rot, Zeroed, Stale, LostWrite, LostWrite, Crash, PowerLoss, Partition,
+                ])
+            },
+            Self::Helpless => Plan {
+                nodes: Some(3),
+                groups: Some(8),
+                fault_gap_ms: Some(150),
+                think_us: Some(40_000),
+                helpless: Some(true),
+                ..on(&[Rot, Zeroed, Stale, Misdirected, Crash, PowerLoss, Partition])
+            },
+            Self::Images => Plan {
+                nodes: Some(3),
+                groups: Some(8),
+                fault_gap_ms: Some(200),
+                helpless: Some(false),
+                ..on(&[OldImage, OldImage, Crash, Partition, OneWay])
+            },
+            Self::Storage => Plan {
+                fault_gap_ms: Some(300),
+                checkpoint_log_bytes: Some(128 << 10),
+                ..on(&[Crash, PowerLoss, WriteError, SlowDisk, Stop])
+            },
+            Self::Behind => Plan {
+                nodes: Some(3),
+                fault_gap_ms: Some(500),
+                think_us: Some(10_000),
+                checkpoint_log_bytes: Some(128 << 10),
+                ..on(&[Partition, Pause, Crash, PowerLoss])
+            },
+            Self::Late => Plan {
+                groups: Some(2),
+                network_us: Some(20_000),
+                think_us: Some(10_000),
+                fault_gap_ms: Some(500),
+                ..on(&[Reset, Partition, Pause, Crash])
+            },
+            Self::Rest => Plan {
+                groups: Some(8),
+                think_us: Some(400_000),
+                fault_gap_ms: Some(1_000),
+                ..on(&[Partition, OneWay, Crash, Stop])
+            },
+        }
+    }
+}
+
+/// Where each bug is looked for, and within how many seeds it must be found.
+const HUNTS: &[(Bug, Where, u64)] = &[
+    (Bug::AckBeforeSync, Where::Anywhere, 20),
+    (Bug::AppendedBeforeSync, Where::Anywhere, 20),
+    (Bug::VoteBeforeSync, Where::Anywhere, 20),
+    (Bug::VoteWithoutLogCheck, Where::Elections, 100),
+    (Bug::VoteTwice, Where::Elections, 100),
+    (Bug::VoteForgotten, Where::Elections, 100),
+    (Bug::OldTermCommitted, Where::Elections, 100),
+    (Bug::HeartbeatBeyondMatched, Where::Anywhere, 20),
+    (Bug::TailKeptAtInstall, Where::Behind, 100),
+    (Bug::ReadUnproved, Where::Late, 100),
+    (Bug::QuorumUnchecked, Where::Anywhere, 20),
+    (Bug::ProbeNotRepeated, Where::Anywhere, 20),
+    (Bug::RestNotWoken, Where::Rest, 100),
+    (Bug::TransferNeverEnds, Where::Anywhere, 100),
+    (Bug::ReplacedStillCounted, Where::Anywhere, 20),
+    (Bug::ReplayPastCommit, Where::Anywhere, 20),
+    (Bug::TimeOfEntriesForgotten, Where::Anywhere, 20),
+    (Bug::RecoveringForgotten, Where::Harm, 100),
+    (Bug::RecoveringVotes, Where::Harm, 100),
+    (Bug::RecoveringCounts, Where::Images, 100),
+    (Bug::SoundByLeaderAlone, Where::Images, 100),
+    (Bug::CutByOneAnswer, Where::Helpless, 100),
+    (Bug::AbsenceWithoutPromise, Where::Helpless, 100),
+    (Bug::VoteKnownBySecondStart, Where::Helpless, 100),
+    (Bug::EchoIgnored, Where::Images, 100),
+    (Bug::CutOnProof, Where::Harm, 100),
+    (Bug::DurableWithGap, Where::Anywhere, 20),
+    (Bug::DurableClaimedEarly, Where::Storage, 100),
+    (Bug::ManifestClaimsEarly, Where::Storage, 100),
+    (Bug::FooterBeforeSuccessor, Where::Storage, 100),
+    (Bug::DropBeforeBase, Where::Storage, 100),
+    (Bug::HeadWithoutVote, Where::Anywhere, 20),
+    (Bug::WriteErrorIgnored, Where::Anywhere, 20),
+    (Bug::SessionsForgotten, Where::Anywhere, 20),
+    (Bug::SessionIdsReused, Where::Anywhere, 20),
+    (Bug::PayloadsUnsynced, Where::Anywhere, 20),
+    (Bug::OrphansDroppedEarly, Where::Anywhere, 20),
+    (Bug::FileNamesReused, Where::Anywhere, 20),
+    (Bug::RoundWaitsUnserved, Where::Storage, 100),
+    (Bug::FilesNeverDropped, Where::Anywhere, 20),
+    (Bug::StaleTokenAccepted, Where::Anywhere, 20),
+    (Bug::TokenReused, Where::Anywhere, 20),
+    (Bug::SupersededApplied, Where::Anywhere, 100),
+    (Bug::OutcomeNotKept, Where::Anywhere, 20),
+    (Bug::BeatIgnored, Where::Anywhere, 20),
+    (Bug::GrantAfterEnd, Where::Late, 100),
+    (Bug::LeaseByWallClock, Where::Anywhere, 20),
+    (Bug::ChangeOfAnotherHome, Where::Alone, 100),
+];
+
+/// The first seed with which a judge finds the bug, and what it says; or what the product said.
+fn hunt(bug: Bug, place: Where, seeds: u64) -> Result<(u64, String), String> {
+    let mut product = "nothing was noticed".to_owned();
+    let plan = place.plan();
+    for seed in 1..=seeds {
+        plant(Some(bug));
+        let ended = panic::catch_unwind(|| match place {
+            Where::Alone => drop(World::run(seed)),
+            _ => drop(Cluster::run_as(seed, &plan, None)),
+        });
+        plant(None);
+        if ended.is_err() {
+            let (file, said) = SAID.with(RefCell::take);
+            if file.contains("src/sim/") {
+                return Ok((seed, said));
+            }
+            product = format!("the product noticed, with seed {seed}: {said}");
+        }
+    }
+    Err(format!(
+        "{bug:?} is not found {place:?} within {seeds} seeds: {product}"
+    ))
+}
+
+#[test]
+fn each_planted_bug_is_found_by_a_judge() {
+    let only = std::env::var("RRQ_BUG").ok();
+    let seeds = std::env::var("RRQ_BUG_SEEDS").ok();
+    let seeds: Option<u64> = seeds.map(|text| text.parse().expect("a number"));
+    let hook = panic::take_hook();
+    panic::set_hook(Box::new(|info| {
+        let file = info.location().map_or("", |at| at.file()).to_owned();
+        SAID.with(|said| *said.borrow_mut() = (file, info.to_string()));
+    }));
+    let mut missed = Vec::new();
+    for &(bug, place, within) in HUNTS {
+        let name = format!("{bug:?}");
+        if only
+            .as_ref()
+            .is_some_and(|only| !only.split(',').any(|one| one == name))
+        {
+            continue;
+        }
+        let begun = Instant::now();
+        let found = hunt(bug, place, seeds.unwrap_or(within));
+        let took = begun.elapsed().as_secs_f64();
+        match found {
+            Ok((seed, said)) => {
+                let said: String = said.replace('\n', " ").chars().take(200).collect();
+                println!("{name}: seed {seed}, {took:.1} s: {said}");
+            }
+            Err(why) => {
+                println!("{why} ({took:.1} s)");
+                missed.push(why);
+            }
+        }
+    }
+    panic::set_hook(hook);
+    assert!(missed.is_empty(), "{missed:#?}");
+}
+
+#[test]
+fn without_a_bug_the_same_runs_keep_their_promises() {
+    for &(bug, place, _) in HUNTS {
+        // Each place once; the first of its seeds are those that find most.
+        let first = HUNTS
+            .iter()
+            .find(|(_, other, _)| format!("{other:?}") == format!("{place:?}"));
+        if first.is_some_and(|(first, ..)| *first != bug) {
+            continue;
+        }
+        for seed in 1..=6 {
+            let ended = panic::catch_unwind(|| match place {
+                Where::Alone => drop(World::run(seed)),
+                _ => drop(Cluster::run_as(seed, &place.plan(), None)),
+            });
+            assert!(ended.is_ok(), "{place:?}: seed {seed} fails without a bug");
+        }
+    }
+}
+
+#[test]
+fn every_bug_is_hunted() {
+    for bug in Bug::ALL {
+        let hunts = HUNTS.iter().filter(|(hunted, ..)| *hunted == bug);
+        assert_eq!(hunts.count(), 1, "{bug:?}");
+    }
+}
