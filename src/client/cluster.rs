@@ -28,7 +28,7 @@ impl Client {
     /// for it, or [`Options::deadline`](crate::client::Options::deadline) if that is less.
     ///
     /// # Errors
-    /// [`Code::Unreachable`](crate::client::Code::Unreachable); no node was ever reached.
+    /// [`Code::Unreachable`]; no node was ever reached.
     pub async fn nodes(&self) -> Result<Vec<NodeView>, Error> {
         let patience = PATIENCE.min(self.inner.options.deadline);
         let ask = |node: NodeId, shard: usize| {
@@ -76,8 +76,8 @@ impl Client {
     /// is done.
     ///
     /// # Errors
-    /// [`Code::MembersRefused`](crate::client::Code::MembersRefused) with the reason;
-    /// [`Code::Busy`](crate::client::Code::Busy) while another change is under way; and what a call can
+    /// [`Code::MembersRefused`] with the reason;
+    /// [`Code::Busy`] while another change is under way; and what a call can
     /// end with.
     pub async fn change_members(&self, change: MemberChange) -> Result<(), Error> {
         let body = RequestBody::ChangeMembers(change);
