@@ -2,7 +2,7 @@
 //! member that was away.
 //!
 //! The log is divided into *pieces*: runs of whole batches of one segment, of about
-//! [`PIECE_BYTES`]. Of each is known which entries of each group lie in it, as one range: where a later
+//! `PIECE_BYTES`. Of each is known which entries of each group lie in it, as one range: where a later
 //! entry voids earlier ones, their ranges shrink, so that an index lies in one piece at the most. A piece
 //! goes with its segment.
 //!
