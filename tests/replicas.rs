@@ -6,12 +6,12 @@ mod replica_kit;
 
 use replica_kit::{Cluster, voter};
 use rrq::base::code::Code;
-use rrq::base::ids::{DiskId, GroupId, Incarnation, LogIndex, Term};
+use rrq::base::ids::{DiskId, GroupId, Incarnation, LogIndex, Partition, Term};
 use rrq::queue::MACHINE_VERSION;
 use rrq::raft::message::{Body, Message};
-use rrq::shard::input::Loss;
-use rrq::wire::JobState;
+use rrq::shard::input::{Input, Loss};
 use rrq::wire::message::{ReplyBody, RequestBody};
+use rrq::wire::{Command, JobState, NewJob, Op, Outcome, SessionCall, Window};
 use std::time::Instant;
 
 fn all_lead(cluster: &mut Cluster, groups: u32) {
@@ -700,4 +700,55 @@ fn a_leader_that_was_cut_off_answers_no_read() {
         matches!(&answer.body, ReplyBody::Error(error) if error.code == Code::NotLeader),
         "{answer:?}"
     );
+}
+
+/// What a command is refused for is one thing, that somebody has sent it another (simulator).
+#[test]
+fn a_worker_whose_commands_find_no_room_keeps_its_leases() {
+    let mut cluster = Cluster::new(1, 1);
+    let (group, uid) = (GroupId(0), cluster.queue("mail").uid);
+    let job = cluster.enqueue("mail", b"one");
+    let worker_timeout_ms = 2_000;
+    let opened = cluster.command("mail", None, Op::OpenSession { worker_timeout_ms });
+    let Outcome::SessionOpened { session, .. } = opened else {
+        panic!("no session: {opened:?}");
+    };
+    let call = |seq, window| SessionCall {
+        id: session,
+        seq,
+        lowest: seq,
+        window,
+    };
+    let lease = Op::Lease {
+        queue: uid,
+        partition: Partition(0),
+        max: 1,
+        lease_ms: 60_000,
+        epoch: 1,
+    };
+    cluster.command("mail", Some(call(1, Window::Polls)), lease);
+    cluster.tell(1, Input::Memory { full: true });
+    for seq in 1..=12 {
+        let op = Op::Enqueue {
+            queue: uid,
+            partition: Partition(0),
+            items: vec![NewJob::default()],
+        };
+        let session = Some(call(seq, Window::Commands));
+        let body = RequestBody::Command {
+            group,
+            command: Command { session, op },
+            wait_ms: 0,
+        };
+        let reply = cluster.try_ask(1, body, 50).expect("an answer");
+        assert!(
+            matches!(&reply.body, ReplyBody::Error(error) if error.code == Code::MemoryFull),
+            "{reply:?}"
+        );
+        cluster.pass(500);
+        assert_eq!(cluster.state(job), JobState::InFlight);
+    }
+    // It says nothing any more.
+    cluster.pass(3_000);
+    assert_eq!(cluster.state(job), JobState::Pending);
 }
