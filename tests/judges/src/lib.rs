@@ -18,5 +18,32 @@ pub mod translate;
 
 use rrq::base::bugs::Bug;
 
-/// The bugs of the bank that break what is judged here.
-pub const BUGS: &[Bug] = &[Bug::AckBeforeSync];
+/// Bugs of the bank that [`mixed`] must show. Those that are planted in the engine are not in what is judged
+/// here; those that need more terms than a run has are left to the simulator.
+pub const IN_CLUSTERS: &[Bug] = &[
+    Bug::AckBeforeSync,
+    Bug::VoteWithoutLogCheck,
+    Bug::VoteTwice,
+    Bug::HeartbeatBeyondMatched,
+    Bug::TailKeptAtInstall,
+    Bug::ProbeNotRepeated,
+    Bug::TransferNeverEnds,
+];
+
+/// That [`differential`] must show.
+pub const IN_TWINS: &[Bug] = &[
+    Bug::VoteWithoutLogCheck,
+    Bug::VoteTwice,
+    Bug::HeartbeatBeyondMatched,
+    Bug::QuorumUnchecked,
+    Bug::ProbeNotRepeated,
+];
+
+/// That a model must find, and which.
+pub const IN_MODELS: &[(Bug, &str)] = &[
+    (Bug::AckBeforeSync, "crash"),
+    (Bug::VoteWithoutLogCheck, "order"),
+    (Bug::VoteTwice, "order"),
+    (Bug::RecoveringForgotten, "recovering"),
+    (Bug::RecoveringVotes, "recovering"),
+];

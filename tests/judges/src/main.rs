@@ -47,11 +47,12 @@ impl Arguments {
         let Some(name) = self.take("--bug")? else {
             return Ok(None);
         };
-        let mut known = rrq_judges::BUGS.iter();
-        match known.find(|bug| format!("{bug:?}") == name) {
-            Some(bug) => Ok(Some(*bug)),
-            None => Err(format!("no bug {name}; there are {:?}", rrq_judges::BUGS)),
-        }
+        let mut known = Bug::ALL.into_iter();
+        let found = known.find(|bug| format!("{bug:?}") == name);
+        let Some(bug) = found else {
+            return Err(format!("no bug {name}; there are {:?}", Bug::ALL));
+        };
+        Ok(Some(bug))
     }
 
     fn finish(self) -> Result<(), String> {

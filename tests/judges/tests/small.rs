@@ -1,17 +1,18 @@
 //! Small runs of each judge, and a test of the judges: with a bug planted they must fail.
 
+use rrq::base::bugs::Bug;
 use rrq::base::entry::{Entry, EntryKind};
 use rrq::base::ids::{LogIndex, Term};
 use rrq::base::units::GroupTime;
 use rrq::raft::membership::{Change, Membership, Step};
 use rrq::raft::message::{Body, Message, Why};
 use rrq_judges::bounds::{Bounds, MODELS};
-use rrq_judges::mixed::{self, runs};
+use rrq_judges::mixed::{self, Seen, runs};
 use rrq_judges::translate::{
     GROUP, LIFE, Sender, conf_state, entry_to_ours, entry_to_theirs, life, members_of, to_ours,
     to_theirs, voter,
 };
-use rrq_judges::{BUGS, differential, model};
+use rrq_judges::{IN_CLUSTERS, IN_MODELS, IN_TWINS, differential, model};
 use std::time::Duration;
 
 #[test]
@@ -51,36 +52,43 @@ fn small_models_keep_their_promises() {
     }
 }
 
-#[test]
-fn planted_bugs_are_caught_in_mixed_clusters() {
-    for bug in BUGS {
+fn must_be_caught(bugs: &[Bug], clusters: u64, run: fn(u64, bool) -> Seen) {
+    for bug in bugs {
         let mut tried = 0;
-        let caught = (0..2000).any(|seed| {
+        let caught = (0..clusters).any(|seed| {
             tried += 1;
-            let outcome = runs(seed..=seed, Some(*bug), |seed| mixed::run(seed, false));
+            let outcome = runs(seed..=seed, Some(*bug), |seed| run(seed, false));
             !outcome.failures.is_empty()
         });
-        assert!(caught, "{bug:?} lived through {tried} clusters");
-        println!("{bug:?}: cluster {tried}");
+        assert!(caught, "{bug:?} lived through {tried} seeds");
+        println!("{bug:?}: seed {}", tried - 1);
     }
 }
 
 #[test]
+fn planted_bugs_are_caught_in_mixed_clusters() {
+    must_be_caught(IN_CLUSTERS, 5000, mixed::run);
+}
+
+#[test]
+fn planted_bugs_are_caught_by_comparison() {
+    must_be_caught(IN_TWINS, 1000, differential::run);
+}
+
+#[test]
 fn planted_bugs_are_caught_by_the_models() {
-    for bug in BUGS {
-        let quick = MODELS.iter().filter(|bounds| bounds.is_quick);
-        let found = quick.map(|bounds| {
-            let bounds = Bounds {
-                bug: Some(*bug),
-                ..*bounds
-            };
-            model::check(bounds, 2, Duration::from_secs(600))
-        });
-        let broken = found
-            .filter_map(|found| found.broken.map(|(promise, _)| promise))
-            .next();
-        assert!(broken.is_some(), "no model finds {bug:?}");
-        println!("{bug:?}: {broken:?}");
+    for (bug, name) in IN_MODELS {
+        let bounds = MODELS.iter().find(|bounds| bounds.name == *name);
+        let bounds = Bounds {
+            bug: Some(*bug),
+            ..*bounds.expect("a model of that name")
+        };
+        let found = model::check(bounds, 2, Duration::from_secs(600));
+        let (promise, way) = found
+            .broken
+            .unwrap_or_else(|| panic!("{name} lets {bug:?} pass"));
+        assert!(!way.is_empty());
+        println!("{bug:?}: {promise}");
     }
 }
 
