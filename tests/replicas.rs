@@ -14,6 +14,15 @@ use rrq::wire::message::{ReplyBody, RequestBody};
 use rrq::wire::{Command, JobState, NewJob, Op, Outcome, SessionCall, Window};
 use std::time::Instant;
 
+/// Groups that nodes 1 to 3 have handed to others that led fewer.
+fn handed_over(cluster: &mut Cluster) -> u64 {
+    let mut of = |number| {
+        let counters = cluster.engine(number).counters();
+        counters.raft_groups_handed_over_total
+    };
+    (1..=3).map(&mut of).sum()
+}
+
 fn all_lead(cluster: &mut Cluster, groups: u32) {
     for group in 0..groups {
         let group = GroupId(group as u16);
@@ -101,15 +110,6 @@ fn leaders_stay_where_they_are_among_three_of_five() {
     all_lead(&mut cluster, 16);
     cluster.pass(10_000);
     // Six, five and five: nobody leads too many, although two lead none.
-    let handed_over = |cluster: &mut Cluster| -> u64 {
-        let of = |number| {
-            cluster
-                .engine(number)
-                .counters()
-                .raft_groups_handed_over_total
-        };
-        (1..=3).map(of).sum()
-    };
     let before = handed_over(&mut cluster);
     assert!(is_level(leads(&mut cluster, 16)));
     cluster.pass(10_000);
@@ -155,15 +155,6 @@ fn leaders_spread_over_the_nodes_again_after_one_was_away() {
     assert!(took < 10_000, "{took} ms");
     assert!(cluster.has(job));
     // Then everything stays where it is.
-    let handed_over = |cluster: &mut Cluster| -> u64 {
-        let of = |number| {
-            cluster
-                .engine(number)
-                .counters()
-                .raft_groups_handed_over_total
-        };
-        (1..=3).map(of).sum()
-    };
     let before = handed_over(&mut cluster);
     cluster.pass(10_000);
     assert_eq!(handed_over(&mut cluster), before);

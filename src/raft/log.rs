@@ -135,6 +135,14 @@ impl RaftLog {
         changes.any(|index| (self.applied.next()..=self.committed).contains(index))
     }
 
+    /// Whether what was not handed out to be written changes the members.
+    #[must_use]
+    pub(super) fn has_unwritten_change(&self) -> bool {
+        self.changes
+            .back()
+            .is_some_and(|change| *change > self.taken)
+    }
+
     /// Durable up to here.
     #[must_use]
     pub fn stable(&self) -> LogIndex {

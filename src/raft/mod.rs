@@ -59,6 +59,7 @@
 //!
 //! Clocks (ticks are counted; the engine turns time into ticks), sockets, files, threads.
 
+mod check;
 mod election;
 pub mod follower;
 mod followers;

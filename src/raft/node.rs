@@ -6,7 +6,7 @@
 use crate::base::bugs::{self, Bug};
 use crate::base::entry::{Entry, EntryKind};
 use crate::base::ids::{GroupId, Incarnation, LogIndex, Term};
-use crate::base::limits::{ELECTION_TICKS, GROUP_UNCOMMITTED_BYTES_MAX, HEARTBEAT_TICKS, TERM_MAX};
+use crate::base::limits::{ELECTION_TICKS, GROUP_UNCOMMITTED_BYTES_MAX, HEARTBEAT_TICKS};
 use crate::base::prng::Prng;
 use crate::base::units::GroupTime;
 use crate::raft::leader::Leadership;
@@ -309,76 +309,6 @@ impl RaftNode {
         Ok(())
     }
 
-    /// What can be told before anything is changed.
-    fn check(&self, message: &Message) -> Result<(), StepError> {
-        if message.group != self.config.group {
-            return Err(StepError::WrongGroup(message.group));
-        }
-        if message.incarnation != self.config.incarnation {
-            return Err(StepError::WrongIncarnation(message.incarnation));
-        }
-        if message.to != self.config.me {
-            return Err(StepError::WrongReceiver(message.to.node));
-        }
-        if message.from == self.config.me {
-            return Err(StepError::FromSelf);
-        }
-        // Who was never in a term can be asked for its vote, and refuse it.
-        let may_be_none = matches!(message.body, Body::Ballot { granted: false, .. });
-        if (message.term == Term(0) && !may_be_none) || message.term > TERM_MAX {
-            return Err(StepError::Nonsense("its term cannot be"));
-        }
-        // Only members are asked, get checkpoints and change queues. Who asks for a vote or leads may be one
-        // that is not known here yet.
-        let answers = matches!(
-            message.body,
-            Body::Ballot { .. }
-                | Body::Appended { .. }
-                | Body::Refused { .. }
-                | Body::Beat { .. }
-                | Body::Checkpoint(Checkpoint::Get { .. })
-                | Body::QueueChange(_)
-        );
-        if answers && !self.leads(message.from) && !self.members.contains(message.from) {
-            return Err(StepError::NotAMember(message.from.node));
-        }
-        let leads = matches!(
-            message.body,
-            Body::Append { .. } | Body::Heartbeat { .. } | Body::Offer { .. }
-        );
-        let is_second = self.leader.is_some_and(|leader| leader != message.from);
-        if leads && message.term == self.term && is_second {
-            return Err(StepError::SecondLeader(message.from.node));
-        }
-        let last = self.log.last_index();
-        let answers_me = self.role == Role::Leader && message.term == self.term;
-        match &message.body {
-            Body::Append { prev, entries, .. } => {
-                check_entries(message.term, *prev, entries)?;
-                let contradicts = self.log.contradicts(*prev, entries);
-                match contradicts.filter(|_| message.term >= self.term) {
-                    Some(index) => Err(StepError::AgainstCommitted(index)),
-                    None => Ok(()),
-                }
-            }
-            Body::Refused { prev, hint } if answers_me && (hint.0 > *prev || *prev > last) => {
-                Err(StepError::Nonsense("it refuses what was never sent"))
-            }
-            Body::Appended { matched } if answers_me && *matched > last => {
-                Err(StepError::Nonsense("it accepts what was never sent"))
-            }
-            // It would prove a read that nobody was asked about (trap R11).
-            Body::Beat { round } if answers_me && !self.has_begun(*round) => {
-                Err(StepError::Nonsense("it answers a round that has not begun"))
-            }
-            Body::EntryGet { first } if *first == LogIndex(0) => {
-                Err(StepError::Nonsense("it asks for what is no entry"))
-            }
-            Body::EntryGot { answer, .. } => answer.check(message.term),
-            _ => Ok(()),
-        }
-    }
-
     /// Whoever sends as a leader of this term leads it.
     fn hear_leader(&mut self, from: Voter) {
         if self.role != Role::Follower {
@@ -491,13 +421,12 @@ impl RaftNode {
     /// What is to be done now, in place of what `ready` held.
     pub fn take_ready(&mut self, ready: &mut Ready) {
         self.send_what_is_due();
-        ready.entries.clear();
-        self.log.take_unwritten(&mut ready.entries);
         // Whoever holds a change knows the one before it to be committed, and must not forget that: two
         // changes behind, its majority need not meet that of the present members (trap R29).
-        let changes = ready.entries.iter().any(|it| it.kind == EntryKind::Conf);
-        self.hard_state_dirty |= changes;
+        self.hard_state_dirty |= self.log.has_unwritten_change();
         ready.hard_state = std::mem::take(&mut self.hard_state_dirty).then(|| self.hard_state());
+        ready.entries.clear();
+        self.log.take_unwritten(&mut ready.entries);
         ready.standing = std::mem::take(&mut self.standing_dirty).then(|| self.standing());
         ready.messages.clear();
         ready.messages.append(&mut self.messages);
@@ -711,23 +640,6 @@ impl RaftNode {
         let message = self.message(to, self.term, body);
         self.promises.push(message);
     }
-}
-
-/// Dense indexes, and terms that do not fall and are not above the sender's.
-pub(super) fn check_entries(
-    term: Term,
-    prev: Position,
-    entries: &[Entry],
-) -> Result<(), StepError> {
-    let mut before = prev;
-    for entry in entries {
-        let follows = before.0.0.checked_add(1) == Some(entry.index.0);
-        if !follows || entry.term < before.1 || entry.term > term {
-            return Err(StepError::Nonsense("its entries do not follow each other"));
-        }
-        before = (entry.index, entry.term);
-    }
-    Ok(())
 }
 
 #[cfg(test)]

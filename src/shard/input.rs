@@ -7,6 +7,7 @@ use crate::base::units::Lsn;
 use crate::raft::message::{Message, Voter};
 use crate::wal::pieces::Piece;
 use crate::wire::message::{Reply, Request};
+use crate::wire::peer::PeerHello;
 use bytes::Bytes;
 
 /// Where a request came from: a connection of a shard of this node. Another shard than the one
@@ -46,6 +47,19 @@ pub struct Peer {
     pub client_addresses: Vec<String>,
     /// The newest version of the job machine that it can apply.
     pub machine_version_max: u16,
+}
+
+impl From<&PeerHello> for Peer {
+    fn from(hello: &PeerHello) -> Self {
+        Self {
+            voter: Voter {
+                node: hello.node,
+                disk: hello.disk,
+            },
+            client_addresses: hello.client_addresses.clone(),
+            machine_version_max: hello.machine_version_max,
+        }
+    }
 }
 
 /// What became of another node.

@@ -94,8 +94,10 @@ impl Cluster {
 impl ShardEngine {
     /// A node that belongs to no cluster wants to belong to this one.
     pub(super) fn on_peer_waits(&mut self, peer: Peer) {
-        let heard = self.now.mono;
-        self.cluster.waiting.insert(peer.voter.node, (peer, heard));
+        let now = self.now.mono;
+        let waiting = &mut self.cluster.waiting;
+        waiting.retain(|_, (_, heard)| heard.plus(WAITS_FOR) > now);
+        waiting.insert(peer.voter.node, (peer, now));
     }
 
     /// The members of group 0 are these, as the shard says on which it lives.

@@ -205,10 +205,12 @@ impl Roster {
                 if *node == known.hello.node {
                     continue;
                 }
+                // Of strangers nothing is kept but what they say themselves.
+                let is_known = known.members_of(*node).next().is_some();
                 let place = known.addresses.entry(*node);
                 if *node == hello.node {
                     *place.or_default() = address.clone();
-                } else {
+                } else if is_known {
                     place.or_insert_with(|| address.clone());
                 }
             }
@@ -249,7 +251,7 @@ impl Roster {
                 mailbox.send(Letter::Happened(input));
             }
         }
-        let peer = peer_of(hello);
+        let peer = Peer::from(hello);
         self.tell(|| Input::PeerKnown(peer.clone()));
     }
 
@@ -272,7 +274,7 @@ impl Roster {
         }
         known.waiting.insert(hello.node, now);
         drop(known);
-        self.send(Letter::Happened(Input::PeerWaits(peer_of(hello))));
+        self.send(Letter::Happened(Input::PeerWaits(hello.into())));
     }
 
     /// The members of the cluster are these now.
@@ -323,16 +325,5 @@ impl Roster {
         if is_new {
             tracing::warn!(node = node.0, "{text}");
         }
-    }
-}
-
-fn peer_of(hello: &PeerHello) -> Peer {
-    Peer {
-        voter: Voter {
-            node: hello.node,
-            disk: hello.disk,
-        },
-        client_addresses: hello.client_addresses.clone(),
-        machine_version_max: hello.machine_version_max,
     }
 }

@@ -12,7 +12,7 @@
 //! | the next attempt is refused, the first time | `Loss::Dead` |
 //! | a hello with a higher start number | `Loss::Dead`, of the process before |
 
-use super::node::{Node, peer_of};
+use super::node::Node;
 use super::{Cluster, Event};
 use crate::base::limits::PEER_FRAME_BYTES_MAX;
 use crate::base::units::Monotonic;
@@ -211,7 +211,7 @@ impl Cluster<'_> {
             self.tell(at, shard, Input::HeardDurable { lsn: *lsn });
         }
         for shard in 0..self.options.shards {
-            self.tell(at, shard, Input::PeerKnown(peer_of(hello)));
+            self.tell(at, shard, Input::PeerKnown(hello.into()));
         }
     }
 

@@ -9,7 +9,6 @@ use crate::queue::command::QueueSettings;
 use crate::raft::message::Voter;
 use crate::shard::config::ShardConfig;
 use crate::shard::engine::ShardEngine;
-use crate::shard::input::Peer;
 use crate::sim::disk::SimDisk;
 use crate::sim::driver;
 use crate::wal::writer::LogIdentity;
@@ -263,18 +262,6 @@ impl Node {
             start: self.number,
             process: self.start.into(),
         }
-    }
-}
-
-/// The other node, as its hello said.
-pub(super) fn peer_of(hello: &PeerHello) -> Peer {
-    Peer {
-        voter: Voter {
-            node: hello.node,
-            disk: hello.disk,
-        },
-        client_addresses: hello.client_addresses.clone(),
-        machine_version_max: hello.machine_version_max,
     }
 }
 
