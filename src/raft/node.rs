@@ -330,6 +330,8 @@ impl RaftNode {
             self.tick_leader();
         } else if self.elapsed >= self.patience() || self.members.is_only_voter(self.config.me) {
             self.elapsed = 0;
+            // Nor must who may not campaign keep others from it for a leader that is gone (trap R7).
+            self.leader = None;
             self.campaign(Why::Silence);
         }
     }
