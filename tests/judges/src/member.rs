@@ -222,7 +222,9 @@ impl Member {
     pub fn term_at(&self, index: u64) -> Option<u64> {
         match &self.node {
             Node::Ours(node) => node.log().term_at(LogIndex(index)).map(|term| term.0),
+            // It would say 0 of what it does not hold.
             Node::Theirs(node) if index > node.raft.raft_log.last_index() => None,
+            Node::Theirs(_) if index < self.base() => None,
             Node::Theirs(node) => node.raft.raft_log.term(index).ok(),
         }
     }
@@ -252,6 +254,7 @@ impl Member {
         self.renew_checkpoint();
         match &mut self.node {
             Node::Ours(node) => node.tick(),
+            Node::Theirs(node) if is_installing(node) => {}
             Node::Theirs(node) => {
                 if is_round && node.raft.state == StateRole::Leader {
                     // As a checkpoint that does not arrive must be reported, by TiKV too.
@@ -282,6 +285,7 @@ impl Member {
     pub fn stand(&mut self) {
         match &mut self.node {
             Node::Ours(node) => node.campaign(Why::Transfer),
+            Node::Theirs(node) if is_installing(node) => {}
             Node::Theirs(node) => {
                 let mut message = pb::Message::default();
                 message.set_msg_type(MessageType::MsgTimeoutNow);
@@ -297,6 +301,8 @@ impl Member {
         match (&mut self.node, message) {
             // What is refused was late; the history sees what is wrong.
             (Node::Ours(node), Wire::Ours(message)) => drop(node.step(message)),
+            (Node::Theirs(node), Wire::Theirs(message))
+                if is_installing(node) && message.get_msg_type() == MessageType::MsgTimeoutNow => {}
             (Node::Theirs(node), Wire::Theirs(message)) => drop(node.step(*message)),
             (_, message) => panic!("{message:?} is not in the language of its receiver"),
         }
@@ -607,7 +613,10 @@ impl Member {
         let Some(count) = index.checked_sub(self.disk.base.0.0) else {
             return;
         };
-        let term = self.term_at(index).expect("it is held");
+        // Not held if a checkpoint that reaches farther is on its way to the disk.
+        let Some(term) = self.term_at(index) else {
+            return;
+        };
         if !self.disk.has(index, term) {
             return;
         }
@@ -686,6 +695,14 @@ impl Member {
             node.raft.set_randomized_election_timeout(timeout as usize);
         }
     }
+}
+
+/// Whether a checkpoint is on its way to the disk of one of theirs. It must not campaign meanwhile: it would
+/// look through what is committed and not applied yet for changes of the members, finds that part of the log
+/// gone, and panics (`hup`; matrixorigin/matrixcube#133 met the same with etcd/raft). So TiKV does not tick
+/// it before (`on_raft_base_tick`).
+fn is_installing(node: &RawNode<Store>) -> bool {
+    node.raft.raft_log.applied < node.store().base.0
 }
 
 fn see_entries(history: &mut History, me: u32, before: Option<u64>, entries: &[Entry]) {
