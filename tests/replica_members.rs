@@ -145,6 +145,92 @@ fn a_node_that_is_removed_is_asked_for_nothing_any_more() {
     assert!(is_done(&again), "{again:?}");
 }
 
+/// A node that is removed stops at once: groups that do not know yet that it is gone must not need it.
+#[test]
+fn no_node_goes_that_a_group_cannot_do_without() {
+    let refused = |body: ReplyBody| match body {
+        ReplyBody::Error(error) => assert_eq!(error.code, Code::MembersRefused, "{error:?}"),
+        other => panic!("not refused: {other:?}"),
+    };
+    // Of two each needs the other to agree on being alone.
+    let (mut cluster, _) = begun(2);
+    refused(change(&mut cluster, MemberChange::Remove(NodeId(2))));
+    // Of three that are left two are there, but of four most are three.
+    let (mut cluster, mut jobs) = begun(4);
+    cluster.removed_die = true;
+    cluster.kill(3);
+    cluster.until("it leads", |cluster| cluster.leader(GroupId(0)).is_some());
+    refused(change(&mut cluster, MemberChange::Remove(NodeId(4))));
+    cluster.start(3);
+    all_equal(&mut cluster);
+    // One after the other, as fast as they are let go.
+    for node in [4, 3] {
+        cluster.until("it is let go", |cluster| {
+            is_done(&change(cluster, MemberChange::Remove(NodeId(node))))
+        });
+    }
+    cluster.until("two are left", |cluster| {
+        cluster.all_groups_have(&[1, 2].map(voter))
+    });
+    let queue = queue_in(GroupId(5), GROUPS);
+    jobs.push(cluster.enqueue(&queue, b"with two"));
+    all_there(&mut cluster, &jobs);
+}
+
+#[test]
+fn a_disk_that_was_to_come_and_is_lost_is_replaced() {
+    let (mut cluster, jobs) = begun(3);
+    cluster.wait_to_be_added(voter(4));
+    let added = change(&mut cluster, MemberChange::Add(vec![voter(4)]));
+    assert!(is_done(&added), "{added:?}");
+    cluster.pass(1_000);
+    add(&mut cluster, &[renewed(4)]);
+    cluster.until("the other disk votes", |cluster| {
+        cluster.all_groups_have(&[voter(1), voter(2), voter(3), renewed(4)])
+    });
+    all_there(&mut cluster, &jobs);
+}
+
+/// Who led before was told that it is silent; who leads now is not told again.
+#[test]
+fn a_new_member_that_is_dead_keeps_nobody_waiting_after_a_change_of_leaders() {
+    let (mut cluster, jobs) = begun(3);
+    cluster.wait_to_be_added(voter(4));
+    cluster.wait_to_be_added(voter(5));
+    let both = MemberChange::Add(vec![voter(4), voter(5)]);
+    let added = change(&mut cluster, both);
+    assert!(is_done(&added), "{added:?}");
+    cluster.pass(1_000);
+    cluster.kill(1);
+    cluster.pass(1_000);
+    cluster.join(voter(4));
+    let is_voting = Member::voting(voter(4));
+    cluster.until("node 4 votes", |cluster| {
+        let mut groups = (0..GROUPS).map(|group| GroupId(group as u16));
+        groups.all(|group| cluster.members(2, group).contains(&is_voting))
+    });
+    all_there(&mut cluster, &jobs);
+}
+
+/// It stood alone when the image was taken, and would lead all that others have gone on with since.
+#[test]
+fn an_older_image_of_a_node_that_stood_alone_stops_when_it_hears_of_others() {
+    let (mut cluster, jobs) = begun(1);
+    let image = cluster.node(1).disk.clone();
+    add(&mut cluster, &[voter(2), voter(3)]);
+    cluster.until("all vote in every group", |cluster| {
+        cluster.all_groups_have(&[1, 2, 3].map(voter))
+    });
+    all_equal(&mut cluster);
+    let heard = cluster.engine(1).durable_lsn();
+    cluster.kill(1);
+    cluster.start_on(1, image, heard);
+    cluster.pass(100);
+    assert_eq!(cluster.engine(1).halted().count(), GROUPS as usize);
+    cluster.kill(1);
+    all_there(&mut cluster, &jobs);
+}
+
 #[test]
 fn three_become_five_and_two_of_them_may_die() {
     let (mut cluster, mut jobs) = begun(3);

@@ -6,7 +6,7 @@
 
 use crate::base::bugs::{self, Bug};
 use crate::base::entry::{Entry, EntryKind};
-use crate::base::ids::LogIndex;
+use crate::base::ids::{LogIndex, NodeId};
 use crate::base::limits::{APPEND_BYTES_MAX, CATCH_UP_ENTRIES_MAX};
 use crate::raft::followers::Followers;
 use crate::raft::membership::{Change, ChangeError, Step};
@@ -204,14 +204,17 @@ impl RaftNode {
         followers.any(|(voter, progress)| voter == follower && self.has_caught_up(progress))
     }
 
-    /// Whether most of these voters are there, this leader among them: with others nothing would be
-    /// committed any more, and the change that brought them could not be finished.
+    /// Whether most of these voters are there, this leader among them, also if this node is not: with others
+    /// nothing would be committed any more, and the change that brought them could not be finished.
     #[must_use]
-    pub fn can_reach(&self, voters: &BTreeSet<Voter>) -> bool {
+    pub fn can_reach(&self, voters: &BTreeSet<Voter>, without: Option<NodeId>) -> bool {
         let is_there = |voter: Voter| {
+            if without == Some(voter.node) {
+                return None;
+            }
             let progress = self.lead.as_ref()?.followers.get(voter);
-            let is_lost = progress.is_none_or(Progress::is_lost);
-            (voter == self.config.me || !is_lost).then_some(true)
+            let is_there = progress.is_some_and(Progress::is_there);
+            (voter == self.config.me || is_there).then_some(true)
         };
         quorum::tally(voters, is_there) == Tally::Won
     }
@@ -615,11 +618,14 @@ impl RaftNode {
         Some(&mut progress.anchor)
     }
 
-    /// Who shall go on if this member dies: a voter that has most of the log. Groups choose
-    /// differently among equals, so that one node does not get all that another had.
+    /// Who shall go on if this member dies: of the voters that are not lost one that has most of the log.
+    /// Groups choose differently among equals, so that one node does not get all that another had.
     fn heir(&self) -> Option<Voter> {
         let lead = self.lead.as_ref()?;
-        let voters = || lead.followers.voters();
+        let voters = || {
+            let voters = lead.followers.voters();
+            voters.filter(|(_, progress)| !progress.is_lost())
+        };
         let most = voters().map(|(_, progress)| progress.counted()).max()?;
         let best = || voters().filter(|(_, progress)| progress.counted() == most);
         let nth = usize::from(self.config.group.0) % best().count();

@@ -309,6 +309,12 @@ impl Progress {
         self.is_lost
     }
 
+    /// Whether it has answered this leader, and nothing is known that speaks against it since.
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        self.life > 0 && !self.is_lost
+    }
+
     /// It was heard of; false if it has said that in an earlier life. What it had may be gone (trap
     /// R13): where the logs part is looked for anew.
     pub(super) fn heard(&mut self, life: u64, recovering: bool) -> bool {

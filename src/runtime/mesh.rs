@@ -15,6 +15,7 @@ use crate::runtime::poker::Mailbox;
 use crate::runtime::recover::Remains;
 use crate::runtime::space::Level;
 use crate::shard::input::{Input, Loss, Origin};
+use crate::shard::sparing::VoterSets;
 use crate::wire::message::{ErrorReply, Reply, ReplyBody, Request};
 use bytes::Bytes;
 use std::sync::Arc;
@@ -114,6 +115,13 @@ impl Mesh {
             let members = Input::ClusterMembers(members.clone());
             mailbox.send(Letter::Happened(members));
         }
+    }
+
+    /// Shard 0 is told who votes in the groups of this one.
+    pub fn voter_sets(&self, sets: VoterSets) {
+        let shard = self.me;
+        let told = Input::VoterSets { shard, sets };
+        self.of(ShardId(0)).send(Letter::Happened(told));
     }
 
     /// Has shard 0 send frames to another node.

@@ -571,6 +571,7 @@ impl Driver {
                 self.hub.forget_strangers(&members.members);
                 tell(&self.events, Event::Members(members));
             }
+            Effect::VoterSets(sets) => self.mesh.voter_sets(sets),
             Effect::TellSilent { peer } => self.mesh.peer_lost(peer, Loss::Silent),
             Effect::JobsRan { times_ms } => {
                 let durations = self.hub.durations.borrow();

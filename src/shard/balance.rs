@@ -89,14 +89,20 @@ impl ShardEngine {
     /// Until it leads nothing that another could.
     fn hand_over_all(&mut self) {
         let mut is_left = false;
+        let mut counts = self.leads_by_node();
         for slot in 0..self.groups.len() {
             let group = &self.groups[slot];
             if group.raft.role() != Role::Leader || group.raft.leads_alone() {
                 continue;
             }
             is_left = true;
-            if group.serves() && !group.raft.is_handing_over() {
-                self.groups[slot].raft.hand_over();
+            let to = self.fit_to_lead(slot).min_by_key(|voter| {
+                let of = counts.get(voter);
+                of.copied().unwrap_or_default()
+            });
+            let Some(to) = to else { continue };
+            if self.groups[slot].raft.transfer_to(to).is_ok() {
+                *counts.entry(to).or_default() += 1;
                 self.counters.raft_groups_handed_over_total += 1;
                 self.mark(slot);
             }
@@ -114,26 +120,30 @@ impl ShardEngine {
         counts
     }
 
-    /// Who shall lead a group that this node leads: of those that have most of its log the one that leads
-    /// fewest groups, if that are too few.
+    /// Who shall lead a group that this node leads: of those that can the one that leads fewest groups, if
+    /// that are too few.
     fn successor(&self, slot: usize, counts: &BTreeMap<Voter, usize>) -> Option<Voter> {
+        let of = |voter: &Voter| counts.get(voter).copied().unwrap_or_default();
+        let least = self.fit_to_lead(slot).min_by_key(of)?;
+        (of(&least) + 1 < of(&self.config.me())).then_some(least)
+    }
+
+    /// Who could lead a group at once in place of this node: those that have most of its log.
+    fn fit_to_lead(&self, slot: usize) -> impl Iterator<Item = Voter> {
         let group = &self.groups[slot];
         let raft = &group.raft;
-        if raft.role() != Role::Leader || !group.serves() || raft.is_handing_over() {
-            return None;
-        }
-        let of = |voter: &Voter| counts.get(voter).copied().unwrap_or_default();
+        let may_hand_over = group.serves() && !raft.is_handing_over();
         let last = raft.log().last_index();
-        let has_most = |counted: LogIndex| last.0 - counted.0 <= BALANCE_LAG_MAX;
-        let fit = raft.followers().filter(|(voter, progress)| {
-            raft.members().is_voter(*voter)
+        let has_most = move |counted: LogIndex| last.0 - counted.0 <= BALANCE_LAG_MAX;
+        let fit = raft.followers().filter(move |(voter, progress)| {
+            may_hand_over
+                && raft.members().is_voter(*voter)
                 && !self.peers.drains(voter)
                 && !progress.is_lost()
                 && *progress.sending() == Sending::Replicate
                 && has_most(progress.counted())
         });
-        let least = fit.map(|(voter, _)| voter).min_by_key(of)?;
-        (of(&least) + 1 < of(&self.config.me())).then_some(least)
+        fit.map(|(voter, _)| voter)
     }
 
     /// When it looks again.

@@ -5,6 +5,7 @@
 //! engine until it is durable, so a driver cannot answer too early.
 
 use super::input::Origin;
+use super::sparing::VoterSets;
 use crate::base::ids::{GroupId, NodeId, ShardId};
 use crate::base::members::ClusterMembers;
 use crate::raft::message::{Message, Voter};
@@ -111,6 +112,8 @@ pub enum Effect {
     /// ([`Input::ClusterMembers`](super::input::Input::ClusterMembers)), keep it for the next start, and
     /// speak with these nodes alone.
     ClusterMembers(ClusterMembers),
+    /// Tell shard 0 who votes in the groups of this shard: [`Input::VoterSets`](super::input::Input::VoterSets).
+    VoterSets(VoterSets),
     /// Hand a request to the shard whose group it is for. If its inbox is full, answer `Busy`.
     Forward {
         /// That shard.

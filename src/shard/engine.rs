@@ -16,6 +16,7 @@ use super::peers::Peers;
 use super::placement::{groups_of, shard_of};
 use super::polls::Place;
 use super::requests::{Refusal, STOPPING};
+use super::sparing::Sparing;
 use crate::base::bugs::{self, Bug};
 use crate::base::checksum::Hash128;
 use crate::base::code::Code;
@@ -113,6 +114,7 @@ pub struct ShardEngine {
     pub(super) timers: BTreeSet<(Monotonic, usize)>,
     pub(super) peers: Peers,
     pub(super) cluster: Cluster,
+    pub(super) sparing: Sparing,
     /// When it looks whether this node leads too many groups.
     pub(super) balance_at: Option<Monotonic>,
     /// It shall lead nothing.
@@ -215,6 +217,7 @@ impl ShardEngine {
             timers: BTreeSet::new(),
             peers,
             cluster,
+            sparing: Sparing::default(),
             balance_at: None,
             draining: false,
             found_lsn: start_lsn,
@@ -269,6 +272,7 @@ impl ShardEngine {
             Input::PeerKnown(peer) => self.on_peer_known(peer),
             Input::PeerWaits(peer) => self.on_peer_waits(peer),
             Input::ClusterMembers(members) => self.on_cluster_members(&members),
+            Input::VoterSets { shard, sets } => self.on_voter_sets(shard, sets),
             Input::HeardDurable { lsn } => self.on_heard_durable(lsn),
             Input::PeerBeat { from } => self.on_peer_beat(from),
             Input::PeerDrains { peer, on } => self.on_peer_drains(peer, on),
@@ -296,6 +300,7 @@ impl ShardEngine {
         while let Some(slot) = self.dirty.pop() {
             self.settle(slot);
         }
+        self.tell_voter_sets();
         self.pump_log();
         self.flush_peers();
         out.append(&mut self.effects);

@@ -108,6 +108,8 @@ pub(super) struct Group {
     pub(super) changes: Changes,
     /// Its members may be others than those of the cluster.
     pub(super) members_unsettled: bool,
+    /// When they changed last, or this member began to lead them.
+    pub(super) members_since: Monotonic,
     pub(super) following: Following,
     /// An entry that raises the version of the machine is on its way.
     pub(super) raising: bool,

@@ -1,6 +1,7 @@
 //! What happened: the only way into a [`ShardEngine`](super::engine::ShardEngine). Past tense.
 
 use super::loading::GroupState;
+use super::sparing::VoterSets;
 use crate::base::ids::{ConnId, GroupId, ShardId};
 use crate::base::members::ClusterMembers;
 use crate::base::units::Lsn;
@@ -161,6 +162,14 @@ pub enum Input {
     /// The members of the cluster are these, as shard 0 has said
     /// ([`Effect::ClusterMembers`](super::effect::Effect::ClusterMembers)).
     ClusterMembers(ClusterMembers),
+    /// The voters of the groups of another shard are these, as it has said
+    /// ([`Effect::VoterSets`](super::effect::Effect::VoterSets)). For shard 0.
+    VoterSets {
+        /// That shard.
+        shard: ShardId,
+        /// Each set of voters once.
+        sets: VoterSets,
+    },
     /// Another node has heard, before this process was started, that the log of this shard was durable
     /// up to here.
     HeardDurable {

@@ -239,7 +239,9 @@ impl ShardEngine {
         while self.installs.receiving.is_none()
             && let Some((slot, (from, base))) = self.installs.offered.pop_first()
         {
-            let needs_it = self.groups[slot].raft.log().applied() < base.0;
+            let raft = &self.groups[slot].raft;
+            // Who leads by now offers its own.
+            let needs_it = raft.log().applied() < base.0 && raft.leader() == Some(from);
             if needs_it && self.may_install(slot) {
                 self.begin_install(slot, from);
             }

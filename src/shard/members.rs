@@ -22,7 +22,8 @@
 //!
 //! - A new disk is a learner first: what votes has the log (trap R25).
 //! - A change acts on a member once its disk has it that it is committed: a restart takes none back.
-//! - No step is taken after which most voters are not there: it could not be finished.
+//! - No step is taken after which most voters are not there: it could not be finished. Nor is a node let go
+//!   that some group cannot do without ([`super::sparing`]).
 //! - A step is safe by itself, whoever takes it and however old what it knows of group 0 is: a leader
 //!   that is behind may take back what one before it did, and does it again when it has caught up.
 //!
@@ -35,7 +36,7 @@ use super::input::{Origin, Peer};
 use super::requests::Refusal;
 use crate::base::code::Code;
 use crate::base::ids::{LogIndex, NodeId, ShardId};
-use crate::base::limits::CLUSTER_GROUP;
+use crate::base::limits::{CLUSTER_GROUP, LEARNERS_MAX, MEMBER_STEPS_MAX};
 use crate::base::members::ClusterMembers;
 use crate::base::units::Monotonic;
 use crate::queue::command::Outcome;
@@ -49,6 +50,8 @@ use std::time::Duration;
 
 /// Who wants to be added says so more often than this.
 const WAITS_FOR: Duration = Duration::from_secs(5);
+/// A new member whom its leader has not heard for so long keeps nobody waiting.
+const COMES_WITHIN: Duration = Duration::from_secs(5);
 
 /// The members of the cluster as this shard knows them.
 #[derive(Debug, Default)]
@@ -110,7 +113,10 @@ impl ShardEngine {
 
     /// The members of a group may be others than before.
     pub(super) fn members_changed(&mut self, slot: usize) {
-        self.groups[slot].members_unsettled = true;
+        let now = self.now.mono;
+        self.sparing.changed = true;
+        let group = &mut self.groups[slot];
+        (group.members_unsettled, group.members_since) = (true, now);
         self.mark(slot);
         let group = &self.groups[slot];
         let is_known = group.phase == Phase::Serving && !group.raft.is_blank();
@@ -175,6 +181,8 @@ impl ShardEngine {
         let missing = cluster
             .members()
             .filter(|member| !members.contains(*member));
+        let places = LEARNERS_MAX.saturating_sub(members.learners().len());
+        let missing = missing.take(places.min(MEMBER_STEPS_MAX));
         let missing: Vec<Step> = missing.map(Step::AddLearner).collect();
         if !missing.is_empty() {
             return missing;
@@ -190,10 +198,14 @@ impl ShardEngine {
         let (ready, behind): (Vec<Voter>, Vec<Voter>) =
             pupils().partition(|learner| raft.caught_up(**learner));
         // One change for all that come at once: fewer would be an even number of voters for a while. One
-        // that is not there keeps nobody waiting.
+        // that is not there keeps nobody waiting for long.
+        let may_come = self.now.mono < group.members_since.plus(COMES_WITHIN);
         let is_coming = |learner: &Voter| {
             let mut followers = raft.followers();
-            followers.any(|(voter, progress)| voter == *learner && !progress.is_lost())
+            followers.any(|(voter, progress)| {
+                let may_come = may_come && !progress.is_lost();
+                voter == *learner && (progress.is_there() || may_come)
+            })
         };
         if behind.iter().any(is_coming) {
             return Vec::new();
@@ -220,6 +232,7 @@ impl ShardEngine {
                 && !is_awaited(member)
         });
         steps.extend(gone.map(Step::Remove));
+        steps.truncate(MEMBER_STEPS_MAX);
         self.without_stall(slot, steps)
     }
 
@@ -228,7 +241,7 @@ impl ShardEngine {
         let raft = &self.groups[slot].raft;
         let next = raft.members().changed(&Change::Enter(steps.clone()));
         match next {
-            Ok(next) if raft.can_reach(next.voters()) => steps,
+            Ok(next) if raft.can_reach(next.voters(), None) => steps,
             _ => Vec::new(),
         }
     }
@@ -264,7 +277,7 @@ impl ShardEngine {
         if self.stopping() {
             return Err(Refusal::stopping());
         }
-        let steps = self.steps_of(slot, change)?;
+        let steps = self.steps_of(slot, &change)?;
         if steps.is_empty() {
             let stamp = self.stamp(slot);
             let done = ReplyBody::Outcome(Outcome::Done);
@@ -279,6 +292,9 @@ impl ShardEngine {
                 "most of the nodes that would be left are not there: bring them back first";
             return Err(Refusal::new(Code::MembersRefused, message));
         }
+        if let MemberChange::Remove(node) = change {
+            self.may_spare(slot, node)?;
+        }
         let index = self.propose_members(slot, steps)?;
         let waiter = Waiter::Client { to: from, request };
         self.groups[slot].waiters.push_back((index, waiter));
@@ -286,18 +302,18 @@ impl ShardEngine {
     }
 
     /// What a change asks for that is not so already.
-    fn steps_of(&self, slot: usize, change: MemberChange) -> Result<Vec<Step>, Refusal> {
+    fn steps_of(&self, slot: usize, change: &MemberChange) -> Result<Vec<Step>, Refusal> {
         let members = self.groups[slot].raft.members();
         let nodes = match change {
             MemberChange::Remove(node) => {
-                let gone = members.members().filter(|member| member.node == node);
+                let gone = members.members().filter(|member| member.node == *node);
                 return Ok(gone.map(Step::Remove).collect());
             }
             MemberChange::Add(nodes) => nodes,
         };
         let mut steps = Vec::new();
-        for node in nodes.into_iter().filter(|node| !members.contains(*node)) {
-            if !self.cluster.waits(node, self.now.mono) {
+        for node in nodes.iter().filter(|node| !members.contains(**node)) {
+            if !self.cluster.waits(*node, self.now.mono) {
                 let message = format!(
                     "node {} does not wait to be added: start it with an empty data directory, and with \
                      nodes of this cluster among its cluster.members",
@@ -305,7 +321,13 @@ impl ShardEngine {
                 );
                 return Err(Refusal::new(Code::MembersRefused, message));
             }
-            steps.push(Step::AddLearner(node));
+            // A disk that was to come and is lost has nothing that could be missed.
+            let lost = members
+                .learners()
+                .iter()
+                .filter(|old| old.node == node.node);
+            steps.extend(lost.copied().map(Step::Remove));
+            steps.push(Step::AddLearner(*node));
         }
         Ok(steps)
     }

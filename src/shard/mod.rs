@@ -11,7 +11,8 @@
 //! if that leads; `versions` raises the version of a group's machine. What is due and
 //! who is silent is found by `timers` and `liveness`; `checkpoint` cuts the hot state of the groups so
 //! that the log stays short, and `opening` brings a group back from it. What the members of a group say
-//! to each other goes through `peers`, and `balance` spreads leaders over the nodes. What a
+//! to each other goes through `peers`, and `balance` spreads leaders over the nodes; who the members are
+//! decides `members`, and [`sparing`] which of them can go. What a
 //! follower lacks and memory does not hold any more is read from the log by `log_reads`. A checkpoint for a
 //! follower that lacks more than its leader's log has goes through `sending` there and `installing`
 //! here; `installs` knows which are under way.
@@ -58,6 +59,7 @@ mod polls;
 mod reads;
 mod requests;
 mod sending;
+pub mod sparing;
 mod timers;
 mod versions;
 mod waits;

@@ -269,6 +269,7 @@ pub(super) fn open_group(
         waits: Waits::default(),
         changes: Changes::default(),
         members_unsettled: false,
+        members_since: now.mono,
         following: Following::default(),
         raising: false,
         liveness: Liveness::default(),

@@ -218,17 +218,22 @@ impl ShardEngine {
 
     /// The log that this process has found was longer once: it has lost its end, or the disk is an older
     /// image of itself. Nothing that was promised in what is missing is known any more. A group in which
-    /// nobody else votes has nobody to ask.
+    /// nobody else votes has nobody to ask, and stops if others have come since: they may have gone on.
     pub(super) fn on_heard_durable(&mut self, lsn: Lsn) {
         if lsn <= self.found_lsn || bugs::on(Bug::EchoIgnored) {
             return;
         }
         self.counters.log_ends_lost_total += 1;
+        let me = self.config.me();
+        let has_others = self.cluster.members().members().any(|member| member != me);
         for slot in 0..self.groups.len() {
             let raft = &mut self.groups[slot].raft;
             if !raft.leads_alone() {
                 raft.distrust();
                 self.mark(slot);
+            } else if has_others {
+                let what = "the end of its log is lost, and with it that other nodes have votes";
+                self.halt(slot, what);
             }
         }
     }
@@ -387,7 +392,7 @@ impl ShardEngine {
         let now = self.now.mono;
         let group = &mut self.groups[slot];
         group.clock = GroupClock::start(group.raft.last_time(), now);
-        group.last_proposed = now;
+        (group.last_proposed, group.members_since) = (now, now);
         for session in self.groups[slot].queue.sessions() {
             self.watch_session(slot, session.id, None);
         }

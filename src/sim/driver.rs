@@ -15,6 +15,7 @@ use crate::raft::message::{Message, Voter};
 use crate::shard::effect::{CheckpointFile, Effect};
 use crate::shard::input::{Input, Origin};
 use crate::shard::loading::load_group;
+use crate::shard::sparing::VoterSets;
 use crate::snapshot::layout::{Owner, RootRef};
 use crate::snapshot::manifest::Manifest;
 use crate::wal::pieces::Piece;
@@ -68,6 +69,8 @@ pub enum Out {
     Silent(Voter),
     /// Every other shard of this node is told who belongs to the cluster.
     Members(ClusterMembers),
+    /// Shard 0 is told who votes in the groups of another.
+    VoterSets(VoterSets),
     /// A request for another shard.
     Forward(ShardId, Origin, Request),
     /// Another shard is told that a connection closed.
@@ -114,6 +117,7 @@ pub fn begin(disk: &mut SimDisk, effect: Effect) -> Begun {
         Effect::SendBeat { to } => return Begun::Out(Out::Beat(to)),
         Effect::TellSilent { peer } => return Begun::Out(Out::Silent(peer)),
         Effect::ClusterMembers(members) => return Begun::Out(Out::Members(members)),
+        Effect::VoterSets(sets) => return Begun::Out(Out::VoterSets(sets)),
         Effect::Forward { to, from, request } => {
             return Begun::Out(Out::Forward(to, from, request));
         }

@@ -358,7 +358,7 @@ impl World {
             Begun::Out(Out::Reply(to, reply)) => self.on_reply(to, &reply),
             Begun::Out(Out::Stopped) => self.stopped = true,
             // There is no other shard.
-            Begun::Out(Out::Members(_)) => {}
+            Begun::Out(Out::Members(_) | Out::VoterSets(_)) => {}
             Begun::Out(other) => panic!("one node of one shard has nobody for {other:?}"),
             Begun::Done => {}
         }

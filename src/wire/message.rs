@@ -178,8 +178,8 @@ pub enum RequestBody {
         /// Who works on this connection; shown, kept in memory only.
         worker: Option<WorkerInfo>,
     },
-    /// Changes the members of the cluster; answered by the outcome `Done` once the change is under way on
-    /// every group's home, which an operator follows by [`Self::Status`].
+    /// Changes the members of the cluster; answered by the outcome `Done` once group 0 has decided it. The
+    /// other groups follow by themselves, which an operator sees by [`Self::Status`].
     ChangeMembers(MemberChange),
     /// This shard hands over what it leads from now on, or does so no more; answered by the outcome `Done`.
     Drain {

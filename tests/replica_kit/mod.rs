@@ -97,6 +97,8 @@ pub(crate) struct Node {
     replies: BTreeMap<u64, Reply>,
     /// All is durable, and it could end.
     pub(crate) has_stopped: bool,
+    /// It knows that it belongs to the cluster no more.
+    is_removed: bool,
 }
 
 impl Node {
@@ -267,6 +269,8 @@ impl Node {
                 self.replies.insert(reply.id, reply);
             }
             Begun::Out(Out::Members(members)) => {
+                assert!(members.as_of >= self.members.as_of, "{members:?}");
+                self.is_removed = !members.members.iter().any(|member| member.voter == self.me);
                 self.members = members;
             }
             Begun::Out(Out::Stopped) => self.has_stopped = true,
@@ -294,6 +298,8 @@ pub(crate) struct Cluster {
     checkpoint_log_bytes: u64,
     catch_up_bytes: u64,
     prng: Prng,
+    /// A node that knows that it was removed dies at once, as in the end its process does.
+    pub(crate) removed_die: bool,
     /// Changes messages on their way to a node.
     pub(crate) tamper: Option<fn(u32, &mut Message)>,
     /// How often a message on its way to a node arrives; 0 = it is lost.
@@ -327,6 +333,7 @@ impl Cluster {
             checkpoint_log_bytes,
             catch_up_bytes,
             prng: Prng::new(7),
+            removed_die: false,
             tamper: None,
             copies: None,
         };
@@ -365,6 +372,7 @@ impl Cluster {
             loads_late: None,
             replies: BTreeMap::new(),
             has_stopped: false,
+            is_removed: false,
         };
         let number = me.node.0;
         assert!(
@@ -513,6 +521,12 @@ impl Cluster {
             let from = (node.me, node.start);
             let messages = messages.into_iter();
             sent.extend(messages.map(|(to, messages)| (*number, from, to.0, messages)));
+        }
+        for number in self.running() {
+            let is_removed = std::mem::take(&mut self.node(number).is_removed);
+            if is_removed && self.removed_die {
+                self.kill(number);
+            }
         }
         for (number, (from, start), to, mut messages) in sent {
             self.sent += messages.len() as u64;

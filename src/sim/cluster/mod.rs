@@ -808,6 +808,11 @@ impl<'a> Cluster<'a> {
                     self.schedule(soon, Event::Tell(at(ShardId(shard)), told));
                 }
             }
+            Out::VoterSets(sets) => {
+                let shard = ShardId(shard);
+                let told = Box::new(Input::VoterSets { shard, sets });
+                self.schedule(soon, Event::Tell(at(ShardId(0)), told));
+            }
             Out::Forward(to, from, request) => {
                 let forwarded = Input::ClientRequest {
                     from,
