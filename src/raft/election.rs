@@ -83,8 +83,8 @@ impl RaftNode {
         believes && self.elapsed < self.config.election_ticks
     }
 
-    /// Asks for votes, or first whether there would be any. Not while a change of the members is
-    /// committed and not applied: it would count the wrong voters (trap R8).
+    /// Asks for votes, or first whether there would be any. While a change of the members is committed and
+    /// not applied, it would count the wrong voters: it does so right behind that (trap R8).
     pub fn campaign(&mut self, why: Why) {
         if self.role == Role::Leader || !self.members.is_voter(self.config.me) {
             return;
@@ -96,6 +96,7 @@ impl RaftNode {
             return;
         }
         if self.log.has_unapplied_change() {
+            self.stands_after_change = Some(why);
             return;
         }
         // With one voter, and if the leader wants it so, nobody needs to be asked first.
@@ -127,6 +128,7 @@ impl RaftNode {
         self.leader = None;
         self.heir = false;
         self.waits_for_heir = false;
+        self.stands_after_change = None;
         self.quiet = false;
         self.elapsed = 0;
         self.draw_timeout();
@@ -285,6 +287,7 @@ impl RaftNode {
         self.heir = false;
         self.waits_for_heir = false;
         self.put_off = None;
+        self.stands_after_change = None;
         self.lead = None;
         self.quiet = false;
         self.elapsed = 0;

@@ -138,6 +138,8 @@ pub struct RaftNode {
     pub(super) waits_for_heir: bool,
     /// A canvass that was not looked at since the leader was believed in.
     pub(super) put_off: Option<Message>,
+    /// It would have campaigned, but for a change of the members that it has to apply first.
+    pub(super) stands_after_change: Option<Why>,
     /// Ticks until the proof that a leader is dead may start another campaign.
     pub(super) proof_rest: u32,
     /// What it may have lost, until it has that back.
@@ -197,6 +199,7 @@ impl RaftNode {
             heir: false,
             waits_for_heir: false,
             put_off: None,
+            stands_after_change: None,
             proof_rest: 0,
             recovery: None,
             life: u64::from(config.start) << 32,
@@ -315,6 +318,7 @@ impl RaftNode {
             self.become_follower(self.term, Some(from));
         }
         self.leader = Some(from);
+        self.stands_after_change = None;
         self.elapsed = 0;
         self.quiet = false;
     }
@@ -406,6 +410,11 @@ impl RaftNode {
             self.change_members(&payload);
         }
         self.leave_joint();
+        if !self.log.has_unapplied_change()
+            && let Some(why) = self.stands_after_change.take()
+        {
+            self.campaign(why);
+        }
     }
 
     fn change_members(&mut self, payload: &[u8]) {
