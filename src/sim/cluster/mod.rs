@@ -63,6 +63,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use traffic::{Asker, Conn};
 
+/// Faults come until so many requests have been answered, but not for so much longer: disks that nobody can
+/// put right may leave no group that answers.
+const ANSWERS_MIN: u64 = 1_000;
+const MEETS_FAULTS_MAX: Duration = Duration::from_secs(20);
 /// A majority that is healed makes progress within this.
 const PROGRESS_WITHIN: Duration = Duration::from_secs(30);
 /// A whole cluster has worked off everything, and is equal, within this.
@@ -72,12 +76,10 @@ const EVENTS_MAX: u64 = 5_000_000;
 const STEPS_MAX: u32 = 10_000;
 /// With disks that nobody can put right, it is watched for so long whether all stay safe.
 const SAFE_FOR: Duration = Duration::from_secs(5);
-/// In the end clients think so many times longer: there is little left to do.
-const THINK_TIMES: u64 = 2;
 /// Nodes that are asked to stop have stopped within this, or are killed.
 const STOPPED_WITHIN: Duration = Duration::from_secs(10);
 /// After one turn in so many a state is compared.
-const STATES_ONE_IN: u64 = 500;
+const STATES_ONE_IN: u64 = 1_000;
 
 enum Event {
     /// A disk is done.
@@ -294,8 +296,9 @@ impl<'a> Cluster<'a> {
 
     fn meet_faults(&mut self) {
         let end = self.now.plus(Duration::from_millis(self.options.fault_ms));
+        let latest = end.plus(MEETS_FAULTS_MAX);
         self.schedule_fault();
-        while self.now < end {
+        while self.now < end || (self.report.answers < ANSWERS_MIN && self.now < latest) {
             self.step();
         }
         self.has_faults = false;
@@ -396,7 +399,6 @@ impl<'a> Cluster<'a> {
     /// No more jobs: everything is worked off, and all nodes have the same.
     fn drain(&mut self) {
         self.produces = false;
-        self.options.think_us *= THINK_TIMES;
         let end = self.now.plus(DRAINED_WITHIN);
         let mut next = self.now;
         loop {

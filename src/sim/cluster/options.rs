@@ -169,18 +169,19 @@ impl Options {
             // Of these nothing proves that something is missing, if enough others have forgotten too.
             faults.retain(|fault| !fault.is_harm() || fault.harm().is_some());
         }
+        let clients = 1 + prng.below(4);
         let drawn = Self {
             nodes,
             shards: 1 + prng.below(2) as u16,
             // Each shard has one at least.
             groups: 2 << prng.below(3),
-            clients: 1 + prng.below(4),
+            clients,
             operates: mix(!seed) & 1 == 0,
             catch_up_bytes: [0, 4 << 20][(mix(!seed) >> 1 & 1) as usize],
             segment_bytes: 256 << 10 << prng.below(2),
             checkpoint_log_bytes: 128 << 10 << prng.below(4),
-            payload_bytes: if is_bulky { 60_000 } else { 1_000 },
-            think_us: 10_000 << prng.below(3),
+            payload_bytes: if is_bulky { 24_000 } else { 1_000 },
+            think_us: clients * (10_000 << prng.below(3)),
             faults,
             frail,
             fault_gap_ms: 200 << prng.below(5),
