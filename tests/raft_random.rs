@@ -71,7 +71,7 @@ impl Run {
         match self.prng.below(100) {
             0..=24 => drop(self.cluster.ready(me)),
             25..=39 => drop(self.cluster.write(me, 1 + self.prng.below(3) as usize)),
-            40..=49 => self.cluster.apply(me),
+            40..=49 => drop(self.cluster.apply(me)),
             50..=79 => self.network(),
             80..=89 => self.cluster.node(me).tick(),
             90..=95 => self.propose(me),

@@ -15,10 +15,11 @@
 //! read 1 77                     asks for a read; what is let through is shown by `reads`
 //! ready 1 [2 3]                 what it wants done is taken; messages leave, the rest waits
 //! write 1 [count=1]             what waits becomes durable; promises leave
-//! apply 1                       what is committed is applied
+//! apply 1                       what is committed is applied: that
 //! deliver [1>2] [count=1]       messages arrive, oldest first;  `deliver 1>2 type=append`
 //! drop [1>2] [type=append]      messages are lost
-//! repeat 1>2                    the oldest message is doubled
+//! repeat 1>2 [type=append]      the oldest message is doubled
+//! hold [1>2] [count=1]          messages are late, oldest first: nobody gets them before `release`
 //! settle                        all of this, until nobody has anything to do; what was sent
 //! quietly                       the same, and only the state after it
 //! cut 1 2 / cut 1>2 / heal      members or links that nothing passes
@@ -45,7 +46,7 @@ use rrq::base::entry::{Entry, EntryKind};
 use rrq::base::ids::{DiskId, GroupId, Incarnation, LogIndex, Term};
 use rrq::base::units::GroupTime;
 use rrq::raft::membership::{Membership, Step};
-use rrq::raft::message::{Body, Message, Voter, Why};
+use rrq::raft::message::{Body, Message, QueueChange, Voter, Why};
 use rrq::raft::progress::Sending;
 use std::fmt::Write as _;
 use std::path::Path;
@@ -54,6 +55,8 @@ const FOLDER: &str = "tests/scripts/raft";
 
 struct Script {
     cluster: Cluster,
+    /// Messages that are late.
+    held: Vec<Message>,
     seed: u64,
 }
 
@@ -192,8 +195,9 @@ impl Script {
             }
             "write" => lines(&self.cluster.write(words.first(), words.count())),
             "apply" => {
-                self.cluster.apply(words.first());
-                String::new()
+                let applied = self.cluster.apply(words.first());
+                let applied: Vec<String> = applied.iter().map(show_entry).collect();
+                format!("{} applies [{}]\n", plain[0], applied.join(" "))
             }
             "deliver" => self.deliver(&words),
             "drop" => {
@@ -208,6 +212,24 @@ impl Script {
                 self.cluster
                     .network
                     .push(message.expect("one is under way"));
+                String::new()
+            }
+            "hold" => {
+                let mut left = words.count();
+                for message in std::mem::take(&mut self.cluster.network) {
+                    let is_late = left > 0 && is_of(&message, &words);
+                    left -= usize::from(is_late);
+                    let list = if is_late {
+                        &mut self.held
+                    } else {
+                        &mut self.cluster.network
+                    };
+                    list.push(message);
+                }
+                String::new()
+            }
+            "release" => {
+                self.cluster.network.append(&mut self.held);
                 String::new()
             }
             "settle" => self.settle(),
@@ -311,6 +333,7 @@ impl Script {
         let learners = learners.split(',').filter(|text| !text.is_empty());
         let learners: Vec<u32> = learners.map(number).collect();
         self.cluster = Cluster::new(&voters, &learners, self.seed);
+        self.held.clear();
         String::new()
     }
 
@@ -412,7 +435,7 @@ impl Script {
         refused.collect()
     }
 
-    /// `1>2 t5 beat 3`, with an optional `group=` or `life=` among the words.
+    /// `1>2 t5 beat 3`; with the word `group` or `life`, of another group, or of another life of it.
     fn injected(&self, plain: &[&str]) -> Message {
         let (from, to) = link(plain[0]).expect("from and to");
         let term: u64 = number(plain[1].trim_start_matches('t'));
@@ -460,10 +483,24 @@ impl Script {
                 commit: (LogIndex(0), Term(0)),
                 why: Why::Silence,
             },
+            "pre-ballot" | "ballot" => Body::Ballot {
+                pre: plain[2] == "pre-ballot",
+                granted: plain[3] == "yes",
+                commit: (LogIndex(0), Term(0)),
+            },
             "timeout-now" => Body::TimeoutNow,
             other => panic!("`{other}` is no message"),
         };
         let strange = |name: &str| plain.contains(&name);
+        // Of the member that it seems to come from: a later life would make it deaf to that member.
+        let member = self.cluster.members.get(&from);
+        let life = member.map_or(0, |member| {
+            let anything = QueueChange::Done {
+                home: GROUP,
+                home_index: LogIndex(0),
+            };
+            member.node.tell_of(to, anything).life
+        });
         Message {
             from,
             to,
@@ -474,7 +511,7 @@ impl Script {
                 LIFE
             },
             term: Term(term),
-            life: u64::MAX,
+            life,
             recovering: false,
             body,
         }
@@ -541,6 +578,7 @@ impl Script {
 fn replay(text: &str) -> String {
     let mut script = Script {
         cluster: Cluster::new(&[1], &[], 1),
+        held: Vec::new(),
         seed: 1,
     };
     let mut out = String::new();

@@ -149,7 +149,7 @@ impl Cluster {
         result.map_err(|error| error.to_string())
     }
 
-    /// Takes what a member wants done: messages leave, the rest waits for [`Self::write`].
+    /// Takes what a member wants done: messages leave, the rest waits for [`Self::write`]. What left.
     pub(crate) fn ready(&mut self, me: Voter) -> Vec<Message> {
         let member = self.member(me);
         let mut ready = Ready::default();
@@ -168,12 +168,15 @@ impl Cluster {
         }
         // What promises nothing waits only for hard states that are under way.
         let term_is_durable = member.writes.iter().all(|write| write.hard.is_none());
-        if term_is_durable {
-            self.network.extend(sent.iter().cloned());
+        let (sent, held) = if term_is_durable {
+            (sent, Vec::new())
         } else {
-            let last = member.writes.last_mut().expect("one has a hard state");
-            last.promises.extend(sent.iter().cloned());
+            (Vec::new(), sent)
+        };
+        if let Some(last) = member.writes.last_mut() {
+            last.promises.extend(held);
         }
+        self.network.extend(sent.iter().cloned());
         self.check();
         sent
     }
@@ -209,8 +212,9 @@ impl Cluster {
         sent
     }
 
-    /// Applies all that is committed.
-    pub(crate) fn apply(&mut self, me: Voter) {
+    /// Applies all that is committed: that.
+    pub(crate) fn apply(&mut self, me: Voter) -> Vec<Entry> {
+        let mut applied = Vec::new();
         while let Some(entry) = self.member(me).node.next_committed().cloned() {
             let before = self
                 .committed
@@ -222,8 +226,10 @@ impl Cluster {
                 entry.index
             );
             self.member(me).node.applied();
+            applied.push(entry);
         }
         self.check();
+        applied
     }
 
     fn passes(&self, message: &Message) -> bool {
