@@ -41,7 +41,7 @@
 
 mod raft_kit;
 
-use raft_kit::{Cluster, GROUP, LIFE, show, show_entry, voter};
+use raft_kit::{Cluster, GROUP, LIFE, name, show, show_entry, voter};
 use rrq::base::entry::{Entry, EntryKind};
 use rrq::base::ids::{DiskId, GroupId, Incarnation, LogIndex, Term};
 use rrq::base::units::GroupTime;
@@ -112,15 +112,6 @@ fn member(text: &str) -> Voter {
 fn link(text: &str) -> Option<(Voter, Voter)> {
     let (from, to) = text.split_once('>')?;
     Some((member(from), member(to)))
-}
-
-fn name(member: Voter) -> String {
-    let disk = member.disk.0[0];
-    if u32::from(disk) == member.node.0 {
-        member.node.to_string()
-    } else {
-        format!("{}:{disk}", member.node)
-    }
 }
 
 fn names<'a>(members: impl IntoIterator<Item = &'a Voter>) -> String {

@@ -465,6 +465,16 @@ fn start(me: Voter, disk: &Disk, seed: u64, starts: u32) -> RaftNode {
     RaftNode::new(config, disk.hard, log, GroupTime(0))
 }
 
+/// `2` is member 2; `2:9` is node 2 with disk 9.
+pub(crate) fn name(member: Voter) -> String {
+    let disk = member.disk.0[0];
+    if u32::from(disk) == member.node.0 {
+        member.node.to_string()
+    } else {
+        format!("{}:{disk}", member.node)
+    }
+}
+
 /// A message in a line.
 pub(crate) fn show(message: &Message) -> String {
     let at = |position: Position| format!("{}@{}", position.0, position.1);
@@ -528,7 +538,7 @@ pub(crate) fn show(message: &Message) -> String {
         }
         Body::EntryBase { base } => format!("entry-base {}", at(*base)),
     };
-    let (from, to, term) = (message.from.node, message.to.node, message.term);
+    let (from, to, term) = (name(message.from), name(message.to), message.term);
     let recovering = if message.recovering {
         " (recovering)"
     } else {
