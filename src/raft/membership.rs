@@ -453,6 +453,42 @@ mod tests {
     }
 
     #[test]
+    fn while_joint_no_majority_of_one_set_alone_decides() {
+        let [four, five] = [4, 5].map(|new| Step::AddVoter(voter(new)));
+        let [one, two] = [1, 2].map(|old| Step::Remove(voter(old)));
+        let change = enter(&[four, five, one, two]);
+        let joint = group([1, 2, 3]).changed(&change).expect("it fits");
+        let says = |names: &'static [u32], what: bool| {
+            move |member: Voter| names.contains(&member.node.0).then_some(what)
+        };
+        let tally = |names| {
+            (
+                joint.tally(says(names, true)),
+                joint.tally(says(names, false)),
+            )
+        };
+        assert_eq!(tally(&[4, 5]), (Tally::Open, Tally::Lost), "new ones only");
+        assert_eq!(tally(&[3, 4, 5]), (Tally::Open, Tally::Lost), "all of them");
+        assert_eq!(tally(&[1, 2]), (Tally::Open, Tally::Lost), "old ones only");
+        assert_eq!(tally(&[1, 2, 3]), (Tally::Open, Tally::Lost), "all of them");
+        assert_eq!(tally(&[1, 4]), (Tally::Open, Tally::Open), "one of each");
+        assert_eq!(tally(&[1, 3, 4]), (Tally::Won, Tally::Lost), "two of each");
+        assert_eq!(tally(&[]), (Tally::Open, Tally::Open));
+    }
+
+    #[test]
+    fn a_new_majority_does_not_stand_for_one_of_two_old_voters() {
+        let steps = [3, 4, 5].map(|new| Step::AddVoter(voter(new)));
+        let joint = group([1, 2]).changed(&enter(&steps)).expect("it fits");
+        let yes = |names: &'static [u32]| {
+            move |member: Voter| names.contains(&member.node.0).then_some(true)
+        };
+        assert_eq!(joint.tally(yes(&[1, 3, 4, 5])), Tally::Open, "2 is old");
+        assert_eq!(joint.tally(yes(&[1, 2])), Tally::Open, "two of five");
+        assert_eq!(joint.tally(yes(&[1, 2, 3])), Tally::Won);
+    }
+
+    #[test]
     fn learners_come_and_go_in_one_step() {
         let with = group([1]).changed(&enter(&[Step::AddLearner(voter(2))]));
         let with = with.expect("it fits");
