@@ -459,6 +459,32 @@ mod tests {
     }
 
     #[test]
+    fn a_hint_is_the_last_entry_that_may_be_shared() {
+        // Behind 10@2: 11@2 12@4 13@4 14@7.
+        let entry = |(index, term)| Entry {
+            index: LogIndex(index),
+            term: Term(term),
+            ..applied(1).entries[0].clone()
+        };
+        let entries = [(11, 2), (12, 4), (13, 4), (14, 7)].map(entry);
+        let log = RaftLog::new((LogIndex(10), Term(2)), entries.to_vec());
+        let hint = |index, term| {
+            let (index, term) = log.hint(LogIndex(index), Term(term));
+            (index.0, term.0)
+        };
+        assert_eq!(hint(14, 7), (14, 7), "the entry itself");
+        assert_eq!(hint(20, 9), (14, 7), "no entry lies behind the last");
+        assert_eq!(hint(14, 6), (13, 4), "of a later term are all above");
+        assert_eq!(hint(14, 4), (13, 4));
+        assert_eq!(hint(12, 6), (12, 4), "nor above the index");
+        assert_eq!(hint(14, 3), (11, 2), "two terms are skipped at once");
+        assert_eq!(hint(14, 1), (10, 2), "the base if there is none");
+        assert_eq!(hint(3, 7), (10, 2), "nor below the base");
+        let empty = RaftLog::new((LogIndex(10), Term(2)), Vec::new());
+        assert_eq!(empty.hint(LogIndex(12), Term(3)), (LogIndex(10), Term(2)));
+    }
+
+    #[test]
     fn what_somebody_needs_stays_beside_the_newest() {
         let each = applied(1).held_bytes();
         let kept = |needed: Option<u64>| {
