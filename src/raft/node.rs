@@ -741,6 +741,20 @@ mod tests {
     }
 
     #[test]
+    fn a_completion_of_another_life_counts_for_nothing() {
+        let mut node = leader();
+        node.propose(data(5)).expect("leads");
+        taken(&mut node);
+        for life in [0, 2] {
+            node.synced(Incarnation(life), LogIndex(2), Term(1));
+            assert_eq!(node.log().stable(), LogIndex(1));
+            assert!(node.next_committed().is_none());
+        }
+        node.synced(Incarnation(1), LogIndex(2), Term(1));
+        assert!(node.next_committed().is_some());
+    }
+
+    #[test]
     fn restart_commits_what_is_durable_and_takes_a_higher_term() {
         let mut old = leader();
         old.propose(data(5)).expect("leads");
