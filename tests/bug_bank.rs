@@ -94,12 +94,15 @@ impl Where {
             },
             Self::Storage => Plan {
                 fault_gap_ms: Some(300),
+                payload_bytes: Some(16_000),
+                think_us: Some(20_000),
                 checkpoint_log_bytes: Some(128 << 10),
                 ..on(&[Crash, PowerLoss, WriteError, SlowDisk, Stop])
             },
             Self::Behind => Plan {
                 nodes: Some(3),
                 fault_gap_ms: Some(500),
+                payload_bytes: Some(16_000),
                 think_us: Some(10_000),
                 checkpoint_log_bytes: Some(128 << 10),
                 ..on(&[Partition, Pause, Crash, PowerLoss])
@@ -131,8 +134,8 @@ const HUNTS: &[(Bug, Where, u64)] = &[
     (Bug::VoteForgotten, Where::Elections, 100),
     (Bug::OldTermCommitted, Where::Elections, 100),
     (Bug::HeartbeatBeyondMatched, Where::Anywhere, 20),
-    (Bug::TailKeptAtInstall, Where::Behind, 100),
-    (Bug::ReadUnproved, Where::Late, 100),
+    (Bug::TailKeptAtInstall, Where::Behind, 400),
+    (Bug::ReadUnproved, Where::Late, 400),
     (Bug::QuorumUnchecked, Where::Anywhere, 20),
     (Bug::ProbeNotRepeated, Where::Anywhere, 20),
     (Bug::RestNotWoken, Where::Rest, 100),
@@ -142,7 +145,7 @@ const HUNTS: &[(Bug, Where, u64)] = &[
     (Bug::TimeOfEntriesForgotten, Where::Anywhere, 20),
     (Bug::RecoveringForgotten, Where::Harm, 100),
     (Bug::RecoveringVotes, Where::Harm, 100),
-    (Bug::RecoveringCounts, Where::Images, 100),
+    (Bug::RecoveringCounts, Where::Images, 400),
     (Bug::SoundByLeaderAlone, Where::Images, 100),
     (Bug::CutByOneAnswer, Where::Helpless, 100),
     (Bug::AbsenceWithoutPromise, Where::Helpless, 100),
@@ -151,7 +154,7 @@ const HUNTS: &[(Bug, Where, u64)] = &[
     (Bug::CutOnProof, Where::Harm, 100),
     (Bug::DurableWithGap, Where::Anywhere, 20),
     (Bug::DurableClaimedEarly, Where::Storage, 100),
-    (Bug::ManifestClaimsEarly, Where::Storage, 100),
+    (Bug::ManifestClaimsEarly, Where::Storage, 400),
     (Bug::FooterBeforeSuccessor, Where::Storage, 100),
     (Bug::DropBeforeBase, Where::Storage, 100),
     (Bug::HeadWithoutVote, Where::Anywhere, 20),
@@ -168,7 +171,7 @@ const HUNTS: &[(Bug, Where, u64)] = &[
     (Bug::SupersededApplied, Where::Anywhere, 100),
     (Bug::OutcomeNotKept, Where::Anywhere, 20),
     (Bug::BeatIgnored, Where::Anywhere, 20),
-    (Bug::GrantAfterEnd, Where::Late, 100),
+    (Bug::GrantAfterEnd, Where::Late, 400),
     (Bug::LeaseByWallClock, Where::Anywhere, 20),
     (Bug::ChangeOfAnotherHome, Where::Alone, 100),
 ];

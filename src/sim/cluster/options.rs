@@ -107,6 +107,8 @@ pub struct Plan {
     pub fault_ms: Option<u64>,
     /// A checkpoint after so many bytes of log.
     pub checkpoint_log_bytes: Option<u64>,
+    /// Payloads have fewer bytes than this.
+    pub payload_bytes: Option<u64>,
     /// Clients think up to so long, in microseconds.
     pub think_us: Option<u64>,
     /// Messages take up to so long, in microseconds.
@@ -207,6 +209,7 @@ impl Options {
         self.fault_ms = plan.fault_ms.unwrap_or(self.fault_ms);
         let bytes = plan.checkpoint_log_bytes;
         self.checkpoint_log_bytes = bytes.unwrap_or(self.checkpoint_log_bytes);
+        self.payload_bytes = plan.payload_bytes.unwrap_or(self.payload_bytes);
         self.think_us = plan.think_us.unwrap_or(self.think_us);
         self.network_us = plan.network_us.unwrap_or(self.network_us);
         self
