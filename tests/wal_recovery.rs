@@ -8,7 +8,8 @@ mod wal_kit;
 use proptest::collection::vec;
 use proptest::prelude::{any, proptest};
 use rrq::base::entry::Entry;
-use rrq::base::ids::GroupId;
+use rrq::base::ids::{DiskId, GroupId, NodeId, Voter};
+use rrq::base::members::Member;
 use rrq::base::prng::Prng;
 use rrq::base::units::Lsn;
 use rrq::wal::batch::{BEACON, BatchHeader, FOOTER, SEG_HEAD};
@@ -451,6 +452,70 @@ fn what_lies_beyond_a_hole_is_kept_and_clears_what_lies_before_it() {
     let later_term = without_the_third(2);
     assert_eq!(later_term.sound.last.0, 0, "they may be another's");
     assert_eq!(indexes(&later_term.sound.beyond), [4, 5]);
+}
+
+/// Entries 1 and 2 of term 1; in term 2 another replaces 2, and that batch rots. The commit mark is `before`
+/// ahead of it, and 2 behind it.
+fn with_a_mark_beyond_the_hole(before: u64) -> GroupLog {
+    let mut log = Log::fresh(8 * BLOCK);
+    log.base(1, 0, 0);
+    log.entry(1, 1, 1, 10);
+    log.entry(1, 2, 1, 10);
+    log.hard(1, hard(1, 1, before));
+    log.sync();
+    log.entry(1, 2, 2, 10);
+    log.sync();
+    let second = log.batches.last().expect("a batch").header.lsn;
+    log.hard(1, hard(2, 1, 2));
+    log.sync_proved();
+    let mut disk = log.disk.clone();
+    corrupt(&log, &mut disk, |b| b.header.lsn == second);
+    let recovered = disk.recover();
+    recovered.groups[&GroupId(1)].clone()
+}
+
+#[test]
+fn a_commit_mark_beyond_a_hole_says_nothing_of_what_lies_before_it() {
+    let none = with_a_mark_beyond_the_hole(0);
+    assert!(matches!(none.status, GroupLogStatus::Damaged { .. }));
+    assert_eq!(none.sound.last.0, 0, "both may have been replaced");
+    assert_eq!(none.hard.commit.0, 0);
+    // What was committed before cannot have been replaced.
+    let one = with_a_mark_beyond_the_hole(1);
+    assert_eq!((one.sound.last.0, one.hard.commit.0), (1, 1));
+}
+
+#[test]
+fn an_entry_that_may_have_been_replaced_in_a_hole_is_gone_at_the_next_start() {
+    // 3 of term 2 goes on behind what replaced 2 in the hole, and looks as if behind what was there before:
+    // a leader whose log has it too would take the whole for its own.
+    let mut log = Log::fresh(8 * BLOCK);
+    let mut members = wal_kit::base(1, 0, 0);
+    let other = Voter {
+        node: NodeId(2),
+        disk: DiskId([0xd2; 16]),
+    };
+    members.members.push(Member::voting(other));
+    log.append(Record::Base(members));
+    log.entry(1, 1, 1, 10);
+    log.entry(1, 2, 1, 10);
+    log.hard(1, hard(1, 1, 1));
+    log.sync();
+    log.entry(1, 2, 2, 10);
+    log.sync();
+    let second = log.batches.last().expect("a batch").header.lsn;
+    log.hard(1, hard(2, 1, 1));
+    log.entry(1, 3, 2, 10);
+    log.sync_proved();
+    let mut disk = log.disk.clone();
+    corrupt(&log, &mut disk, |b| b.header.lsn == second);
+    let (mut next, first) = Log::restart(disk, 8);
+    assert_eq!(first.groups[&GroupId(1)].sound.last.0, 1);
+    next.sync_proved();
+    let again = next.disk.recover();
+    let found = &again.groups[&GroupId(1)];
+    let indexes: Vec<u64> = found.entries.iter().map(|entry| entry.index.0).collect();
+    assert_eq!(indexes, [1], "{found:#?}");
 }
 
 #[test]

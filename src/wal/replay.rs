@@ -13,8 +13,9 @@
 //! | vote | a later entry of the term in which the vote is known: a vote is never changed |
 //! | status | a row in a later head; in doubt only when the hole took a head |
 //!
-//! Entries at or below the newest base are beyond doubt: what it holds was committed. What is then
-//! missing above it makes the group damaged; so does doubt that never ended.
+//! Entries at or below the newest base are beyond doubt: what it holds was committed. So are those up to
+//! a commit mark that lies before the hole; one beyond it may be of what replaced them. What is then
+//! missing above makes the group damaged; so does doubt that never ended.
 
 use crate::base::bugs::{self, Bug};
 use crate::base::entry::Entry;
@@ -88,6 +89,8 @@ struct Held {
 struct Hole {
     segment: u64,
     order: u64,
+    /// The commit mark as it was read before: entries up to it cannot have been voided.
+    commit: LogIndex,
 }
 
 #[derive(Debug, Default)]
@@ -255,8 +258,12 @@ impl Replay {
         self.order += 1;
         let order = self.order;
         self.damaged.push(segment);
-        for doubt in self.doubts() {
-            doubt.holes.push(Hole { segment, order });
+        for (doubt, commit) in self.doubts() {
+            doubt.holes.push(Hole {
+                segment,
+                order,
+                commit,
+            });
             doubt.end = true;
         }
     }
@@ -264,15 +271,17 @@ impl Replay {
     /// A hole in `segment` puts all groups in doubt.
     pub(super) fn hole(&mut self, segment: u64, takes_head: bool) {
         self.broken_seal(segment);
-        for doubt in self.doubts() {
+        for (doubt, _) in self.doubts() {
             doubt.vote = true;
             doubt.status |= takes_head;
         }
     }
 
-    fn doubts(&mut self) -> impl Iterator<Item = &mut Doubt> {
-        let known = self.groups.values_mut().map(|group| &mut group.doubt);
-        known.chain(std::iter::once(&mut self.unseen))
+    /// The doubt about each group, and its commit mark.
+    fn doubts(&mut self) -> impl Iterator<Item = (&mut Doubt, LogIndex)> {
+        let known = self.groups.values_mut();
+        let known = known.map(|group| (&mut group.doubt, group.hard.commit));
+        known.chain(std::iter::once((&mut self.unseen, LogIndex(0))))
     }
 
     /// What is left of each group, and how the log goes on with it.
@@ -326,11 +335,6 @@ impl Group {
         let whole = count_dense(&self.entries[from..], newest.index);
         let beyond = self.entries.split_off(from + whole);
         let last = LogIndex(newest.index.0 + whole as u64);
-        let last_term = self
-            .entries
-            .last()
-            .filter(|_| whole > 0)
-            .map_or(newest.term, |held| held.entry.term);
         let what = self.damage(from, last);
         let keep_from = match self.bases.get(1) {
             Some(previous) if self.leads(previous, &newest, from) => {
@@ -341,8 +345,13 @@ impl Group {
                 from
             }
         };
-        self.hard.commit = self.hard.commit.clamp(newest.index, last);
-        let sound = self.sound(from, last, beyond);
+        let sound = self.sound(newest.index, from, last, beyond);
+        self.hard.commit = self.hard.commit.clamp(newest.index, sound.last);
+        // Of what was said from here on, the next start must know no more: entries that look as if they
+        // belonged together would be taken for a leader's. A lone voter's are as they were.
+        let is_cut = what.is_some() && newest.members.len() > 1;
+        let last = if is_cut { sound.last } else { last };
+        let last_term = self.term_at(&newest, last);
         let row = GroupRow {
             group: id,
             incarnation: self.incarnation,
@@ -362,7 +371,13 @@ impl Group {
     /// The last of the entries above the newest base that no hole can have voided. What a hole held in
     /// place of one has a later term, and so has what follows that: an entry beyond the hole that is
     /// of the same term clears it, and all before it.
-    fn last_sound(&self, from: usize, last: LogIndex, beyond: &[Held]) -> LogIndex {
+    fn last_sound(
+        &self,
+        newest: LogIndex,
+        from: usize,
+        last: LogIndex,
+        beyond: &[Held],
+    ) -> LogIndex {
         let held = &self.entries[from..];
         let mut sound = last;
         for hole in &self.doubt.holes {
@@ -372,20 +387,21 @@ impl Group {
                 .filter(|held| held.order > hole.order);
             let later: BTreeSet<Term> = later.map(|held| held.entry.term).collect();
             let mut before = held.iter().rev().filter(|held| held.order < hole.order);
-            let newest = before.clone().next().map(|held| held.entry.index);
+            let latest = before.clone().next().map(|held| held.entry.index);
             let cleared = before.find(|held| later.contains(&held.entry.term));
             let cleared = cleared.map(|held| held.entry.index);
-            if newest != cleared {
-                sound = sound.min(self.hard.commit.max(cleared.unwrap_or_default()));
+            if latest != cleared {
+                let known = hole.commit.max(newest);
+                sound = sound.min(known.max(cleared.unwrap_or_default()));
             }
         }
         sound
     }
 
     /// What of the entries above the newest base, from place `from` to index `last`, and of those
-    /// beyond a gap, is beyond doubt.
-    fn sound(&self, from: usize, last: LogIndex, beyond: Vec<Held>) -> Sound {
-        let last_sound = self.last_sound(from, last, &beyond);
+    /// beyond a gap, is beyond doubt; all that the base holds is.
+    fn sound(&self, newest: LogIndex, from: usize, last: LogIndex, beyond: Vec<Held>) -> Sound {
+        let last_sound = self.last_sound(newest, from, last, &beyond);
         let hole = self.doubt.holes.iter().map(|hole| hole.order).max();
         // What was read before the last hole may have been voided in it.
         let sound = beyond.into_iter().filter(|held| Some(held.order) > hole);
@@ -400,6 +416,13 @@ impl Group {
             vote_is_known: is_first && !self.doubt.vote && !self.doubt.status,
             beyond,
         }
+    }
+
+    /// The term of an entry that is held above the newest base, or of that.
+    fn term_at(&self, newest: &BaseRecord, index: LogIndex) -> Term {
+        let place = self.entries.iter().find(|held| held.entry.index == index);
+        let place = place.filter(|_| index > newest.index);
+        place.map_or(newest.term, |held| held.entry.term)
     }
 
     fn without_base(self, id: GroupId) -> (GroupLog, GroupStart) {
