@@ -147,6 +147,7 @@ const HUNTS: &[(Bug, Where, u64)] = &[
     (Bug::RecoveringVotes, Where::Harm, 100),
     (Bug::RecoveringCounts, Where::Images, 400),
     (Bug::SoundByLeaderAlone, Where::Images, 100),
+    (Bug::MarkBelievedInRecovery, Where::Images, 400),
     (Bug::CutByOneAnswer, Where::Helpless, 100),
     (Bug::AbsenceWithoutPromise, Where::Helpless, 100),
     (Bug::VoteKnownBySecondStart, Where::Helpless, 100),

@@ -54,6 +54,8 @@ pub enum Bug {
     RecoveringCounts,
     /// A member is sound again as soon as it hears a leader.
     SoundByLeaderAlone,
+    /// A member that recovers takes the commit mark of a heartbeat for what is left of its log.
+    MarkBelievedInRecovery,
     /// One definite answer is enough to cut a log.
     CutByOneAnswer,
     /// Who says that it lacks an entry has not taken the asker's term.
@@ -118,7 +120,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 48] = [
+    pub const ALL: [Self; 49] = [
         Self::AckBeforeSync,
         Self::AppendedBeforeSync,
         Self::VoteBeforeSync,
@@ -140,6 +142,7 @@ impl Bug {
         Self::RecoveringVotes,
         Self::RecoveringCounts,
         Self::SoundByLeaderAlone,
+        Self::MarkBelievedInRecovery,
         Self::CutByOneAnswer,
         Self::AbsenceWithoutPromise,
         Self::VoteKnownBySecondStart,

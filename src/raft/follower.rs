@@ -37,7 +37,7 @@ impl RaftNode {
         match self.log.follow(prev, entries) {
             Ok(matched) => {
                 self.go_on_from_log();
-                self.follows_leader();
+                self.follows_leader(matched);
                 // What lies behind may be another leader's.
                 self.log.commit_to(commit.min(matched).max(committed));
                 self.look_at_anchor();
@@ -49,12 +49,11 @@ impl RaftNode {
 
     pub(super) fn on_heartbeat(&mut self, commit: LogIndex, round: u64, quiet: bool) {
         let leader = self.leader.expect("it was just heard");
-        let last = self.log.last_index();
-        if commit > last {
+        if commit > self.log.last_index() {
             // The leader has counted on what is not here any more (trap R13).
             self.distrust();
         }
-        self.log.commit_to(commit.min(last));
+        self.log.commit_to(commit.min(self.followed()));
         self.look_at_anchor();
         if bugs::on(Bug::SoundByLeaderAlone) && self.is_recovering() {
             self.recovered();

@@ -73,6 +73,8 @@ pub(super) struct Recovery {
     /// The term of the repair under way, or of the last one.
     repair_term: Term,
     answers: BTreeMap<Voter, Answer>,
+    /// Up to here the log is that of the leader of this term.
+    followed: (Term, LogIndex),
 }
 
 /// What a voter holds from the first missing index on.
@@ -139,6 +141,7 @@ impl Recovery {
             vote_is_known: doubt.vote_is_known,
             repair_term: Term(0),
             answers: BTreeMap::new(),
+            followed: (Term(0), LogIndex(0)),
         }
     }
 
@@ -322,10 +325,29 @@ impl RaftNode {
         }
     }
 
-    /// A leader's entries were taken.
-    pub(super) fn follows_leader(&mut self) {
+    /// A leader's entries were taken, and the log is the leader's up to `matched`.
+    pub(super) fn follows_leader(&mut self, matched: LogIndex) {
+        let term = self.term;
         if let Some(recovery) = &mut self.recovery {
             recovery.forget_salvaged();
+            recovery.followed = (term, matched);
+        }
+    }
+
+    /// Up to here the log is the leader's, if that has counted on it in its term. Not all of it while
+    /// this member recovers: the leader may count on what it has lost, and what is left may be an entry
+    /// that was replaced since.
+    pub(super) fn followed(&self) -> LogIndex {
+        match &self.recovery {
+            Some(recovery) if !bugs::on(Bug::MarkBelievedInRecovery) => {
+                let (term, matched) = recovery.followed;
+                if term == self.term {
+                    matched
+                } else {
+                    LogIndex(0)
+                }
+            }
+            _ => self.log.last_index(),
         }
     }
 
