@@ -69,7 +69,7 @@ fn the_same_seed_gives_the_same_cluster() {
 fn every_fault_meets_every_state_that_it_must() {
     // Faults follow each other closely here, so that a few runs are enough.
     let mut total = cluster::RunReport::default();
-    for seed in 1..=60 {
+    for seed in 1..=80 {
         let mut faults = Fault::ALL.to_vec();
         // A disk is not lost beside another that is harmed: that would be more than a minority.
         let harms = seed % 4 != 0;
@@ -81,6 +81,8 @@ fn every_fault_meets_every_state_that_it_must() {
             faults: Some(faults),
             fault_gap_ms: Some(350),
             fault_ms: Some(8_000),
+            payload_bytes: Some(8_000),
+            think_us: Some(20_000),
             checkpoint_log_bytes: Some(128 << 10),
             helpless: Some(false),
             ..Plan::default()

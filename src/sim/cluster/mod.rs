@@ -63,10 +63,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use traffic::{Asker, Conn};
 
-/// Faults come until so many requests have been answered, but not for so much longer: disks that nobody can
-/// put right may leave no group that answers.
-const ANSWERS_MIN: u64 = 1_000;
-const MEETS_FAULTS_MAX: Duration = Duration::from_secs(20);
 /// A majority that is healed makes progress within this.
 const PROGRESS_WITHIN: Duration = Duration::from_secs(30);
 /// A whole cluster has worked off everything, and is equal, within this.
@@ -296,9 +292,8 @@ impl<'a> Cluster<'a> {
 
     fn meet_faults(&mut self) {
         let end = self.now.plus(Duration::from_millis(self.options.fault_ms));
-        let latest = end.plus(MEETS_FAULTS_MAX);
         self.schedule_fault();
-        while self.now < end || (self.report.answers < ANSWERS_MIN && self.now < latest) {
+        while self.now < end {
             self.step();
         }
         self.has_faults = false;
