@@ -529,6 +529,33 @@ fn a_member_that_lost_its_base_is_put_right_by_the_others() {
 }
 
 #[test]
+fn that_all_was_lost_is_known_from_the_head_of_the_next_segment_on() {
+    // All that the next start writes behind that head is lost, too: a disk that says it has written what it
+    // has not. The group once seemed to be new then, and voted a second time in a term.
+    let mut cluster = Cluster::new(3, 1);
+    cluster.enqueue("mail", b"one");
+    cluster.pass(500);
+    let leader = cluster.leader(GroupId(0)).expect("it has just answered");
+    let hurt = (1..=3)
+        .find(|number| *number != leader)
+        .expect("two others");
+    cluster.kill(hurt);
+    cluster.node(hurt).damage_all();
+    cluster.cut_off(hurt);
+    cluster.start(hurt);
+    while cluster.engine(hurt).counters().wal_batches_total == 0 {
+        cluster.step();
+    }
+    cluster.node(hurt).lose_all_but_the_oldest_write();
+    cluster.pass(500);
+    cluster.kill(hurt);
+    cluster.start(hurt);
+    cluster.step();
+    let recovering = cluster.engine(hurt).counters().raft_groups_recovering;
+    assert_eq!(recovering, 1, "it knows that it knows nothing");
+}
+
+#[test]
 fn a_leader_at_rest_that_freezes_is_replaced() {
     let mut cluster = Cluster::new(3, 1);
     let job = cluster.enqueue("mail", b"one");

@@ -30,9 +30,9 @@ use crate::queue::command::{Command, Op};
 use crate::raft::node::{Proposal, ProposeError, RaftNode};
 use crate::raft::ready::{HardState, Ready};
 use crate::snapshot::layout::Owner;
-use crate::wal::record::{GroupRow, HardState as LoggedHardState, Record, RowStatus};
+use crate::wal::record::{BaseRecord, GroupRow, HardState as LoggedHardState, Record, RowStatus};
 use crate::wal::recovery::{GroupLog, GroupLogStatus, Recovered, Sound};
-use crate::wal::writer::{LogWriter, Ticket};
+use crate::wal::writer::{GroupStart, LogStart, LogWriter, Ticket};
 use crate::wire::message::WorkerInfo;
 use bytes::{Bytes, BytesMut};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -141,7 +141,7 @@ impl ShardEngine {
         now: Now,
     ) -> Self {
         let Recovered {
-            start,
+            mut start,
             groups: mut logs,
             torn,
             damage,
@@ -149,6 +149,17 @@ impl ShardEngine {
             bytes,
         } = recovered;
         let start_lsn = start.lsn;
+        let here = || groups_of(config.shard, config.shards, config.groups);
+        for id in here() {
+            // Without a base nothing that is left of a group says where it begins.
+            let is_lost = match logs.get(&id) {
+                Some(log) => log.bases.is_empty(),
+                None => !damage.is_empty(),
+            };
+            if is_lost {
+                logs.insert(id, lose(&config, id, now, &mut start));
+            }
+        }
         let mut wal = LogWriter::with_segment_bytes(
             config.identity,
             start,
@@ -173,14 +184,10 @@ impl ShardEngine {
         let mut groups = Vec::new();
         let mut effects = Vec::new();
         let mut forms = false;
-        for id in groups_of(config.shard, config.shards, config.groups) {
-            // Without a base nothing that is left of a group says where it begins.
-            let (found, is_lost) = match logs.remove(&id) {
-                Some(log) if log.bases.is_empty() => (None, true),
-                found => (found, !damage.is_empty()),
-            };
-            forms |= found.is_none() && !is_lost;
-            let log = found.unwrap_or_else(|| form(&config, id, is_lost, now, &mut wal));
+        for id in here() {
+            let found = logs.remove(&id);
+            forms |= found.is_none();
+            let log = found.unwrap_or_else(|| form(&config, id, now, &mut wal));
             groups.push(open_group(&config, id, log, now, &mut effects));
         }
         let counters = Counters {
@@ -723,34 +730,39 @@ impl ShardEngine {
     }
 }
 
-/// The log of a group that is not in that of the shard: an empty base. If its records are lost, not
-/// missing, the others must say what was in them, at this start and at every later one.
-fn form(
-    config: &ShardConfig,
-    id: GroupId,
-    is_lost: bool,
-    now: Now,
-    wal: &mut LogWriter,
-) -> GroupLog {
+/// The log of a group that is not in that of the shard yet: an empty base.
+fn form(config: &ShardConfig, id: GroupId, now: Now, wal: &mut LogWriter) -> GroupLog {
     let base = formation(config, id, now, wal.end_lsn());
-    let incarnation = base.incarnation;
     wal.append(Record::Base(base.clone()));
-    let status = if is_lost {
-        let since = LogIndex(1);
-        wal.append(Record::GroupTable(vec![GroupRow {
+    from_empty(base, GroupLogStatus::Intact)
+}
+
+/// The log of a group whose records are lost: an empty base, too, but the others must say what was in it, at
+/// this start and at every later one. So it is in the first thing that this start writes, the head of its
+/// segment: with what comes behind that, the loss itself might be lost, and the group seem new.
+fn lose(config: &ShardConfig, id: GroupId, now: Now, start: &mut LogStart) -> GroupLog {
+    let base = formation(config, id, now, start.lsn);
+    let known = start.groups.iter().position(|known| known.row.group == id);
+    let hard = known.map(|place| start.groups.swap_remove(place).row.hard);
+    let since = LogIndex(1);
+    start.groups.push(GroupStart {
+        row: GroupRow {
             group: id,
-            incarnation,
+            incarnation: base.incarnation,
+            hard: hard.unwrap_or_default(),
+            log_start_lsn: base.log_start_lsn,
             status: RowStatus::Recovering { since },
             ..GroupRow::default()
-        }]));
-        GroupLogStatus::Damaged {
-            what: "none of its records is left".into(),
-        }
-    } else {
-        GroupLogStatus::Intact
-    };
+        },
+        bases: vec![base.clone()],
+    });
+    let what = "none of its records is left".into();
+    from_empty(base, GroupLogStatus::Damaged { what })
+}
+
+fn from_empty(base: BaseRecord, status: GroupLogStatus) -> GroupLog {
     GroupLog {
-        incarnation,
+        incarnation: base.incarnation,
         hard: LoggedHardState::default(),
         bases: vec![base],
         entries: Vec::new(),

@@ -131,7 +131,26 @@ impl Node {
         self.damage_batch(|_| 1);
     }
 
+    /// Every batch rots behind the head of the log.
+    pub(crate) fn damage_all(&mut self) {
+        for (number, found) in self.batches() {
+            for place in found.into_iter().skip(1) {
+                self.disk.rot(number, place + 100);
+            }
+        }
+    }
+
     fn damage_batch(&mut self, nth: impl Fn(usize) -> usize) {
+        let segments = self.batches();
+        let (number, found) = segments
+            .iter()
+            .rfind(|(_, found)| found.len() > 3)
+            .expect("a segment with batches");
+        self.disk.rot(*number, found[nth(found.len())] + 100);
+    }
+
+    /// Where the batches of each segment begin.
+    fn batches(&self) -> Vec<(u64, Vec<usize>)> {
         let batches = |(number, bytes): (u64, Bytes)| {
             let offsets = (0..bytes.len()).step_by(BLOCK_BYTES);
             let found = offsets.filter(|at| {
@@ -140,12 +159,7 @@ impl Node {
             });
             (number, found.collect::<Vec<_>>())
         };
-        let segments: Vec<_> = self.disk.segments().map(batches).collect();
-        let (number, found) = segments
-            .iter()
-            .rfind(|(_, found)| found.len() > 3)
-            .expect("a segment with batches");
-        self.disk.rot(*number, found[nth(found.len())] + 100);
+        self.disk.segments().map(batches).collect()
     }
 
     /// A process starts on the disk.
@@ -218,6 +232,13 @@ impl Node {
         }
         self.engine = Some(engine);
         sent
+    }
+
+    /// The oldest log write under way lands. All behind it are reported done, and are not.
+    pub(crate) fn lose_all_but_the_oldest_write(&mut self) {
+        let (_, oldest) = self.writing.remove(0);
+        self.finish(oldest);
+        self.disk.lie(u32::MAX);
     }
 
     /// The group that loads late is read now.
