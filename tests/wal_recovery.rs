@@ -510,7 +510,9 @@ fn an_entry_that_may_have_been_replaced_in_a_hole_is_gone_at_the_next_start() {
     let mut disk = log.disk.clone();
     corrupt(&log, &mut disk, |b| b.header.lsn == second);
     let (mut next, first) = Log::restart(disk, 8);
-    assert_eq!(first.groups[&GroupId(1)].sound.last.0, 1);
+    let sound = &first.groups[&GroupId(1)].sound;
+    assert_eq!((sound.last.0, sound.beyond[0].index.0), (1, 3));
+    assert!(sound.end_is_known && sound.beyond.len() == 1);
     next.sync_proved();
     let again = next.disk.recover();
     let found = &again.groups[&GroupId(1)];

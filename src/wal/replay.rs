@@ -345,7 +345,7 @@ impl Group {
                 from
             }
         };
-        let sound = self.sound(newest.index, from, last, beyond);
+        let sound = self.sound(newest.index, from, last, &beyond);
         self.hard.commit = self.hard.commit.clamp(newest.index, sound.last);
         // Of what was said from here on, the next start must know no more: entries that look as if they
         // belonged together would be taken for a leader's. A lone voter's are as they were.
@@ -400,13 +400,15 @@ impl Group {
 
     /// What of the entries above the newest base, from place `from` to index `last`, and of those
     /// beyond a gap, is beyond doubt; all that the base holds is.
-    fn sound(&self, newest: LogIndex, from: usize, last: LogIndex, beyond: Vec<Held>) -> Sound {
-        let last_sound = self.last_sound(newest, from, last, &beyond);
+    fn sound(&self, newest: LogIndex, from: usize, last: LogIndex, beyond: &[Held]) -> Sound {
+        let last_sound = self.last_sound(newest, from, last, beyond);
         let hole = self.doubt.holes.iter().map(|hole| hole.order).max();
+        let above = self.entries[from..].iter().chain(beyond);
+        let above = above.filter(|held| held.entry.index > last_sound);
         // What was read before the last hole may have been voided in it.
-        let sound = beyond.into_iter().filter(|held| Some(held.order) > hole);
-        let mut beyond: Vec<Entry> = sound.map(|held| held.entry).collect();
-        let end = beyond.last().map_or(last, |entry| entry.index);
+        let sound = above.filter(|held| Some(held.order) > hole);
+        let mut beyond: Vec<Entry> = sound.map(|held| held.entry.clone()).collect();
+        let end = beyond.last().map_or(last_sound, |entry| entry.index);
         // What an earlier start has lost, it did not know either when it went on behind the hole.
         let is_first = self.status == RowStatus::Ok || bugs::on(Bug::VoteKnownBySecondStart);
         beyond.retain(|_| is_first);
