@@ -212,7 +212,14 @@ impl Kept {
                 let found = place.and_then(|place| entries.get(place));
                 found.is_some_and(|entry| (entry.term, entry.crc) == sealed)
             };
-            let mut above = kept.entries.range(base.next()..);
+            // A write that failed may be on disk as a whole, and have replaced what is known.
+            let is_replaced = |index: LogIndex, term: Term| {
+                let place = entries.binary_search_by_key(&index, |entry| entry.index);
+                place.is_ok_and(|place| entries[place].term > term)
+            };
+            let above = kept.entries.range(base.next()..);
+            let mut above =
+                above.take_while(|(index, ((term, _), _))| !is_replaced(**index, *term));
             let missing = above.find(|(index, (sealed, _))| !is_there(**index, *sealed));
             let missing = missing.map(|(index, _)| (*id, *index));
             // A write that was under way may be there too.
