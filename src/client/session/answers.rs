@@ -111,6 +111,12 @@ impl ClientCore {
         let again = passing || (reply.maybe_applied && reply.code == Code::Unknown);
         let given_up = matches!(pending.origin, Origin::Heartbeat | Origin::Bye);
         if !again || given_up || (pending.unanswered && !pending.is_repeatable()) {
+            // Of what was sent before without an answer this refusal says nothing.
+            let is_open = pending.unanswered && pending.is_mutating();
+            let error = match is_open {
+                true => error.and_maybe_applied(),
+                false => error,
+            };
             self.finish(now, id, Err(error));
             return;
         }

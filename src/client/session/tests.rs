@@ -473,6 +473,23 @@ fn a_final_refusal_ends_the_call() {
 }
 
 #[test]
+fn a_final_refusal_after_a_lost_answer_leaves_open_what_the_first_send_did() {
+    let (mut client, conn) = Client::with_session();
+    let id = client.call(enqueue());
+    client.only_sent();
+    client.lose(conn);
+    let conn = reconnect(&mut client);
+    let again = client.only_sent();
+    client.refuse(conn, again.id, Code::GroupHalted, false);
+    let error = client.result(id).expect_err("it was refused");
+    assert_eq!(error.code(), Code::GroupHalted);
+    assert!(
+        error.maybe_applied(),
+        "the first send may have made the job"
+    );
+}
+
+#[test]
 fn unreachable_to_the_deadline_is_not_unknown() {
     let mut client = Client::new();
     let id = client.call(enqueue());
