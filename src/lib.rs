@@ -56,7 +56,7 @@ compile_error!(
 
 #[cfg(all(feature = "cli", target_os = "linux"))]
 pub mod cli;
-#[cfg(feature = "client")]
+#[cfg(any(feature = "client", feature = "engine"))]
 pub mod client;
 #[cfg(feature = "bench")]
 pub mod loadtest;
