@@ -3,17 +3,20 @@
 //! It keeps every request until it is answered and sends it again after a crash, under the same
 //! number, as a real client does.
 
+use super::asking::{
+    Place, ack, command, extend, find_queue, give_back, lease_wait_ms, new_job, take_finished,
+    take_grants, take_held,
+};
 use super::ledger::Ledger;
 use crate::base::code::Code;
-use crate::base::ids::{GroupId, JobId, LogIndex, Partition, QueueUid, SessionId, Token};
+use crate::base::ids::{GroupId, JobId, LogIndex, SessionId, Token};
 use crate::base::prng::Prng;
 use crate::queue::command::{
-    AckItem, Command, Enqueued, ItemOutcome, NackItem, NewJob, Op, Outcome, QueueInfo,
-    QueueSettings, Rejection, SessionCall, Start, Window,
+    Command, Enqueued, ItemOutcome, Op, Outcome, QueueInfo, QueueSettings, Rejection, SessionCall,
+    Window,
 };
-use crate::queue::view::{JobEnd, JobState};
+use crate::queue::view::JobState;
 use crate::wire::message::{LeasedJob, Reply, ReplyBody, RequestBody};
-use bytes::Bytes;
 use std::collections::BTreeMap;
 
 /// Requests under way at once.
@@ -69,10 +72,8 @@ pub struct SimClient {
     settings: Option<QueueSettings>,
     /// The home of its queue.
     home: GroupId,
-    /// The group of its partition, once that is known.
-    group: GroupId,
-    partition: Partition,
-    queue: Option<QueueUid>,
+    /// Its partition, once that is known.
+    place: Option<Place>,
     session: Option<Session>,
     next_request: u64,
     next_job: u64,
@@ -91,9 +92,7 @@ impl SimClient {
             name: name.to_owned(),
             settings,
             home,
-            group: home,
-            partition: Partition(0),
-            queue: None,
+            place: None,
             session: None,
             next_request: 1,
             // Job numbers are unique over the clients.
@@ -155,28 +154,25 @@ impl SimClient {
         if self.outstanding.len() >= OUTSTANDING_MAX {
             return None;
         }
-        let Some(queue) = self.queue else {
+        let Some(place) = self.place else {
             return self.find_queue();
         };
         if self.session.is_none() {
-            let body = self.command(
-                Op::OpenSession {
-                    worker_timeout_ms: WORKER_TIMEOUT_MS,
-                },
-                None,
-            );
-            return self.send_once(body, Purpose::Session);
+            let op = Op::OpenSession {
+                worker_timeout_ms: WORKER_TIMEOUT_MS,
+            };
+            return self.send_once(command(place.group, op, 0), Purpose::Session);
         }
         match prng.below(20) {
-            16 => self.watch(queue, prng),
+            16 => Some(self.send(place.watch(prng), Purpose::Watch, None)),
             17 => self.wait(prng),
             18 => self.look(prng, ledger),
-            0..=4 if produce => self.enqueue(queue, prng, ledger),
-            5..=8 => self.lease(queue, prng),
+            0..=4 if produce => self.enqueue(place, prng, ledger),
+            5..=8 => self.lease(place, prng),
             9..=12 => self.finish(prng, ledger),
             13 => self.give_back(prng),
             14 => {
-                let sessions = self.session.iter().map(|s| (self.group, s.id)).collect();
+                let sessions = self.session.iter().map(|s| (place.group, s.id)).collect();
                 let worker = None;
                 Some(self.send(
                     RequestBody::Heartbeat { sessions, worker },
@@ -220,18 +216,15 @@ impl SimClient {
             },
             ReplyBody::Finished(job) => match request.purpose {
                 Purpose::Wait(id) | Purpose::Look(id) => {
-                    assert!(job.id == id && job.end == JobEnd::Completed, "{job:?}");
-                    assert!(job.result == Some(result_of(id)), "{job:?}");
-                    ledger.told_finished(id);
+                    take_finished(id, &job, ledger);
                 }
                 purpose => panic!("{purpose:?} was answered by {job:?}"),
             },
-            ReplyBody::Leased(jobs) => self.on_leased(&request, jobs, at, ledger),
+            ReplyBody::Leased(jobs) => self.on_leased(&request, &jobs, at, ledger),
             ReplyBody::Outcome(outcome) => self.on_outcome(&request, outcome, at, ledger),
             ReplyBody::HeartbeatTaken { unknown } => {
-                if self
-                    .session
-                    .is_some_and(|s| unknown.contains(&(self.group, s.id)))
+                if let (Some(place), Some(session)) = (self.place, self.session)
+                    && unknown.contains(&(place.group, session.id))
                 {
                     self.forget_session();
                 }
@@ -256,14 +249,11 @@ impl SimClient {
                 ledger.told_finished(*id);
             }
             (Purpose::Lease, Outcome::Rejected(Rejection::Reattach)) => {
-                if let Some(session) = self.session {
-                    let body = self.command(
-                        Op::Attach {
-                            session: session.id,
-                        },
-                        None,
-                    );
-                    self.send(body, Purpose::Attach, None);
+                if let (Some(place), Some(session)) = (self.place, self.session) {
+                    let op = Op::Attach {
+                        session: session.id,
+                    };
+                    self.send(command(place.group, op, 0), Purpose::Attach, None);
                 }
             }
             (Purpose::Session, Outcome::SessionOpened { session, epoch }) => {
@@ -307,58 +297,26 @@ impl SimClient {
     fn on_leased(
         &mut self,
         request: &Outstanding,
-        jobs: Vec<LeasedJob>,
+        jobs: &[LeasedJob],
         at: LogIndex,
         ledger: &mut Ledger,
     ) {
-        for leased in jobs {
-            let token = Token {
-                job: leased.job.id,
-                lease_gen: leased.lease_gen,
-            };
-            let number = number_of(&leased.job.body.payload);
-            ledger.delivered(number, token, at, request.sent > 1);
-            self.held.push(token);
-        }
+        let granted = take_grants(jobs, at, request.sent > 1, ledger);
+        self.held.extend(granted);
     }
 
     /// Finds or makes the queue.
     fn find_queue(&mut self) -> Option<(u64, RequestBody)> {
-        let name = self.name.clone();
-        let Some(settings) = self.settings else {
-            let body = RequestBody::GetQueue { name, create: true };
-            return self.send_once(body, Purpose::Queue);
+        let body = find_queue(&self.name, self.settings, self.home);
+        let purpose = match self.settings {
+            Some(_) => Purpose::Create,
+            None => Purpose::Queue,
         };
-        let op = Op::CreateQueue {
-            name,
-            settings,
-            must_be_new: false,
-            groups: 0,
-        };
-        let body = RequestBody::Command {
-            group: self.home,
-            command: Command { session: None, op },
-            wait_ms: 0,
-        };
-        self.send_once(body, Purpose::Create)
+        self.send_once(body, purpose)
     }
 
     fn take_queue(&mut self, info: &QueueInfo) {
-        let partitions = info.groups.len() as u64;
-        let partition = (self.number % partitions) as u8;
-        self.queue = Some(info.uid);
-        self.partition = Partition(partition);
-        self.group = info.groups[usize::from(partition)];
-    }
-
-    fn watch(&mut self, queue: QueueUid, prng: &mut Prng) -> Option<(u64, RequestBody)> {
-        let body = RequestBody::Watch {
-            queue,
-            partition: self.partition,
-            group: self.group,
-            wait_ms: prng.below(2_000) as u32,
-        };
-        Some(self.send(body, Purpose::Watch, None))
+        self.place = Some(Place::of(info, self.number));
     }
 
     /// Waits for the end of a job that it holds, or held a moment ago.
@@ -377,7 +335,7 @@ impl SimClient {
 
     fn enqueue(
         &mut self,
-        queue: QueueUid,
+        place: Place,
         prng: &mut Prng,
         ledger: &mut Ledger,
     ) -> Option<(u64, RequestBody)> {
@@ -387,26 +345,13 @@ impl SimClient {
             self.next_job += 1;
             ledger.enqueue_sent(self.next_job);
             numbers.push(self.next_job);
-            let start = match prng.below(4) {
-                0 => Start::After(prng.below(3_000)),
-                _ => Start::Now,
-            };
-            items.push(NewJob {
-                payload: payload_of(self.next_job, prng.below(self.payload_bytes)),
-                priority: prng.chance(1, 3).then(|| prng.below(8) as u8),
-                start,
-                ..NewJob::default()
-            });
+            items.push(new_job(self.next_job, self.payload_bytes, prng));
         }
-        let op = Op::Enqueue {
-            queue,
-            partition: self.partition,
-            items,
-        };
+        let op = place.enqueue(items);
         Some(self.send_in_session(op, Window::Commands, 0, Purpose::Enqueue(numbers)))
     }
 
-    fn lease(&mut self, queue: QueueUid, prng: &mut Prng) -> Option<(u64, RequestBody)> {
+    fn lease(&mut self, place: Place, prng: &mut Prng) -> Option<(u64, RequestBody)> {
         let polling = self
             .outstanding
             .values()
@@ -414,76 +359,32 @@ impl SimClient {
         if polling || self.held.len() >= HELD_MAX {
             return None;
         }
-        let epoch = self.session?.epoch;
-        let max = 1 + prng.below(4) as u32;
-        let lease_ms = if prng.chance(1, 3) {
-            500 + prng.below(3_000) as u32
-        } else {
-            0
-        };
-        let op = Op::Lease {
-            queue,
-            partition: self.partition,
-            max,
-            lease_ms,
-            epoch,
-        };
-        let wait_ms = if prng.chance(1, 2) {
-            prng.below(2_000) as u32
-        } else {
-            0
-        };
+        let op = place.lease(prng, self.session?.epoch);
+        let wait_ms = lease_wait_ms(prng);
         Some(self.send_in_session(op, Window::Polls, wait_ms, Purpose::Lease))
     }
 
-    fn take_held(&mut self, prng: &mut Prng) -> Vec<Token> {
-        let count = (prng.below(3) as usize + 1).min(self.held.len());
-        self.held.drain(..count).collect()
-    }
-
     fn finish(&mut self, prng: &mut Prng, ledger: &mut Ledger) -> Option<(u64, RequestBody)> {
-        let tokens = self.take_held(prng);
+        let tokens = take_held(&mut self.held, prng);
         if tokens.is_empty() {
             return None;
         }
         tokens.iter().for_each(|token| ledger.end_sent(token.job));
-        let ack = |token: &Token| AckItem {
-            token: *token,
-            result: Some(result_of(token.job)),
-        };
-        let op = Op::Ack {
-            items: tokens.iter().map(ack).collect(),
-        };
+        let op = ack(&tokens);
         Some(self.send_in_session(op, Window::Commands, 0, Purpose::End(tokens)))
     }
 
     fn give_back(&mut self, prng: &mut Prng) -> Option<(u64, RequestBody)> {
-        let tokens = self.take_held(prng);
+        let tokens = take_held(&mut self.held, prng);
         if tokens.is_empty() {
             return None;
         }
-        let op = if prng.chance(1, 2) {
-            Op::Release { items: tokens }
-        } else {
-            let delay_ms = prng.chance(1, 2).then(|| prng.below(1_000));
-            let reason = Bytes::from_static(b"simulated");
-            let nack = |token| NackItem {
-                token,
-                delay_ms,
-                reason: reason.clone(),
-            };
-            Op::Nack {
-                items: tokens.into_iter().map(nack).collect(),
-            }
-        };
+        let op = give_back(tokens, prng);
         Some(self.send_in_session(op, Window::Commands, 0, Purpose::GiveBack))
     }
 
     fn extend(&mut self, prng: &mut Prng) -> Option<(u64, RequestBody)> {
-        let token = *self.held.first()?;
-        let op = Op::Extend {
-            items: vec![(token, prng.below(5_000) as u32)],
-        };
+        let op = extend(*self.held.first()?, prng);
         Some(self.send_in_session(op, Window::Commands, 0, Purpose::GiveBack))
     }
 
@@ -491,14 +392,6 @@ impl SimClient {
         self.session = None;
         self.held.clear();
         self.outstanding.retain(|_, request| request.seq.is_none());
-    }
-
-    fn command(&self, op: Op, session: Option<SessionCall>) -> RequestBody {
-        RequestBody::Command {
-            group: self.group,
-            command: Command { session, op },
-            wait_ms: 0,
-        }
     }
 
     /// A request of which one is enough.
@@ -538,7 +431,7 @@ impl SimClient {
             op,
         };
         let body = RequestBody::Command {
-            group: self.group,
+            group: self.place.expect("its queue is known").group,
             command,
             wait_ms,
         };
@@ -562,27 +455,6 @@ impl SimClient {
         self.outstanding.insert(id, request);
         (id, body)
     }
-}
-
-/// What a worker gives back for a job.
-fn result_of(job: JobId) -> Bytes {
-    Bytes::copy_from_slice(&job.to_bytes())
-}
-
-/// A payload that tells which job it is of.
-fn payload_of(number: u64, padding: u64) -> Bytes {
-    let mut payload = number.to_le_bytes().to_vec();
-    payload.resize(8 + usize::try_from(padding).expect("small"), number as u8);
-    payload.into()
-}
-
-fn number_of(payload: &Bytes) -> u64 {
-    let number = u64::from_le_bytes(payload[..8].try_into().expect("eight bytes"));
-    assert!(
-        payload[8..].iter().all(|byte| *byte == number as u8),
-        "payload of {number} changed"
-    );
-    number
 }
 
 /// The ids among which an audit looks: see [`Ledger::audit`].

@@ -15,8 +15,10 @@ struct Fate {
     acked_as: Option<JobId>,
     /// The id under which it was delivered.
     delivered_as: Option<JobId>,
-    /// Something was asked, answered or not, that may have ended it: ack, cancel, bury.
-    end_asked: bool,
+    /// Its enqueue was refused for good: it is not there.
+    refused: bool,
+    /// Acks that were asked, and may have ended it.
+    ends_asked: u32,
     /// The ack of this grant was answered.
     end_confirmed: Option<u32>,
 }
@@ -61,6 +63,18 @@ impl Ledger {
         self.recent.get(nth).copied()
     }
 
+    /// An enqueue, asked but once, certainly made nothing.
+    pub fn enqueue_refused(&mut self, number: u64) {
+        let fate = self.jobs.get_mut(&number);
+        let fate = fate.expect("a refusal follows a request");
+        fate.refused = true;
+        let there = fate.delivered_as.or(fate.acked_as);
+        assert!(
+            there.is_none(),
+            "job {number} is there as {there:?}, and its enqueue was refused"
+        );
+    }
+
     fn bind(&mut self, number: u64, id: JobId) {
         self.recent.push_front(id);
         self.recent.truncate(RECENT_MAX);
@@ -70,6 +84,10 @@ impl Ledger {
             "id {id} was given to job {number} and to job {before:?}"
         );
         let fate = &self.jobs[&number];
+        assert!(
+            !fate.refused,
+            "job {number} is there as {id}, and its enqueue was refused"
+        );
         for known in [fate.acked_as, fate.delivered_as].into_iter().flatten() {
             assert!(
                 known == id,
@@ -91,7 +109,12 @@ impl Ledger {
             "job {number} ({}) was delivered after its ack",
             token.job
         );
-        fate.delivered_as = Some(token.job);
+        let before = fate.delivered_as.replace(token.job);
+        assert!(
+            before.is_none_or(|before| before == token.job),
+            "job {number} was delivered as {before:?} and as {}",
+            token.job
+        );
         self.bind(number, token.job);
         let newest = self.newest.entry(token.job).or_default();
         *newest = (*newest).max(token.lease_gen);
@@ -102,10 +125,15 @@ impl Ledger {
     /// Something was sent that may end a job.
     pub fn end_sent(&mut self, id: JobId) {
         let number = self.by_id[&id];
-        self.jobs
-            .get_mut(&number)
-            .expect("bound jobs are known")
-            .end_asked = true;
+        let fate = self.jobs.get_mut(&number);
+        fate.expect("bound jobs are known").ends_asked += 1;
+    }
+
+    /// It certainly ended nothing.
+    pub fn end_refused(&mut self, id: JobId) {
+        let number = self.by_id[&id];
+        let fate = self.jobs.get_mut(&number);
+        fate.expect("bound jobs are known").ends_asked -= 1;
     }
 
     /// It was answered at `at`: the job is done. `repeated` says that it was asked before.
@@ -127,7 +155,7 @@ impl Ledger {
     pub fn told_finished(&self, id: JobId) {
         let number = self.by_id[&id];
         assert!(
-            self.jobs[&number].end_asked,
+            self.jobs[&number].ends_asked > 0,
             "job {number} ({id}) is said to be over, and nobody ended it"
         );
     }
@@ -135,8 +163,8 @@ impl Ledger {
     /// Jobs that must be live, and jobs that must not be.
     pub fn audit(&self) -> impl Iterator<Item = (JobId, bool)> {
         self.jobs.values().filter_map(|fate| {
-            match (fate.acked_as, fate.end_asked, fate.end_confirmed.is_some()) {
-                (Some(id), false, _) => Some((id, true)),
+            match (fate.acked_as, fate.ends_asked, fate.end_confirmed.is_some()) {
+                (Some(id), 0, _) => Some((id, true)),
                 (Some(id), _, true) => Some((id, false)),
                 _ => None,
             }

@@ -5,12 +5,11 @@
 //! partition must find it done, whatever crashed meanwhile. Each step is repeated until it is
 //! answered, without a session: all of them are idempotent.
 
+use super::asking::command;
 use crate::base::code::Code;
 use crate::base::ids::{GroupId, Partition, QueueUid};
 use crate::base::prng::Prng;
-use crate::queue::command::{
-    Command, Enqueued, NewJob, Op, Outcome, QueueInfo, QueueSettings, Rejection,
-};
+use crate::queue::command::{Enqueued, NewJob, Op, Outcome, QueueInfo, QueueSettings, Rejection};
 use crate::wire::message::{Reply, ReplyBody, RequestBody};
 
 /// What the operator does next with its queue.
@@ -105,11 +104,11 @@ impl Operator {
                 must_be_new: false,
                 groups: 0,
             };
-            return command(group, op);
+            return command(group, op, 0);
         }
         let info = self.queue.as_ref().expect("the queue was made");
         let queue = info.uid;
-        let change = |op| command(queue.home(), op);
+        let change = |op| command(queue.home(), op, 0);
         let at = |number: u8| (Partition(number), info.groups[usize::from(number)]);
         match self.step {
             Step::Create => unreachable!("handled above"),
@@ -223,14 +222,6 @@ impl Operator {
     }
 }
 
-fn command(group: GroupId, op: Op) -> RequestBody {
-    RequestBody::Command {
-        group,
-        command: Command { session: None, op },
-        wait_ms: 0,
-    }
-}
-
 fn enqueue(queue: QueueUid, (partition, group): (Partition, GroupId)) -> RequestBody {
     let items = vec![NewJob::default()];
     let op = Op::Enqueue {
@@ -238,7 +229,7 @@ fn enqueue(queue: QueueUid, (partition, group): (Partition, GroupId)) -> Request
         partition,
         items,
     };
-    command(group, op)
+    command(group, op, 0)
 }
 
 fn lease(queue: QueueUid, (partition, group): (Partition, GroupId)) -> RequestBody {
@@ -249,5 +240,5 @@ fn lease(queue: QueueUid, (partition, group): (Partition, GroupId)) -> RequestBo
         lease_ms: 0,
         epoch: 0,
     };
-    command(group, op)
+    command(group, op, 0)
 }
