@@ -158,6 +158,16 @@ impl GroupSession {
         self.grants.remove(&token);
     }
 
+    /// Numbers that are not settled.
+    pub(super) fn unsettled(&self) -> usize {
+        self.commands.unanswered.len() + self.polls.unanswered.len()
+    }
+
+    /// Grants that it holds, or may.
+    pub(super) fn held(&self) -> usize {
+        self.grants.len() + self.unseen.len()
+    }
+
     /// Whether the client was told of this grant.
     pub(super) fn holds(&self, token: Token) -> bool {
         self.grants.contains_key(&token)

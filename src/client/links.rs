@@ -229,6 +229,11 @@ impl Links {
         self.versions.get(&node)
     }
 
+    /// Connections that are up, or being made.
+    pub(super) fn conns(&self) -> usize {
+        self.targets.len()
+    }
+
     pub(super) fn last_error(&self) -> Option<&Error> {
         self.last_error.as_ref()
     }
@@ -472,6 +477,12 @@ impl Links {
         self.wait(now, target);
         self.last_error = Some(error);
         true
+    }
+
+    /// Forgets all connections, also those that are being made.
+    pub(super) fn forget_all(&mut self) -> Vec<ConnNo> {
+        self.links.clear();
+        std::mem::take(&mut self.targets).into_keys().collect()
     }
 
     /// The next attempt waits, longer each time.

@@ -22,6 +22,7 @@
 //!   first outcome counts, what comes later is dropped.
 
 mod answers;
+mod kept;
 mod pending;
 mod silence;
 mod time;
@@ -40,6 +41,7 @@ use crate::wire::{Command, Op, SessionCall, Window};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+pub use kept::Kept;
 use pending::{Origin, Pending};
 
 /// Number of a call and of its request; from 1, never reused.
@@ -533,7 +535,10 @@ impl ClientCore {
 
     fn connected(&mut self, now: Monotonic, conn: ConnNo, hello: ServerHello) {
         if self.phase != Phase::Open {
-            self.effects.push(Effect::Disconnect { conn });
+            let error = Error::new(Code::Stopping, "the client is closed");
+            if self.links.lost(now, conn, error) {
+                self.effects.push(Effect::Disconnect { conn });
+            }
             return;
         }
         let next_beat = now.plus(match self.worker {

@@ -743,6 +743,26 @@ fn close_says_bye_and_ends_all_calls() {
 }
 
 #[test]
+fn a_closed_client_keeps_no_connection_and_has_nothing_to_do() {
+    let (mut client, conn) = Client::connected();
+    client.core.want(client.now, Target::AnySeed);
+    let id = client.core.take_id();
+    client.input(Input::Close { id });
+    let connecting = client.take_connect();
+    let bye = client.only_sent();
+    client.reply(conn, bye.id, ReplyBody::Outcome(Outcome::Done));
+    assert!(client.result(id).is_ok());
+    let closes = |effect: &Effect| match effect {
+        Effect::Disconnect { conn } => Some(*conn),
+        _ => None,
+    };
+    let closed: Vec<ConnNo> = client.effects.iter().filter_map(closes).collect();
+    assert_eq!(closed, [conn, connecting]);
+    assert_eq!(client.core.kept(), Kept::default());
+    assert_eq!(client.core.next_deadline(), None);
+}
+
+#[test]
 fn stamps_reach_the_caller() {
     let (mut client, conn) = Client::with_session();
     let id = client.call(enqueue());

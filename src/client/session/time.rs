@@ -188,8 +188,9 @@ impl ClientCore {
             return;
         }
         self.phase = Phase::Closed;
-        let links = self.links.up_links().map(|(_, up)| up.conn);
-        let closes = links.map(|conn| Effect::Disconnect { conn });
+        self.earliest_deadline = None;
+        let conns = self.links.forget_all().into_iter();
+        let closes = conns.map(|conn| Effect::Disconnect { conn });
         self.effects.extend(closes);
         let result = Ok(Reply {
             id: id.0,
