@@ -344,6 +344,8 @@ impl ClientCore {
             Err(error) => error.clone(),
         };
         state.state = SessionState::None;
+        // What waits for the session was never sent, whatever became of the opening.
+        let error = Error::new(error.code(), error.message());
         let for_session = |(id, pending): (&CallId, &Pending)| {
             let here = pending.command().is_some_and(|(at, _)| at == group);
             let stranded = pending.sent_on.is_none() && !pending.is_numbered();

@@ -490,6 +490,17 @@ fn a_final_refusal_after_a_lost_answer_leaves_open_what_the_first_send_did() {
 }
 
 #[test]
+fn a_call_whose_session_may_have_been_opened_was_never_sent() {
+    let (mut client, conn) = Client::connected();
+    let id = client.call(enqueue());
+    let open = client.only_sent();
+    client.refuse(conn, open.id, Code::GroupHalted, true);
+    let error = client.result(id).expect_err("there is no session");
+    assert_eq!(error.code(), Code::GroupHalted);
+    assert!(!error.maybe_applied());
+}
+
+#[test]
 fn unreachable_to_the_deadline_is_not_unknown() {
     let mut client = Client::new();
     let id = client.call(enqueue());
