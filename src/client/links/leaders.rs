@@ -7,7 +7,8 @@
 //!
 //! ```text
 //! NotLeader, leader X ──> X at once; after a few in a row, with pauses
-//! NotLeader, nobody   ──> the next node: the first time at once, then with pauses
+//! NotLeader, nobody   ──> the next node: the first time at once, then with pauses; if all others are away,
+//!                         a connection to one of them is tried
 //! lost or silent node ──> the next node at once
 //! ```
 //!
@@ -90,16 +91,28 @@ impl Links {
 
     /// The next node that a group may be asked for at.
     fn other(&self, group: GroupId, than: Place) -> Option<Place> {
+        self.ring(than).find(|place| {
+            let target = self.target_of(*place, group);
+            target.is_some_and(|target| !self.is_away(target))
+        })
+    }
+
+    /// All nodes that are known, from the one after this place on.
+    fn ring(&self, than: Place) -> impl Iterator<Item = Place> {
         let node = match than {
             Place::Node(node) => Some(node),
             Place::Hint(_) => None,
         };
-        let places = self.nodes.after(node).map(Place::Node);
-        let mut near = places.filter(|place| {
+        self.nodes.after(node).map(Place::Node)
+    }
+
+    /// A node that is away, and may be back: an attempt to reach it may start.
+    fn far(&self, now: Monotonic, group: GroupId, than: Place) -> Option<Place> {
+        let mut places = self.ring(than);
+        places.find(|place| {
             let target = self.target_of(*place, group);
-            target.is_some_and(|target| !self.is_away(target))
-        });
-        near.next()
+            target.is_some_and(|target| self.may_connect(now, target).is_some())
+        })
     }
 
     /// Leaves the node where a group is thought to be, if it is away and another is not. Whether it
@@ -192,11 +205,11 @@ impl Links {
         }
         let asked = asked.expect("its target is known");
         let named = leader.and_then(|address| self.resolve(address));
-        let named = named.filter(|place| *place != asked);
+        let mut named = named.filter(|place| *place != asked);
         if named.is_none() && self.nodes.count() < 2 && self.seeds.len() < 2 {
             return Refused::Alone;
         }
-        let at = named.and_then(|place| self.target_of(place, group));
+        let mut at = named.and_then(|place| self.target_of(place, group));
         if let (Some(place), Some(_)) = (named, at.filter(|target| !self.is_away(*target))) {
             self.leaders.insert(group, place);
             let search = self.search(now, group, false);
@@ -211,6 +224,9 @@ impl Links {
         let other = self.other(group, asked);
         if let Some(other) = other {
             self.leaders.insert(group, other);
+        } else if named.is_none() {
+            named = self.far(now, group, asked);
+            at = named.and_then(|place| self.target_of(place, group));
         }
         let search = self.search(now, group, false);
         search.scout = None;

@@ -11,12 +11,15 @@ use crate::client::links::{ConnNo, Refused};
 use crate::wire::message::{ErrorReply, LeasedJob, Reply, ReplyBody};
 use crate::wire::{ItemOutcome, Op, Outcome, Rejection};
 
-/// Whether an answer means that the leader of the group is another node.
+/// Whether an answer means that the leader of the group is another node, if there is one.
 fn is_elsewhere(body: &ReplyBody) -> bool {
     let ReplyBody::Error(error) = body else {
         return false;
     };
-    matches!(error.code, Code::NotLeader | Code::Stopping | Code::Unknown)
+    matches!(
+        error.code,
+        Code::NotLeader | Code::Stopping | Code::Unknown | Code::GroupHalted
+    )
 }
 
 impl ClientCore {
@@ -101,10 +104,14 @@ impl ClientCore {
     }
 
     pub(super) fn refused(&mut self, now: Monotonic, id: CallId, conn: ConnNo, reply: &ErrorReply) {
-        let passing = matches!(
-            reply.code,
-            Code::NotLeader | Code::Busy | Code::DiskFull | Code::MemoryFull | Code::Stopping
-        );
+        let passing = match reply.code {
+            Code::NotLeader | Code::Busy | Code::DiskFull | Code::MemoryFull | Code::Stopping => {
+                true
+            }
+            // The group stopped at this node alone, as far as it knows.
+            Code::GroupHalted => self.links.has_others(),
+            _ => false,
+        };
         let error = Error::from_reply(reply);
         let pending = self.requests.get_mut(&id).expect("checked by `received`");
         pending.unanswered |= reply.maybe_applied;
@@ -140,7 +147,10 @@ impl ClientCore {
     /// Where a refusal says that the node does not lead the group, another is asked for it. False if
     /// the same is to be asked again, after a wait.
     fn moved_on(&mut self, now: Monotonic, conn: ConnNo, route: Route, reply: &ErrorReply) -> bool {
-        let elsewhere = matches!(reply.code, Code::NotLeader | Code::Stopping);
+        let elsewhere = matches!(
+            reply.code,
+            Code::NotLeader | Code::Stopping | Code::GroupHalted
+        );
         let (Route::Group(group), true) = (route, elsewhere) else {
             return false;
         };

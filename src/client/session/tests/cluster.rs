@@ -522,6 +522,38 @@ fn a_node_that_stops_in_order_is_left_at_once() {
 }
 
 #[test]
+fn a_group_that_stopped_at_one_node_is_found_at_another() {
+    let mut world = World::working(3);
+    world.node(1).has_halted = true;
+    world.elect(3);
+    let id = world.client.call(enqueue());
+    world.run(ms(100));
+    assert!(world.client.result(id).is_ok());
+    world.node(3).has_halted = true;
+    world.node(2).has_halted = true;
+    let id = world.client.call(enqueue());
+    world.run(PATIENCE);
+    let error = world.client.result(id).expect_err("it stopped everywhere");
+    assert_eq!(error.code(), Code::GroupHalted);
+}
+
+#[test]
+fn nodes_that_were_away_are_tried_again_where_the_one_left_knows_no_leader() {
+    let mut world = World::working(3);
+    world.kill(1);
+    world.kill(3);
+    world.all_name(None);
+    let id = world.client.call(enqueue());
+    world.run(ms(500));
+    assert!(world.client.is_under_way(id));
+    // Node 2 is cut off from the others, and does not name it.
+    world.node(3).health = Health::Well;
+    world.leader = Some(3);
+    world.run_to_end(id, ms(2_000));
+    assert!(world.client.result(id).is_ok());
+}
+
+#[test]
 fn what_was_moved_and_never_answered_is_unknown() {
     let mut world = World::working(3);
     for node in 1..=3 {

@@ -21,6 +21,8 @@ pub(super) struct Node {
     pub(super) lists: Vec<u32>,
     /// What it names as the leader's address.
     pub(super) names: Option<String>,
+    /// The group has stopped here.
+    pub(super) has_halted: bool,
     /// Sent to it while it was frozen.
     held: Vec<(ConnNo, Request)>,
 }
@@ -70,6 +72,7 @@ impl World {
                 health: Health::Well,
                 lists: (1..=count).collect(),
                 names: Some(address(1)),
+                has_halted: false,
                 held: Vec::new(),
             };
             (number, node)
@@ -253,6 +256,12 @@ impl World {
             RequestBody::Heartbeat { .. } => ReplyBody::HeartbeatTaken {
                 unknown: Vec::new(),
             },
+            _ if is_command && self.nodes[&node].has_halted => ReplyBody::Error(ErrorReply {
+                code: Code::GroupHalted,
+                message: "no".to_owned(),
+                leader: None,
+                maybe_applied: false,
+            }),
             _ if is_command && self.leader != Some(node) => ReplyBody::Error(ErrorReply {
                 code: Code::NotLeader,
                 message: "no".to_owned(),
