@@ -1,7 +1,7 @@
 //! The engine under simulated crashes: fixed seeds, then seeds that once failed.
 #![cfg(feature = "engine")]
 
-use rrq::sim::cluster::{self, Cluster, Fault, Plan, must_meet};
+use rrq::sim::cluster::{self, Cluster, Fault, Plan};
 use rrq::sim::world::{RunReport, World};
 
 /// Seeds of one run of this test; `RRQ_SIM_SEEDS` sets another number, `RRQ_SIM_FROM` the first;
@@ -89,9 +89,8 @@ fn every_fault_meets_every_state_that_it_must() {
         };
         total.add(&Cluster::run_as(seed, &plan, None));
     }
-    let unmet = must_meet().into_iter();
-    let unmet: Vec<_> = unmet.filter(|pair| !total.met.contains_key(pair)).collect();
-    assert!(unmet.is_empty(), "never met: {unmet:?} of {:?}", total.met);
+    let unmet = total.unmet();
+    assert!(unmet.is_empty(), "never met: {unmet:?} of {total:?}");
     assert!(total.damage_found > 0 && total.installs > 0, "{total:?}");
 }
 

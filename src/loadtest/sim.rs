@@ -5,7 +5,7 @@
 //! A batch of [`COVERED_FROM`] seeds or more fails, too, if a fault never met a node in a state that it must
 //! meet it in.
 
-use crate::sim::cluster::{Cluster, Plan, RunReport, must_meet};
+use crate::sim::cluster::{Cluster, Plan, RunReport};
 use crate::sim::shrink::shrink;
 use serde::Serialize;
 use std::cell::RefCell;
@@ -90,12 +90,7 @@ pub(super) fn run(from: u64, seeds: u64, say: impl Fn(&str) + Sync) -> Outcome {
     outcome.simulated_s = outcome.total.simulated_ms as f64 / 1_000.0;
     outcome.wall_s = begun.elapsed().as_secs_f64();
     if seeds >= COVERED_FROM {
-        let met = &outcome.total.met;
-        let unmet = must_meet()
-            .into_iter()
-            .filter(|pair| !met.contains_key(pair));
-        let named = unmet.map(|(fault, doing)| format!("{fault:?} while a node {doing:?}"));
-        outcome.unmet = named.collect();
+        outcome.unmet = outcome.total.unmet();
     }
     outcome
 }

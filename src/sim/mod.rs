@@ -35,6 +35,7 @@
 mod asking;
 pub mod client;
 pub mod cluster;
+pub mod core_client;
 pub mod disk;
 pub mod driver;
 pub mod history;

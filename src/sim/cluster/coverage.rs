@@ -43,8 +43,7 @@ impl Doing {
 }
 
 /// The pairs that a batch must meet: all but those that cannot be, or mean nothing.
-#[must_use]
-pub fn must_meet() -> Vec<(Fault, Doing)> {
+pub(super) fn must_meet() -> Vec<(Fault, Doing)> {
     let all = Fault::ALL.into_iter();
     let all = all.flat_map(|fault| Doing::ALL.into_iter().map(move |doing| (fault, doing)));
     all.filter(|(fault, doing)| is_listed(*fault, *doing))

@@ -19,8 +19,11 @@
 //! In half of the runs an operator makes, changes and deletes queues of several partitions, whose groups
 //! any node may lead.
 //!
-//! Deliberately absent: more or fewer nodes than there were; and the client library: requests are made by
-//! [`SimClient`], which keeps the books.
+//! Some clients are programs that use the client library ([`CoreClient`]), so that what it does by itself
+//! is judged too; the others keep their session by hand ([`SimClient`]), and see what the library hides.
+//!
+//! Deliberately absent: more or fewer nodes than there were; and the network between them and the clients,
+//! but that connections are late and break.
 
 mod coverage;
 mod faults;
@@ -30,13 +33,15 @@ mod node;
 mod options;
 mod renewal;
 mod report;
+mod sockets;
 mod traffic;
 
-pub use coverage::{Doing, must_meet};
+pub use coverage::Doing;
 pub use options::{Fault, Plan};
 pub use report::RunReport;
 
 use super::client::SimClient;
+use super::core_client::CoreClient;
 use super::disk::SimDisk;
 use super::driver::{Begun, Out, Work, begin, owner_of};
 use super::ledger::Ledger;
@@ -59,6 +64,7 @@ use network::Way;
 use node::{At, Node};
 use options::Options;
 use renewal::Renewal;
+use sockets::{Happens, Socket};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use traffic::{Asker, Conn};
@@ -89,6 +95,11 @@ enum Event {
     Request(ConnId, Bytes),
     AskAgain(usize, u64),
     ClientActs(usize),
+    LibraryActs(usize),
+    /// Something may be due for a client that uses the library.
+    LibraryTick(usize),
+    /// Something happens to a connection of such a client.
+    Socket(ConnId, Box<Happens>),
     OperatorActs,
     Fault(u64, Prng),
     /// A disk that is being replaced is looked after.
@@ -119,6 +130,9 @@ pub struct Cluster<'a> {
     next_conn: u64,
     conns: BTreeMap<ConnId, Conn>,
     clients: Vec<SimClient>,
+    /// Those that use the client library.
+    library: Vec<CoreClient>,
+    sockets: BTreeMap<ConnId, Socket>,
     operator: Operator,
     /// Whom each asker takes for the leader of a group.
     leaders: BTreeMap<(Asker, GroupId), usize>,
@@ -131,6 +145,8 @@ pub struct Cluster<'a> {
     defaults: QueueSettings,
     has_faults: bool,
     produces: bool,
+    /// Clients that use the library ask nothing new.
+    leaves: bool,
     /// Nodes that do not start again by themselves.
     stay_down: BTreeSet<usize>,
     renewal: Option<Renewal>,
@@ -185,6 +201,9 @@ impl<'a> Cluster<'a> {
             cluster.count(node);
         }
         let mut report = cluster.report;
+        for client in &cluster.library {
+            report.add_library(client);
+        }
         report.bases_compared = cluster.judges.bases_compared;
         report.disks_read = cluster.judges.disks_read;
         report.acked = cluster.ledger.acked();
@@ -214,13 +233,27 @@ impl<'a> Cluster<'a> {
             },
             ..QueueSettings::default()
         };
-        let client = |number: u64| {
+        let node_address = |place| node::address(node::voter(place).node, 0);
+        let (mut clients, mut library) = (Vec::new(), Vec::new());
+        for number in 0..options.clients {
             let name = format!("queue-{}", number % 3);
-            let home = home_group(&name, options.groups);
             let retain = [None, Some(0), Some(20)][(number % 3) as usize];
             let settings = retain.map(|retain| QueueSettings { retain, ..defaults });
-            SimClient::new(number, &name, home, settings).with_payloads(options.payload_bytes)
-        };
+            let payload_bytes = options.payload_bytes;
+            if options.uses_library(number) {
+                let addresses = (0..options.nodes).map(node_address).collect();
+                // Where a group has stopped, nobody names its leader: who knows that node alone stays there.
+                let fewest = 1 + usize::from(options.faults.iter().any(|fault| fault.is_harm()));
+                let addresses = (addresses, fewest);
+                let number = (seed, number);
+                let client = CoreClient::new(number, &name, settings, payload_bytes, addresses);
+                library.push(client);
+            } else {
+                let home = home_group(&name, options.groups);
+                let client = SimClient::new(number, &name, home, settings);
+                clients.push(client.with_payloads(payload_bytes));
+            }
+        }
         let pairs =
             (0..options.nodes).flat_map(|from| (0..options.nodes).map(move |to| (from, to)));
         let mut cluster = Self {
@@ -228,7 +261,9 @@ impl<'a> Cluster<'a> {
             only: plan.only.clone(),
             next_fault: 0,
             befallen,
-            clients: (0..options.clients).map(client).collect(),
+            clients,
+            library,
+            sockets: BTreeMap::new(),
             nodes: (0..options.nodes)
                 .map(|place| Node::new(place, &options, &mut prng))
                 .collect(),
@@ -249,6 +284,7 @@ impl<'a> Cluster<'a> {
             defaults,
             has_faults: true,
             produces: true,
+            leaves: false,
             stay_down: BTreeSet::new(),
             renewal: None,
             report: RunReport::default(),
@@ -261,6 +297,9 @@ impl<'a> Cluster<'a> {
         }
         for client in 0..cluster.clients.len() {
             cluster.schedule(Duration::from_millis(1), Event::ClientActs(client));
+        }
+        for client in 0..cluster.library.len() {
+            cluster.schedule(Duration::from_millis(1), Event::LibraryActs(client));
         }
         if cluster.options.operates {
             cluster.schedule(Duration::from_millis(1), Event::OperatorActs);
@@ -412,6 +451,7 @@ impl<'a> Cluster<'a> {
             self.step();
         }
         self.say(|| "all is worked off".to_owned());
+        self.close_library();
         let lost: Vec<_> = self
             .ledger
             .audit()
@@ -424,7 +464,8 @@ impl<'a> Cluster<'a> {
     fn is_drained(&self) -> bool {
         let nodes = self.nodes.iter().flat_map(|node| &node.engines);
         let live = nodes.map(ShardEngine::live_jobs).max();
-        live == Some(0) && self.operator.is_idle()
+        let produces = self.library.iter().any(CoreClient::produces);
+        live == Some(0) && self.operator.is_idle() && !produces
     }
 
     /// Nobody asks any more, and every group comes to be the same on all nodes.
@@ -432,7 +473,10 @@ impl<'a> Cluster<'a> {
         self.events.retain(|_, event| {
             !matches!(
                 event,
-                Event::ClientActs(_) | Event::AskAgain(..) | Event::OperatorActs
+                Event::ClientActs(_)
+                    | Event::LibraryActs(_)
+                    | Event::AskAgain(..)
+                    | Event::OperatorActs
             )
         });
         let end = self.now.plus(DRAINED_WITHIN);
@@ -539,6 +583,7 @@ impl<'a> Cluster<'a> {
         let late = Duration::from_micros(self.prng.below(20_000));
         self.schedule(late, Event::Late(node));
         self.conns.retain(|_, conn| conn.node != node);
+        self.end_sockets(node);
         self.hang_up(node);
         if !self.stay_down.contains(&node) {
             let pause = match self.prng.below(3) {
@@ -639,6 +684,9 @@ impl<'a> Cluster<'a> {
             Event::Request(conn, body) => self.receive(conn, &body),
             Event::AskAgain(client, id) => self.on_ask_again(client, id),
             Event::ClientActs(client) => self.client_acts(client),
+            Event::LibraryActs(client) => self.library_acts(client),
+            Event::LibraryTick(client) => self.library_ticks(client),
+            Event::Socket(number, happens) => self.on_socket(number, *happens),
             Event::OperatorActs => self.operator_acts(),
             Event::Fault(number, prng) => self.on_fault(number, prng),
             Event::Space(node) => self.on_space(node),
@@ -667,6 +715,7 @@ impl<'a> Cluster<'a> {
             Event::Arrive(_, to, ..) => Some(*to),
             Event::Connect(from, ..) | Event::Broken(from, ..) => Some(*from),
             Event::Request(conn, _) => self.conns.get(conn).map(|conn| conn.node),
+            Event::Socket(number, happens) => self.place_of_socket(*number, happens),
             _ => None,
         }
     }

@@ -15,7 +15,7 @@ use crate::wal::writer::LogIdentity;
 use crate::wire::peer::{Durable, PEER_PROTOCOL_VERSION, PeerHello};
 use std::collections::{BTreeMap, BTreeSet};
 
-const CLUSTER: ClusterId = ClusterId([0xc1; 16]);
+pub(super) const CLUSTER: ClusterId = ClusterId([0xc1; 16]);
 const WALL_MS: u64 = 1_800_000_000_000;
 
 /// The node of this place, with its disk.
@@ -265,14 +265,15 @@ impl Node {
     }
 }
 
-fn address(node: NodeId, shard: u16) -> String {
+pub(super) fn address(node: NodeId, shard: u16) -> String {
     format!("{node}:{shard}")
 }
 
-/// The place of the node that listens there.
-pub(super) fn place_of(address: &str) -> Option<usize> {
-    let number: usize = address.split_once(':')?.0.parse().ok()?;
-    number.checked_sub(1)
+/// The place of the node that listens there, and the shard.
+pub(super) fn listener_of(address: &str) -> Option<(usize, u16)> {
+    let (number, shard) = address.split_once(':')?;
+    let number: usize = number.parse().ok()?;
+    Some((number.checked_sub(1)?, shard.parse().ok()?))
 }
 
 fn scale(value: u64, by: u64, of: u64) -> u64 {

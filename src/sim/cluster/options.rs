@@ -115,6 +115,8 @@ pub struct Plan {
     pub network_us: Option<u64>,
     /// Whether the disks of more than a minority may be harmed.
     pub helpless: Option<bool>,
+    /// Whether all clients use the client library, or none does.
+    pub library: Option<bool>,
 }
 
 /// The options of a run.
@@ -125,6 +127,8 @@ pub(super) struct Options {
     /// A power of two.
     pub(super) groups: u32,
     pub(super) clients: u64,
+    /// Those of them that use the client library, a bit each.
+    pub(super) library: u64,
     /// Queues of several partitions are made, changed and deleted.
     pub(super) operates: bool,
     pub(super) segment_bytes: usize,
@@ -178,6 +182,7 @@ impl Options {
             // Each shard has one at least.
             groups: 2 << prng.below(3),
             clients,
+            library: mix(!seed) >> 8,
             operates: mix(!seed) & 1 == 0,
             catch_up_bytes: [0, 4 << 20][(mix(!seed) >> 1 & 1) as usize],
             segment_bytes: 256 << 10 << prng.below(2),
@@ -210,9 +215,17 @@ impl Options {
         let bytes = plan.checkpoint_log_bytes;
         self.checkpoint_log_bytes = bytes.unwrap_or(self.checkpoint_log_bytes);
         self.payload_bytes = plan.payload_bytes.unwrap_or(self.payload_bytes);
+        self.library = plan
+            .library
+            .map_or(self.library, |all| u64::from(all) * u64::MAX);
         self.think_us = plan.think_us.unwrap_or(self.think_us);
         self.network_us = plan.network_us.unwrap_or(self.network_us);
         self
+    }
+
+    /// Whether this client uses the client library.
+    pub(super) fn uses_library(&self, client: u64) -> bool {
+        self.library >> client & 1 == 1
     }
 
     /// Whether more disks may be harmed than can be put right.

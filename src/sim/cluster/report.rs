@@ -1,7 +1,8 @@
 //! What a run of a cluster did: for people, and for those who must know that a batch met what it is for.
 
-use super::coverage::Doing;
+use super::coverage::{Doing, must_meet};
 use super::options::Fault;
+use crate::sim::core_client::{CoreClient, Through};
 use std::collections::BTreeMap;
 
 /// What a run did.
@@ -17,6 +18,10 @@ pub struct RunReport {
     pub changes_sent: u64,
     /// Answers to clients.
     pub answers: u64,
+    /// Calls of the client library that were answered.
+    pub calls: u64,
+    /// What calls of the client library went through.
+    pub through: BTreeMap<Through, u64>,
     /// Sendings between nodes.
     pub messages: u64,
     /// Faults, by kind.
@@ -65,6 +70,10 @@ impl RunReport {
         self.operated += other.operated;
         self.changes_sent += other.changes_sent;
         self.answers += other.answers;
+        self.calls += other.calls;
+        for (through, count) in &other.through {
+            *self.through.entry(*through).or_default() += count;
+        }
         self.messages += other.messages;
         for (fault, count) in &other.faults {
             *self.faults.entry(*fault).or_default() += count;
@@ -87,5 +96,26 @@ impl RunReport {
         self.disks_read += other.disks_read;
         self.version_raised |= other.version_raised;
         self.simulated_ms += other.simulated_ms;
+    }
+
+    pub(super) fn add_library(&mut self, client: &CoreClient) {
+        self.calls += client.answered;
+        for (through, count) in &client.through {
+            *self.through.entry(*through).or_default() += count;
+        }
+    }
+
+    /// What a batch must meet and has not: faults by what the node was doing, and what calls of the client
+    /// library must have gone through.
+    #[must_use]
+    pub fn unmet(&self) -> Vec<String> {
+        let pairs = must_meet().into_iter();
+        let pairs = pairs.filter(|pair| !self.met.contains_key(pair));
+        let calls = Through::ALL.into_iter();
+        let calls = calls.filter(|through| !self.through.contains_key(through));
+        pairs
+            .map(|(fault, doing)| format!("{fault:?} while a node {doing:?}"))
+            .chain(calls.map(|through| format!("a call of the client library: {through:?}")))
+            .collect()
     }
 }

@@ -1,9 +1,10 @@
 //! What clients do to a cluster: whom they ask, what they take for the leader, and when they ask again.
 //!
-//! A client has a connection to each shard of each node that it has asked. A request that is in nobody's
-//! hands when its connection ends is lost; answers arrive at once or never.
+//! A client that keeps its session by hand has a connection to each shard of each node that it has asked. A
+//! request that is in nobody's hands when its connection ends is lost; answers arrive at once or never. Those
+//! that use the client library are in `sockets.rs`.
 
-use super::node::place_of;
+use super::node::listener_of;
 use super::{Cluster, Event};
 use crate::base::checksum::crc32c;
 use crate::base::code::Code;
@@ -21,6 +22,8 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Asker {
     Client(usize),
+    /// One that uses the client library.
+    Library(usize),
     /// Who makes, changes and deletes queues.
     Operator,
     /// The world itself, whether a group makes progress.
@@ -158,6 +161,9 @@ impl Cluster<'_> {
         };
         self.report.answers += 1;
         let asker = conn.asker;
+        if matches!(asker, Asker::Library(_)) {
+            return self.answer_socket(to.conn, decoded);
+        }
         let refusal = match &decoded.body {
             ReplyBody::Error(error) => Some((error.code, error.leader.clone())),
             _ => None,
@@ -170,6 +176,7 @@ impl Cluster<'_> {
             history.answered(stamp.group, stamp.index, floor);
         }
         match asker {
+            Asker::Library(_) => unreachable!("handled above"),
             Asker::Client(client) => {
                 let asked = self.clients[client].request(id);
                 let group = asked.map(|body| self.target(&body));
@@ -209,8 +216,8 @@ impl Cluster<'_> {
         if !matches!(code, Code::NotLeader | Code::GroupHalted) {
             return;
         }
-        match leader.and_then(place_of) {
-            Some(node) => drop(self.leaders.insert((asker, group), node)),
+        match leader.and_then(listener_of) {
+            Some((node, _)) => drop(self.leaders.insert((asker, group), node)),
             None => drop(self.leaders.remove(&(asker, group))),
         }
     }
