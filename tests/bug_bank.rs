@@ -43,6 +43,8 @@ enum Where {
     Late,
     /// Long cuts, and groups at rest.
     Rest,
+    /// All clients use the client library, and their nodes die and stand still.
+    Library,
 }
 
 impl Where {
@@ -114,6 +116,12 @@ impl Where {
                 fault_gap_ms: Some(500),
                 ..on(&[Reset, Partition, Pause, Crash])
             },
+            Self::Library => Plan {
+                library: Some(true),
+                think_us: Some(10_000),
+                fault_gap_ms: Some(500),
+                ..on(&[Crash, PowerLoss, Pause, Pause, Partition, Stop])
+            },
             Self::Rest => Plan {
                 groups: Some(8),
                 think_us: Some(400_000),
@@ -175,6 +183,11 @@ const HUNTS: &[(Bug, Where, u64)] = &[
     (Bug::GrantAfterEnd, Where::Late, 400),
     (Bug::LeaseByWallClock, Where::Anywhere, 20),
     (Bug::ChangeOfAnotherHome, Where::Alone, 100),
+    (Bug::ResendRenumbered, Where::Library, 100),
+    (Bug::UnansweredAsRefused, Where::Library, 20),
+    (Bug::LowestTooHigh, Where::Library, 20),
+    (Bug::AbandonedLeaseKept, Where::Library, 100),
+    (Bug::UnseenGrantsKept, Where::Library, 300),
 ];
 
 /// The first seed with which a judge finds the bug, and what it says; or what the product said.

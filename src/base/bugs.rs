@@ -116,11 +116,23 @@ pub enum Bug {
     LeaseByWallClock,
     /// A change of one home group counts for another.
     ChangeOfAnotherHome,
+
+    // The client library.
+    /// What is sent again has a new number.
+    ResendRenumbered,
+    /// A command that was sent and not answered ends as one that was refused.
+    UnansweredAsRefused,
+    /// A command says that all answers before its own are here.
+    LowestTooHigh,
+    /// Jobs of a lease that nobody waits for any more are kept.
+    AbandonedLeaseKept,
+    /// Jobs that the servers hold for the client, and that no answer tells it of, are kept.
+    UnseenGrantsKept,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 49] = [
+    pub const ALL: [Self; 54] = [
         Self::AckBeforeSync,
         Self::AppendedBeforeSync,
         Self::VoteBeforeSync,
@@ -170,6 +182,11 @@ impl Bug {
         Self::GrantAfterEnd,
         Self::LeaseByWallClock,
         Self::ChangeOfAnotherHome,
+        Self::ResendRenumbered,
+        Self::UnansweredAsRefused,
+        Self::LowestTooHigh,
+        Self::AbandonedLeaseKept,
+        Self::UnseenGrantsKept,
     ];
 }
 

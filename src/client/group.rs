@@ -1,5 +1,6 @@
 //! The session that a client has in one group: numbers, epoch, and the grants that it holds.
 
+use crate::base::bugs::{self, Bug};
 use crate::base::ids::{SessionId, Token};
 use crate::base::limits::{SESSION_POLL_WINDOW, SESSION_WINDOW};
 use crate::base::units::Monotonic;
@@ -198,6 +199,9 @@ impl GroupSession {
             return Vec::new();
         }
         let unseen = std::mem::take(&mut self.unseen);
+        if bugs::on(Bug::UnseenGrantsKept) {
+            return Vec::new();
+        }
         unseen
             .into_iter()
             .filter(|token| !self.holds(*token))

@@ -27,6 +27,7 @@ mod pending;
 mod silence;
 mod time;
 
+use crate::base::bugs::{self, Bug};
 use crate::base::code::Code;
 use crate::base::ids::{GroupId, NodeId};
 use crate::base::units::Monotonic;
@@ -457,6 +458,8 @@ impl ClientCore {
         let Some(pending) = self.requests.get_mut(&id) else {
             return false;
         };
+        let forgets_number =
+            bugs::on(Bug::ResendRenumbered) && pending.unanswered && pending.is_mutating();
         let RequestBody::Command { group, command, .. } = &mut pending.request.body else {
             return true;
         };
@@ -468,6 +471,9 @@ impl ClientCore {
             return true;
         }
         let group = *group;
+        if forgets_number {
+            command.session = None;
+        }
         let state = self.groups.entry(group).or_default();
         if let Some(call) = &mut command.session
             && state.id() != Some(call.id)
@@ -505,7 +511,11 @@ impl ClientCore {
         command.session = Some(SessionCall {
             id: session,
             seq,
-            lowest: state.lowest(window),
+            lowest: if bugs::on(Bug::LowestTooHigh) {
+                seq
+            } else {
+                state.lowest(window)
+            },
             window,
         });
         true

@@ -33,6 +33,7 @@ use crate::wire::client::encode_request;
 use crate::wire::message::{ReplyBody, RequestBody, WorkerInfo};
 use bytes::BytesMut;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::time::Duration;
 
 /// A call ends when its patience does.
@@ -111,12 +112,19 @@ pub enum Wish {
 }
 
 /// New jobs with their numbers, all with keys or none.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 struct Batch {
     numbers: Vec<u64>,
     items: Vec<NewJob>,
     /// It was asked for before, and what came of it is not known.
     again: bool,
+}
+
+/// Without the payloads.
+impl fmt::Debug for Batch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "jobs {:?}, again: {}", self.numbers, self.again)
+    }
 }
 
 /// What a call is for.

@@ -2,6 +2,7 @@
 
 use super::pending::Origin;
 use super::{CallId, ClientCore, Effect, Pending, Phase, Route};
+use crate::base::bugs::{self, Bug};
 use crate::base::code::Code;
 use crate::base::ids::{GroupId, SessionId};
 use crate::base::limits::ITEMS_MAX;
@@ -40,7 +41,7 @@ impl ClientCore {
     pub(super) fn given_up(&self, pending: &Pending) -> Error {
         let under_way = pending.sent_on.is_some() || pending.unanswered;
         let last = pending.last_error.as_ref();
-        if pending.is_mutating() && under_way {
+        if pending.is_mutating() && under_way && !bugs::on(Bug::UnansweredAsRefused) {
             let last = last.map_or(String::new(), |error| format!("; last: {error}"));
             return Error::unknown(format!("no answer within the deadline{last}"));
         }
