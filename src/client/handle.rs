@@ -445,6 +445,7 @@ impl Client {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::NewJob;
 
     #[test]
     fn calls_can_be_spawned() {
