@@ -84,6 +84,8 @@ pub(super) struct GroupSession {
     unseen: Vec<Token>,
     /// Polls below this were under way when `unseen` was learnt.
     unseen_polls: u64,
+    /// A lease was given up that may have been granted: its connection brings the answer, or an attach tells.
+    has_unheard: bool,
 }
 
 impl Default for GroupSession {
@@ -97,6 +99,7 @@ impl Default for GroupSession {
             grants: BTreeMap::new(),
             unseen: Vec::new(),
             unseen_polls: 0,
+            has_unheard: false,
         }
     }
 }
@@ -135,6 +138,16 @@ impl GroupSession {
     /// Whether the server must hear of it: it holds jobs, or may be given some.
     pub(super) fn is_working(&self) -> bool {
         self.id().is_some() && !(self.grants.is_empty() && self.polls.unanswered.is_empty())
+    }
+
+    /// Whether the server must be asked what it holds for this session, where the connection is another.
+    pub(super) fn must_attach(&self) -> bool {
+        self.is_working() || (self.id().is_some() && self.has_unheard)
+    }
+
+    /// A lease was given up before its answer came.
+    pub(super) fn gave_up_lease(&mut self) {
+        self.has_unheard = true;
     }
 
     /// A job was granted.
@@ -184,6 +197,7 @@ impl GroupSession {
     pub(super) fn attached(&mut self, epoch: u32, tokens: Vec<Token>) {
         self.epoch = epoch;
         self.attaching = false;
+        self.has_unheard = false;
         let held: BTreeSet<Token> = tokens.into_iter().collect();
         self.grants.retain(|token, _| held.contains(token));
         self.unseen = held

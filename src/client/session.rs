@@ -381,6 +381,7 @@ impl ClientCore {
         pending.origin = Origin::Nobody;
         let harmless = pending.is_lease() || !pending.is_numbered();
         if pending.sent_on.is_none() && harmless {
+            self.give_up_lease(id);
             self.forget(id);
         }
     }
@@ -581,7 +582,7 @@ impl ClientCore {
         let links = &self.links;
         let working = |(group, state): (&GroupId, &GroupSession)| {
             let here = links.target(Route::Group(*group)) == target;
-            (here && state.is_working()).then_some(*group)
+            (here && state.must_attach()).then_some(*group)
         };
         let groups: Vec<GroupId> = self.groups.iter().filter_map(working).collect();
         for group in groups {
@@ -639,6 +640,7 @@ impl ClientCore {
             _ => false,
         };
         if nobody_asks {
+            self.give_up_lease(id);
             self.forget(id);
         } else if pending.is_repeatable() && !closing {
             tracing::debug!(request = id.0, "no answer; to be sent again");

@@ -182,7 +182,7 @@ impl ClientCore {
         if self
             .groups
             .get(&group)
-            .is_some_and(GroupSession::is_working)
+            .is_some_and(GroupSession::must_attach)
         {
             self.attach(now, group);
         }
@@ -259,8 +259,9 @@ impl ClientCore {
         }) else {
             return;
         };
-        if let Ok(reply) = &result {
-            self.note_grants(now, id, &reply.body);
+        match &result {
+            Ok(reply) => self.note_grants(now, id, &reply.body),
+            Err(_) => self.give_up_lease(id),
         }
         match origin {
             Origin::OpenSession(group) => self.session_opened(now, group, &result),
@@ -404,6 +405,22 @@ impl ClientCore {
             if ours == Some(*session) {
                 self.attach(now, *group);
             }
+        }
+    }
+
+    /// A request is about to be taken out without its answer. If it is a lease, jobs may have been granted
+    /// of which nobody will hear if its connection is lost, too.
+    pub(super) fn give_up_lease(&mut self, id: CallId) {
+        if let Some(pending) = self.requests.get(&id)
+            && (pending.sent_on.is_some() || pending.unanswered)
+            && pending.is_lease()
+            && let Some((group, command)) = pending.command()
+            && let Some(state) = self.groups.get_mut(&group)
+            && command
+                .session
+                .is_some_and(|call| state.id() == Some(call.id))
+        {
+            state.gave_up_lease();
         }
     }
 

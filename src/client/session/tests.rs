@@ -599,6 +599,37 @@ fn grants_that_nobody_was_told_of_are_released() {
 }
 
 #[test]
+fn a_lease_that_was_dropped_after_its_connection_leaves_no_jobs_behind() {
+    let (mut client, conn) = Client::with_session();
+    let id = client.call(lease(30_000));
+    client.only_sent();
+    client.lose(conn);
+    client.input(Input::Abandoned { id, answer: None });
+    // Soon enough that the server does not see the session as gone.
+    let next = client.call(lease(30_000));
+    let conn = reconnect(&mut client);
+    let attach = client.only_sent();
+    assert!(matches!(op(&attach), Op::Attach { .. }), "{attach:?}");
+    let outcome = Outcome::Attached {
+        epoch: 2,
+        tokens: vec![token(4)],
+    };
+    client.reply(conn, attach.id, ReplyBody::Outcome(outcome));
+    let sent = client.take_sent();
+    let is_release = |request: &&Request| {
+        let RequestBody::Command { command, .. } = &request.body else {
+            return false;
+        };
+        command.op
+            == Op::Release {
+                items: vec![token(4)],
+            }
+    };
+    assert!(sent.iter().any(|request| is_release(&request)), "{sent:?}");
+    assert!(sent.iter().any(|request| request.id == next.0), "{sent:?}");
+}
+
+#[test]
 fn reattach_attaches_and_polls_again_with_another_number() {
     let (mut client, conn) = Client::with_session();
     let id = client.call(lease(0));
