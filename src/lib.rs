@@ -28,7 +28,7 @@
 //! | `shard` | the engine: everything that a core decides | Falcon |
 //! | `runtime` | the engine's hands: the only folder that names glommio | Falcon |
 //! | `client`, `test` | the client library; a server for the tests of its users | Falcon |
-//! | `workload`, `sim` | load by seed; the engine under simulated faults | |
+//! | `workload`, `sim` | load by seed; the engine and the client's core under simulated faults | |
 //! | `loadtest`, `cli` | `rrq-bench` and `rrqctl` | |
 //!
 //! Which folder may name which is a test: `tests/architecture.rs`.

@@ -39,7 +39,7 @@
 //! | `worker.rs` | [`Worker`]: takes jobs and runs a handler for each |
 //! | `blocking.rs` | the same for programs without async |
 //! | `partitions.rs` | which partition a job goes to, and a lease comes from |
-//! | `session.rs` | what is decided: no socket, no clock; a simulator can drive it |
+//! | `session.rs` | what is decided: no socket, no clock; the simulator drives it too |
 //! | `group.rs`, `links.rs` | its sessions, its connections |
 //! | `tcp.rs` | the hands: tokio |
 //!

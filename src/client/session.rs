@@ -10,7 +10,7 @@
 //! ```
 //!
 //! The same shape as the shard engine: [`ClientCore::handle`], [`ClientCore::drain`],
-//! [`ClientCore::next_deadline`]; so that a simulator can drive it. Invariants:
+//! [`ClientCore::next_deadline`]; so that the simulator drives it as `tcp.rs` does. Invariants:
 //!
 //! - A mutating command keeps its session and number over all sends, so that it takes effect once.
 //! - A number is settled only when its answer is here or nobody waits for it; the lowest unsettled

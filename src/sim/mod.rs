@@ -29,6 +29,9 @@
 //! start at the first version of the job machine and rise on the way. What nodes may not hold against each
 //! other is said in [`cluster`].
 //!
+//! Some clients of a cluster are programs that use the client library's core ([`core_client`]); the others
+//! ([`client`]) keep their session by hand.
+//!
 //! A run is a pure function of its seed. What is deliberately absent: the network between client and node
 //! (frames arrive whole or not at all), and `runtime/`.
 
