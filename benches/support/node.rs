@@ -223,7 +223,7 @@ impl Node {
             }
             Effect::PrepareSegment { number } => self.tell(Input::SegmentReady { number }),
             // There is no other shard.
-            Effect::ClusterMembers(_) => {}
+            Effect::ClusterMembers(_) | Effect::VoterSets(_) => {}
             Effect::Reply { to, reply } => self.replies.push((to, reply)),
             Effect::WriteChunk {
                 file,
