@@ -60,8 +60,6 @@ pub enum Bug {
     CutByOneAnswer,
     /// Who says that it lacks an entry has not taken the asker's term.
     AbsenceWithoutPromise,
-    /// A second start takes the vote that the first one has found behind a hole for the last one given.
-    VoteKnownBySecondStart,
     /// What others have heard of the end of a log is not looked at.
     EchoIgnored,
 
@@ -132,7 +130,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 54] = [
+    pub const ALL: [Self; 53] = [
         Self::AckBeforeSync,
         Self::AppendedBeforeSync,
         Self::VoteBeforeSync,
@@ -157,7 +155,6 @@ impl Bug {
         Self::MarkBelievedInRecovery,
         Self::CutByOneAnswer,
         Self::AbsenceWithoutPromise,
-        Self::VoteKnownBySecondStart,
         Self::EchoIgnored,
         Self::CutOnProof,
         Self::DurableWithGap,

@@ -17,7 +17,6 @@
 //! a commit mark that lies before the hole; one beyond it may be of what replaced them. What is then
 //! missing above makes the group damaged; so does doubt that never ended.
 
-use crate::base::bugs::{self, Bug};
 use crate::base::entry::Entry;
 use crate::base::ids::{GroupId, Incarnation, LogIndex, Term};
 use crate::base::limits::BASES_KEPT;
@@ -410,7 +409,7 @@ impl Group {
         let mut beyond: Vec<Entry> = sound.map(|held| held.entry.clone()).collect();
         let end = beyond.last().map_or(last_sound, |entry| entry.index);
         // What an earlier start has lost, it did not know either when it went on behind the hole.
-        let is_first = self.status == RowStatus::Ok || bugs::on(Bug::VoteKnownBySecondStart);
+        let is_first = self.status == RowStatus::Ok;
         beyond.retain(|_| is_first);
         Sound {
             last: last_sound,
