@@ -445,8 +445,9 @@ impl<'a> Cluster<'a> {
             let live = |node: &Node| node.engines.iter().map(ShardEngine::live_jobs).sum();
             assert!(
                 self.now < end,
-                "not drained: jobs that are live on each node: {:?}",
-                self.nodes.iter().map(live).collect::<Vec<u64>>()
+                "not drained: jobs that are live on each node: {:?} in {:?}",
+                self.nodes.iter().map(live).collect::<Vec<u64>>(),
+                self.groups_of_running()
             );
             self.step();
         }
