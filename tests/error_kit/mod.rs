@@ -26,6 +26,8 @@ static VARIES: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
         (r":(?:3[2-9]|[45]\d|6[0-5])\d{3}\b", ":[PORT]"),
         (r"\b(pid|kill) \d+", "$1 [PID]"),
         (r"\b\d+ bytes were refused", "[N] bytes were refused"),
+        // How many entries a group has had depends on the time that passed between.
+        (r"\bentries from \d+ to \d+\b", "entries from [N] to [N]"),
         // Programs of tests have their build in their name, and folders of theirs the process.
         (r"\bnode_start-[0-9a-f]+", "node_start"),
         (r"/rrq-(check|test)-\d+", "/rrq-$1"),
