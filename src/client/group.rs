@@ -142,7 +142,12 @@ impl GroupSession {
 
     /// Whether the server must be asked what it holds for this session, where the connection is another.
     pub(super) fn must_attach(&self) -> bool {
-        self.is_working() || (self.id().is_some() && self.has_unheard)
+        self.is_working() || self.has_unheard()
+    }
+
+    /// Whether jobs may have been granted to it of which this client has not heard.
+    pub(super) fn has_unheard(&self) -> bool {
+        self.id().is_some() && self.has_unheard
     }
 
     /// A lease was given up before its answer came.

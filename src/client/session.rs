@@ -381,8 +381,12 @@ impl ClientCore {
         pending.origin = Origin::Nobody;
         let harmless = pending.is_lease() || !pending.is_numbered();
         if pending.sent_on.is_none() && harmless {
-            self.give_up_lease(id);
+            let group = pending.command().map(|(group, _)| group);
+            let is_unheard = self.give_up_lease(id);
             self.forget(id);
+            if let Some(group) = group.filter(|_| is_unheard) {
+                self.attach(now, group);
+            }
         }
     }
 
@@ -640,7 +644,8 @@ impl ClientCore {
             _ => false,
         };
         if nobody_asks {
-            self.give_up_lease(id);
+            // Its session is attached where a connection is made next.
+            let _ = self.give_up_lease(id);
             self.forget(id);
         } else if pending.is_repeatable() && !closing {
             tracing::debug!(request = id.0, "no answer; to be sent again");

@@ -82,9 +82,15 @@ impl ClientCore {
     }
 
     /// An answer that nobody waits for any more: what it grants is given back, unless it is here by
-    /// another answer.
+    /// another answer. One that leaves open what happened may be of a lease that was given up.
     fn unexpected(&mut self, now: Monotonic, reply: Reply) {
-        if let ReplyBody::Leased(jobs) = reply.body {
+        if let ReplyBody::Error(ErrorReply {
+            maybe_applied: true,
+            ..
+        }) = reply.body
+        {
+            self.attach_unheard(now);
+        } else if let ReplyBody::Leased(jobs) = reply.body {
             let tokens = jobs.iter().map(LeasedJob::token);
             let is_here = |token: &Token| {
                 let group = self.groups.get(&token.job.group());
@@ -92,6 +98,15 @@ impl ClientCore {
             };
             let unknown = tokens.filter(|token| !is_here(token)).collect();
             self.give_back(now, unknown);
+        }
+    }
+
+    /// Asks what the server holds wherever a lease was given up before its answer came.
+    fn attach_unheard(&mut self, now: Monotonic) {
+        let unheard = self.groups.iter().filter(|(_, state)| state.has_unheard());
+        let groups: Vec<GroupId> = unheard.map(|(group, _)| *group).collect();
+        for group in groups {
+            self.attach(now, group);
         }
     }
 
@@ -259,10 +274,13 @@ impl ClientCore {
         }) else {
             return;
         };
-        match &result {
-            Ok(reply) => self.note_grants(now, id, &reply.body),
+        let is_unheard = match &result {
+            Ok(reply) => {
+                self.note_grants(now, id, &reply.body);
+                false
+            }
             Err(_) => self.give_up_lease(id),
-        }
+        };
         match origin {
             Origin::OpenSession(group) => self.session_opened(now, group, &result),
             Origin::Attach(group) => self.attached(now, group, &result),
@@ -280,6 +298,9 @@ impl ClientCore {
             Origin::Caller | Origin::GiveBack | Origin::Bye => {}
         }
         self.end(id, result);
+        if let Some(group) = group.filter(|_| is_unheard) {
+            self.attach(now, group);
+        }
         if let Some(group) = group {
             let state = self.groups.entry(group).or_default();
             let unclaimed = state.take_unclaimed();
@@ -409,8 +430,9 @@ impl ClientCore {
     }
 
     /// A request is about to be taken out without its answer. If it is a lease, jobs may have been granted
-    /// of which nobody will hear if its connection is lost, too.
-    pub(super) fn give_up_lease(&mut self, id: CallId) {
+    /// of which nobody will hear if its connection is lost, too. Whether no answer can come any more, so
+    /// that the server must be asked now: the last one left it open.
+    pub(super) fn give_up_lease(&mut self, id: CallId) -> bool {
         if let Some(pending) = self.requests.get(&id)
             && (pending.sent_on.is_some() || pending.unanswered)
             && pending.is_lease()
@@ -421,7 +443,9 @@ impl ClientCore {
                 .is_some_and(|call| state.id() == Some(call.id))
         {
             state.gave_up_lease();
+            return pending.sent_on.is_none();
         }
+        false
     }
 
     /// Takes a request out and settles its number.

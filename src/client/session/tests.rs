@@ -630,6 +630,31 @@ fn a_lease_that_was_dropped_after_its_connection_leaves_no_jobs_behind() {
 }
 
 #[test]
+fn a_lease_that_ended_open_is_asked_about_although_its_connection_stays() {
+    let is_attach = |client: &mut Client| {
+        let sent = client.take_sent();
+        sent.iter()
+            .any(|request| matches!(op(request), Op::Attach { .. }))
+    };
+    // The refusal comes before nobody waits any more, or after.
+    for is_late in [false, true] {
+        let (mut client, conn) = Client::with_session();
+        let id = client.call(lease(0));
+        let sent = client.only_sent();
+        let abandoned = || Input::Abandoned { id, answer: None };
+        if is_late {
+            client.pass(PATIENCE);
+            client.take_sent();
+        }
+        client.refuse(conn, sent.id, Code::NotLeader, true);
+        if !is_late {
+            client.input(abandoned());
+        }
+        assert!(is_attach(&mut client), "late: {is_late}");
+    }
+}
+
+#[test]
 fn reattach_attaches_and_polls_again_with_another_number() {
     let (mut client, conn) = Client::with_session();
     let id = client.call(lease(0));
