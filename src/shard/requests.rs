@@ -358,8 +358,7 @@ impl ShardEngine {
             return self.propose_poll(slot, poll);
         }
         if wait_ms == 0 {
-            let stamp = self.stamp(slot);
-            self.reply(from, request, Some(stamp), ReplyBody::Leased(Vec::new()));
+            self.reply_no_jobs(from, request);
             return Ok(());
         }
         if self.counters.polls_waiting >= POLLS_WAITING_MAX as u64 {
@@ -537,6 +536,12 @@ impl ShardEngine {
         for to in conn.forwarded {
             self.effects.push(Effect::ForwardClosed { to, from });
         }
+    }
+
+    /// A lease found nothing. It has no place in the history of the group, since nobody was asked whether this
+    /// member leads still.
+    pub(super) fn reply_no_jobs(&mut self, to: Origin, request: u64) {
+        self.reply(to, request, None, ReplyBody::Leased(Vec::new()));
     }
 
     pub(super) fn stamp(&self, slot: usize) -> CommitStamp {

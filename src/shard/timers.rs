@@ -10,7 +10,6 @@ use crate::base::limits::{ADVANCE_ITEMS_MAX, TIME_STAMP_MS, WALL_DRIFT_MS_MAX};
 use crate::base::units::Monotonic;
 use crate::queue::command::{Command, Op};
 use crate::wire::command::encode_command;
-use crate::wire::message::ReplyBody;
 use std::time::Duration;
 
 /// After an entry that found nothing due although something seemed to be.
@@ -39,13 +38,7 @@ impl ShardEngine {
         let now = self.now.mono;
         while let Some(poll) = self.groups[slot].polls.take_late(now) {
             self.unpark(slot, &poll);
-            let stamp = self.stamp(slot);
-            self.reply(
-                poll.to,
-                poll.request,
-                Some(stamp),
-                ReplyBody::Leased(Vec::new()),
-            );
+            self.reply_no_jobs(poll.to, poll.request);
         }
         self.answer_late_waits(slot);
         if self.stopping() {

@@ -266,7 +266,8 @@ pub struct WorkerSession {
 pub struct Reply {
     /// The request's id.
     pub id: u64,
-    /// Where a command took effect, or where a read was made.
+    /// Where a command took effect, or where a read was made. A lease that found nothing may have none: the
+    /// leader that says so may have been replaced.
     pub stamp: Option<CommitStamp>,
     /// The answer.
     pub body: ReplyBody,
