@@ -472,16 +472,21 @@ fn the_heir_of_a_dead_leader_serves_within_a_few_milliseconds() {
     );
 }
 
+/// A follower of group 0 among three nodes, which have come to rest, dies.
+fn kill_a_follower(cluster: &mut Cluster) -> u32 {
+    cluster.pass(500);
+    let leader = cluster.leader(GroupId(0)).expect("it has just answered");
+    let mut others = (1..=3).filter(|number| *number != leader);
+    let follower = others.next().expect("two others");
+    cluster.kill(follower);
+    follower
+}
+
 #[test]
 fn a_member_that_lost_its_log_is_put_right_by_the_others() {
     let mut cluster = Cluster::new(3, 1);
     let jobs: Vec<_> = (0..10).map(|nth| cluster.enqueue("mail", &[nth])).collect();
-    cluster.pass(500);
-    let leader = cluster.leader(GroupId(0)).expect("it has just answered");
-    let hurt = (1..=3)
-        .find(|number| *number != leader)
-        .expect("two others");
-    cluster.kill(hurt);
+    let hurt = kill_a_follower(&mut cluster);
     cluster.node(hurt).damage_log(4);
     cluster.start(hurt);
     cluster.pass(1_000);
@@ -504,12 +509,7 @@ fn a_member_that_lost_its_base_is_put_right_by_the_others() {
     for nth in 0..10 {
         cluster.enqueue("mail", &[nth]);
     }
-    cluster.pass(500);
-    let leader = cluster.leader(GroupId(0)).expect("it has just answered");
-    let hurt = (1..=3)
-        .find(|number| *number != leader)
-        .expect("two others");
-    cluster.kill(hurt);
+    let hurt = kill_a_follower(&mut cluster);
     cluster.node(hurt).damage_formation();
     cluster.cut_off(hurt);
     // What it has lost it must not forget to have lost.
@@ -534,12 +534,7 @@ fn that_all_was_lost_is_known_from_the_head_of_the_next_segment_on() {
     // has not. The group once seemed to be new then, and voted a second time in a term.
     let mut cluster = Cluster::new(3, 1);
     cluster.enqueue("mail", b"one");
-    cluster.pass(500);
-    let leader = cluster.leader(GroupId(0)).expect("it has just answered");
-    let hurt = (1..=3)
-        .find(|number| *number != leader)
-        .expect("two others");
-    cluster.kill(hurt);
+    let hurt = kill_a_follower(&mut cluster);
     cluster.node(hurt).damage_all();
     cluster.cut_off(hurt);
     cluster.start(hurt);
