@@ -267,9 +267,10 @@ impl Judges {
                 );
                 return;
             }
+            // What it had in an earlier term may have been replaced in the batch for which this waited.
             Body::Appended { matched } => {
                 assert!(
-                    kept.reaches(group, matched),
+                    kept.reaches(group, matched) || kept.has_term(group, term.next()),
                     "{from:?} acknowledges entry {matched} of group {group}, which is not on its disk"
                 );
                 return;

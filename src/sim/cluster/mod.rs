@@ -52,6 +52,7 @@ use crate::base::prng::{Prng, mix};
 use crate::base::units::Monotonic;
 use crate::queue::MACHINE_VERSION;
 use crate::queue::command::{Backoff, QueueSettings};
+use crate::raft::role::Role;
 use crate::shard::effect::Effect;
 use crate::shard::engine::ShardEngine;
 use crate::shard::input::{Input, Loss};
@@ -466,7 +467,21 @@ impl<'a> Cluster<'a> {
         let nodes = self.nodes.iter().flat_map(|node| &node.engines);
         let live = nodes.map(ShardEngine::live_jobs).max();
         let produces = self.library.iter().any(CoreClient::produces);
-        live == Some(0) && self.operator.is_idle() && !produces
+        live == Some(0) && self.operator.is_idle() && !produces && self.all_is_applied()
+    }
+
+    /// Whether every group has a leader that has applied all that it has: what lies in a log and is not known to
+    /// be committed yet may be a job.
+    fn all_is_applied(&self) -> bool {
+        let leads = |group: GroupId| {
+            let shard = usize::from(group.0 % self.options.shards);
+            let members = self.nodes.iter().filter_map(|node| node.engines.get(shard));
+            let mut members = members.map(|engine| engine.member(group));
+            members.any(|raft| {
+                raft.role() == Role::Leader && raft.log().applied() == raft.log().last_index()
+            })
+        };
+        (0..self.options.groups).all(|group| leads(GroupId(group as u16)))
     }
 
     /// Nobody asks any more, and every group comes to be the same on all nodes.
