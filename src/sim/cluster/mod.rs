@@ -31,6 +31,7 @@ mod judges;
 mod network;
 mod node;
 mod options;
+mod phases;
 mod renewal;
 mod report;
 mod sockets;
@@ -52,7 +53,6 @@ use crate::base::prng::{Prng, mix};
 use crate::base::units::Monotonic;
 use crate::queue::MACHINE_VERSION;
 use crate::queue::command::{Backoff, QueueSettings};
-use crate::raft::role::Role;
 use crate::shard::effect::Effect;
 use crate::shard::engine::ShardEngine;
 use crate::shard::input::{Input, Loss};
@@ -70,10 +70,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use traffic::{Asker, Conn};
 
-/// A majority that is healed makes progress within this.
-const PROGRESS_WITHIN: Duration = Duration::from_secs(30);
-/// A whole cluster has worked off everything, and is equal, within this.
-const DRAINED_WITHIN: Duration = Duration::from_secs(400);
 /// No run has so many events, and no turn of an engine so many steps.
 const EVENTS_MAX: u64 = 5_000_000;
 const STEPS_MAX: u32 = 10_000;
@@ -326,239 +322,6 @@ impl<'a> Cluster<'a> {
         self.next_event += 1;
         let at = (self.now.plus(after), self.next_event);
         self.events.insert(at, event);
-    }
-
-    // Phases.
-
-    fn meet_faults(&mut self) {
-        let end = self.now.plus(Duration::from_millis(self.options.fault_ms));
-        self.schedule_fault();
-        while self.now < end {
-            self.step();
-        }
-        self.has_faults = false;
-    }
-
-    /// Runs on for so long, whatever happens.
-    fn go_on_for(&mut self, time: Duration) {
-        let end = self.now.plus(time);
-        while self.now < end {
-            self.step();
-        }
-    }
-
-    fn heal_a_majority(&mut self) {
-        // Who has nothing yet helps nobody.
-        let renewed = self.renewed();
-        let all = (0..self.options.nodes).filter(|node| Some(*node) != renewed);
-        let mut core: Vec<usize> = all.collect();
-        core.retain(|node| !self.nodes[*node].is_harmed);
-        while core.len() > self.options.nodes / 2 + 1 {
-            core.remove(self.prng.below(core.len() as u64) as usize);
-        }
-        self.say(|| format!("the nodes at {core:?} are healed, the others cut off"));
-        for other in (0..self.options.nodes).filter(|other| !core.contains(other)) {
-            self.stay_down.insert(other);
-            for node in core.clone() {
-                self.cut(node, other, 3_600_000);
-                self.cut(other, node, 3_600_000);
-            }
-        }
-        for node in core.clone() {
-            for other in core.clone() {
-                if node != other {
-                    self.ways.get_mut(&(node, other)).expect("a way").cut_until = self.now;
-                    self.heal(node, other);
-                }
-            }
-            self.heal_node(node);
-        }
-        self.must_make_progress(&core);
-    }
-
-    fn must_make_progress(&mut self, core: &[usize]) {
-        self.probed.clear();
-        let end = self.now.plus(PROGRESS_WITHIN);
-        let mut next = self.now;
-        while self.probed.len() < self.options.groups as usize {
-            if self.now >= next {
-                self.probe(core);
-                next = self.now.plus(Duration::from_millis(20));
-            }
-            assert!(
-                self.now < end,
-                "a healed majority at {core:?} makes no progress: only {:?} do",
-                self.probed
-            );
-            self.step();
-        }
-        self.close_all_of(Asker::Probe);
-    }
-
-    /// The process of a node runs, its disk works, and its clock is right. What could not be read is read at another start.
-    fn heal_node(&mut self, node: usize) {
-        let place = &mut self.nodes[node];
-        let could_not_read = place.unreadable_until > self.now;
-        place.slow_until = self.now;
-        place.full_until = self.now;
-        place.unreadable_until = self.now;
-        place.write_fails = false;
-        place.set_clock();
-        if could_not_read || self.halted_of(node) > 0 {
-            self.die(node);
-        }
-        self.resume(node);
-        self.on_space(node);
-        self.start(node);
-    }
-
-    /// Groups of a node that stopped.
-    fn halted_of(&self, node: usize) -> usize {
-        let engines = self.nodes[node].engines.iter();
-        engines.map(|engine| engine.halted().count()).sum()
-    }
-
-    fn heal_all(&mut self) {
-        self.say(|| "all is healed".to_owned());
-        self.stay_down.clear();
-        for node in 0..self.options.nodes {
-            self.heal_node(node);
-        }
-        let pairs: Vec<_> = self.ways.keys().copied().collect();
-        for (from, to) in pairs {
-            self.ways.get_mut(&(from, to)).expect("a way").cut_until = self.now;
-            self.heal(from, to);
-        }
-    }
-
-    /// No more jobs: everything is worked off, and all nodes have the same.
-    fn drain(&mut self) {
-        self.produces = false;
-        let end = self.now.plus(DRAINED_WITHIN);
-        let mut next = self.now;
-        loop {
-            if self.now >= next {
-                next = self.now.plus(Duration::from_millis(50));
-                if self.is_drained() {
-                    break;
-                }
-            }
-            let live = |node: &Node| node.engines.iter().map(ShardEngine::live_jobs).sum();
-            assert!(
-                self.now < end,
-                "not drained: jobs that are live on each node: {:?} in {:?}",
-                self.nodes.iter().map(live).collect::<Vec<u64>>(),
-                self.groups_of_running()
-            );
-            self.step();
-        }
-        self.say(|| "all is worked off".to_owned());
-        self.close_library();
-        let lost: Vec<_> = self
-            .ledger
-            .audit()
-            .filter(|(_, is_live)| *is_live)
-            .collect();
-        assert!(lost.is_empty(), "acknowledged and lost: {lost:?}");
-        self.must_be_equal();
-    }
-
-    fn is_drained(&self) -> bool {
-        let nodes = self.nodes.iter().flat_map(|node| &node.engines);
-        let live = nodes.map(ShardEngine::live_jobs).max();
-        let produces = self.library.iter().any(CoreClient::produces);
-        live == Some(0) && self.operator.is_idle() && !produces && self.all_is_applied()
-    }
-
-    /// Whether every group has a leader that has applied all that it has: what lies in a log and is not known to
-    /// be committed yet may be a job.
-    fn all_is_applied(&self) -> bool {
-        let leads = |group: GroupId| {
-            let shard = usize::from(group.0 % self.options.shards);
-            let members = self.nodes.iter().filter_map(|node| node.engines.get(shard));
-            let mut members = members.map(|engine| engine.member(group));
-            members.any(|raft| {
-                raft.role() == Role::Leader && raft.log().applied() == raft.log().last_index()
-            })
-        };
-        (0..self.options.groups).all(|group| leads(GroupId(group as u16)))
-    }
-
-    /// Nobody asks any more, and every group comes to be the same on all nodes.
-    fn must_be_equal(&mut self) {
-        self.events.retain(|_, event| {
-            !matches!(
-                event,
-                Event::ClientActs(_)
-                    | Event::LibraryActs(_)
-                    | Event::AskAgain(..)
-                    | Event::OperatorActs
-            )
-        });
-        let end = self.now.plus(DRAINED_WITHIN);
-        let mut next = self.now;
-        loop {
-            if self.now >= next {
-                next = self.now.plus(Duration::from_millis(100));
-                let mut groups = (0..self.options.groups).map(|group| GroupId(group as u16));
-                let is_equal = |group| Judges::are_equal(&self.nodes, &self.options, group);
-                if self.renewal.is_none() && groups.all(is_equal) {
-                    return;
-                }
-            }
-            assert!(self.now < end, "the nodes do not become equal");
-            self.step();
-        }
-    }
-
-    /// All stop in order, start again, and have what they had.
-    fn stop_and_start(&mut self) {
-        for number in self.conns.keys().copied().collect::<Vec<_>>() {
-            self.close(number);
-        }
-        self.stay_down = (0..self.options.nodes).collect();
-        for node in 0..self.options.nodes {
-            self.stop(node);
-        }
-        let end = self.now.plus(STOPPED_WITHIN);
-        while self.nodes.iter().any(Node::runs) {
-            assert!(
-                self.now < end,
-                "not stopped although nothing is asked: {:?}",
-                self.groups_of_running()
-            );
-            self.step();
-        }
-        self.stay_down.clear();
-        for node in 0..self.options.nodes {
-            self.start(node);
-        }
-        let all: Vec<usize> = (0..self.options.nodes).collect();
-        self.must_make_progress(&all);
-        self.must_be_equal();
-        for node in &self.nodes {
-            self.judges.is_small(node, &self.options);
-        }
-    }
-
-    /// Node, group, role, applied and last index of all that runs, for people.
-    fn groups_of_running(&self) -> Vec<String> {
-        let mut lines = Vec::new();
-        for node in &self.nodes {
-            for (shard, engine) in (0..).zip(&node.engines) {
-                for group in judges::groups(&self.options, shard) {
-                    let raft = engine.member(group);
-                    let (role, log) = (raft.role(), raft.log());
-                    lines.push(format!(
-                        "node {} group {group} {role:?} {} of {}",
-                        node.me.node,
-                        log.applied(),
-                        log.last_index()
-                    ));
-                }
-            }
-        }
-        lines
     }
 
     // Processes.
