@@ -438,11 +438,12 @@ impl Driver {
             {
                 self.engine.handle(now, Input::TimePassed);
             }
+            // Before what relies on it leaves.
+            let durable = self.engine.durable_lsn();
+            self.hub.numbers().durable_lsn.store(durable.0, Relaxed);
             self.perform();
             self.hub.numbers().publish(self.engine.counters());
             self.tell_of_installs();
-            let durable = self.engine.durable_lsn();
-            self.hub.numbers().durable_lsn.store(durable.0, Relaxed);
             self.hub.durations.borrow().publish();
             self.open_door();
             self.wait(now.mono).await;
@@ -479,7 +480,9 @@ impl Driver {
                 let shards = u16::try_from(self.mesh.boxes.len()).unwrap_or(u16::MAX);
                 return Links::open(*linked, shards, self.hub.clone(), self.mesh.clone());
             }
-            Letter::ToPeer(to, frames) => return self.hub.links.send(to, &frames),
+            Letter::ToPeer(to, frames) => {
+                return self.hub.links.send(to, self.beat(), &frames);
+            }
             Letter::Space(level) => {
                 self.order_segments(segments::Order::MayMakeAhead(!level.full));
                 Input::DiskSpace {
@@ -557,7 +560,7 @@ impl Driver {
             }
             Effect::ForwardClosed { to, from } => self.mesh.closed(to, from),
             Effect::SendPeer { to, messages } if self.hub.shard == ShardId(0) => {
-                self.hub.links.send_messages(to, &messages);
+                self.hub.links.send_messages(to, self.beat(), &messages);
             }
             Effect::SendPeer { to, messages } => {
                 let mut frames = BytesMut::new();
@@ -645,7 +648,7 @@ impl Driver {
         let _ = self.snapshots.send(order);
     }
 
-    /// What this node tells the others of itself, now and then.
+    /// What this node tells the others of itself.
     fn beat(&self) -> NodeBeat {
         let shards = self.hub.metrics.shards.iter();
         let lsns = shards.map(|shard| Lsn(shard.durable_lsn.load(Relaxed)));

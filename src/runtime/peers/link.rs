@@ -3,6 +3,7 @@
 use crate::base::ids::{NodeId, ShardId, Voter};
 use crate::base::limits::{PEER_OUTBOX_BYTES_MAX, PEER_SHARDS_MAX};
 use crate::base::members::{Member, MemberRole};
+use crate::base::units::Lsn;
 use crate::runtime::connection::Shard;
 use crate::runtime::mesh::Mesh;
 use crate::runtime::metrics::NodeMetrics;
@@ -49,17 +50,29 @@ pub struct Links {
     incoming: RefCell<BTreeMap<NodeId, Rc<Incoming>>>,
 }
 
+#[derive(Default)]
 struct Outgoing {
     outbox: RefCell<BytesMut>,
     /// Bytes that were taken out of it and are not sent yet.
     writing: Cell<usize>,
     waker: RefCell<Option<Waker>>,
     beats: Cell<u64>,
+    /// How far the logs were durable, says the last beat.
+    told: RefCell<Vec<Lsn>>,
 }
 
 impl Outgoing {
     fn waiting(&self) -> usize {
         self.outbox.borrow().len() + self.writing.get()
+    }
+
+    /// The beat's number is given here.
+    fn beat(&self, beat: NodeBeat) {
+        let nr = self.beats.get() + 1;
+        self.beats.set(nr);
+        let beat = NodeBeat { nr, ..beat };
+        encode_node_beat(&beat, &mut self.outbox.borrow_mut());
+        *self.told.borrow_mut() = beat.durable.lsns;
     }
 }
 
@@ -103,17 +116,28 @@ impl Links {
         self.note_waiting();
     }
 
-    /// Sends frames to a node with this disk, if there is a connection to it and it takes what it gets.
-    pub fn send(&self, to: Voter, frames: &[u8]) {
-        self.append(to, |outbox| outbox.extend_from_slice(frames));
+    /// Sends frames to a node with this disk, if there is a connection to it and it takes what it gets. A
+    /// beat goes before them if a log has grown since the last one: who relies on what they promise knows
+    /// how far it was durable, and can tell the next process of this node what it has lost.
+    pub fn send(&self, to: Voter, beat: NodeBeat, frames: &[u8]) {
+        self.say(to, beat, |outbox| outbox.extend_from_slice(frames));
     }
 
     /// Sends messages, likewise.
-    pub fn send_messages(&self, to: Voter, messages: &[Message]) {
-        self.append(to, |outbox| encode_messages(messages, outbox));
+    pub fn send_messages(&self, to: Voter, beat: NodeBeat, messages: &[Message]) {
+        self.say(to, beat, |outbox| encode_messages(messages, outbox));
     }
 
-    fn append(&self, to: Voter, write: impl FnOnce(&mut BytesMut)) {
+    fn say(&self, to: Voter, beat: NodeBeat, write: impl FnOnce(&mut BytesMut)) {
+        self.append(to, |outgoing| {
+            if *outgoing.told.borrow() != beat.durable.lsns {
+                outgoing.beat(beat);
+            }
+            write(&mut outgoing.outbox.borrow_mut());
+        });
+    }
+
+    fn append(&self, to: Voter, write: impl FnOnce(&Outgoing)) {
         let out = self.out.borrow();
         let outgoing = out.get(&to);
         let taken = outgoing.filter(|outgoing| outgoing.waiting() < PEER_OUTBOX_BYTES_MAX);
@@ -121,7 +145,7 @@ impl Links {
             self.metrics.peers.dropped.fetch_add(1, Relaxed);
             return;
         };
-        write(&mut outgoing.outbox.borrow_mut());
+        write(outgoing);
         wake(&outgoing.waker);
         drop(out);
         self.note_waiting();
@@ -140,20 +164,17 @@ impl Links {
         peers.voters_here.store(here as u64, Relaxed);
     }
 
-    /// Tells a node that this one is there. The beat's number is given here.
+    /// Tells a node that this one is there, if there is a connection to it.
     pub fn beat(&self, to: NodeId, beat: NodeBeat) {
-        let out = self.out.borrow();
-        let connected = out.iter().find(|(other, _)| other.node == to);
-        let Some((to, nr)) = connected.map(|(to, outgoing)| {
-            outgoing.beats.set(outgoing.beats.get() + 1);
-            (*to, outgoing.beats.get())
-        }) else {
-            return;
-        };
-        drop(out);
-        self.append(to, |outbox| {
-            encode_node_beat(&NodeBeat { nr, ..beat }, outbox);
-        });
+        let connected = self
+            .out
+            .borrow()
+            .keys()
+            .find(|other| other.node == to)
+            .copied();
+        if let Some(to) = connected {
+            self.append(to, |outgoing| outgoing.beat(beat));
+        }
     }
 
     /// Serves a connection until it ends.
@@ -191,12 +212,7 @@ impl Links {
     }
 
     async fn serve_out(&self, to: Voter, mut stream: TcpStream) {
-        let outgoing = Rc::new(Outgoing {
-            outbox: RefCell::default(),
-            writing: Cell::new(0),
-            waker: RefCell::default(),
-            beats: Cell::new(0),
-        });
+        let outgoing = Rc::new(Outgoing::default());
         self.out.borrow_mut().insert(to, outgoing.clone());
         self.note_waiting();
         let mut writing = BytesMut::new();
@@ -377,5 +393,78 @@ impl Reader<'_> {
         } else {
             self.mesh.happened(shard, input);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::ids::{DiskId, GroupId, Incarnation, Term};
+    use crate::base::units::WallTime;
+    use crate::raft::message::Body;
+    use crate::wire::peer::Durable;
+
+    fn member(node: u32) -> Voter {
+        Voter {
+            node: NodeId(node),
+            disk: DiskId([node as u8; 16]),
+        }
+    }
+
+    fn beat(lsns: [u64; 2]) -> NodeBeat {
+        NodeBeat {
+            nr: 0,
+            wall: WallTime(1),
+            durable: Durable {
+                disk: member(1).disk,
+                wal_set: 1,
+                lsns: lsns.map(Lsn).to_vec(),
+                start: 1,
+                process: 1,
+            },
+            draining: false,
+        }
+    }
+
+    /// The kinds of the frames that wait, in their order.
+    fn taken(outgoing: &Outgoing) -> Vec<FrameKind> {
+        let mut decoder = FrameDecoder::default();
+        decoder.push(&outgoing.outbox.take());
+        std::iter::from_fn(|| decoder.next().expect("frames"))
+            .map(|frame| frame.kind)
+            .collect()
+    }
+
+    #[test]
+    fn nobody_hears_a_promise_before_how_far_the_log_was_durable() {
+        let metrics = Arc::new(NodeMetrics::new(&[]).expect("metrics"));
+        let links = Links::new(metrics, member(1), &[]);
+        let outgoing = Rc::new(Outgoing::default());
+        links.out.borrow_mut().insert(member(2), outgoing.clone());
+        let promise = Message {
+            from: member(1),
+            to: member(2),
+            group: GroupId(3),
+            incarnation: Incarnation(1),
+            term: Term(1),
+            life: 1 << 32,
+            recovering: false,
+            body: Body::Beat { round: 1 },
+        };
+        let messages = std::slice::from_ref(&promise);
+        links.send_messages(member(2), beat([64, 0]), messages);
+        let both = [FrameKind::NodeBeat, FrameKind::GroupMessages];
+        assert_eq!(taken(&outgoing), both);
+        links.send_messages(member(2), beat([64, 0]), messages);
+        assert_eq!(taken(&outgoing), [FrameKind::GroupMessages], "it is known");
+        // Any shard's log counts, and what came from another shard as frames.
+        let mut frames = BytesMut::new();
+        encode_messages(messages, &mut frames);
+        links.send(member(2), beat([64, 128]), &frames);
+        assert_eq!(taken(&outgoing), both);
+        links.beat(NodeId(2), beat([64, 192]));
+        links.send(member(2), beat([64, 192]), &frames);
+        assert_eq!(taken(&outgoing), both, "the regular beat counts");
+        assert_eq!(outgoing.beats.get(), 3);
     }
 }

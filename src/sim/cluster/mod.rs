@@ -607,16 +607,26 @@ impl<'a> Cluster<'a> {
                     let place = &self.nodes[node];
                     self.judges.hear(place, &self.options, shard, message);
                 }
-                let mut frames = BytesMut::new();
-                encode_messages(&messages, &mut frames);
                 let place = to.node.0 as usize - 1;
+                let way = &self.ways[&(node, place)];
                 // There is no connection to a disk that is gone.
-                let conn = self.ways[&(node, place)].conn;
-                if conn.is_some_and(|(_, link)| link.to == to) {
+                if way.conn.is_some_and(|(_, link)| link.to == to) {
+                    let mut frames = BytesMut::new();
+                    if way.told != self.nodes[node].durable().lsns {
+                        self.beat(node, place, &mut frames);
+                    }
+                    encode_messages(&messages, &mut frames);
                     self.send(node, place, frames.freeze());
                 }
             }
-            Out::Beat(to) => self.beat(node, to.0 as usize - 1),
+            Out::Beat(to) => {
+                let place = to.0 as usize - 1;
+                if self.ways[&(node, place)].conn.is_some() {
+                    let mut frames = BytesMut::new();
+                    self.beat(node, place, &mut frames);
+                    self.send(node, place, frames.freeze());
+                }
+            }
             Out::Silent(peer) => {
                 self.say(|| format!("node {} hears nothing of {}", node + 1, peer.node));
                 for shard in 0..self.options.shards {
@@ -674,11 +684,8 @@ impl<'a> Cluster<'a> {
         self.schedule(delay, Event::Done(at, work));
     }
 
-    fn beat(&mut self, node: usize, to: usize) {
+    fn beat(&mut self, node: usize, to: usize, frames: &mut BytesMut) {
         let way = self.ways.get_mut(&(node, to)).expect("a way");
-        if way.conn.is_none() {
-            return;
-        }
         way.beats += 1;
         let beat = NodeBeat {
             draining: false,
@@ -686,9 +693,8 @@ impl<'a> Cluster<'a> {
             wall: self.nodes[node].clock(self.now).wall,
             durable: self.nodes[node].durable(),
         };
-        let mut frame = BytesMut::new();
-        encode_node_beat(&beat, &mut frame);
-        self.send(node, to, frame.freeze());
+        encode_node_beat(&beat, frames);
+        way.told = beat.durable.lsns;
     }
 }
 

@@ -15,7 +15,7 @@
 use super::node::Node;
 use super::{Cluster, Event};
 use crate::base::limits::PEER_FRAME_BYTES_MAX;
-use crate::base::units::Monotonic;
+use crate::base::units::{Lsn, Monotonic};
 use crate::raft::message::Voter;
 use crate::shard::input::{Input, Loss};
 use crate::wire::frame::{Frame, FrameDecoder, FrameKind};
@@ -36,6 +36,8 @@ pub(super) struct Way {
     decoder: FrameDecoder,
     /// Beats sent on the connection.
     pub(super) beats: u64,
+    /// How far the logs were durable, says the last of them.
+    pub(super) told: Vec<Lsn>,
     /// When the last bytes arrive.
     last: Monotonic,
     pub(super) cut_until: Monotonic,
@@ -52,6 +54,7 @@ impl Default for Way {
             conn: None,
             decoder: FrameDecoder::default(),
             beats: 0,
+            told: Vec::new(),
             last: Monotonic(0),
             cut_until: Monotonic(0),
             held: Vec::new(),
