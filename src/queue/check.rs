@@ -1,8 +1,8 @@
 //! A proof of all invariants of the machine, by counting everything again: O(n), for tests, the
 //! simulator and inspection.
 //!
-//! Orders are derived anew from records and keys and compared with those that were kept up change
-//! by change; counters, names, owners and bytes likewise.
+//! Classes, orders and summaries are made anew from records and keys and compared with those that were
+//! kept up change by change; counters, names, owners and bytes likewise.
 
 use crate::base::ids::{JobId, Partition, QueueUid, SessionId};
 use crate::base::limits::{FINISHED_HELD_BYTES, KEY_HELD_BYTES};
@@ -12,10 +12,11 @@ use crate::queue::job_queue::JobQueue;
 use crate::queue::keys::bucket_of;
 use crate::queue::leaf::slot_of;
 use crate::queue::outcome::read_outcome;
-use crate::queue::partition::{Orders, PartitionState, due_order, has_ttl, held_bytes};
+use crate::queue::partition::{PartitionState, held_bytes};
 use crate::queue::record::Record;
 use crate::queue::sessions::{WINDOWS, window_len};
 use crate::queue::settings::admit;
+use crate::queue::tree::{NEVER, Summary};
 use crate::queue::view::{JobEnd, JobState, QueueStats};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -178,9 +179,10 @@ fn check_partition(
     partition: &PartitionState,
     derived: &mut Derived,
 ) -> Result<(), String> {
-    let mut orders = Orders::default();
     let mut stats = QueueStats::default();
     for (leaf_number, leaf) in partition.leaves.from(0) {
+        leaf.check()
+            .map_err(|why| format!("leaf {leaf_number}: {why}"))?;
         let live: Vec<usize> = leaf.live_slots().collect();
         let used = leaf
             .records()
@@ -216,7 +218,7 @@ fn check_partition(
                 "sequence {seq} has {len} bytes, its record says {told}"
             );
             let id = JobId::new(machine.group, queue, number, seq);
-            derive(id, record, &mut orders, &mut stats, derived);
+            derive(id, record, &mut stats, derived);
             derived.held_bytes += held_bytes(leaf.body(slot));
         }
     }
@@ -237,18 +239,18 @@ fn check_partition(
             );
             stats.keys += 1;
             derived.held_bytes += KEY_HELD_BYTES as u64;
-            let due = (key.expires, (queue, number, key.hash));
-            derived.deadlines.keys.insert(due);
         }
     }
     check_history(machine, (queue, number), partition, &mut stats)?;
     derived.held_bytes += stats.retained * FINISHED_HELD_BYTES as u64;
     derived.held_bytes += partition.history.result_bytes();
-    let kept = &partition.orders;
-    hold!(
-        orders == *kept,
-        "orders are {kept:?}, records say {orders:?}"
-    );
+    partition.leaves.check()?;
+    partition.keys.check()?;
+    partition.history.pages().check()?;
+    let (place, none) = ((queue, number), Summary::default());
+    let deadlines = &mut derived.deadlines;
+    deadlines.note_jobs(place, &none, partition.leaves.summary());
+    deadlines.note_keys(place, NEVER, partition.keys.first_expiry());
     let totals = partition.head.stats;
     let live = QueueStats {
         enqueued_total: totals.enqueued_total,
@@ -340,40 +342,15 @@ fn check_oldest(partition: &PartitionState) -> Result<(), String> {
     Ok(())
 }
 
-fn derive(
-    id: JobId,
-    record: &Record,
-    orders: &mut Orders,
-    stats: &mut QueueStats,
-    derived: &mut Derived,
-) {
-    let seq = id.seq();
+fn derive(id: JobId, record: &Record, stats: &mut QueueStats, derived: &mut Derived) {
     match record.state {
-        Some(JobState::Pending) => {
-            stats.pending += 1;
-            orders.ready[usize::from(record.priority)].insert(seq);
-        }
-        Some(JobState::Delayed) => {
-            stats.delayed += 1;
-            orders.delayed.insert(seq);
-        }
-        Some(JobState::InFlight) => {
-            stats.in_flight += 1;
-            orders.in_flight.insert(seq);
-        }
-        Some(JobState::Dead) => {
-            stats.dead += 1;
-            orders.dead.insert(seq);
-        }
+        Some(JobState::Pending) => stats.pending += 1,
+        Some(JobState::Delayed) => stats.delayed += 1,
+        Some(JobState::InFlight) => stats.in_flight += 1,
+        Some(JobState::Dead) => stats.dead += 1,
         None => {}
     }
     stats.bytes += u64::from(record.payload_len);
-    if let Some(order) = due_order(record, &mut derived.deadlines) {
-        order.insert((record.when, id));
-    }
-    if has_ttl(record) {
-        derived.deadlines.ttls.insert((record.expires_at, id));
-    }
     if record.owner != 0 {
         derived
             .held

@@ -1,18 +1,15 @@
 //! The last finished jobs of a partition, as a queue with `retain` keeps them.
 //!
 //! Each has a *place*, from 1, in the order in which they finished. They go oldest first only, so the
-//! places that are kept have no gap. 64 places make a page; pages, and blocks of 64 pages, are shared
-//! with frozen states and copied when they change.
+//! places that are kept have no gap. 64 places make a page of a [`Tree`].
 //!
 //! Left out on purpose: how many may be kept. That is the partition's business (`partition.rs`).
 
 use crate::base::limits::FINISHED_PAGE_JOBS;
+use crate::queue::tree::{NEVER, Page, Summary, Tree};
 use crate::queue::view::JobEnd;
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
-
-const BLOCK_PAGES: u64 = 64;
 
 /// A finished job.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,32 +44,31 @@ pub(super) struct FinishedPage {
     pub(super) jobs: VecDeque<Finished>,
 }
 
-type Block = BTreeMap<u64, Arc<FinishedPage>>;
+impl Page for FinishedPage {
+    fn summary(&self) -> Summary {
+        Summary {
+            live: self.jobs.len() as u64,
+            bytes: self.jobs.iter().map(Finished::result_len).sum(),
+            ..Summary::default()
+        }
+    }
+
+    fn first_due(&self, _order: usize) -> u64 {
+        NEVER
+    }
+
+    fn set_due(&mut self, _order: usize, _when: u64) {}
+}
 
 /// The pages by number, `place / 64`. Cloning shares them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct FinishedPages {
-    blocks: BTreeMap<u64, Arc<Block>>,
-}
-
-impl FinishedPages {
-    /// The pages from `number` on, rising.
-    pub(super) fn from(&self, number: u64) -> impl Iterator<Item = (u64, &FinishedPage)> {
-        self.blocks
-            .range(number / BLOCK_PAGES..)
-            .flat_map(move |(_, block)| block.range(number..))
-            .map(|(number, page)| (*number, page.as_ref()))
-    }
-}
+pub(super) type FinishedPages = Tree<FinishedPage>;
 
 /// The finished jobs of a partition.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct History {
     pages: FinishedPages,
     /// Sequence to place; derived.
     by_seq: BTreeMap<u64, u64>,
-    /// Bytes of all results; derived.
-    result_bytes: u64,
 }
 
 impl History {
@@ -88,7 +84,7 @@ impl History {
 
     /// Bytes of all results.
     pub(super) fn result_bytes(&self) -> u64 {
-        self.result_bytes
+        self.pages.summary().bytes
     }
 
     /// The place of a job.
@@ -98,53 +94,37 @@ impl History {
 
     /// What stands at a place.
     pub(super) fn at(&self, place: u64) -> Option<&Finished> {
-        let number = place / FINISHED_PAGE_JOBS;
-        let page = self
-            .pages
-            .blocks
-            .get(&(number / BLOCK_PAGES))?
-            .get(&number)?;
+        let page = self.pages.get(place / FINISHED_PAGE_JOBS)?;
         let index = usize::try_from(place.checked_sub(page.first)?).ok()?;
         page.jobs.get(index)
     }
 
     /// Adds a job at the place after the last.
     pub(super) fn push(&mut self, place: u64, job: Finished) {
-        let number = place / FINISHED_PAGE_JOBS;
-        let block = self.pages.blocks.entry(number / BLOCK_PAGES).or_default();
-        let page = Arc::make_mut(block).entry(number).or_default();
-        let page = Arc::make_mut(page);
-        if page.jobs.is_empty() {
-            page.first = place;
-        }
-        let next = page.first + page.jobs.len() as u64;
-        assert!(next == place, "place {place} comes after place {next}");
-        self.result_bytes += job.result_len();
         let before = self.by_seq.insert(job.seq, place);
         assert!(
             before.is_none(),
             "sequence {} finished at {before:?} and again at {place}",
             job.seq
         );
-        page.jobs.push_back(job);
+        self.pages.update(place / FINISHED_PAGE_JOBS, |page| {
+            if page.jobs.is_empty() {
+                page.first = place;
+            }
+            let next = page.first + page.jobs.len() as u64;
+            assert!(next == place, "place {place} comes after place {next}");
+            page.jobs.push_back(job);
+        });
     }
 
     /// Drops the oldest.
     pub(super) fn pop(&mut self) -> Option<Finished> {
-        let mut block = self.pages.blocks.first_entry()?;
-        let pages = Arc::make_mut(block.get_mut());
-        let mut page = pages.first_entry()?;
-        let jobs = Arc::make_mut(page.get_mut());
-        let job = jobs.jobs.pop_front()?;
-        jobs.first += 1;
-        if jobs.jobs.is_empty() {
-            page.remove();
-        }
-        if pages.is_empty() {
-            block.remove();
-        }
+        let (number, _) = self.pages.from(0).next()?;
+        let job = self.pages.update(number, |page| {
+            page.first += 1;
+            page.jobs.pop_front()
+        })?;
         self.by_seq.remove(&job.seq);
-        self.result_bytes -= job.result_len();
         Some(job)
     }
 }
@@ -194,12 +174,12 @@ mod tests {
         assert_eq!(history.place_of(800), Some(200));
         assert_eq!(history.place_of(999), None);
         while history.pop().is_some() {}
-        assert_eq!(history.pages(), &FinishedPages::default());
         assert_eq!((history.len(), history.result_bytes()), (0, 0));
+        assert_eq!(history.pages().from(0).count(), 0);
     }
 
     #[test]
-    fn pages_are_found_over_blocks() {
+    fn pages_are_found_by_number() {
         let mut history = History::default();
         for place in 4_000..4_200 {
             history.push(place, job(place));

@@ -9,7 +9,6 @@ use crate::base::ids::{GroupId, JobId, LogIndex, Partition, QueueUid, SessionId}
 use crate::base::limits::{ADVANCE_ITEMS_MAX, ATTACH_TOKENS_MAX};
 use crate::base::units::{GroupTime, WallTime};
 use crate::queue::command::{Command, Op, Outcome, Rejection, SessionCall, Window};
-use crate::queue::leaf::{leaf_of, slot_of};
 use crate::queue::outbox::Outbox;
 use crate::queue::partition::{Links, PartitionState};
 use crate::queue::queues::QueueRecord;
@@ -297,9 +296,7 @@ impl JobQueue {
         };
         let seq = job.seq();
         if job.group() == self.group && partition.leaves.record(seq).is_some() {
-            let leaf = partition.leaves.leaf_mut(leaf_of(seq));
-            leaf.expect("a live job has its leaf")
-                .set_location(slot_of(seq), at);
+            partition.leaves.set_location(seq, at);
         }
     }
 

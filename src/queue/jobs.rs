@@ -16,10 +16,10 @@ use crate::queue::body::StoredBody;
 use crate::queue::command::{
     AckItem, Enqueued, Grant, ItemOutcome, NackItem, NewJob, Outcome, Rejection, Start,
 };
-use crate::queue::deadlines::due;
+use crate::queue::deadlines::Place;
 use crate::queue::job_queue::JobQueue;
 use crate::queue::keys::{KeyRecord, fingerprint};
-use crate::queue::leaf::{leaf_of, slot_of};
+use crate::queue::leaf::{Order, leaf_of, slot_of};
 use crate::queue::partition::{Links, PartitionState, rest};
 use crate::queue::record::Record;
 use crate::queue::settings::backoff_is_valid;
@@ -168,7 +168,7 @@ impl JobQueue {
         let mut grants = Vec::new();
         let mut room = ReplyRoom::default();
         while grants.len() < max as usize && !partition.head.config.paused {
-            let Some(seq) = partition.first_ready() else {
+            let Some(seq) = partition.leaves.first_ready() else {
                 break;
             };
             let record = partition.leaves.record(seq);
@@ -218,10 +218,8 @@ impl JobQueue {
             partition.die(id, &item.reason, wall, links);
             return Ok(());
         }
-        let leaf = partition
-            .leaves
-            .leaf(leaf_of(id.seq()))
-            .expect("a live job has its leaf");
+        let leaf = partition.leaves.get(leaf_of(id.seq()));
+        let leaf = leaf.expect("a live job has its leaf");
         let own = leaf.body(slot_of(id.seq())).backoff();
         let backoff = own.unwrap_or(partition.head.config.settings.backoff);
         let wait = item
@@ -292,20 +290,19 @@ impl JobQueue {
         let wall = wall_time.0;
         let mut handled = 0;
         while handled < limit {
-            let deadlines = &self.links.deadlines;
-            if let Some(id) = due(&deadlines.delays, now) {
+            if let Some(id) = self.due(Order::Delays, now) {
                 self.on_due(id, |partition, id, links| {
                     partition.change(id, links, |record| rest(record, JobState::Pending));
                 });
-            } else if let Some(id) = due(&deadlines.run_ats, wall) {
+            } else if let Some(id) = self.due(Order::RunAts, wall) {
                 self.on_due(id, |partition, id, links| {
                     partition.change(id, links, |record| rest(record, JobState::Pending));
                 });
-            } else if let Some(id) = due(&deadlines.leases, now) {
+            } else if let Some(id) = self.due(Order::Leases, now) {
                 self.on_due(id, |partition, id, links| {
                     partition.lose(id, REASON_LEASE, wall_time, links);
                 });
-            } else if let Some(id) = due(&deadlines.ttls, wall) {
+            } else if let Some(id) = self.due(Order::Ttls, wall) {
                 self.on_due(id, |partition, id, links| {
                     let reason = Bytes::from_static(REASON_TTL.as_bytes());
                     partition.die(id, &reason, wall_time, links);
@@ -318,6 +315,48 @@ impl JobQueue {
         Outcome::Advanced { handled }
     }
 
+    /// The job that is due first in an order, if it is due at `now`.
+    fn due(&mut self, order: Order, now: u64) -> Option<JobId> {
+        let is_due = |(when, _): &(u64, _)| *when <= now;
+        self.links.deadlines.first(order).filter(is_due)?;
+        let (_, (queue, number)) = self.settle(order).filter(is_due)?;
+        let partition = self.partitions.get_mut(&(queue, number))?;
+        let seq = partition.leaves.due_first(order)?;
+        Some(JobId::new(self.group, queue, number, seq))
+    }
+
+    /// Makes the first time of an order exact; it, and the partition in which it stands.
+    pub(super) fn settle(&mut self, order: Order) -> Option<(u64, Place)> {
+        let deadlines = &mut self.links.deadlines;
+        loop {
+            let (when, place) = deadlines.first(order)?;
+            let partition = self.partitions.get_mut(&place);
+            let partition = partition.expect("what waits for a time has its partition");
+            let before = *partition.leaves.summary();
+            partition.leaves.settle(order as usize);
+            let after = partition.leaves.summary();
+            if after.dues[order as usize] == when {
+                return Some((when, place));
+            }
+            deadlines.note_jobs(place, &before, after);
+        }
+    }
+
+    /// Makes the first time at which a key is forgotten exact; it, and the partition of the key.
+    pub(super) fn settle_keys(&mut self) -> Option<(u64, Place)> {
+        let deadlines = &mut self.links.deadlines;
+        loop {
+            let (when, place) = deadlines.first_key()?;
+            let partition = self.partitions.get_mut(&place);
+            let keys = &mut partition.expect("a remembered key has its partition").keys;
+            keys.settle();
+            if keys.first_expiry() == when {
+                return Some((when, place));
+            }
+            deadlines.note_keys(place, when, keys.first_expiry());
+        }
+    }
+
     fn on_due(&mut self, id: JobId, act: impl FnOnce(&mut PartitionState, JobId, &mut Links)) {
         let (partition, links) = self
             .home_of(id)
@@ -327,14 +366,14 @@ impl JobQueue {
 
     /// Forgets the first key whose window has ended.
     fn forget_key(&mut self, now: u64) -> bool {
-        let keys = &mut self.links.deadlines.keys;
-        let Some((_, (queue, number, hash))) = keys.first().filter(|(when, _)| *when <= now) else {
+        let is_due = |(when, _): &(u64, Place)| *when <= now;
+        let bound = self.links.deadlines.first_key().filter(is_due);
+        let Some((_, place)) = bound.and_then(|_| self.settle_keys()).filter(is_due) else {
             return false;
         };
-        let partition = self.partitions.get_mut(&(*queue, *number));
+        let partition = self.partitions.get_mut(&place);
         let partition = partition.expect("a remembered key has its partition");
-        partition.forget(*hash, &mut self.links.held_bytes);
-        keys.pop_first();
+        partition.forget_first(place, &mut self.links);
         true
     }
 

@@ -1,12 +1,11 @@
 //! Idempotency keys of a partition: which job a key named, within the queue's window.
 //!
-//! A key is known by its 128-bit hash. Keys with the same top 12 bits share a bucket, which is a
-//! page; buckets are shared with frozen states and copied when they change. A key outlives its job
-//! and leaves only at its window's end or with its queue. Nothing is forgotten to make room.
+//! A key is known by its 128-bit hash. Keys with the same top 12 bits share a bucket, which is a page
+//! of a [`Tree`]. A key outlives its job and leaves only at its window's end or with its queue.
+//! Nothing is forgotten to make room.
 
 use crate::base::checksum::Hash128;
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use crate::queue::tree::{DUES, NEVER, Page, Summary, Tree};
 
 /// Bits of the hash that choose the bucket.
 pub(super) const BUCKET_BITS: u32 = 12;
@@ -24,11 +23,77 @@ pub(super) struct KeyRecord {
     pub(super) expires: u64,
 }
 
-/// The keys of a partition.
-#[derive(Clone, Debug, Default)]
-pub(super) struct KeyTable {
-    buckets: BTreeMap<u16, Arc<Vec<KeyRecord>>>,
+/// Keys whose hashes begin alike, by hash.
+#[derive(Clone, Debug)]
+struct Bucket {
+    keys: Vec<KeyRecord>,
+    /// No later than the first time at which one of them is forgotten.
+    first: u64,
 }
+
+/// The order in which keys are forgotten, in a summary.
+const EXPIRIES: usize = 0;
+
+impl Default for Bucket {
+    fn default() -> Self {
+        Self {
+            keys: Vec::new(),
+            first: NEVER,
+        }
+    }
+}
+
+impl Page for Bucket {
+    fn summary(&self) -> Summary {
+        let mut dues = [NEVER; DUES];
+        dues[EXPIRIES] = self.first;
+        Summary {
+            live: self.keys.len() as u64,
+            dues,
+            ..Summary::default()
+        }
+    }
+
+    fn first_due(&self, _order: usize) -> u64 {
+        let expiries = self.keys.iter().map(|key| key.expires);
+        expiries.min().unwrap_or(NEVER)
+    }
+
+    fn set_due(&mut self, _order: usize, when: u64) {
+        self.first = when;
+    }
+}
+
+impl Bucket {
+    fn place(&self, hash: Hash128) -> Result<usize, usize> {
+        self.keys.binary_search_by_key(&hash, |key| key.hash)
+    }
+
+    fn insert(&mut self, key: KeyRecord) {
+        let at = self.place(key.hash);
+        assert!(
+            at.is_err(),
+            "key {:?} is remembered already, at {at:?}",
+            key.hash
+        );
+        self.first = key.expires.min(self.first);
+        self.keys.insert(at.unwrap_or_else(|place| place), key);
+    }
+
+    /// Forgets the first of its keys that is forgotten then.
+    fn remove(&mut self, when: u64) {
+        let at = self.keys.iter().position(|key| key.expires == when);
+        self.keys
+            .remove(at.expect("its first time was just looked for"));
+        if self.keys.is_empty() {
+            self.first = NEVER;
+        }
+    }
+}
+
+/// The keys of a partition. Cloning shares them.
+#[derive(Clone, Default)]
+pub(super) struct KeyTable(Tree<Bucket>);
 
 /// The bucket of a hash.
 pub(super) fn bucket_of(hash: Hash128) -> u16 {
@@ -45,48 +110,55 @@ pub(super) fn fingerprint(payload: &[u8]) -> u64 {
 impl KeyTable {
     /// The record of a key.
     pub(super) fn get(&self, hash: Hash128) -> Option<&KeyRecord> {
-        let bucket = self.buckets.get(&bucket_of(hash))?;
-        let at = bucket.binary_search_by_key(&hash, |key| key.hash).ok()?;
-        Some(&bucket[at])
+        let bucket = self.0.get(bucket_of(hash).into())?;
+        let at = bucket.place(hash).ok()?;
+        Some(&bucket.keys[at])
     }
 
     /// Remembers a key that is not remembered.
     pub(super) fn insert(&mut self, key: KeyRecord) {
-        let bucket = Arc::make_mut(self.buckets.entry(bucket_of(key.hash)).or_default());
-        let at = bucket.binary_search_by_key(&key.hash, |other| other.hash);
-        assert!(
-            at.is_err(),
-            "key {:?} is remembered already, at {at:?}",
-            key.hash
-        );
-        bucket.insert(at.unwrap_or_else(|place| place), key);
+        let number = bucket_of(key.hash).into();
+        self.0.update(number, |bucket| bucket.insert(key));
     }
 
-    /// Forgets a key that is remembered.
-    pub(super) fn remove(&mut self, hash: Hash128) {
-        let number = bucket_of(hash);
-        let bucket = self
-            .buckets
-            .get_mut(&number)
-            .expect("a remembered key has its bucket");
-        let bucket = Arc::make_mut(bucket);
-        let at = bucket.binary_search_by_key(&hash, |key| key.hash);
-        bucket.remove(at.expect("a remembered key is in its bucket"));
-        if bucket.is_empty() {
-            self.buckets.remove(&number);
-        }
+    /// No later than the first time at which a key is forgotten; [`NEVER`] if there is none.
+    pub(super) fn first_expiry(&self) -> u64 {
+        self.0.summary().dues[EXPIRIES]
+    }
+
+    /// Makes that time exact.
+    pub(super) fn settle(&mut self) {
+        self.0.settle(EXPIRIES);
+    }
+
+    /// Forgets the key that is forgotten first; of several at that time, the one with the lowest hash.
+    pub(super) fn remove_first(&mut self) {
+        let (number, _) = self.0.settle(EXPIRIES).expect("there is a key");
+        let when = self.first_expiry();
+        self.0.update(number, |bucket| bucket.remove(when));
     }
 
     /// The buckets from `number` on; each has a key.
     pub(super) fn from(&self, number: u16) -> impl Iterator<Item = (u16, &[KeyRecord])> {
-        self.buckets
-            .range(number..)
-            .map(|(number, bucket)| (*number, bucket.as_slice()))
+        let buckets = self.0.from(number.into());
+        buckets.map(|(number, bucket)| {
+            let number = u16::try_from(number).expect("buckets have 12 bits");
+            (number, bucket.keys.as_slice())
+        })
     }
 
-    /// Every key, by hash.
-    pub(super) fn iter(&self) -> impl Iterator<Item = &KeyRecord> {
-        self.buckets.values().flat_map(|bucket| bucket.iter())
+    /// Proves that summaries are what the keys say.
+    ///
+    /// # Errors
+    /// The first that is not, as a sentence.
+    pub(super) fn check(&self) -> Result<(), String> {
+        for (number, bucket) in self.0.from(0) {
+            let (first, bound) = (bucket.first_due(EXPIRIES), bucket.first);
+            if bound > first || first == NEVER {
+                return Err(format!("bucket {number} says {bound}, its keys {first}"));
+            }
+        }
+        self.0.check()
     }
 }
 
@@ -118,12 +190,35 @@ mod tests {
         for name in &names {
             table.insert(key(name));
         }
-        assert!(table.iter().map(|key| key.hash).is_sorted());
+        let keys = table.from(0).flat_map(|(_, bucket)| bucket);
+        assert!(keys.map(|key| key.hash).is_sorted());
         assert_eq!(table.get(key("7").hash), Some(&key("7")));
         assert_eq!(table.get(key("none").hash), None);
-        for name in &names {
-            table.remove(key(name).hash);
+        while table.first_expiry() != NEVER {
+            let first = table.from(0).next().map(|(_, bucket)| bucket[0].hash);
+            table.remove_first();
+            assert_eq!(table.get(first.expect("there is one")), None);
         }
-        assert!(table.buckets.is_empty());
+        assert!(table.from(0).next().is_none());
+    }
+
+    #[test]
+    fn keys_are_forgotten_in_the_order_of_their_times() {
+        let mut table = KeyTable::default();
+        for number in 0..300_u64 {
+            let expires = 7 * number % 11;
+            table.insert(KeyRecord {
+                expires,
+                ..key(&number.to_string())
+            });
+        }
+        let mut times = Vec::new();
+        while table.first_expiry() != NEVER {
+            table.settle();
+            times.push(table.first_expiry());
+            table.remove_first();
+            assert_eq!(table.check(), Ok(()));
+        }
+        assert!(times.is_sorted() && times.len() == 300);
     }
 }

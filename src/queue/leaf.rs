@@ -1,33 +1,143 @@
-//! Leaves: 64 consecutive jobs of a partition, with their bodies; and the map of them.
+//! Leaves: 64 consecutive jobs of a partition, with their bodies and the classes that they stand in.
 //!
-//! Leaf `n` holds the sequences `64 n .. 64 n + 64`. A leaf without a live job does not exist. Both
-//! a leaf and the block of 64 leaves above it are shared with frozen states and copied when they
-//! change, so that freezing costs one pointer for each 4096 jobs.
+//! Leaf `n` holds the sequences `64 n .. 64 n + 64`. A leaf without a live job does not exist. Leaves
+//! are the pages of a [`Tree`], which finds the first job of a class, and the one that is due first.
 //!
-//! Locations of bodies are local to a node: never in a page, never in a hash.
+//! ```text
+//! class   0..8 pending by priority   8 delayed   9 in flight   10 dead   11 has a last failure
+//! order   0 delays by backoff   1 run-ats   2 leases   3 times to live of jobs that wait
+//! ```
+//!
+//! Which classes and orders a job stands in is derived from its record alone. Locations of bodies are
+//! local to a node: never in a page, never in a hash.
 
-use crate::base::limits::LEAF_JOBS;
+use crate::base::limits::{LEAF_JOBS, PRIORITIES};
 use crate::queue::body::StoredBody;
 use crate::queue::record::Record;
-use crate::queue::view::BodyLocation;
+use crate::queue::tree::{DUES, NEVER, Page, Summary, Tree, bits};
+use crate::queue::view::{BodyLocation, JobState};
 use bytes::Bytes;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 const SLOTS: usize = LEAF_JOBS as usize;
-const BLOCK_LEAVES: u64 = 64;
+
+const DELAYED: usize = PRIORITIES;
+const IN_FLIGHT: usize = PRIORITIES + 1;
+const DEAD: usize = PRIORITIES + 2;
+const REASONED: usize = PRIORITIES + 3;
+/// Classes that a job stands in one of.
+const STATES: usize = PRIORITIES + 3;
+
+/// An order of times; what waits in it is told by records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    /// Backoffs, group time.
+    Delays,
+    /// Run-ats, wall time.
+    RunAts,
+    /// Leases, group time.
+    Leases,
+    /// Times to live of jobs that wait, wall time.
+    Ttls,
+}
+
+impl Order {
+    /// As they stand in a summary.
+    pub(super) const ALL: [Self; DUES] = [Self::Delays, Self::RunAts, Self::Leases, Self::Ttls];
+
+    /// Those in which jobs of a state can stand.
+    fn of_state(state: JobState) -> &'static [Self] {
+        match state {
+            JobState::Pending => &[Self::Ttls],
+            JobState::Delayed => &[Self::Delays, Self::RunAts, Self::Ttls],
+            JobState::InFlight => &[Self::Leases],
+            JobState::Dead => &[],
+        }
+    }
+
+    /// The time at which a job is due in this order, if it stands in it.
+    fn when(self, record: &Record) -> Option<u64> {
+        match (self, record.state?) {
+            (Self::Delays, JobState::Delayed) if !record.wall => Some(record.when),
+            (Self::RunAts, JobState::Delayed) if record.wall => Some(record.when),
+            (Self::Leases, JobState::InFlight) => Some(record.when),
+            (Self::Ttls, JobState::Pending | JobState::Delayed) if record.expires_at != 0 => {
+                Some(record.expires_at)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The class of a state; pending jobs of this priority.
+fn class_of(state: JobState, priority: u8) -> usize {
+    match state {
+        JobState::Pending => usize::from(priority),
+        JobState::Delayed => DELAYED,
+        JobState::InFlight => IN_FLIGHT,
+        JobState::Dead => DEAD,
+    }
+}
 
 /// 64 jobs.
 #[derive(Clone)]
 pub(super) struct Leaf {
     /// Bit n: slot n is live.
     live: u64,
+    /// The live slots of each state, pending ones by priority.
+    states: [u64; STATES],
+    /// Bit n: class n has a live slot, or a reason.
+    classes: u16,
+    /// The live slots in each order.
+    waiting: [u64; DUES],
+    /// No later than the first time of each order.
+    dues: [u64; DUES],
+    payload_bytes: u64,
     records: [Record; SLOTS],
     bodies: [Option<StoredBody>; SLOTS],
     /// Empty until the first body has a location, then one per slot.
     locations: Vec<Option<BodyLocation>>,
     /// Slot to the last failure; never an empty text.
     reasons: BTreeMap<u8, Bytes>,
+}
+
+impl Default for Leaf {
+    fn default() -> Self {
+        Self {
+            live: 0,
+            states: [0; STATES],
+            classes: 0,
+            waiting: [0; DUES],
+            dues: [NEVER; DUES],
+            payload_bytes: 0,
+            records: [Record::default(); SLOTS],
+            bodies: [const { None }; SLOTS],
+            locations: Vec::new(),
+            reasons: BTreeMap::new(),
+        }
+    }
+}
+
+impl Page for Leaf {
+    fn summary(&self) -> Summary {
+        Summary {
+            live: self.live.count_ones().into(),
+            bytes: self.payload_bytes,
+            classes: self.classes,
+            dues: self.dues,
+        }
+    }
+
+    fn first_due(&self, order: usize) -> u64 {
+        let slots = bits(self.waiting[order]);
+        let order = Order::ALL[order];
+        let dues = slots.filter_map(|slot| order.when(&self.records[slot]));
+        dues.min().unwrap_or(NEVER)
+    }
+
+    fn set_due(&mut self, order: usize, when: u64) {
+        self.dues[order] = when;
+    }
 }
 
 /// The slot of a sequence in its leaf.
@@ -41,16 +151,6 @@ pub(super) fn leaf_of(seq: u64) -> u64 {
 }
 
 impl Leaf {
-    fn new() -> Self {
-        Self {
-            live: 0,
-            records: [Record::default(); SLOTS],
-            bodies: [const { None }; SLOTS],
-            locations: Vec::new(),
-            reasons: BTreeMap::new(),
-        }
-    }
-
     /// All records, free ones zero.
     pub(super) fn records(&self) -> &[Record; SLOTS] {
         &self.records
@@ -88,11 +188,6 @@ impl Leaf {
         self.reasons.get(&(slot as u8)).map_or(&[], |text| text)
     }
 
-    /// The record of a live slot, to change.
-    pub(super) fn record_mut(&mut self, slot: usize) -> &mut Record {
-        &mut self.records[slot]
-    }
-
     /// Sets where the body of a slot is.
     pub(super) fn set_location(&mut self, slot: usize, at: BodyLocation) {
         if self.locations.is_empty() {
@@ -100,193 +195,204 @@ impl Leaf {
         }
         self.locations[slot] = Some(at);
     }
-}
 
-/// The set bits of a word, rising.
-pub(super) fn bits(word: u64) -> impl Iterator<Item = usize> + use<> {
-    let mut rest = word;
-    std::iter::from_fn(move || {
-        let bit = (rest != 0).then(|| rest.trailing_zeros() as usize)?;
-        rest &= rest - 1;
-        Some(bit)
-    })
-}
+    /// The first slot that is due at `when` in an order.
+    pub(super) fn due_slot(&self, order: Order, when: u64) -> Option<usize> {
+        let is_due = |slot: &usize| order.when(&self.records[*slot]) == Some(when);
+        bits(self.waiting[order as usize]).find(is_due)
+    }
 
-#[derive(Clone)]
-struct Block {
-    /// Bit n: leaf n exists.
-    used: u64,
-    /// Bit n: leaf n has a last failure.
-    reasoned: u64,
-    leaves: [Option<Arc<Leaf>>; BLOCK_LEAVES as usize],
-}
+    fn insert(&mut self, slot: usize, record: Record, body: StoredBody) {
+        assert!(
+            self.live & 1 << slot == 0,
+            "slot {slot} is live already in state {:?}",
+            self.records[slot].state
+        );
+        self.live |= 1 << slot;
+        self.records[slot] = record;
+        self.bodies[slot] = Some(body);
+        self.payload_bytes += u64::from(record.payload_len);
+        self.enter(slot);
+    }
 
-impl Block {
-    fn new() -> Self {
-        Self {
-            used: 0,
-            reasoned: 0,
-            leaves: [const { None }; BLOCK_LEAVES as usize],
+    fn remove(&mut self, slot: usize) -> (Record, StoredBody) {
+        assert!(self.live & 1 << slot != 0, "slot {slot} is not live");
+        self.leave(slot);
+        self.live &= !(1 << slot);
+        let record = std::mem::take(&mut self.records[slot]);
+        let body = self.bodies[slot].take().expect("a live job has a body");
+        self.payload_bytes -= u64::from(record.payload_len);
+        if let Some(location) = self.locations.get_mut(slot) {
+            *location = None;
         }
+        if !self.reasons.is_empty() {
+            self.set_reason(slot, Bytes::new());
+        }
+        if self.live == 0 {
+            // Free slots are zero and empty, so what has become empty is as good as new.
+            self.locations = Vec::new();
+        }
+        (record, body)
+    }
+
+    /// Changes the record of a live slot; how it was before, and is now.
+    fn change(&mut self, slot: usize, change: impl FnOnce(&mut Record)) -> (Record, Record) {
+        let before = self.records[slot];
+        assert!(before.state.is_some(), "slot {slot} is not live");
+        self.leave(slot);
+        change(&mut self.records[slot]);
+        self.enter(slot);
+        (before, self.records[slot])
+    }
+
+    fn enter(&mut self, slot: usize) {
+        let record = &self.records[slot];
+        let state = record.state.expect("a live job has a state");
+        let class = class_of(state, record.priority);
+        self.states[class] |= 1 << slot;
+        self.classes |= 1 << class;
+        for order in Order::of_state(state) {
+            if let Some(when) = order.when(record) {
+                self.waiting[*order as usize] |= 1 << slot;
+                let first = &mut self.dues[*order as usize];
+                *first = when.min(*first);
+            }
+        }
+    }
+
+    fn leave(&mut self, slot: usize) {
+        let record = &self.records[slot];
+        let state = record.state.expect("a live job has a state");
+        let class = class_of(state, record.priority);
+        self.states[class] &= !(1 << slot);
+        if self.states[class] == 0 {
+            self.classes &= !(1 << class);
+        }
+        for order in Order::of_state(state) {
+            self.waiting[*order as usize] &= !(1 << slot);
+            if self.waiting[*order as usize] == 0 {
+                self.dues[*order as usize] = NEVER;
+            }
+        }
+    }
+
+    fn set_reason(&mut self, slot: usize, reason: Bytes) {
+        if reason.is_empty() {
+            self.reasons.remove(&(slot as u8));
+        } else {
+            self.reasons.insert(slot as u8, reason);
+        }
+        if self.reasons.is_empty() {
+            self.classes &= !(1 << REASONED);
+        } else {
+            self.classes |= 1 << REASONED;
+        }
+    }
+
+    /// Proves that classes and orders are what the records say.
+    ///
+    /// # Errors
+    /// The first that is not, as a sentence.
+    pub(super) fn check(&self) -> Result<(), String> {
+        let mut anew = Self::default();
+        for slot in self.live_slots() {
+            anew.insert(slot, self.records[slot], self.body(slot).clone());
+            anew.set_reason(slot, self.reason(slot));
+        }
+        let told = |leaf: &Self| {
+            let (states, waiting) = (leaf.states, leaf.waiting);
+            (states, leaf.classes, waiting, leaf.payload_bytes)
+        };
+        if told(self) != told(&anew) {
+            let (kept, derived) = (told(self), told(&anew));
+            return Err(format!("its classes are {kept:?}, records say {derived:?}"));
+        }
+        for (bound, first) in self.dues.into_iter().zip(anew.dues) {
+            if bound > first || (bound == NEVER) != (first == NEVER) {
+                return Err(format!("{bound} is no bound of {first}, its first time"));
+            }
+        }
+        Ok(())
     }
 }
 
 /// The leaves of a partition, by number. Cloning shares all of them.
-#[derive(Default)]
-pub(super) struct Leaves {
-    blocks: BTreeMap<u64, Arc<Block>>,
-    /// The last leaf and block that became empty, for the next: a queue that is nearly empty would
-    /// else make and drop a leaf for each job.
-    spare_leaf: Option<Arc<Leaf>>,
-    spare_block: Option<Arc<Block>>,
-}
+pub(super) type Leaves = Tree<Leaf>;
 
-impl Clone for Leaves {
-    fn clone(&self) -> Self {
-        Self {
-            blocks: self.blocks.clone(),
-            spare_leaf: None,
-            spare_block: None,
-        }
-    }
-}
-
-impl Leaves {
-    /// The leaf of this number.
-    pub(super) fn leaf(&self, number: u64) -> Option<&Leaf> {
-        let block = self.blocks.get(&(number / BLOCK_LEAVES))?;
-        block.leaves[(number % BLOCK_LEAVES) as usize].as_deref()
-    }
-
-    /// The leaf of this number, to change; copied first if a frozen state shares it.
-    pub(super) fn leaf_mut(&mut self, number: u64) -> Option<&mut Leaf> {
-        let block = self.blocks.get_mut(&(number / BLOCK_LEAVES))?;
-        let slot = (number % BLOCK_LEAVES) as usize;
-        block.leaves[slot].as_ref()?;
-        Arc::make_mut(block).leaves[slot]
-            .as_mut()
-            .map(Arc::make_mut)
-    }
-
+impl Tree<Leaf> {
     /// The record of a live job.
     pub(super) fn record(&self, seq: u64) -> Option<&Record> {
-        let record = &self.leaf(leaf_of(seq))?.records[slot_of(seq)];
+        let record = &self.get(leaf_of(seq))?.records[slot_of(seq)];
         record.state.is_some().then_some(record)
     }
 
     /// Puts a job in its slot, which must be free.
     pub(super) fn insert(&mut self, seq: u64, record: Record, body: StoredBody) {
-        let (number, slot) = (leaf_of(seq), slot_of(seq));
-        let spare = &mut self.spare_block;
-        let fresh = || spare.take().unwrap_or_else(|| Arc::new(Block::new()));
-        let block = self
-            .blocks
-            .entry(number / BLOCK_LEAVES)
-            .or_insert_with(fresh);
-        let block = Arc::make_mut(block);
-        let place = (number % BLOCK_LEAVES) as usize;
-        block.used |= 1 << place;
-        let spare = &mut self.spare_leaf;
-        let fresh = || spare.take().unwrap_or_else(|| Arc::new(Leaf::new()));
-        let leaf = block.leaves[place].get_or_insert_with(fresh);
-        let leaf = Arc::make_mut(leaf);
-        assert!(
-            leaf.live & 1 << slot == 0,
-            "sequence {seq} is live already in state {:?}",
-            leaf.records[slot].state
-        );
-        leaf.live |= 1 << slot;
-        leaf.records[slot] = record;
-        leaf.bodies[slot] = Some(body);
+        self.update(leaf_of(seq), |leaf| leaf.insert(slot_of(seq), record, body));
     }
 
     /// Takes a live job out; its leaf goes with its last job.
     pub(super) fn remove(&mut self, seq: u64) -> (Record, StoredBody) {
-        let (number, slot) = (leaf_of(seq), slot_of(seq));
-        let leaf = self.leaf_mut(number).expect("a live job has its leaf");
-        assert!(
-            leaf.live & 1 << slot != 0,
-            "sequence {seq} is not live in leaf {number}"
-        );
-        leaf.live &= !(1 << slot);
-        let record = std::mem::take(&mut leaf.records[slot]);
-        let body = leaf.bodies[slot].take().expect("a live job has a body");
-        if let Some(location) = leaf.locations.get_mut(slot) {
-            *location = None;
-        }
-        let empty = leaf.live == 0;
-        if !leaf.reasons.is_empty() {
-            self.set_reason(seq, Bytes::new());
-        }
-        if empty {
-            let key = number / BLOCK_LEAVES;
-            let block = self.blocks.get_mut(&key).expect("a leaf has its block");
-            let block = Arc::make_mut(block);
-            let place = (number % BLOCK_LEAVES) as usize;
-            // Free slots are zero and empty, so what has become empty is as good as new.
-            let mut leaf = block.leaves[place].take();
-            if let Some(leaf) = leaf.as_mut().and_then(Arc::get_mut) {
-                leaf.locations = Vec::new();
-            }
-            self.spare_leaf = leaf;
-            block.used &= !(1 << place);
-            if block.used == 0 {
-                self.spare_block = self.blocks.remove(&key);
-            }
-        }
-        (record, body)
+        self.update(leaf_of(seq), |leaf| leaf.remove(slot_of(seq)))
     }
 
-    /// Sets the last failure of a job whose leaf exists; empty takes it away.
+    /// Changes the record of a live job; how it was before, and is now.
+    pub(super) fn change(
+        &mut self,
+        seq: u64,
+        change: impl FnOnce(&mut Record),
+    ) -> (Record, Record) {
+        self.update(leaf_of(seq), |leaf| leaf.change(slot_of(seq), change))
+    }
+
+    /// Sets the last failure of a live job; empty takes it away.
     pub(super) fn set_reason(&mut self, seq: u64, reason: Bytes) {
-        let (number, slot) = (leaf_of(seq), slot_of(seq) as u8);
-        let block = self
-            .blocks
-            .get_mut(&(number / BLOCK_LEAVES))
-            .expect("a leaf has its block");
-        let block = Arc::make_mut(block);
-        let place = (number % BLOCK_LEAVES) as usize;
-        let leaf = Arc::make_mut(block.leaves[place].as_mut().expect("its leaf exists"));
-        if reason.is_empty() {
-            leaf.reasons.remove(&slot);
-        } else {
-            leaf.reasons.insert(slot, reason);
-        }
-        if leaf.reasons.is_empty() {
-            block.reasoned &= !(1 << place);
-        } else {
-            block.reasoned |= 1 << place;
-        }
+        self.update(leaf_of(seq), |leaf| leaf.set_reason(slot_of(seq), reason));
     }
 
-    /// The leaves from `number` on, rising.
-    pub(super) fn from(&self, number: u64) -> impl Iterator<Item = (u64, &Leaf)> {
-        self.marked_from(number, |block| block.used)
+    /// Sets where the body of a live job is.
+    pub(super) fn set_location(&mut self, seq: u64, at: BodyLocation) {
+        self.update(leaf_of(seq), |leaf| leaf.set_location(slot_of(seq), at));
+    }
+
+    /// The job that a lease grants next: the oldest of the first priority that has one.
+    pub(super) fn first_ready(&self) -> Option<u64> {
+        let classes = self.summary().classes;
+        let first = (0..PRIORITIES).find(|class| classes & 1 << class != 0)?;
+        self.of_class(first, 0).next()
+    }
+
+    /// The jobs of a state from a sequence on, rising; pending ones of this priority.
+    pub(super) fn of_state(
+        &self,
+        state: JobState,
+        priority: u8,
+        from: u64,
+    ) -> impl Iterator<Item = u64> {
+        self.of_class(class_of(state, priority), from)
+    }
+
+    fn of_class(&self, class: usize, from: u64) -> impl Iterator<Item = u64> {
+        let (first, slot) = (leaf_of(from), slot_of(from));
+        let leaves = self.wanted_from(first, move |summary| summary.classes & 1 << class != 0);
+        leaves.flat_map(move |(number, leaf)| {
+            let skipped = if number == first { slot } else { 0 };
+            let slots = leaf.states[class] & (u64::MAX << skipped);
+            bits(slots).map(move |slot| number * LEAF_JOBS + slot as u64)
+        })
     }
 
     /// The leaves from `number` on that have a last failure, rising.
     pub(super) fn reasoned_from(&self, number: u64) -> impl Iterator<Item = (u64, &Leaf)> {
-        self.marked_from(number, |block| block.reasoned)
+        self.wanted_from(number, |summary| summary.classes & 1 << REASONED != 0)
     }
 
-    fn marked_from(
-        &self,
-        number: u64,
-        mark: impl Fn(&Block) -> u64,
-    ) -> impl Iterator<Item = (u64, &Leaf)> {
-        let first = number / BLOCK_LEAVES;
-        self.blocks
-            .range(first..)
-            .flat_map(move |(key, block)| {
-                let base = key * BLOCK_LEAVES;
-                bits(mark(block)).map(move |place| {
-                    let leaf = block.leaves[place]
-                        .as_deref()
-                        .expect("a used place has its leaf");
-                    (base + place as u64, leaf)
-                })
-            })
-            .skip_while(move |(at, _)| *at < number)
+    /// The job that is due first in an order, whose first time is exact; of several, the oldest.
+    pub(super) fn due_first(&mut self, order: Order) -> Option<u64> {
+        let (number, leaf) = self.settle(order as usize)?;
+        let slot = leaf.due_slot(order, leaf.first_due(order as usize));
+        let slot = slot.expect("it was just looked for");
+        Some(number * LEAF_JOBS + slot as u64)
     }
 
     /// Every live job, rising.
@@ -303,25 +409,25 @@ mod tests {
     use super::*;
     use crate::queue::body::encode_body;
     use crate::queue::view::Body;
-    use crate::queue::view::JobState;
 
     fn body() -> StoredBody {
         StoredBody::of_checked(&encode_body(&Body::default()))
     }
 
-    fn pending() -> Record {
+    fn pending(priority: u8) -> Record {
         Record {
             state: Some(JobState::Pending),
+            priority,
             max_attempts: 1,
             ..Record::default()
         }
     }
 
     #[test]
-    fn a_leaf_goes_with_its_last_job_and_blocks_go_with_their_last_leaf() {
+    fn a_leaf_goes_with_its_last_job() {
         let mut leaves = Leaves::default();
         for seq in [0, 63, 64, 5000] {
-            leaves.insert(seq, pending(), body());
+            leaves.insert(seq, pending(0), body());
         }
         let numbers = |leaves: &Leaves| leaves.from(0).map(|(n, _)| n).collect::<Vec<_>>();
         assert_eq!(numbers(&leaves), [0, 1, 78]);
@@ -331,19 +437,83 @@ mod tests {
         leaves.remove(63);
         leaves.remove(5000);
         assert_eq!(numbers(&leaves), [1]);
-        assert_eq!(leaves.blocks.len(), 1);
         leaves.remove(64);
-        assert!(leaves.blocks.is_empty());
+        assert_eq!(numbers(&leaves), [0; 0]);
     }
 
     #[test]
     fn a_copy_does_not_see_later_changes() {
         let mut leaves = Leaves::default();
-        leaves.insert(7, pending(), body());
+        leaves.insert(7, pending(0), body());
         let frozen = leaves.clone();
-        leaves.leaf_mut(0).expect("there").record_mut(7).attempts = 9;
-        leaves.insert(8, pending(), body());
-        assert_eq!(frozen.record(7), Some(&pending()));
+        leaves.change(7, |record| record.attempts = 1);
+        leaves.insert(8, pending(0), body());
+        assert_eq!(frozen.record(7), Some(&pending(0)));
         assert_eq!(frozen.record(8), None);
+    }
+
+    #[test]
+    fn the_oldest_of_the_first_priority_is_ready_first() {
+        let mut leaves = Leaves::default();
+        assert_eq!(leaves.first_ready(), None);
+        for (seq, priority) in [(9_000, 1), (3, 4), (70, 1), (71, 4)] {
+            leaves.insert(seq, pending(priority), body());
+        }
+        let mut order = Vec::new();
+        while let Some(seq) = leaves.first_ready() {
+            order.push(seq);
+            leaves.remove(seq);
+        }
+        assert_eq!(order, [70, 9_000, 3, 71]);
+    }
+
+    #[test]
+    fn jobs_of_a_class_come_in_order_over_leaves() {
+        let mut leaves = Leaves::default();
+        for seq in [200, 64, 0, 63, 65] {
+            leaves.insert(seq, pending(2), body());
+        }
+        leaves.insert(66, pending(3), body());
+        let from = |seq| {
+            let jobs = leaves.of_state(JobState::Pending, 2, seq);
+            jobs.collect::<Vec<_>>()
+        };
+        assert_eq!(from(0), [0, 63, 64, 65, 200]);
+        assert_eq!(from(63), [63, 64, 65, 200]);
+        assert_eq!(from(66), [200]);
+        assert_eq!(from(201), [0; 0]);
+        assert_eq!(from(1 << 56), [0; 0]);
+    }
+
+    #[test]
+    fn what_is_due_first_is_known_as_times_come_and_go() {
+        let mut leaves = Leaves::default();
+        let delayed = |when, wall| Record {
+            state: Some(JobState::Delayed),
+            when,
+            wall,
+            expires_at: 40,
+            ..pending(0)
+        };
+        for (seq, when, wall) in [
+            (1, 30, false),
+            (200, 20, false),
+            (90, 20, false),
+            (2, 9, true),
+        ] {
+            leaves.insert(seq, delayed(when, wall), body());
+        }
+        assert_eq!(leaves.due_first(Order::RunAts), Some(2));
+        assert_eq!(leaves.due_first(Order::Delays), Some(90));
+        assert_eq!(leaves.due_first(Order::Ttls), Some(1));
+        assert_eq!(leaves.due_first(Order::Leases), None);
+        leaves.change(90, |record| record.when = 21);
+        assert_eq!(leaves.due_first(Order::Delays), Some(200));
+        leaves.remove(200);
+        assert_eq!(leaves.due_first(Order::Delays), Some(90));
+        assert_eq!(leaves.summary().dues, [21, 9, NEVER, 40]);
+        for (_, leaf) in leaves.from(0) {
+            assert_eq!(leaf.check(), Ok(()));
+        }
     }
 }

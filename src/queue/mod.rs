@@ -58,9 +58,9 @@ mod reads;
 mod record;
 mod salvage;
 mod scan;
-mod seq_set;
 mod sessions;
 mod settings;
+mod tree;
 pub mod view;
 
 #[cfg(test)]

@@ -1,23 +1,21 @@
 //! One partition of a queue: its jobs, and the orders that they stand in.
 //!
 //! Every change of a job goes through [`PartitionState::insert`], [`PartitionState::change`] or
-//! [`PartitionState::remove`], which take the job out of all its orders and put it back where its
-//! record says. So the orders are a function of the records:
+//! [`PartitionState::remove`], which keep what is a function of the records:
 //!
-//! | state | orders |
+//! | state | stands in |
 //! | --- | --- |
-//! | pending | ready of its priority; times to live, if it has one |
-//! | delayed | delayed; delays or run-ats; times to live, if it has one |
-//! | in flight | in flight; leases; the jobs that its session holds |
-//! | dead | dead |
+//! | pending | its leaf's class of its priority; times to live, if it has one |
+//! | delayed | the class of delayed jobs; delays or run-ats; times to live, if it has one |
+//! | in flight | the class of jobs in flight; leases; the jobs that its session holds |
+//! | dead | the class of the dead |
 //!
-//! Ready is FIFO by sequence inside a priority, so a job that comes back stands where it stood.
+//! Pending jobs are FIFO by sequence inside a priority, so one that comes back stands where it stood.
 //!
 //! A job that is over may be retained (`history.rs`). Its result and its place count into the bounds
 //! of the partition, but never against a live job: whatever is too much goes, the oldest first, a
 //! bounded number an entry. Until then the partition stands in the group's surplus.
 
-use crate::base::checksum::Hash128;
 use crate::base::ids::{JobId, Partition, QueueUid, SessionId};
 use crate::base::limits::{
     FINISHED_HELD_BYTES, JOB_HELD_BYTES, KEY_HELD_BYTES, PRIORITIES, REASON_BYTES_MAX,
@@ -25,14 +23,14 @@ use crate::base::limits::{
 use crate::base::units::WallTime;
 use crate::queue::body::StoredBody;
 use crate::queue::command::{DeadPolicy, PartitionConfig};
-use crate::queue::deadlines::Deadlines;
+use crate::queue::deadlines::{Deadlines, Place};
 use crate::queue::history::{Finished, History};
 use crate::queue::keys::{KeyRecord, KeyTable};
 use crate::queue::leaf::{Leaves, leaf_of, slot_of};
 use crate::queue::record::Record;
-use crate::queue::seq_set::SeqSet;
 use crate::queue::sessions::Sessions;
 use crate::queue::settings::share;
+use crate::queue::tree::{NEVER, Summary};
 use crate::queue::view::{JobEnd, JobState, QueueStats};
 use bytes::Bytes;
 use std::collections::BTreeSet;
@@ -75,19 +73,6 @@ pub(super) fn finished_held_bytes(job: &Finished) -> u64 {
     FINISHED_HELD_BYTES as u64 + job.result_len()
 }
 
-/// The orders of a partition's jobs.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Orders {
-    /// Pending, by priority.
-    pub(super) ready: [SeqSet; PRIORITIES],
-    /// Delayed, of both kinds.
-    pub(super) delayed: SeqSet,
-    /// Leased.
-    pub(super) in_flight: SeqSet,
-    /// Dead.
-    pub(super) dead: SeqSet,
-}
-
 impl Head {
     /// What a partition may hold, its share of its queue's: jobs and bytes, 0 = no bound.
     pub(super) fn bounds(&self) -> (u64, u64) {
@@ -112,17 +97,6 @@ impl Head {
     }
 }
 
-impl Orders {
-    fn of(&mut self, state: JobState, priority: u8) -> &mut SeqSet {
-        match state {
-            JobState::Pending => &mut self.ready[usize::from(priority)],
-            JobState::Delayed => &mut self.delayed,
-            JobState::InFlight => &mut self.in_flight,
-            JobState::Dead => &mut self.dead,
-        }
-    }
-}
-
 /// A partition.
 pub(super) struct PartitionState {
     /// Settings, next sequence, counters.
@@ -131,8 +105,6 @@ pub(super) struct PartitionState {
     pub(super) leaves: Leaves,
     /// The idempotency keys.
     pub(super) keys: KeyTable,
-    /// Derived from the records.
-    pub(super) orders: Orders,
     /// The finished jobs that are retained.
     pub(super) history: History,
 }
@@ -154,7 +126,6 @@ impl PartitionState {
             head,
             leaves: Leaves::default(),
             keys: KeyTable::default(),
-            orders: Orders::default(),
             history: History::default(),
         }
     }
@@ -162,38 +133,39 @@ impl PartitionState {
     /// Adds a live job: to the leaves, to its orders and to the counters of its state.
     pub(super) fn insert(&mut self, id: JobId, record: Record, body: StoredBody, on: &mut Links) {
         on.held_bytes += held_bytes(&body);
+        let before = *self.leaves.summary();
         self.leaves.insert(id.seq(), record, body);
         self.head.stats.bytes += u64::from(record.payload_len);
         self.link(id, &record, on);
-        self.mark_surplus((id.queue(), id.partition()), on);
+        on.deadlines
+            .note_jobs(place_of(id), &before, self.leaves.summary());
+        self.mark_surplus(place_of(id), on);
     }
 
     /// Takes a live job out of the state.
     pub(super) fn remove(&mut self, id: JobId, on: &mut Links) {
+        let before = *self.leaves.summary();
         let (record, body) = self.leaves.remove(id.seq());
         on.held_bytes -= held_bytes(&body);
         self.head.stats.bytes -= u64::from(record.payload_len);
         self.unlink(id, &record, on);
+        on.deadlines
+            .note_jobs(place_of(id), &before, self.leaves.summary());
     }
 
     /// Changes the record of a live job.
     pub(super) fn change(&mut self, id: JobId, on: &mut Links, change: impl FnOnce(&mut Record)) {
-        let seq = id.seq();
-        let leaf = self
-            .leaves
-            .leaf_mut(leaf_of(seq))
-            .expect("a live job has its leaf");
-        let record = leaf.record_mut(slot_of(seq));
-        let before = *record;
-        change(record);
-        let after = *record;
+        let before = *self.leaves.summary();
+        let (old, new) = self.leaves.change(id.seq(), change);
         assert!(
-            before.state.is_some() && after.rules() == Ok(()),
-            "job {id} went from {before:?} to {after:?}: {:?}",
-            after.rules()
+            new.rules() == Ok(()),
+            "job {id} went from {old:?} to {new:?}: {:?}",
+            new.rules()
         );
-        self.unlink(id, &before, on);
-        self.link(id, &after, on);
+        self.unlink(id, &old, on);
+        self.link(id, &new, on);
+        on.deadlines
+            .note_jobs(place_of(id), &before, self.leaves.summary());
     }
 
     /// A live job is over: it leaves the state, and is retained if the queue wants that.
@@ -222,29 +194,35 @@ impl PartitionState {
         };
         self.head.last_place += 1;
         self.retain(self.head.last_place, job, on);
-        self.mark_surplus((id.queue(), id.partition()), on);
+        self.mark_surplus(place_of(id), on);
     }
 
     /// Remembers a key until its window ends.
-    pub(super) fn remember(
-        &mut self,
-        (queue, number): (QueueUid, Partition),
-        key: KeyRecord,
-        on: &mut Links,
-    ) {
+    pub(super) fn remember(&mut self, place: Place, key: KeyRecord, on: &mut Links) {
         on.held_bytes += KEY_HELD_BYTES as u64;
-        on.deadlines
-            .keys
-            .insert((key.expires, (queue, number, key.hash)));
+        let before = self.keys.first_expiry();
         self.keys.insert(key);
         self.head.stats.keys += 1;
+        on.deadlines
+            .note_keys(place, before, self.keys.first_expiry());
     }
 
-    /// Forgets a key whose window has ended, and which is no deadline any more.
-    pub(super) fn forget(&mut self, hash: Hash128, held_bytes: &mut u64) {
-        *held_bytes -= KEY_HELD_BYTES as u64;
-        self.keys.remove(hash);
+    /// Forgets the first key whose window ends.
+    pub(super) fn forget_first(&mut self, place: Place, on: &mut Links) {
+        on.held_bytes -= KEY_HELD_BYTES as u64;
+        let before = self.keys.first_expiry();
+        self.keys.remove_first();
         self.head.stats.keys -= 1;
+        on.deadlines
+            .note_keys(place, before, self.keys.first_expiry());
+    }
+
+    /// Nothing of it waits for a time any more: it goes.
+    pub(super) fn leave_deadlines(&self, place: Place, on: &mut Links) {
+        let none = Summary::default();
+        on.deadlines.note_jobs(place, self.leaves.summary(), &none);
+        on.deadlines
+            .note_keys(place, self.keys.first_expiry(), NEVER);
     }
 
     /// Memory that keys and finished jobs take.
@@ -291,20 +269,14 @@ impl PartitionState {
 
     /// Sets why a live job failed last, cut at 256 bytes.
     pub(super) fn set_reason(&mut self, id: JobId, reason: &Bytes) {
-        let seq = id.seq();
-        let old_is_empty = {
-            let leaf = self
-                .leaves
-                .leaf(leaf_of(seq))
-                .expect("a live job has its leaf");
-            leaf.reason(slot_of(seq)).is_empty()
-        };
-        if reason.is_empty() && old_is_empty {
+        let leaf = self.leaves.get(leaf_of(id.seq()));
+        let leaf = leaf.expect("a live job has its leaf");
+        if reason.is_empty() && leaf.reason_bytes(slot_of(id.seq())).is_empty() {
             return;
         }
         // A slice would keep the whole entry in memory that the reason came with.
         let cut = Bytes::copy_from_slice(&reason[..reason.len().min(REASON_BYTES_MAX)]);
-        self.leaves.set_reason(seq, cut);
+        self.leaves.set_reason(id.seq(), cut);
     }
 
     /// A job used up its attempts or its time: kept as dead or dropped, as the queue wants it.
@@ -342,16 +314,14 @@ impl PartitionState {
         }
     }
 
-    /// The job that a lease grants next, were the queue not paused.
-    pub(super) fn first_ready(&self) -> Option<u64> {
-        self.orders.ready.iter().find_map(SeqSet::first)
-    }
-
     /// The counters as a read shows them.
     pub(super) fn stats(&self) -> QueueStats {
-        let oldest = self.orders.ready.iter().filter_map(SeqSet::first).min();
+        let classes = (0..PRIORITIES as u8).filter_map(|priority| {
+            let mut jobs = self.leaves.of_state(JobState::Pending, priority, 0);
+            jobs.next()
+        });
         QueueStats {
-            oldest_pending: oldest.map(|seq| {
+            oldest_pending: classes.min().map(|seq| {
                 let record = self.leaves.record(seq).expect("a ready job is live");
                 WallTime(record.enqueued_at)
             }),
@@ -370,38 +340,25 @@ impl PartitionState {
     }
 
     fn link(&mut self, id: JobId, record: &Record, on: &mut Links) {
-        let state = record.state.expect("only live jobs stand in orders");
-        self.orders.of(state, record.priority).insert(id.seq());
+        let state = record.state.expect("only live jobs are counted");
         *self.counter(state) += 1;
-        if let Some(order) = due_order(record, &mut on.deadlines) {
-            let fresh = order.insert((record.when, id));
-            assert!(fresh, "job {id} waits for {} already", record.when);
-        }
-        if has_ttl(record) {
-            let fresh = on.deadlines.ttls.insert((record.expires_at, id));
-            assert!(fresh, "job {id} expires at {} already", record.expires_at);
-        }
         if record.owner != 0 {
             on.sessions.hold(record.owner, id);
         }
     }
 
     fn unlink(&mut self, id: JobId, record: &Record, on: &mut Links) {
-        let state = record.state.expect("only live jobs stand in orders");
-        self.orders.of(state, record.priority).remove(id.seq());
+        let state = record.state.expect("only live jobs are counted");
         *self.counter(state) -= 1;
-        if let Some(order) = due_order(record, &mut on.deadlines) {
-            let was = order.remove(&(record.when, id));
-            assert!(was, "job {id} did not wait for {}", record.when);
-        }
-        if has_ttl(record) {
-            let was = on.deadlines.ttls.remove(&(record.expires_at, id));
-            assert!(was, "job {id} did not expire at {}", record.expires_at);
-        }
         if record.owner != 0 {
             on.sessions.let_go(record.owner, id);
         }
     }
+}
+
+/// The partition of a job.
+fn place_of(id: JobId) -> Place {
+    (id.queue(), id.partition())
 }
 
 /// Makes a record wait for nothing and nobody, in `state`.
@@ -411,25 +368,6 @@ pub(super) fn rest(record: &mut Record, state: JobState) {
     record.wall = false;
     record.owner = 0;
     record.leased_at = 0;
-}
-
-/// Whether the job dies when its time to live ends: only while it waits.
-pub(super) fn has_ttl(record: &Record) -> bool {
-    let waits = matches!(record.state, Some(JobState::Pending | JobState::Delayed));
-    waits && record.expires_at != 0
-}
-
-/// The order of times that a record stands in, besides times to live.
-pub(super) fn due_order<'a>(
-    record: &Record,
-    deadlines: &'a mut Deadlines,
-) -> Option<&'a mut BTreeSet<(u64, JobId)>> {
-    match record.state {
-        Some(JobState::Delayed) if record.wall => Some(&mut deadlines.run_ats),
-        Some(JobState::Delayed) => Some(&mut deadlines.delays),
-        Some(JobState::InFlight) => Some(&mut deadlines.leases),
-        _ => None,
-    }
 }
 
 /// The session of a stored owner.

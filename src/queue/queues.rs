@@ -10,14 +10,14 @@
 
 use crate::base::bugs::{self, Bug};
 use crate::base::ids::{GroupId, JobId, LogIndex, Partition, QueueUid};
-use crate::base::limits::{CHANGES_MAX, GROUPS_MAX, QUEUES_MAX};
+use crate::base::limits::{CHANGES_MAX, GROUPS_MAX, PRIORITIES, QUEUES_MAX};
 use crate::queue::command::{
     Outcome, PartitionChange, PartitionConfig, PurgeStates, QueueInfo, QueueSettings, Rejection,
 };
 use crate::queue::job_queue::JobQueue;
 use crate::queue::partition::PartitionState;
-use crate::queue::seq_set::SeqSet;
 use crate::queue::settings::{admit, name_is_valid};
+use crate::queue::view::JobState;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -251,11 +251,7 @@ impl JobQueue {
             let id = JobId::new(self.group, uid, number, seq);
             partition.remove(id, &mut self.links);
         }
-        for key in partition.keys.iter() {
-            let due = (key.expires, (uid, number, key.hash));
-            let was = self.links.deadlines.keys.remove(&due);
-            assert!(was, "key {:?} did not wait for {}", key.hash, key.expires);
-        }
+        partition.leave_deadlines(place, &mut self.links);
         self.links.held_bytes -= partition.held_beside_jobs();
         self.links.surplus.remove(&place);
     }
@@ -298,16 +294,17 @@ impl JobQueue {
         let Some(partition) = self.partitions.get_mut(&(uid, number)) else {
             return Outcome::Rejected(Rejection::QueueChanged);
         };
-        let orders = &partition.orders;
+        let leaves = &partition.leaves;
         let mut jobs = Vec::new();
         if states.pending {
-            jobs.extend(orders.ready.iter().flat_map(SeqSet::iter));
+            let classes = 0..PRIORITIES as u8;
+            jobs.extend(classes.flat_map(|class| leaves.of_state(JobState::Pending, class, 0)));
         }
         if states.delayed {
-            jobs.extend(orders.delayed.iter());
+            jobs.extend(leaves.of_state(JobState::Delayed, 0, 0));
         }
         if states.dead {
-            jobs.extend(orders.dead.iter());
+            jobs.extend(leaves.of_state(JobState::Dead, 0, 0));
         }
         for seq in &jobs {
             let id = JobId::new(self.group, uid, number, *seq);

@@ -10,12 +10,14 @@ use crate::queue::command::{PartitionChange, QueueInfo, Rejection, SessionCall};
 use crate::queue::history::Finished;
 use crate::queue::job_queue::JobQueue;
 use crate::queue::jobs::ReplyRoom;
-use crate::queue::leaf::{leaf_of, slot_of};
+use crate::queue::leaf::{Order, leaf_of, slot_of};
 use crate::queue::partition::{PartitionState, owner_of};
 use crate::queue::queues::QueueRecord;
-use crate::queue::seq_set::SeqSet;
+use crate::queue::scan::in_order;
 use crate::queue::sessions::view;
-use crate::queue::view::{Body, FinishedJob, JobState, JobView, QueueStats, SessionView};
+use crate::queue::view::{
+    Body, FinishedJob, JobCursor, JobState, JobView, QueueStats, SessionView,
+};
 use std::sync::Arc;
 
 impl JobQueue {
@@ -73,21 +75,13 @@ impl JobQueue {
         let place = self
             .partition(queue, partition)
             .ok_or(Rejection::QueueChanged)?;
-        let orders = &place.orders;
-        let sets = match state {
-            JobState::Pending => orders.ready.as_slice(),
-            JobState::Delayed => std::slice::from_ref(&orders.delayed),
-            JobState::InFlight => std::slice::from_ref(&orders.in_flight),
-            JobState::Dead => std::slice::from_ref(&orders.dead),
-        };
         let mut room = ReplyRoom::default();
         let fits = |seq: &u64| {
             let record = place.leaves.record(*seq);
             room.takes(record.expect("a job in an order is live").payload_len)
         };
-        let seqs = sets
-            .iter()
-            .flat_map(SeqSet::iter)
+        let seqs = in_order(place, state, JobCursor::default())
+            .map(|cursor| cursor.seq)
             .take(limit)
             .take_while(fits);
         let view = |seq| {
@@ -146,9 +140,20 @@ impl JobQueue {
         })
     }
 
-    /// The earliest group time at which `Advance` has something to do, at the present wall offset.
+    /// The earliest group time at which `Advance` has something to do, at the present wall offset. It is
+    /// looked for, which changes nothing that is told of the state.
+    pub fn next_due(&mut self) -> Option<GroupTime> {
+        for order in Order::ALL {
+            self.settle(order);
+        }
+        self.settle_keys();
+        self.due_bound()
+    }
+
+    /// A group time before which `Advance` has nothing to do: [`Self::next_due`], or less, without
+    /// looking.
     #[must_use]
-    pub fn next_due(&self) -> Option<GroupTime> {
+    pub fn due_bound(&self) -> Option<GroupTime> {
         let mut surplus = self.links.surplus.iter();
         let surplus = surplus
             .any(|place| self.partitions[place].keeps_too_much())
@@ -161,7 +166,7 @@ impl JobQueue {
     #[must_use]
     pub fn waits_on_time(&self) -> bool {
         let deadlines = &self.links.deadlines;
-        !deadlines.leases.is_empty() || !deadlines.delays.is_empty()
+        deadlines.has(Order::Leases) || deadlines.has(Order::Delays)
     }
 
     /// A session.
@@ -250,7 +255,7 @@ impl JobQueue {
         with_body: bool,
     ) -> Option<JobView> {
         let slot = slot_of(id.seq());
-        let leaf = partition.leaves.leaf(leaf_of(id.seq()))?;
+        let leaf = partition.leaves.get(leaf_of(id.seq()))?;
         let record = &leaf.records()[slot];
         let state = record.state?;
         let wall = |ms: u64| (ms != 0).then_some(WallTime(ms));

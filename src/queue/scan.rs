@@ -38,7 +38,7 @@ impl JobQueue {
                 break;
             }
             let id = JobId::new(self.group, scan.queue, scan.partition, cursor.seq);
-            let leaf = place.leaves.leaf(leaf_of(cursor.seq));
+            let leaf = place.leaves.get(leaf_of(cursor.seq));
             let leaf = leaf.expect("a job in an order has its leaf");
             let slot = slot_of(cursor.seq);
             if lets_through(&scan.filter, leaf, slot) {
@@ -115,13 +115,13 @@ impl JobQueue {
         let mut found = Vec::new();
         let mut scanned = 0;
         let mut next_seq = None;
-        for seq in partition.orders.dead.from(from_seq) {
+        for seq in partition.leaves.of_state(JobState::Dead, 0, from_seq) {
             if found.len() == limit || scanned == SCAN_STEP_JOBS {
                 next_seq = Some(seq);
                 break;
             }
             scanned += 1;
-            let leaf = partition.leaves.leaf(leaf_of(seq));
+            let leaf = partition.leaves.get(leaf_of(seq));
             let leaf = leaf.expect("a dead job has its leaf");
             if lets_through(filter, leaf, slot_of(seq)) {
                 found.push(seq);
@@ -144,23 +144,19 @@ impl JobQueue {
 }
 
 /// The jobs of a state in the order of a scan, from a cursor on.
-fn in_order(
+pub(super) fn in_order(
     place: &PartitionState,
     state: JobState,
     from: JobCursor,
 ) -> impl Iterator<Item = JobCursor> {
-    let orders = &place.orders;
-    let (sets, first) = match state {
-        JobState::Pending => {
-            let first = usize::from(from.priority).min(PRIORITIES);
-            (&orders.ready[first..], from.priority)
-        }
-        JobState::Delayed => (std::slice::from_ref(&orders.delayed), 0),
-        JobState::InFlight => (std::slice::from_ref(&orders.in_flight), 0),
-        JobState::Dead => (std::slice::from_ref(&orders.dead), 0),
+    let classes = match state {
+        JobState::Pending => from.priority..PRIORITIES as u8,
+        JobState::Delayed | JobState::InFlight | JobState::Dead => 0..1,
     };
-    sets.iter().zip(first..).flat_map(move |(set, priority)| {
+    let first = classes.start;
+    classes.flat_map(move |priority| {
         let seq = if priority == first { from.seq } else { 0 };
-        set.from(seq).map(move |seq| JobCursor { priority, seq })
+        let jobs = place.leaves.of_state(state, priority, seq);
+        jobs.map(move |seq| JobCursor { priority, seq })
     })
 }

@@ -13,7 +13,6 @@ use crate::queue::command::{
 use crate::queue::group_page;
 use crate::queue::history::FinishedPage;
 use crate::queue::job_queue::{JobQueue, MACHINE_VERSION, PagesNeeded};
-use crate::queue::leaf::{leaf_of, slot_of};
 use crate::queue::outcome::{put_outcome, read_outcome, tests::samples};
 use crate::queue::page;
 use crate::queue::view::{ApplyAt, BodyLocation, JobState, PageKey, PageKind};
@@ -359,8 +358,9 @@ fn a_job_whose_generations_are_used_up_is_buried_not_granted() {
         .partitions
         .get_mut(&(uid(1), Partition(0)))
         .expect("made above");
-    let leaf = partition.leaves.leaf_mut(leaf_of(0)).expect("live");
-    leaf.record_mut(slot_of(0)).lease_gen = u32::MAX;
+    partition
+        .leaves
+        .change(0, |record| record.lease_gen = u32::MAX);
     let Outcome::Leased(grants) = apply(&mut machine, 0, lease(1)) else {
         panic!("a lease answers grants");
     };

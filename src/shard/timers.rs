@@ -48,7 +48,12 @@ impl ShardEngine {
         for op in group.liveness.check(now, |id| group.queue.session(id)) {
             self.propose_own(slot, op, None);
         }
-        if self.advance_at(slot).is_some_and(|at| at <= now) {
+        let is_due = |engine: &Self| engine.advance_at(slot).is_some_and(|at| at <= now);
+        if is_due(self) {
+            // So says a bound: what is due is looked for before an entry is spent on it.
+            self.groups[slot].queue.next_due();
+        }
+        if is_due(self) {
             let op = Op::Advance {
                 limit: ADVANCE_ITEMS_MAX,
             };
@@ -72,7 +77,7 @@ impl ShardEngine {
     /// When due things are to be handled.
     fn advance_at(&self, slot: usize) -> Option<Monotonic> {
         let group = &self.groups[slot];
-        let due = group.queue.next_due().filter(|_| !group.advancing)?;
+        let due = group.queue.due_bound().filter(|_| !group.advancing)?;
         Some(
             group
                 .clock
@@ -97,7 +102,7 @@ impl ShardEngine {
         let next = group
             .wall_checked
             .plus(Duration::from_millis(TIME_STAMP_MS));
-        group.queue.next_due().map(|_| next)
+        group.queue.due_bound().map(|_| next)
     }
 
     pub(super) fn set_timer(&mut self, slot: usize) {

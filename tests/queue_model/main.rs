@@ -27,7 +27,7 @@ use std::collections::BTreeMap;
 const ZERO: Partition = Partition(0);
 const COMMANDS_PER_SEED: u64 = 125_000;
 
-fn compare(machine: &JobQueue, model: &Model) {
+fn compare(machine: &mut JobQueue, model: &Model) {
     let queues: Vec<(QueueInfo, QueueStats)> = model
         .homes
         .values()
@@ -270,7 +270,7 @@ impl Group {
             panic!("seed {seed} group {group} entry {index} at {time}: {command:?}: {why}");
         }
         if index.is_multiple_of(16) {
-            compare(&self.machine, &self.model);
+            compare(&mut self.machine, &self.model);
         }
         if index.is_multiple_of(1000) {
             let hash = self.machine.state_hash();
@@ -283,7 +283,7 @@ impl Group {
             );
             self.machine = loaded;
             check(&self.machine).unwrap();
-            compare(&self.machine, &self.model);
+            compare(&mut self.machine, &self.model);
         }
         if index.is_multiple_of(777) {
             self.look_at_what_was_held_still(seed);
@@ -404,8 +404,8 @@ fn run(seed: u64, commands: u64) {
             *outcomes.entry("Changed".to_owned()).or_default() += 1;
         }
     }
-    for group in &groups {
-        compare(&group.machine, &group.model);
+    for group in &mut groups {
+        compare(&mut group.machine, &group.model);
         let kept = group.model.queues.values().map(|queue| queue.last_place);
         *outcomes.entry("Retained".to_owned()).or_default() += kept.sum::<u64>();
     }
@@ -514,7 +514,7 @@ fn raise_somewhere(seed: u64, commands: u64) {
         let again = raised.apply(at, &command);
         assert_eq!(again, outcome, "seed {seed} entry {index}: {command:?}");
         if index.is_multiple_of(100) {
-            compare(&raised, &first.model);
+            compare(&mut raised, &first.model);
         }
     }
     assert!(skipped > 0, "nothing beyond version 1 was drawn");
