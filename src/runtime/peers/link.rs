@@ -399,9 +399,9 @@ impl Reader<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::ids::{DiskId, GroupId, Incarnation, Term};
+    use crate::base::ids::DiskId;
     use crate::base::units::WallTime;
-    use crate::raft::message::Body;
+    use crate::wire::frame::encode_frame;
     use crate::wire::peer::Durable;
 
     fn member(node: u32) -> Voter {
@@ -441,30 +441,21 @@ mod tests {
         let links = Links::new(metrics, member(1), &[]);
         let outgoing = Rc::new(Outgoing::default());
         links.out.borrow_mut().insert(member(2), outgoing.clone());
-        let promise = Message {
-            from: member(1),
-            to: member(2),
-            group: GroupId(3),
-            incarnation: Incarnation(1),
-            term: Term(1),
-            life: 1 << 32,
-            recovering: false,
-            body: Body::Beat { round: 1 },
-        };
-        let messages = std::slice::from_ref(&promise);
-        links.send_messages(member(2), beat([64, 0]), messages);
-        let both = [FrameKind::NodeBeat, FrameKind::GroupMessages];
-        assert_eq!(taken(&outgoing), both);
-        links.send_messages(member(2), beat([64, 0]), messages);
-        assert_eq!(taken(&outgoing), [FrameKind::GroupMessages], "it is known");
-        // Any shard's log counts, and what came from another shard as frames.
         let mut frames = BytesMut::new();
-        encode_messages(messages, &mut frames);
+        encode_frame(FrameKind::GroupMessages, &mut frames, |_| ());
+        let both = [FrameKind::NodeBeat, FrameKind::GroupMessages];
+        links.send(member(2), beat([64, 0]), &frames);
+        assert_eq!(taken(&outgoing), both);
+        links.send(member(2), beat([64, 0]), &frames);
+        assert_eq!(taken(&outgoing), [FrameKind::GroupMessages], "it is known");
+        // Any shard's log counts.
         links.send(member(2), beat([64, 128]), &frames);
         assert_eq!(taken(&outgoing), both);
-        links.beat(NodeId(2), beat([64, 192]));
-        links.send(member(2), beat([64, 192]), &frames);
+        links.send_messages(member(2), beat([64, 192]), &[]);
+        assert_eq!(taken(&outgoing), [FrameKind::NodeBeat]);
+        links.beat(NodeId(2), beat([64, 256]));
+        links.send(member(2), beat([64, 256]), &frames);
         assert_eq!(taken(&outgoing), both, "the regular beat counts");
-        assert_eq!(outgoing.beats.get(), 3);
+        assert_eq!(outgoing.beats.get(), 4);
     }
 }
