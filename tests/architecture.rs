@@ -31,7 +31,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("loadtest", &["base", "client", "workload", "wire", "runtime", "sim"]),
     // `repair` works on the files of a stopped node; a hidden command starts one.
     // `demo` shows what the bench does.
-    ("cli", &["base", "queue", "wire", "wal", "snapshot", "client", "runtime", "loadtest"]),
+    ("cli", &["base", "queue", "wire", "wal", "snapshot", "shard", "client", "runtime", "loadtest"]),
 ];
 
 /// Folders that decide and never wait: no clock, no I/O, no order that a hasher chose.

@@ -14,7 +14,8 @@ use rrq::base::members::Member;
 use rrq::base::units::{GroupTime, Lsn, WallTime};
 use rrq::snapshot::builder::{PayloadBuilder, RunBuilder};
 use rrq::snapshot::layout::{
-    BodyEntry, FileHeader, FileKind, GroupMeta, Owner, PageName, Root, RootRef, Voter, file_number,
+    BodyPlace, Branch, FileHeader, FileKind, GroupMeta, Node, Owner, PageName, Root, RootRef,
+    SUMMARY_BYTES, TreeEntry, Voter, file_number,
 };
 use rrq::snapshot::load::{LoadError, LoadedGroup, read_group};
 use rrq::snapshot::manifest::{Manifest, ManifestBase, ManifestGroup};
@@ -96,22 +97,69 @@ fn name(kind: u8, number: u64) -> PageName {
 /// A group: its pages and its bodies.
 type Content = (Vec<(PageName, Vec<u8>)>, Vec<(JobId, Vec<u8>)>);
 
-/// Writes all groups into one run file and one payload file.
+/// The kind of the pages that hold the bodies of 64 jobs each.
+const LEAF: u8 = 0xff;
+
+/// Writes all groups into one run file and one payload file: the pages named by the root, the bodies in
+/// leaves below a tree of nodes.
 fn write(groups: &BTreeMap<u16, Content>) -> (Disk, Vec<RootRef>) {
     let mut disk = Disk::default();
     let mut payload = PayloadBuilder::new(&header(FileKind::Payload, 1));
     let mut run = RunBuilder::new(&header(FileKind::Run, 2));
     let mut roots = Vec::new();
     for (&group, (pages, bodies)) in groups {
-        let bodies = bodies.iter().map(|(job, body)| BodyEntry {
-            job: *job,
-            place: payload.add_body(*job, body),
-        });
-        let bodies: Vec<BodyEntry> = bodies.collect();
-        for (name, page) in pages {
-            run.add_page(GroupId(group), *name, page).expect("small");
+        let group_id = GroupId(group);
+        let mut leaves: BTreeMap<u64, Vec<(u8, BodyPlace)>> = BTreeMap::new();
+        for (job, body) in bodies {
+            let place = payload.add_body(*job, body);
+            let leaf = leaves.entry(job.seq() / 64).or_default();
+            leaf.push(((job.seq() % 64) as u8, place));
         }
-        let root = run.finish_group(&meta(group, 100), bodies);
+        let leaves = leaves.iter().map(|(number, bodies)| {
+            let page = run.add_page(group_id, leaf_name(group, *number), b"leaf", bodies);
+            let page = page.expect("small");
+            (*number, page.hash, page.place)
+        });
+        let mut level: Vec<_> = leaves.collect();
+        let mut height = 0;
+        while height == 0 && !level.is_empty() || level.len() > 1 {
+            height += 1;
+            let mut above = Vec::new();
+            for branches in level.chunk_by(|one, next| one.0 >> 6 == next.0 >> 6) {
+                let number = branches[0].0 >> 6;
+                let branches = branches.iter().map(|(number, hash, place)| Branch {
+                    slot: (number % 64) as u8,
+                    summary: [7; SUMMARY_BYTES],
+                    hash: *hash,
+                    place: *place,
+                });
+                let node = Node {
+                    name: leaf_name(group, number),
+                    level: height,
+                    branches: branches.collect(),
+                };
+                let (hash, place) = run.add_node(group_id, &node).expect("small");
+                above.push((number, hash, place));
+            }
+            level = above;
+        }
+        let trees = level.iter().map(|(number, hash, place)| TreeEntry {
+            name: leaf_name(group, *number),
+            level: height,
+            summary: [7; SUMMARY_BYTES],
+            hash: *hash,
+            place: *place,
+            runs: Vec::new(),
+            payloads: Vec::new(),
+        });
+        let trees = trees.collect();
+        let pages = pages.iter().map(|(name, page)| {
+            let page = run.add_page(group_id, *name, page, &[]);
+            page.expect("small")
+        });
+        let pages = pages.collect();
+        let meta = meta(group, 100);
+        let root = run.add_root(Root { meta, pages, trees });
         roots.push(root.expect("small"));
     }
     payload.finish();
@@ -119,6 +167,15 @@ fn write(groups: &BTreeMap<u16, Content>) -> (Disk, Vec<RootRef>) {
     disk.write(header(FileKind::Payload, 1).file, || payload.take_output());
     disk.write(header(FileKind::Run, 2).file, || run.take_output());
     (disk, roots)
+}
+
+fn leaf_name(group: u16, number: u64) -> PageName {
+    PageName {
+        kind: LEAF,
+        queue: job(group, 0).queue().to_u64(),
+        partition: 0,
+        number,
+    }
 }
 
 fn check(disk: &Disk, roots: &[RootRef], groups: &BTreeMap<u16, Content>) {
@@ -129,8 +186,9 @@ fn check(disk: &Disk, roots: &[RootRef], groups: &BTreeMap<u16, Content>) {
         let same = |(one, two): (&(PageName, Bytes), &(PageName, Vec<u8>))| {
             one.0 == two.0 && one.1 == two.1
         };
-        assert_eq!(loaded.pages.len(), pages.len());
-        assert!(loaded.pages.iter().zip(pages).all(same));
+        let named = loaded.pages.iter().filter(|(name, _)| name.kind != LEAF);
+        assert_eq!(named.clone().count(), pages.len());
+        assert!(named.zip(pages).all(same));
         assert_eq!(loaded.bodies.len(), bodies.len());
         for (loaded, (job, body)) in loaded.bodies.iter().zip(bodies) {
             assert_eq!(loaded.job, *job);
@@ -166,13 +224,10 @@ fn believed(disk: &Disk, file: u64, root: &RootRef, loaded: &LoadedGroup) -> Vec
     }
     assert!(disk.0[&file].len() >= root.offset as usize + root.len as usize);
     let at_root = root.offset as usize..root.offset as usize + root.len as usize;
-    let page = |page: &rrq::snapshot::layout::PageEntry| {
-        page.offset as usize..page.offset as usize + page.len as usize
-    };
-    [header, at_root]
-        .into_iter()
-        .chain(loaded.directory.iter().map(page))
-        .collect()
+    let packs = loaded.directory.iter().map(|page| page.place);
+    let packs = packs.chain(loaded.nodes.iter().map(|node| node.place));
+    let packs = packs.map(|at| at.offset as usize..at.offset as usize + at.len as usize);
+    [header, at_root].into_iter().chain(packs).collect()
 }
 
 #[test]
@@ -207,6 +262,7 @@ fn assert_names(error: &LoadError<NoSuchFile>, damaged: u64) {
         | LoadError::Truncated { file, .. }
         | LoadError::Header { file, .. }
         | LoadError::Root { file, .. }
+        | LoadError::Node { file, .. }
         | LoadError::Page { file, .. }
         | LoadError::Body { file, .. } => *file,
     };
@@ -263,12 +319,13 @@ fn a_file_swapped_missing_or_of_an_older_round_is_named() {
     }
     // A run file of the right name and an older content: the hash tells.
     let mut run_builder = RunBuilder::new(&header(FileKind::Run, 2));
-    run_builder
-        .add_page(GroupId(0), name(1, 0), b"older")
-        .expect("small");
-    let older = run_builder
-        .finish_group(&meta(0, 99), Vec::new())
-        .expect("small");
+    let page = run_builder.add_page(GroupId(0), name(1, 0), b"older", &[]);
+    let older = run_builder.add_root(Root {
+        meta: meta(0, 99),
+        pages: vec![page.expect("small")],
+        trees: Vec::new(),
+    });
+    let older = older.expect("small");
     run_builder.finish();
     let mut disk = whole.clone();
     disk.0.remove(&run);

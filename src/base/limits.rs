@@ -71,6 +71,12 @@ pub const JOB_HELD_BYTES: usize = 512;
 pub const KEY_HELD_BYTES: usize = 192;
 /// What a finished job that is kept takes in memory beside its result.
 pub const FINISHED_HELD_BYTES: usize = 192;
+/// Branches of a node above the pages of which a group has many.
+pub const NODE_BRANCHES: u64 = 64;
+/// Bytes before a body in a payload file.
+pub const BODY_HEAD_BYTES: usize = 24;
+/// What lies in a checkpoint file begins at a multiple of this.
+pub const DISK_ALIGN_BYTES: u64 = 8;
 /// Jobs of one leaf page.
 pub const LEAF_JOBS: u64 = 64;
 /// Places of one page of finished jobs.

@@ -3,14 +3,15 @@
 
 use crate::base::code::Code;
 use crate::base::entry::{Entry, EntryKind, version_of};
-use crate::base::ids::{GroupId, JobId, Partition, QueueUid, ShardId};
+use crate::base::ids::{GroupId, JobId, ShardId};
 use crate::base::report::Report;
-use crate::queue::JobQueue;
-use crate::queue::view::{ApplyAt, BodyLocation, PageKey, PageKind};
+use crate::queue::view::{ApplyAt, BodyLocation, PageKind};
+use crate::queue::{JobQueue, stored_pages};
 use crate::runtime::data_dir::DataDir;
 use crate::runtime::{recover, segments, snapshot_files};
-use crate::snapshot::layout::{Owner, PageName, Root, RootRef};
-use crate::snapshot::load::{LoadedGroup, read_group};
+use crate::shard::bases::page_key;
+use crate::snapshot::layout::{Owner, RootRef};
+use crate::snapshot::load::{Directory, LoadedGroup, read_directory, read_group};
 use crate::snapshot::manifest::Manifest;
 use crate::wal::record::BaseRecord;
 use crate::wal::recovery::Recovered;
@@ -127,21 +128,14 @@ impl ShardFiles {
         Ok(Some(group))
     }
 
-    /// The directory of a base.
-    pub(super) fn root(&self, base: &BaseRecord) -> Result<Option<Root>, String> {
+    /// What the root of a base names.
+    pub(super) fn directory(&self, base: &BaseRecord) -> Result<Option<Directory>, String> {
         let Some(root) = root_of(base) else {
             return Ok(None);
         };
         let mut read = snapshot_files::reader(&self.folder);
-        let bytes = read(root.file, root.offset, root.len as usize).map_err(|error| {
-            let (file, offset) = (root.file, root.offset);
-            format!("file {file:016x}: the root at byte {offset} cannot be read: {error}")
-        })?;
-        let root = Root::decode(&bytes, root.hash).map_err(|error| {
-            let (file, offset) = (root.file, root.offset);
-            format!("file {file:016x}, root at byte {offset}: {error}")
-        })?;
-        Ok(Some(root))
+        let directory = read_directory(&self.owner, &root, &mut read);
+        Ok(Some(directory.map_err(|error| error.to_string())?))
     }
 }
 
@@ -176,7 +170,7 @@ pub(super) fn machine(base: &BaseRecord, state: Option<LoadedGroup>) -> Result<J
     };
     let mut machine = JobQueue::absent(base.group);
     machine
-        .load(&pages, &mut find)
+        .load(&stored_pages(pages), &mut find)
         .map_err(|error| error.to_string())?;
     Ok(machine)
 }
@@ -208,16 +202,6 @@ pub(super) fn apply(
         }
     }
     Ok(())
-}
-
-/// The page of a name in a directory.
-pub(super) fn page_key(name: &PageName) -> Option<PageKey> {
-    Some(PageKey {
-        kind: PageKind::from_u8(name.kind)?,
-        queue: QueueUid::from_u64(name.queue)?,
-        partition: Partition(u8::try_from(name.partition).ok()?),
-        number: name.number,
-    })
 }
 
 /// The word for a kind of page.

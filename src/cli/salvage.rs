@@ -4,15 +4,17 @@
 
 use crate::base::ids::JobId;
 use crate::base::report::Report;
-use crate::cli::offline::{ShardFiles, page_key};
-use crate::queue::view::{BodyLocation, PageKey};
-use crate::queue::{JobQueue, Lost, PageError, PagePlace};
+use crate::cli::offline::{ShardFiles, root_of};
+use crate::queue::view::BodyLocation;
+use crate::queue::{JobQueue, Lost, PageError, PagePlace, stored_pages};
 use crate::runtime::snapshot_files::{self, write_run};
+use crate::shard::bases::{add_piece, page_key, root};
 use crate::snapshot::builder::RunBuilder;
 use crate::snapshot::layout::{
-    BODY_HEAD_BYTES, BodyEntry, BodyPlace, FileHeader, FileKind, GroupMeta, PageName, Root,
+    BODY_HEAD_BYTES, BodyEntry, BodyPlace, FileHeader, FileKind, GroupMeta, RootRef,
 };
-use crate::snapshot::view::{verify_body, verify_page};
+use crate::snapshot::load::{Bad, read_remains};
+use crate::snapshot::view::verify_body;
 use crate::wal::record::{BaseRecord, RootLocation};
 use bytes::Bytes;
 use std::io;
@@ -27,41 +29,36 @@ pub(super) struct Salvage {
 
 /// What can be had of a base; `None` if it is nothing.
 pub(super) fn salvage(shard: &ShardFiles, base: &BaseRecord) -> Option<Salvage> {
-    let root = shard.root(base).ok().flatten()?;
+    let root = root_of(base)?;
     let mut read = snapshot_files::reader(&shard.folder);
-    let (mut pages, mut bad) = (Vec::new(), Vec::new());
-    for entry in &root.pages {
-        let key = page_key(&entry.name)?;
-        let whole = read(entry.file, entry.offset, entry.len as usize)
-            .map_err(|error| error.to_string())
-            .and_then(|bytes| {
-                verify_page(entry, &bytes).map_err(|error| error.to_string())?;
-                Ok(bytes)
-            });
-        match whole {
-            Ok(bytes) => pages.push((key, bytes)),
-            Err(what) => bad.push(PageError {
-                place: PagePlace::Page(key),
-                what,
-            }),
-        }
+    let remains = read_remains(&shard.owner, &root, &mut read).ok()?;
+    let mut pages = Vec::new();
+    for (name, bytes) in remains.pages {
+        pages.push((page_key(&name)?, bytes));
     }
-    let mut body = |job: JobId| body_of(&root, job, &mut read);
+    let mut bad = Vec::new();
+    for (what, error) in remains.bad {
+        let place = match what {
+            Bad::Page(name) => PagePlace::Page(page_key(&name)?),
+            Bad::Node(name, level) => PagePlace::Node(page_key(&name)?, level),
+        };
+        let what = error.to_string();
+        bad.push(PageError { place, what });
+    }
+    let mut body = |job: JobId| body_of(&remains.bodies, job, &mut read);
+    let pages = stored_pages(pages);
     let (machine, lost) = JobQueue::salvage(base.group, &pages, bad, &mut body).ok()?;
     Some(Salvage { machine, lost })
 }
 
 /// The body of a job, if it is whole.
 fn body_of(
-    root: &Root,
+    bodies: &[BodyEntry],
     job: JobId,
     read: &mut impl FnMut(u64, u64, usize) -> io::Result<Bytes>,
 ) -> Option<(Bytes, BodyLocation)> {
-    let at = root
-        .bodies
-        .binary_search_by_key(&job, |body| body.job)
-        .ok()?;
-    let entry = &root.bodies[at];
+    let at = bodies.binary_search_by_key(&job, |body| body.job).ok()?;
+    let entry = &bodies[at];
     let BodyPlace { file, offset, len } = entry.place;
     let start = offset.checked_sub(BODY_HEAD_BYTES as u64)?;
     let record = read(file, start, BODY_HEAD_BYTES + len as usize).ok()?;
@@ -95,45 +92,7 @@ pub(super) fn write(
     write_run(&shard.folder, file, || run.take_output())
 }
 
-fn add_group(
-    run: &mut RunBuilder,
-    machine: &JobQueue,
-    base: &BaseRecord,
-) -> crate::snapshot::layout::RootRef {
-    let frozen = machine.freeze();
-    let mut pages = machine.freeze();
-    let fits = "what is left is smaller than the checkpoint that it was";
-    loop {
-        let some = pages.next_pages(1 << 20);
-        if some.is_empty() {
-            break;
-        }
-        for (key, bytes) in some {
-            run.add_page(base.group, page_name(key), &bytes)
-                .expect(fits);
-        }
-    }
-    let mut bodies = Vec::new();
-    let mut cursor = frozen.bodies();
-    loop {
-        let some = cursor.next_bodies(1 << 20);
-        if some.is_empty() {
-            break;
-        }
-        bodies.extend(some.into_iter().map(|body| {
-            let at = body
-                .location
-                .expect("a salvaged job has the place of its body");
-            BodyEntry {
-                job: body.job,
-                place: BodyPlace {
-                    file: at.file,
-                    offset: at.offset,
-                    len: at.len,
-                },
-            }
-        }));
-    }
+fn add_group(run: &mut RunBuilder, machine: &JobQueue, base: &BaseRecord) -> RootRef {
     let meta = GroupMeta {
         group: base.group,
         incarnation: base.incarnation,
@@ -144,14 +103,13 @@ fn add_group(
         wall_offset_ms: base.wall_offset_ms,
         members: base.members.clone(),
     };
-    run.finish_group(&meta, bodies).expect(fits)
-}
-
-fn page_name(key: PageKey) -> PageName {
-    PageName {
-        kind: key.kind as u8,
-        queue: key.queue.to_u64(),
-        partition: key.partition.0.into(),
-        number: key.number,
+    let fits = "what is left is smaller than the checkpoint that it was";
+    // Every job of it has the place of its body.
+    let mut writer = machine.freeze().writer();
+    while let Some(piece) = writer.next() {
+        let written = add_piece(run, base.group, &piece);
+        writer.placed(written.expect(fits));
     }
+    let (state, _) = writer.finish();
+    run.add_root(root(&meta, &state)).expect(fits)
 }

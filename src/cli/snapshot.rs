@@ -10,7 +10,7 @@ use crate::cli::terminal::{Progress, bytes, count, print, say_json, table};
 use crate::queue::check::check;
 use crate::runtime::data_dir::unusable;
 use crate::runtime::snapshot_files::file_sizes;
-use crate::snapshot::layout::Root;
+use crate::snapshot::load::Directory;
 use crate::wal::record::BaseRecord;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -82,7 +82,7 @@ struct Inspected {
     shard: u16,
     base: BaseRecord,
     /// `None` of the empty state.
-    root: Result<Option<Root>, String>,
+    directory: Result<Option<Directory>, String>,
 }
 
 fn inspect(args: &PartArgs, output: Output) -> Result<(), Report> {
@@ -93,7 +93,7 @@ fn inspect(args: &PartArgs, output: Output) -> Result<(), Report> {
         for base in bases(shard, args.group)? {
             found.push(Inspected {
                 shard: shard.number(),
-                root: shard.root(&base),
+                directory: shard.directory(&base),
                 base,
             });
         }
@@ -106,7 +106,7 @@ fn inspect(args: &PartArgs, output: Output) -> Result<(), Report> {
         }
         Output::Table => print(&inspected_text(&files, &found))?,
     }
-    match found.iter().find_map(|one| one.root.as_ref().err()) {
+    match found.iter().find_map(|one| one.directory.as_ref().err()) {
         None => Ok(()),
         Some(fault) => Err(Report::error(
             Code::CheckpointDamaged,
@@ -138,13 +138,21 @@ fn shard_json(shard: &ShardFiles) -> Result<Value, Report> {
 }
 
 /// Pages and their bytes by the number of their kind.
-fn by_kind(root: &Root) -> BTreeMap<u8, (u64, u64)> {
+fn by_kind(directory: &Directory) -> BTreeMap<u8, (u64, u64)> {
     let mut kinds = BTreeMap::new();
-    for page in &root.pages {
+    for page in &directory.pages {
         let kind: &mut (u64, u64) = kinds.entry(page.name.kind).or_default();
-        *kind = (kind.0 + 1, kind.1 + u64::from(page.len));
+        *kind = (kind.0 + 1, kind.1 + u64::from(page.place.len));
     }
     kinds
+}
+
+/// Bodies, and what they take on the disk.
+fn bodies(directory: &Directory) -> (u64, u64) {
+    let files = directory.payload_files.iter();
+    files.fold((0, 0), |(bodies, bytes), used| {
+        (bodies + used.live_bodies, bytes + used.live_bytes)
+    })
 }
 
 impl Inspected {
@@ -160,19 +168,20 @@ impl Inspected {
             "machine_version": base.machine_version,
             "root_hash": format!("{:?}", base.root_hash),
             "root_file": base.root.map(|root| root.file),
-            "fault": self.root.as_ref().err(),
+            "fault": self.directory.as_ref().err(),
         });
-        let root = self.root.as_ref().ok().and_then(Option::as_ref);
-        let kinds = root.map(by_kind).unwrap_or_default();
+        let directory = self.directory.as_ref().ok().and_then(Option::as_ref);
+        let kinds = directory.map(by_kind).unwrap_or_default();
         let kinds = kinds.iter().map(|(kind, (pages, bytes))| {
             json!({"kind": page_kind(*kind), "pages": pages, "bytes": bytes})
         });
-        let bodies = root.map_or(&[][..], |root| &root.bodies);
+        let nodes = directory.map_or(&[][..], |directory| &directory.nodes);
+        let (bodies, body_bytes) = directory.map_or((0, 0), bodies);
         if let Some(object) = value.as_object_mut() {
             object.insert("pages".to_owned(), kinds.collect());
-            object.insert("bodies".to_owned(), json!(bodies.len()));
-            let body_bytes = bodies.iter().map(|body| u64::from(body.place.len));
-            object.insert("body_bytes".to_owned(), json!(body_bytes.sum::<u64>()));
+            object.insert("nodes".to_owned(), json!(nodes.len()));
+            object.insert("bodies".to_owned(), json!(bodies));
+            object.insert("body_bytes".to_owned(), json!(body_bytes));
         }
         value
     }
@@ -196,9 +205,9 @@ fn inspected_text(shards: &[Value], found: &[Inspected]) -> String {
         );
     }
     // A group without queues is one small page: a hundred rows of them tell nothing.
-    let is_small = |one: &&Inspected| match &one.root {
+    let is_small = |one: &&Inspected| match &one.directory {
         Ok(None) => true,
-        Ok(Some(root)) => root.pages.len() <= 1,
+        Ok(Some(directory)) => directory.pages.len() <= 1,
         Err(_) => false,
     };
     let (small, shown): (Vec<&Inspected>, Vec<&Inspected>) = found.iter().partition(is_small);
@@ -232,19 +241,20 @@ fn inspected_text(shards: &[Value], found: &[Inspected]) -> String {
             base.incarnation.0.to_string(),
             base.index.to_string(),
         ];
-        match &one.root {
-            Ok(Some(root)) => {
-                for (kind, (pages, bytes)) in by_kind(root) {
+        match &one.directory {
+            Ok(Some(directory)) => {
+                for (kind, (pages, bytes)) in by_kind(directory) {
                     let sum = all.entry(kind).or_default();
                     *sum = (sum.0 + pages, sum.1 + bytes);
                 }
-                let page_bytes = root.pages.iter().map(|page| u64::from(page.len)).sum();
-                let body_bytes = root.bodies.iter().map(|body| u64::from(body.place.len));
+                let sizes = directory.pages.iter().map(|page| page.place.len);
+                let page_bytes = sizes.map(u64::from).sum();
+                let (count, body_bytes) = bodies(directory);
                 row.extend([
-                    root.pages.len().to_string(),
+                    directory.pages.len().to_string(),
                     bytes(page_bytes),
-                    root.bodies.len().to_string(),
-                    bytes(body_bytes.sum()),
+                    count.to_string(),
+                    bytes(body_bytes),
                 ]);
             }
             Ok(None) => {}

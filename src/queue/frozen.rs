@@ -17,33 +17,38 @@ use crate::queue::leaf::{Leaves, leaf_of, slot_of};
 use crate::queue::page::{
     put_finished, put_keys, put_leaf, put_partition, put_queue, put_reasons, put_session,
 };
-use crate::queue::partition::{Head, PartitionState};
+use crate::queue::partition::Head;
 use crate::queue::queues::QueueRecord;
 use crate::queue::sessions::Session;
 use crate::queue::view::{BodyLocation, PageKey, PageKind};
+use crate::queue::writing::{Flat, Same};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-struct FrozenPartition {
-    head: Head,
-    leaves: Leaves,
-    keys: KeyTable,
-    finished: FinishedPages,
+pub(super) struct FrozenPartition {
+    pub(super) head: Head,
+    pub(super) leaves: Leaves,
+    pub(super) keys: KeyTable,
+    pub(super) finished: FinishedPages,
+    pub(super) payloads: BTreeMap<u64, (u64, u64)>,
 }
 
-struct Shared {
-    group: GroupPage,
+type Partitions = BTreeMap<(QueueUid, Partition), FrozenPartition>;
+
+pub(super) struct Shared {
+    pub(super) group: GroupPage,
     queues: BTreeMap<QueueUid, Arc<QueueRecord>>,
-    partitions: BTreeMap<(QueueUid, Partition), FrozenPartition>,
+    pub(super) partitions: Partitions,
     sessions: BTreeMap<SessionId, Arc<Session>>,
+    pub(super) flat: Arc<Flat>,
 }
 
 /// The state at one entry; yields its pages in the order of their keys.
 pub struct FrozenState {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     /// The lowest key that can come next; `None` at the end.
-    next: Option<PageKey>,
+    pub(super) next: Option<PageKey>,
 }
 
 /// The bodies of all live jobs of a frozen state, in the order of their ids.
@@ -65,27 +70,32 @@ pub struct FrozenBody {
 }
 
 impl JobQueue {
-    /// The state as it is now, held still. Costs a pointer for each 4096 jobs, live or retained, each
-    /// used bucket of keys, each session and each outstanding change.
+    /// The state as it is now, held still. Costs some pointers a partition, and one each session and each
+    /// outstanding change.
     ///
     /// # Panics
     /// If the state is not loaded.
     #[must_use]
     pub fn freeze(&self) -> FrozenState {
-        assert!(
-            self.loaded,
-            "group {} was frozen before its pages were loaded",
-            self.group
-        );
-        let partition = |(place, state): (&(QueueUid, Partition), &PartitionState)| {
+        let partitions = self.partitions.iter().map(|(place, state)| {
             let frozen = FrozenPartition {
                 head: state.head,
                 leaves: state.leaves.clone(),
                 keys: state.keys.clone(),
                 finished: state.history.pages().clone(),
+                payloads: state.payloads.clone(),
             };
             (*place, frozen)
-        };
+        });
+        self.frozen(partitions.collect())
+    }
+
+    pub(super) fn frozen(&self, partitions: Partitions) -> FrozenState {
+        assert!(
+            self.loaded,
+            "group {} was frozen before its pages were loaded",
+            self.group
+        );
         let sessions = &self.links.sessions;
         let shared = Shared {
             group: GroupPage {
@@ -99,15 +109,16 @@ impl JobQueue {
                 outbox: self.outbox.clone(),
             },
             queues: self.queues.clone(),
-            partitions: self.partitions.iter().map(partition).collect(),
+            partitions,
             sessions: sessions
                 .iter()
                 .map(|(id, slot)| (id, frozen_session(&slot.page)))
                 .collect(),
+            flat: Arc::clone(&self.flat),
         };
         FrozenState {
             shared: Arc::new(shared),
-            next: Some(key(PageKind::Group, QueueUid::default(), Partition(0), 0)),
+            next: Some(Shared::first_key()),
         }
     }
 
@@ -208,6 +219,57 @@ impl BodyCursor {
 }
 
 impl Shared {
+    /// The key of the first page.
+    pub(super) fn first_key() -> PageKey {
+        key(PageKind::Group, QueueUid::default(), Partition(0), 0)
+    }
+
+    /// The first key from `from` on of a page that a group has few of, and what tells that it is as it
+    /// was.
+    pub(super) fn flat_from(&self, from: PageKey) -> Option<(PageKey, Same)> {
+        let mut from = from;
+        loop {
+            let found = match from.kind {
+                PageKind::Group => (from.number == 0).then_some((from, Same::Bytes)),
+                PageKind::Queue => self.queues.range(from.queue..).find_map(|(uid, record)| {
+                    let key = key(PageKind::Queue, *uid, Partition(0), 0);
+                    (key >= from).then(|| (key, Same::Queue(Arc::clone(record))))
+                }),
+                PageKind::Partition => {
+                    let places = self.partitions.range((from.queue, from.partition)..);
+                    let mut keys = places.map(|(place, _)| {
+                        let (uid, number) = *place;
+                        key(PageKind::Partition, uid, number, 0)
+                    });
+                    let key = keys.find(|key| *key >= from);
+                    key.map(|key| (key, Same::Bytes))
+                }
+                PageKind::Session => {
+                    let first = u32::try_from(from.number).ok();
+                    let mut sessions = first.map(|first| self.sessions.range(SessionId(first)..));
+                    let found = sessions.as_mut().and_then(Iterator::next);
+                    found.map(|(id, session)| {
+                        let number = u64::from(id.0);
+                        let key = key(from.kind, QueueUid::default(), Partition(0), number);
+                        (key, Same::Session(Arc::clone(session)))
+                    })
+                }
+                PageKind::Leaf | PageKind::Reasons | PageKind::Keys | PageKind::Finished => None,
+            };
+            if found.is_some() {
+                return found;
+            }
+            let next = PageKind::from_u8(from.kind as u8 + 1)?;
+            from = key(next, QueueUid::default(), Partition(0), 0);
+        }
+    }
+
+    /// A page that a group has few of.
+    pub(super) fn flat_page(&self, key: PageKey) -> Bytes {
+        let (_, bytes) = self.page_from(key).expect("its key was just found");
+        bytes
+    }
+
     /// The first page whose key is `from` or above.
     fn page_from(&self, from: PageKey) -> Option<(PageKey, Bytes)> {
         let mut from = from;

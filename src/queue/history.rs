@@ -77,6 +77,16 @@ impl History {
         &self.pages
     }
 
+    /// The pages, for what this node's disk has of them.
+    pub(super) fn pages_mut(&mut self) -> &mut FinishedPages {
+        &mut self.pages
+    }
+
+    /// A copy for a checkpoint, see [`Tree::cut`].
+    pub(super) fn cut(&mut self) -> FinishedPages {
+        self.pages.cut()
+    }
+
     /// How many are kept.
     pub(super) fn len(&self) -> u64 {
         self.by_seq.len() as u64

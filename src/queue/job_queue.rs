@@ -5,7 +5,7 @@
 //! clamped so that it never falls. Queues are in `queues.rs`, jobs in `jobs.rs`, reads in `reads.rs`
 //! and `scan.rs`, pages in `page.rs`, `load.rs` and `frozen.rs`.
 
-use crate::base::ids::{GroupId, JobId, LogIndex, Partition, QueueUid, SessionId};
+use crate::base::ids::{GroupId, LogIndex, Partition, QueueUid, SessionId};
 use crate::base::limits::{ADVANCE_ITEMS_MAX, ATTACH_TOKENS_MAX};
 use crate::base::units::{GroupTime, WallTime};
 use crate::queue::command::{Command, Op, Outcome, Rejection, SessionCall, Window};
@@ -13,7 +13,8 @@ use crate::queue::outbox::Outbox;
 use crate::queue::partition::{Links, PartitionState};
 use crate::queue::queues::QueueRecord;
 use crate::queue::sessions::Admission;
-use crate::queue::view::{ApplyAt, BodyLocation};
+use crate::queue::view::ApplyAt;
+use crate::queue::writing::Flat;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -63,6 +64,8 @@ pub struct JobQueue {
     pub(super) links: Links,
     /// See [`Self::run_times`].
     pub(super) run_times: Vec<u64>,
+    /// What this node's disk has of the pages of which a group has few.
+    pub(super) flat: Arc<Flat>,
 }
 
 impl JobQueue {
@@ -96,6 +99,7 @@ impl JobQueue {
             partitions: BTreeMap::new(),
             links: Links::default(),
             run_times: Vec::new(),
+            flat: Arc::default(),
         }
     }
 
@@ -260,7 +264,11 @@ impl JobQueue {
     /// Raises the version of the machine, as an entry of the log says. It never falls: a lower one
     /// changes nothing, and one above [`MACHINE_VERSION`] counts as that.
     pub fn raise_version(&mut self, version: u16) {
-        self.version = self.version.max(version.min(MACHINE_VERSION));
+        let raised = self.version.max(version.min(MACHINE_VERSION));
+        if std::mem::replace(&mut self.version, raised) != raised {
+            // Layouts of pages go by it.
+            self.flat = Arc::default();
+        }
     }
 
     /// Wall time = group time + this, in milliseconds.
@@ -286,18 +294,6 @@ impl JobQueue {
     /// Moves the time on for an entry that is no command; it never falls.
     pub fn observe_time(&mut self, time: GroupTime) {
         self.time = self.time.max(time.min(GroupTime::MAX));
-    }
-
-    /// Remembers where the body of a job is on this node's disk; nothing if the job is gone.
-    pub fn set_body_location(&mut self, job: JobId, at: BodyLocation) {
-        let place = (job.queue(), job.partition());
-        let Some(partition) = self.partitions.get_mut(&place) else {
-            return;
-        };
-        let seq = job.seq();
-        if job.group() == self.group && partition.leaves.record(seq).is_some() {
-            partition.leaves.set_location(seq, at);
-        }
     }
 
     pub(super) fn wall(&self) -> WallTime {

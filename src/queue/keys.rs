@@ -25,7 +25,7 @@ pub(super) struct KeyRecord {
 
 /// Keys whose hashes begin alike, by hash.
 #[derive(Clone, Debug)]
-struct Bucket {
+pub(super) struct Bucket {
     keys: Vec<KeyRecord>,
     /// No later than the first time at which one of them is forgotten.
     first: u64,
@@ -54,17 +54,25 @@ impl Page for Bucket {
         }
     }
 
-    fn first_due(&self, _order: usize) -> u64 {
+    fn first_due(&self, order: usize) -> u64 {
         let expiries = self.keys.iter().map(|key| key.expires);
+        let expiries = expiries.filter(|_| order == EXPIRIES);
         expiries.min().unwrap_or(NEVER)
     }
 
-    fn set_due(&mut self, _order: usize, when: u64) {
-        self.first = when;
+    fn set_due(&mut self, order: usize, when: u64) {
+        if order == EXPIRIES {
+            self.first = when;
+        }
     }
 }
 
 impl Bucket {
+    /// By hash.
+    pub(super) fn keys(&self) -> &[KeyRecord] {
+        &self.keys
+    }
+
     fn place(&self, hash: Hash128) -> Result<usize, usize> {
         self.keys.binary_search_by_key(&hash, |key| key.hash)
     }
@@ -145,6 +153,21 @@ impl KeyTable {
             let number = u16::try_from(number).expect("buckets have 12 bits");
             (number, bucket.keys.as_slice())
         })
+    }
+
+    /// The pages.
+    pub(super) fn tree(&self) -> &Tree<Bucket> {
+        &self.0
+    }
+
+    /// The pages, for what this node's disk has of them.
+    pub(super) fn tree_mut(&mut self) -> &mut Tree<Bucket> {
+        &mut self.0
+    }
+
+    /// A copy for a checkpoint, see [`Tree::cut`].
+    pub(super) fn cut(&mut self) -> Self {
+        Self(self.0.cut())
     }
 
     /// Proves that summaries are what the keys say.

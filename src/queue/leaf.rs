@@ -188,12 +188,16 @@ impl Leaf {
         self.reasons.get(&(slot as u8)).map_or(&[], |text| text)
     }
 
-    /// Sets where the body of a slot is.
-    pub(super) fn set_location(&mut self, slot: usize, at: BodyLocation) {
+    /// Sets where the body of a slot is; where it was said to be before.
+    pub(super) fn set_location(
+        &mut self,
+        slot: usize,
+        at: Option<BodyLocation>,
+    ) -> Option<BodyLocation> {
         if self.locations.is_empty() {
             self.locations = vec![None; SLOTS];
         }
-        self.locations[slot] = Some(at);
+        std::mem::replace(&mut self.locations[slot], at)
     }
 
     /// The first slot that is due at `when` in an order.
@@ -215,16 +219,14 @@ impl Leaf {
         self.enter(slot);
     }
 
-    fn remove(&mut self, slot: usize) -> (Record, StoredBody) {
+    fn remove(&mut self, slot: usize) -> (Record, StoredBody, Option<BodyLocation>) {
         assert!(self.live & 1 << slot != 0, "slot {slot} is not live");
         self.leave(slot);
         self.live &= !(1 << slot);
         let record = std::mem::take(&mut self.records[slot]);
         let body = self.bodies[slot].take().expect("a live job has a body");
         self.payload_bytes -= u64::from(record.payload_len);
-        if let Some(location) = self.locations.get_mut(slot) {
-            *location = None;
-        }
+        let location = self.locations.get_mut(slot).and_then(Option::take);
         if !self.reasons.is_empty() {
             self.set_reason(slot, Bytes::new());
         }
@@ -232,7 +234,7 @@ impl Leaf {
             // Free slots are zero and empty, so what has become empty is as good as new.
             self.locations = Vec::new();
         }
-        (record, body)
+        (record, body, location)
     }
 
     /// Changes the record of a live slot; how it was before, and is now.
@@ -331,8 +333,9 @@ impl Tree<Leaf> {
         self.update(leaf_of(seq), |leaf| leaf.insert(slot_of(seq), record, body));
     }
 
-    /// Takes a live job out; its leaf goes with its last job.
-    pub(super) fn remove(&mut self, seq: u64) -> (Record, StoredBody) {
+    /// Takes a live job out; its leaf goes with its last job. Where its body was on this node's disk is
+    /// told, too.
+    pub(super) fn remove(&mut self, seq: u64) -> (Record, StoredBody, Option<BodyLocation>) {
         self.update(leaf_of(seq), |leaf| leaf.remove(slot_of(seq)))
     }
 
@@ -348,11 +351,6 @@ impl Tree<Leaf> {
     /// Sets the last failure of a live job; empty takes it away.
     pub(super) fn set_reason(&mut self, seq: u64, reason: Bytes) {
         self.update(leaf_of(seq), |leaf| leaf.set_reason(slot_of(seq), reason));
-    }
-
-    /// Sets where the body of a live job is.
-    pub(super) fn set_location(&mut self, seq: u64, at: BodyLocation) {
-        self.update(leaf_of(seq), |leaf| leaf.set_location(slot_of(seq), at));
     }
 
     /// The job that a lease grants next: the oldest of the first priority that has one.

@@ -13,8 +13,8 @@ use crate::queue::codec::Read;
 use crate::queue::group_page::read_group;
 use crate::queue::job_queue::JobQueue;
 use crate::queue::page::{
-    PageError, PagePlace, read_finished, read_keys, read_leaf, read_partition, read_queue,
-    read_reasons, read_session,
+    LEAF_BYTES, PageError, PagePlace, read_finished, read_keys, read_leaf, read_partition,
+    read_queue, read_reasons, read_session,
 };
 use crate::queue::partition::{Head, PartitionState};
 use crate::queue::record::Record;
@@ -94,6 +94,25 @@ impl StateLoader {
         assert!(self.kind == ORDER.len(), "some pages are not taken yet");
         self.loading.finish()
     }
+}
+
+/// The pages of a state from those that a checkpoint has, in the order of their keys: there a leaf has its
+/// reasons behind it.
+#[must_use]
+pub fn stored_pages(pages: Vec<(PageKey, Bytes)>) -> Vec<(PageKey, Bytes)> {
+    let mut all = Vec::with_capacity(pages.len());
+    for (key, mut bytes) in pages {
+        if key.kind == PageKind::Leaf && bytes.len() > LEAF_BYTES {
+            let reasons = PageKey {
+                kind: PageKind::Reasons,
+                ..key
+            };
+            all.push((reasons, bytes.split_off(LEAF_BYTES)));
+        }
+        all.push((key, bytes));
+    }
+    all.sort_unstable_by_key(|(key, _)| *key);
+    all
 }
 
 fn check_keys(pages: &[(PageKey, Bytes)]) -> Result<(), PageError> {

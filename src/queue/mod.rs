@@ -62,15 +62,19 @@ mod sessions;
 mod settings;
 mod tree;
 pub mod view;
+mod writing;
 
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod version_tests;
+#[cfg(test)]
+mod writing_tests;
 
 pub use body::{StoredBody, decode_body, encode_body};
 pub use frozen::{BodyCursor, FrozenBody, FrozenState};
 pub use job_queue::{JobQueue, MACHINE_VERSION, PagesNeeded};
-pub use load::StateLoader;
+pub use load::{StateLoader, stored_pages};
 pub use page::{PageError, PagePlace};
 pub use salvage::Lost;
+pub use writing::{Kept, Piece, StateWriter, StoredTree, SummaryBytes, WrittenState};

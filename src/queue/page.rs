@@ -80,6 +80,8 @@ pub(super) const LEAF_BYTES: usize = RECORD_BYTES * LEAF_JOBS as usize;
 pub enum PagePlace {
     /// A page.
     Page(PageKey),
+    /// A node of this level, 1 or more, with all pages below it; the key has its own number.
+    Node(PageKey, u8),
     /// The body of a job.
     Body(Option<JobId>),
     /// The set of pages as a whole.
@@ -90,6 +92,23 @@ impl fmt::Display for PagePlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let key = match self {
             Self::Page(key) => key,
+            Self::Node(key, level) => {
+                let PageKey {
+                    kind,
+                    queue,
+                    partition,
+                    number,
+                } = key;
+                let of = match kind {
+                    PageKind::Keys => "keys",
+                    PageKind::Finished => "finished jobs",
+                    _ => "leaves",
+                };
+                return write!(
+                    f,
+                    "node {number} of level {level} above {of} of queue {queue} partition {partition}"
+                );
+            }
             Self::Body(Some(job)) => return write!(f, "the body of job {job}"),
             Self::Body(None) => return write!(f, "a body"),
             Self::Set => return write!(f, "the pages of the group"),

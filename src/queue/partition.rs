@@ -31,9 +31,9 @@ use crate::queue::record::Record;
 use crate::queue::sessions::Sessions;
 use crate::queue::settings::share;
 use crate::queue::tree::{NEVER, Summary};
-use crate::queue::view::{JobEnd, JobState, QueueStats};
+use crate::queue::view::{BodyLocation, JobEnd, JobState, QueueStats};
 use bytes::Bytes;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The orders that span the partitions of a group.
 #[derive(Debug, Default)]
@@ -107,6 +107,8 @@ pub(super) struct PartitionState {
     pub(super) keys: KeyTable,
     /// The finished jobs that are retained.
     pub(super) history: History,
+    /// Payload files of this node's disk with the bytes and the number of bodies of live jobs.
+    pub(super) payloads: BTreeMap<u64, (u64, u64)>,
 }
 
 impl PartitionState {
@@ -127,6 +129,7 @@ impl PartitionState {
             leaves: Leaves::default(),
             keys: KeyTable::default(),
             history: History::default(),
+            payloads: BTreeMap::new(),
         }
     }
 
@@ -145,12 +148,64 @@ impl PartitionState {
     /// Takes a live job out of the state.
     pub(super) fn remove(&mut self, id: JobId, on: &mut Links) {
         let before = *self.leaves.summary();
-        let (record, body) = self.leaves.remove(id.seq());
+        let (record, body, location) = self.leaves.remove(id.seq());
+        if let Some(at) = location {
+            self.leave_payload(at);
+        }
         on.held_bytes -= held_bytes(&body);
         self.head.stats.bytes -= u64::from(record.payload_len);
         self.unlink(id, &record, on);
         on.deadlines
             .note_jobs(place_of(id), &before, self.leaves.summary());
+    }
+
+    /// Remembers where the body of a job is on this node's disk; nothing if it is gone.
+    pub(super) fn set_body_location(&mut self, seq: u64, at: BodyLocation) {
+        if self.leaves.record(seq).is_none() {
+            return;
+        }
+        let mut before = None;
+        self.leaves.touch(leaf_of(seq), |leaf| {
+            before = leaf.set_location(slot_of(seq), Some(at));
+        });
+        if let Some(before) = before {
+            self.leave_payload(before);
+        }
+        let used = self.payloads.entry(at.file).or_default();
+        *used = (used.0 + at.disk_bytes(), used.1 + 1);
+    }
+
+    fn leave_payload(&mut self, at: BodyLocation) {
+        let used = self.payloads.get_mut(&at.file);
+        let used = used.expect("the file of a body is counted");
+        *used = (used.0 - at.disk_bytes(), used.1 - 1);
+        if used.1 == 0 {
+            self.payloads.remove(&at.file);
+        }
+    }
+
+    /// Bodies that are in these files are written anew by the next checkpoint.
+    pub(super) fn leave_payloads(&mut self, files: &BTreeSet<u64>) {
+        if !self.payloads.keys().any(|file| files.contains(file)) {
+            return;
+        }
+        let is_left = |at: BodyLocation| files.contains(&at.file);
+        let leaves = self.leaves.from(0);
+        let leaves = leaves.filter(|(_, leaf)| {
+            let mut slots = leaf.live_slots();
+            slots.any(|slot| leaf.location(slot).is_some_and(is_left))
+        });
+        let numbers: Vec<u64> = leaves.map(|(number, _)| number).collect();
+        for number in numbers {
+            self.leaves.update(number, |leaf| {
+                for slot in leaf.live_slots() {
+                    if leaf.location(slot).is_some_and(is_left) {
+                        leaf.set_location(slot, None);
+                    }
+                }
+            });
+        }
+        self.payloads.retain(|file, _| !files.contains(file));
     }
 
     /// Changes the record of a live job.

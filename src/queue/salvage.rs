@@ -7,6 +7,7 @@
 //! | the group page | everything: nobody knows which ids were given out |
 //! | a queue's page, or a partition's | what this group holds of that queue: likewise |
 //! | a leaf | its jobs, up to 64 |
+//! | a node | all pages below it, as if each were damaged |
 //! | a body | its job |
 //! | a session | its outcomes; a lease of it goes on without a session, and ends by time |
 //! | reasons, keys | themselves |
@@ -17,7 +18,7 @@
 //! invariant of the machine.
 
 use crate::base::ids::{GroupId, JobId, QueueUid};
-use crate::base::limits::LEAF_JOBS;
+use crate::base::limits::{LEAF_JOBS, NODE_BRANCHES};
 use crate::queue::command::PartitionChange;
 use crate::queue::job_queue::JobQueue;
 use crate::queue::load::{Bodies, Loading, ORDER, located};
@@ -90,10 +91,13 @@ impl Salvage {
     fn lose_leaves(&mut self) {
         let group = self.loading.machine.group;
         for page in &self.lost.pages {
-            if let PagePlace::Page(key) = page.place
-                && key.kind == PageKind::Leaf
-            {
-                self.lost.jobs.extend(leaf_range(group, key));
+            let (key, level) = match page.place {
+                PagePlace::Page(key) => (key, 0),
+                PagePlace::Node(key, level) => (key, level),
+                PagePlace::Body(_) | PagePlace::Set => continue,
+            };
+            if key.kind == PageKind::Leaf {
+                self.lost.jobs.extend(leaves_range(group, key, level));
             }
         }
         self.lost.jobs.sort_unstable();
@@ -245,7 +249,7 @@ impl Salvage {
     /// are retained have no gap.
     fn has_gap(&self, key: PageKey) -> bool {
         self.lost.pages.iter().any(|page| {
-            matches!(page.place, PagePlace::Page(other)
+            matches!(page.place, PagePlace::Page(other) | PagePlace::Node(other, _)
                 if other.kind == key.kind
                     && (other.queue, other.partition) == (key.queue, key.partition))
         })
@@ -254,7 +258,7 @@ impl Salvage {
     fn finish(mut self) -> Result<(JobQueue, Lost), PageError> {
         let machine = &mut self.loading.machine;
         let lost = self.lost.pages.iter().filter_map(|page| match page.place {
-            PagePlace::Page(key) => Some(key.queue),
+            PagePlace::Page(key) | PagePlace::Node(key, _) => Some(key.queue),
             PagePlace::Body(_) | PagePlace::Set => None,
         });
         let lost = lost.filter(|uid| *uid != QueueUid::default());
@@ -272,12 +276,17 @@ impl Salvage {
 
 /// All jobs that a leaf can hold.
 fn leaf_range(group: GroupId, key: PageKey) -> Option<(JobId, JobId)> {
-    let first = key.number.checked_mul(LEAF_JOBS)?;
-    let last = first
-        .checked_add(LEAF_JOBS - 1)
-        .filter(|last| *last <= JobId::SEQ_MAX)?;
+    leaves_range(group, key, 0)
+}
+
+/// All jobs that the leaves below a node can hold; at level 0 those of a leaf.
+fn leaves_range(group: GroupId, key: PageKey, level: u8) -> Option<(JobId, JobId)> {
+    let span = LEAF_JOBS.checked_mul(NODE_BRANCHES.checked_pow(level.into())?)?;
+    let first = key.number.checked_mul(span)?;
+    let first = Some(first).filter(|first| *first <= JobId::SEQ_MAX)?;
+    let last = first.checked_add(span - 1).unwrap_or(u64::MAX);
     let job = |seq| JobId::new(group, key.queue, key.partition, seq);
-    Some((job(first), job(last)))
+    Some((job(first), job(last.min(JobId::SEQ_MAX))))
 }
 
 #[cfg(test)]

@@ -20,12 +20,22 @@
 //! - Pages and nodes are shared with copies of the tree, and copied when they change: a copy costs one
 //!   pointer, a change one path.
 //!
+//! - What is *stored* of a tree, a page or node, is on this node's disk as it is in memory; whatever has
+//!   changed is not. A stored page's first times are exact, and so is what is above it.
+//!
 //! Left out on purpose: what a page holds.
 
+mod walk;
+
+use crate::base::limits::NODE_BRANCHES;
+use crate::queue::view::StoredPage;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+pub(super) use walk::{Placed, Todo, Walk, WrittenTree};
+
 /// Branches of a node.
-const FAN_OUT: usize = 64;
+const FAN_OUT: usize = NODE_BRANCHES as usize;
 /// Bits of a page's number that choose a branch.
 const BITS: u32 = FAN_OUT.trailing_zeros();
 /// The orders of times in a summary.
@@ -78,6 +88,9 @@ struct Node<T> {
 
 struct Branch<T> {
     summary: Summary,
+    stored: Option<StoredPage>,
+    /// The epoch of its last change.
+    changed: u32,
     below: Below<T>,
 }
 
@@ -100,10 +113,18 @@ impl<T> Clone for Branch<T> {
     fn clone(&self) -> Self {
         Self {
             summary: self.summary,
-            below: match &self.below {
-                Below::Page(page) => Below::Page(Arc::clone(page)),
-                Below::Node(node) => Below::Node(Arc::clone(node)),
-            },
+            stored: self.stored,
+            changed: self.changed,
+            below: self.below.clone(),
+        }
+    }
+}
+
+impl<T> Clone for Below<T> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Page(page) => Self::Page(Arc::clone(page)),
+            Self::Node(node) => Self::Node(Arc::clone(node)),
         }
     }
 }
@@ -144,6 +165,8 @@ impl<T: Page> Spare<T> {
         };
         Branch {
             summary: Summary::default(),
+            stored: None,
+            changed: 0,
             below,
         }
     }
@@ -202,12 +225,14 @@ impl<T: Page> Node<T> {
         &mut self,
         (level, number): (u32, u64),
         own: &mut Summary,
-        spare: &mut Spare<T>,
+        (spare, disk): (&mut Spare<T>, &mut OnDisk),
         change: impl FnOnce(&mut T) -> R,
     ) -> R {
         let at = branch_of(number, level);
         let branch = self.branches[at].get_or_insert_with(|| spare.branch(level));
         self.used |= 1 << at;
+        branch.changed = disk.epoch;
+        disk.forget(&mut branch.stored);
         let before = branch.summary;
         let result = match &mut branch.below {
             Below::Page(page) => {
@@ -218,7 +243,8 @@ impl<T: Page> Node<T> {
             }
             Below::Node(node) => {
                 let place = (level - 1, number);
-                Arc::make_mut(node).update(place, &mut branch.summary, spare, change)
+                let own = &mut branch.summary;
+                Arc::make_mut(node).update(place, own, (&mut *spare, disk), change)
             }
         };
         if branch.summary.live == 0 {
@@ -231,6 +257,37 @@ impl<T: Page> Node<T> {
     }
 }
 
+/// What is on this node's disk.
+#[derive(Clone, Default)]
+struct OnDisk {
+    /// The root, if it is.
+    root: Option<StoredPage>,
+    /// When the root changed last.
+    changed: u32,
+    /// Changes are of this epoch; a checkpoint begins the next.
+    epoch: u32,
+    /// Run files with the bytes that stored pages and nodes have in them.
+    runs: BTreeMap<u64, u64>,
+}
+
+impl OnDisk {
+    fn forget(&mut self, stored: &mut Option<StoredPage>) {
+        if let Some(page) = stored.take() {
+            let bytes = self.runs.get_mut(&page.file);
+            let bytes = bytes.expect("the file of a stored page is counted");
+            *bytes -= u64::from(page.len);
+            if *bytes == 0 {
+                self.runs.remove(&page.file);
+            }
+        }
+    }
+
+    fn keep(&mut self, page: StoredPage) -> Option<StoredPage> {
+        *self.runs.entry(page.file).or_default() += u64::from(page.len);
+        Some(page)
+    }
+}
+
 /// Pages by number. A copy shares all of them.
 pub(super) struct Tree<T> {
     root: Option<Arc<Node<T>>>,
@@ -239,6 +296,7 @@ pub(super) struct Tree<T> {
     /// The number of the root among the nodes of its level.
     prefix: u64,
     summary: Summary,
+    disk: OnDisk,
     spare: Spare<T>,
 }
 
@@ -249,6 +307,7 @@ impl<T> Default for Tree<T> {
             height: 0,
             prefix: 0,
             summary: Summary::default(),
+            disk: OnDisk::default(),
             spare: Spare::default(),
         }
     }
@@ -258,8 +317,11 @@ impl<T> Clone for Tree<T> {
     fn clone(&self) -> Self {
         Self {
             root: self.root.clone(),
+            height: self.height,
+            prefix: self.prefix,
+            summary: self.summary,
+            disk: self.disk.clone(),
             spare: Spare::default(),
-            ..*self
         }
     }
 }
@@ -291,9 +353,29 @@ impl<T: Page> Tree<T> {
         let root = self.root.as_mut().expect("it was made to cover the page");
         let place = (self.height, number);
         let root = Arc::make_mut(root);
-        let result = root.update(place, &mut self.summary, &mut self.spare, change);
+        self.disk.changed = self.disk.epoch;
+        let mut stored = self.disk.root.take();
+        self.disk.forget(&mut stored);
+        let with = (&mut self.spare, &mut self.disk);
+        let result = root.update(place, &mut self.summary, with, change);
         self.lower();
         result
+    }
+
+    /// Changes what a page knows of this node's disk, if it exists: no part of the state.
+    pub(super) fn touch(&mut self, number: u64, change: impl FnOnce(&mut T)) {
+        if self.get(number).is_none() {
+            return;
+        }
+        let mut node = self.root.as_mut().expect("the page was found");
+        let mut level = self.height;
+        loop {
+            let branch = &mut Arc::make_mut(node).branches[branch_of(number, level)];
+            match &mut branch.as_mut().expect("the page was found").below {
+                Below::Page(page) => return change(Arc::make_mut(page)),
+                Below::Node(below) => (node, level) = (below, level - 1),
+            }
+        }
     }
 
     /// Makes the first time of an order exact, and tells in which page it stands; of several with that
@@ -358,6 +440,8 @@ impl<T: Page> Tree<T> {
             node.used = 1 << at;
             node.branches[at] = Some(Branch {
                 summary: self.summary,
+                stored: self.disk.root.take(),
+                changed: self.disk.changed,
                 below: Below::Node(below),
             });
             self.root = Some(root);
@@ -378,11 +462,13 @@ impl<T: Page> Tree<T> {
                 return;
             }
             let at = root.used.trailing_zeros() as usize;
-            let only = match &root.branch(at).below {
+            let only = root.branch(at);
+            let below = match &only.below {
                 Below::Node(node) => Arc::clone(node),
                 Below::Page(_) => unreachable!("pages are below level 1"),
             };
-            *root = only;
+            (self.disk.root, self.disk.changed) = (only.stored, only.changed);
+            *root = below;
             self.height -= 1;
             self.prefix = self.prefix << BITS | at as u64;
         }

@@ -1,6 +1,8 @@
 //! What reads of the job machine return: copies, detached from its state.
 
+use crate::base::checksum::Hash128;
 use crate::base::ids::{JobId, Partition, QueueUid, SessionId, Token};
+use crate::base::limits::{BODY_HEAD_BYTES, DISK_ALIGN_BYTES};
 use crate::base::units::{GroupTime, WallTime};
 use crate::queue::command::{Backoff, JobFilter};
 use bytes::Bytes;
@@ -230,6 +232,29 @@ pub struct BodyLocation {
     pub offset: u64,
     /// Length of the encoded body.
     pub len: u32,
+}
+
+impl BodyLocation {
+    /// Bytes of the file that it takes, head and padding included.
+    #[must_use]
+    pub fn disk_bytes(&self) -> u64 {
+        (BODY_HEAD_BYTES as u64 + u64::from(self.len)).next_multiple_of(DISK_ALIGN_BYTES)
+    }
+}
+
+/// Where a page, or a node above pages, is on this node's disk; local, never part of the state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoredPage {
+    /// The hash of what it is.
+    pub hash: Hash128,
+    /// The run file.
+    pub file: u64,
+    /// Where in that file.
+    pub offset: u64,
+    /// Bytes that it takes there.
+    pub len: u32,
+    /// The checksum of these bytes.
+    pub crc: u32,
 }
 
 /// Names a page of a group's hot state. Pages sort by kind, then queue, partition, number.

@@ -1,9 +1,16 @@
-//! What a base is called in the log, in a root and in a manifest: the same, in the words of each.
+//! What a base is called in the log, in a root and in a manifest: the same, in the words of each; and
+//! pages and nodes of the job machine as run files hold them.
 
+use crate::base::checksum::Hash128;
 use crate::base::ids::{GroupId, Partition, QueueUid};
 use crate::base::units::Lsn;
-use crate::queue::view::{PageKey, PageKind};
-use crate::snapshot::layout::{BodyEntry, GroupMeta, PageName, PayloadUse, RootRef};
+use crate::queue::view::{BodyLocation, PageKey, PageKind, StoredPage};
+use crate::queue::{Piece, SummaryBytes, WrittenState};
+use crate::snapshot::builder::{BuildError, RunBuilder};
+use crate::snapshot::layout::{
+    BodyPlace, Branch, GroupMeta, Node, PageEntry, PageName, PayloadUse, Place, Root, RootRef,
+    RunUse, TreeEntry,
+};
 use crate::snapshot::manifest::{ManifestBase, ManifestGroup};
 use crate::wal::record::{BaseRecord, RootLocation};
 use std::collections::BTreeMap;
@@ -17,19 +24,116 @@ pub(super) fn page_name(key: PageKey) -> PageName {
     }
 }
 
-pub(super) fn payload_use(bodies: &[BodyEntry]) -> Vec<PayloadUse> {
-    let mut files: BTreeMap<u64, PayloadUse> = BTreeMap::new();
-    for body in bodies {
-        let file = body.place.file;
-        let used = files.entry(file).or_insert(PayloadUse {
-            file,
-            live_bytes: 0,
-            live_bodies: 0,
-        });
-        used.live_bytes += body.place.record_bytes();
-        used.live_bodies += 1;
+fn place(stored: &StoredPage) -> Place {
+    Place {
+        file: stored.file,
+        offset: stored.offset,
+        len: stored.len,
+        crc: stored.crc,
     }
-    files.into_values().collect()
+}
+
+/// What was written, as the job machine remembers it.
+pub(super) fn stored_page(hash: Hash128, place: &Place) -> StoredPage {
+    StoredPage {
+        hash,
+        file: place.file,
+        offset: place.offset,
+        len: place.len,
+        crc: place.crc,
+    }
+}
+
+/// Writes a page or a node of a group; where it lies.
+///
+/// # Errors
+/// If a page is 4 GiB or longer.
+///
+/// # Panics
+/// If the piece is a body: those go into payload files.
+pub fn add_piece(
+    run: &mut RunBuilder,
+    group: GroupId,
+    piece: &Piece,
+) -> Result<StoredPage, BuildError> {
+    match piece {
+        Piece::Page { key, bytes, bodies } => {
+            let bodies = bodies.iter().map(|(slot, at)| {
+                let BodyLocation { file, offset, len } = *at;
+                (*slot, BodyPlace { file, offset, len })
+            });
+            let bodies: Vec<_> = bodies.collect();
+            let added = run.add_page(group, page_name(*key), bytes, &bodies)?;
+            Ok(stored_page(added.hash, &added.place))
+        }
+        Piece::Node {
+            key,
+            level,
+            branches,
+        } => {
+            let (hash, place) = run.add_node(group, &node(*key, *level, branches))?;
+            Ok(stored_page(hash, &place))
+        }
+        Piece::Body { job, .. } => panic!("the body of job {job} goes into a payload file"),
+    }
+}
+
+fn node(key: PageKey, level: u8, branches: &[(u8, SummaryBytes, StoredPage)]) -> Node {
+    let branches = branches.iter().map(|(slot, summary, stored)| Branch {
+        slot: *slot,
+        summary: *summary,
+        hash: stored.hash,
+        place: place(stored),
+    });
+    Node {
+        name: page_name(key),
+        level,
+        branches: branches.collect(),
+    }
+}
+
+/// The root of a state that is written.
+#[must_use]
+pub fn root(meta: &GroupMeta, written: &WrittenState) -> Root {
+    let pages = written.pages.iter().map(|(key, stored)| PageEntry {
+        name: page_name(*key),
+        hash: stored.hash,
+        place: place(stored),
+    });
+    let trees = written.trees.iter().map(|tree| TreeEntry {
+        name: page_name(tree.key),
+        level: tree.level,
+        summary: tree.summary,
+        hash: tree.stored.hash,
+        place: place(&tree.stored),
+        runs: run_uses(&tree.runs),
+        payloads: payload_uses(&tree.payloads),
+    });
+    Root {
+        meta: meta.clone(),
+        pages: pages.collect(),
+        trees: trees.collect(),
+    }
+}
+
+fn run_uses(runs: &BTreeMap<u64, u64>) -> Vec<RunUse> {
+    let runs = runs.iter();
+    runs.map(|(file, live_bytes)| RunUse {
+        file: *file,
+        live_bytes: *live_bytes,
+    })
+    .collect()
+}
+
+fn payload_uses(payloads: &BTreeMap<u64, (u64, u64)>) -> Vec<PayloadUse> {
+    let payloads = payloads.iter();
+    payloads
+        .map(|(file, (live_bytes, live_bodies))| PayloadUse {
+            file: *file,
+            live_bytes: *live_bytes,
+            live_bodies: *live_bodies,
+        })
+        .collect()
 }
 
 pub(super) fn base_record(meta: &GroupMeta, root: &RootRef, log_start_lsn: Lsn) -> BaseRecord {
@@ -87,7 +191,8 @@ pub(super) fn manifest_group(bases: &[BaseRecord]) -> ManifestGroup {
 }
 
 /// The page that a name in a root stands for; `None` for a name that this version never wrote.
-pub(super) fn page_key(name: &PageName) -> Option<PageKey> {
+#[must_use]
+pub fn page_key(name: &PageName) -> Option<PageKey> {
     Some(PageKey {
         kind: PageKind::from_u8(name.kind)?,
         queue: QueueUid::from_u64(name.queue)?,

@@ -7,9 +7,9 @@
 //! ```
 //!
 //! A round is due after so many bytes of log. Each group's cut is an entry of its log, so that all
-//! replicas cut at the same index; applying it freezes the state, which costs a pass over page
-//! *pointers*, not over jobs. Encoding and writing go in slices, one a turn, with a bounded number
-//! of bytes on the way to the disk.
+//! replicas cut at the same index; applying it freezes the state, which costs some pointers a queue.
+//! What has changed since the last round is then written, bottom up ([`crate::queue::StateWriter`]), in
+//! slices, one a turn, with a bounded number of bytes on the way to the disk.
 //!
 //! # What a crash leaves
 //!
@@ -26,11 +26,10 @@
 //! takes the same way to the disk, with the state that was brought here in place of the group's own
 //! (`installing`). There is one round at a time.
 //!
-//! Bodies are written once: a round writes those that are in no payload file yet, and those in files
-//! of which less than half is alive. Deliberately absent in this form: leaving out pages that did
-//! not change; each round writes all pages of its groups.
+//! Pages and bodies are written once, until they change: a round writes anew what lives in files of which
+//! less than half is alive.
 
-use super::bases::{base_record, manifest_group, page_name, payload_use};
+use super::bases::{add_piece, base_record, manifest_group, root};
 use super::effect::{CheckpointFile, Effect};
 use super::engine::ShardEngine;
 use super::group::Phase as GroupPhase;
@@ -38,16 +37,14 @@ use super::installing::Joins;
 use super::loading::BaseFiles;
 use crate::base::bugs::{self, Bug};
 use crate::base::entry::EntryKind;
-use crate::base::ids::{JobId, ShardId};
+use crate::base::ids::ShardId;
 use crate::base::limits::BASES_KEPT;
 use crate::base::units::{Lsn, Monotonic};
 use crate::queue::view::BodyLocation;
-use crate::queue::{BodyCursor, FrozenState, JobQueue};
+use crate::queue::{FrozenState, JobQueue, Kept, Piece, StateWriter};
 use crate::raft::role::Role;
 use crate::snapshot::builder::{PayloadBuilder, RunBuilder};
-use crate::snapshot::layout::{
-    BodyEntry, BodyPlace, FileHeader, FileKind, GroupMeta, Owner, PageName, file_number,
-};
+use crate::snapshot::layout::{FileHeader, FileKind, GroupMeta, Owner, file_number};
 use crate::snapshot::manifest::Manifest;
 use crate::wal::record::{BaseRecord, Record};
 use crate::wal::writer::Ticket;
@@ -57,8 +54,8 @@ use std::time::Duration;
 
 /// Bytes encoded in one step.
 const SLICE_BYTES: usize = 128 << 10;
-/// Bodies placed in one step.
-const SLICE_BODIES: usize = 1024;
+/// Pages and bodies whose places are taken note of in one step.
+const SLICE_PLACES: usize = 1024;
 /// Bytes on the way to the disk; the next slice waits beyond it.
 const OUTSTANDING_BYTES_MAX: usize = 4 << 20;
 /// A payload file is closed at this size, so that dead ones go piece by piece.
@@ -80,8 +77,8 @@ struct Written {
     slot: usize,
     base: BaseRecord,
     files: BaseFiles,
-    /// Bodies that this round wrote.
-    placed: Vec<(JobId, BodyLocation)>,
+    /// What the group is to remember of it.
+    kept: Kept,
     /// The state that was written, if it is to take the place of the group's own.
     installs: Option<Box<JobQueue>>,
 }
@@ -99,7 +96,6 @@ enum Phase {
     Placing {
         written: Vec<Written>,
         group: usize,
-        body: usize,
     },
     /// All is on disk but the BASE records.
     Placed {
@@ -119,20 +115,17 @@ struct Writing {
     payload: Option<(u64, PayloadBuilder)>,
     files: Vec<CheckpointFile>,
     outstanding: usize,
-    pages_bytes: u64,
     written: Vec<Written>,
     installs: Option<Box<JobQueue>>,
     /// The body that is being written.
     encoded: Vec<u8>,
 }
 
-/// The group being written: bodies first, since the root names their places.
+/// The group being written.
 struct Current {
-    frozen: Frozen,
-    cursor: BodyCursor,
-    bodies_done: bool,
-    bodies: Vec<BodyEntry>,
-    placed: Vec<(JobId, BodyLocation)>,
+    slot: usize,
+    meta: GroupMeta,
+    writer: StateWriter,
 }
 
 /// The checkpoints of a shard.
@@ -145,13 +138,12 @@ pub(super) struct Checkpointer {
     phase: Phase,
     /// What is on disk, with its length.
     files: BTreeMap<CheckpointFile, u64>,
-    /// Payload files of which less than half is alive: the next round moves what lives.
-    rewrite: BTreeSet<u64>,
+    /// Run and payload files of which less than half is alive: the next round moves what lives.
+    rewrite: (BTreeSet<u64>, BTreeSet<u64>),
     /// The end of the log at the last cut.
     cut_at: Lsn,
     /// Log bytes found at the start, which count as since the last cut until there is one.
     carried: u64,
-    last_pages_bytes: u64,
     retry_at: Option<Monotonic>,
     manifest_sequence: u64,
     manifest_under_way: bool,
@@ -179,10 +171,9 @@ impl Checkpointer {
             round: 0,
             phase: Phase::Idle,
             files,
-            rewrite: BTreeSet::new(),
+            rewrite: Default::default(),
             cut_at: log_end,
             carried,
-            last_pages_bytes: 0,
             retry_at: None,
             manifest_sequence: u64::from(start_number) << 32,
             manifest_under_way: false,
@@ -195,11 +186,6 @@ impl Checkpointer {
     /// Bytes of log since the last cut.
     pub(super) fn log_bytes(&self, log_end: Lsn) -> u64 {
         self.carried + (log_end.0 - self.cut_at.0)
-    }
-
-    /// Takes note of what the last round wrote for a group, at a start.
-    pub(super) fn note_pages(&mut self, pages: &[(PageName, Bytes)]) {
-        self.last_pages_bytes += pages.iter().map(|(_, page)| page.len() as u64).sum::<u64>();
     }
 
     /// Whether no round is under way.
@@ -248,13 +234,11 @@ impl ShardEngine {
     pub(super) fn start_due_round(&mut self) {
         let checkpoints = &self.checkpoints;
         let log_bytes = checkpoints.log_bytes(self.wal.end_lsn());
-        let budget = self
-            .config
-            .checkpoint_log_bytes
-            .max(2 * checkpoints.last_pages_bytes)
-            .min(self.config.checkpoint_log_bytes_max);
         let waits = checkpoints.retry_at.is_some_and(|at| at > self.now.mono);
-        let is_due = log_bytes >= budget && checkpoints.is_idle() && !waits && !self.stopping();
+        let is_due = log_bytes >= self.config.checkpoint_log_bytes
+            && checkpoints.is_idle()
+            && !waits
+            && !self.stopping();
         // Looked at last: there may be many groups.
         if is_due && !self.is_loading() {
             self.start_round(|_| true);
@@ -306,12 +290,16 @@ impl ShardEngine {
         }
     }
 
-    fn freeze(&self, slot: usize) -> Frozen {
-        let group = &self.groups[slot];
+    fn freeze(&mut self, slot: usize) -> Frozen {
+        let group = &mut self.groups[slot];
+        let (runs, payloads) = &self.checkpoints.rewrite;
+        if !runs.is_empty() || !payloads.is_empty() {
+            group.queue.leave_files(runs, payloads);
+        }
         Frozen {
             slot,
             meta: group.meta(),
-            state: group.queue.freeze(),
+            state: group.queue.cut(),
         }
     }
 
@@ -356,7 +344,6 @@ impl ShardEngine {
             payload: None,
             files: vec![run],
             outstanding: 0,
-            pages_bytes: 0,
             written: Vec::new(),
             installs,
             encoded: Vec::new(),
@@ -364,10 +351,10 @@ impl ShardEngine {
     }
 
     /// Starts the round of a checkpoint that was brought here. There must be none.
-    pub(super) fn start_install(&mut self, slot: usize, meta: GroupMeta, queue: Box<JobQueue>) {
+    pub(super) fn start_install(&mut self, slot: usize, meta: GroupMeta, mut queue: Box<JobQueue>) {
         assert!(self.checkpoints.is_idle(), "there is one round at a time");
         self.checkpoints.round += 1;
-        let state = queue.freeze();
+        let state = queue.cut();
         let frozen = Frozen { slot, meta, state };
         self.start_writing(VecDeque::from([frozen]), Some(queue));
     }
@@ -388,11 +375,7 @@ impl ShardEngine {
         }
         match std::mem::replace(&mut self.checkpoints.phase, Phase::Idle) {
             Phase::Writing(writing) => self.step_writing(writing),
-            Phase::Placing {
-                written,
-                group,
-                body,
-            } => self.step_placing(written, group, body),
+            Phase::Placing { written, group } => self.step_placing(written, group),
             _ => unreachable!("only writing and placing want a turn"),
         }
     }
@@ -402,11 +385,10 @@ impl ShardEngine {
             .current
             .take()
             .or_else(|| writing.queue.pop_front().map(Current::new));
-        match next {
-            Some(current) if !current.bodies_done => self.step_bodies(&mut writing, current),
-            Some(current) => self.step_pages(&mut writing, current),
-            None => return self.finish_writing(writing),
-        }
+        let Some(current) = next else {
+            return self.finish_writing(writing);
+        };
+        self.step_group(&mut writing, current);
         self.emit_chunks(&mut writing);
         self.checkpoints.phase = Phase::Writing(writing);
     }
@@ -416,10 +398,6 @@ impl ShardEngine {
         self.close_payload_file(&mut writing);
         self.emit_chunks(&mut writing);
         let round = self.checkpoints.round;
-        let is_install = writing.written.iter().any(Written::is_install);
-        let others = self.checkpoints.last_pages_bytes;
-        self.checkpoints.last_pages_bytes =
-            writing.pages_bytes + if is_install { others } else { 0 };
         let mut files = writing.files;
         if bugs::on(Bug::PayloadsUnsynced) {
             files.retain(|file| matches!(file, CheckpointFile::Run(_)));
@@ -430,49 +408,65 @@ impl ShardEngine {
         };
     }
 
-    fn step_bodies(&mut self, writing: &mut Writing, mut current: Current) {
-        let slice = current.cursor.next_bodies(SLICE_BYTES);
-        current.bodies_done = slice.is_empty();
-        for body in slice {
-            let stays = body
-                .location
-                .filter(|at| !self.checkpoints.rewrite.contains(&at.file));
-            let place = if let Some(at) = stays {
-                BodyPlace {
-                    file: at.file,
-                    offset: at.offset,
-                    len: at.len,
+    /// Writes some of a group, and its root behind the last.
+    fn step_group(&mut self, writing: &mut Writing, mut current: Current) {
+        let group = current.meta.group;
+        let mut bytes = 0;
+        while bytes < SLICE_BYTES {
+            match current.writer.next() {
+                Some(Piece::Body { job, body }) => {
+                    writing.encoded.clear();
+                    body.encode_into(&mut writing.encoded);
+                    bytes += writing.encoded.len();
+                    let (_, payload) = writing.payload.get_or_insert_with(|| {
+                        let header = self.checkpoints.header(FileKind::Payload);
+                        writing.files.push(CheckpointFile::Payload(header.file));
+                        (header.file, PayloadBuilder::new(&header))
+                    });
+                    let place = payload.add_body(job, &writing.encoded);
+                    let is_full = payload.len() >= PAYLOAD_FILE_BYTES;
+                    let at = BodyLocation {
+                        file: place.file,
+                        offset: place.offset,
+                        len: place.len,
+                    };
+                    current.writer.body_placed(job, at);
+                    if is_full {
+                        self.close_payload_file(writing);
+                    }
                 }
-            } else {
-                writing.encoded.clear();
-                body.body.encode_into(&mut writing.encoded);
-                let (_, payload) = writing.payload.get_or_insert_with(|| {
-                    let header = self.checkpoints.header(FileKind::Payload);
-                    writing.files.push(CheckpointFile::Payload(header.file));
-                    (header.file, PayloadBuilder::new(&header))
-                });
-                let place = payload.add_body(body.job, &writing.encoded);
-                let at = BodyLocation {
-                    file: place.file,
-                    offset: place.offset,
-                    len: place.len,
-                };
-                current.placed.push((body.job, at));
-                place
-            };
-            current.bodies.push(BodyEntry {
-                job: body.job,
-                place,
-            });
-        }
-        if writing
-            .payload
-            .as_ref()
-            .is_some_and(|(_, file)| file.len() >= PAYLOAD_FILE_BYTES)
-        {
-            self.close_payload_file(writing);
+                Some(piece) => {
+                    let added = add_piece(&mut writing.run, group, &piece);
+                    let stored = added
+                        .expect("a page of a leaf, a session or a key bucket is far below 4 GiB");
+                    bytes += stored.len as usize;
+                    current.writer.placed(stored);
+                }
+                None => return self.finish_group(writing, current),
+            }
         }
         writing.current = Some(current);
+    }
+
+    fn finish_group(&mut self, writing: &mut Writing, current: Current) {
+        let Current { slot, meta, writer } = current;
+        let (state, kept) = writer.finish();
+        let root = root(&meta, &state);
+        let (runs, payloads) = (root.run_files(), root.payload_files());
+        let root = writing.run.add_root(root).unwrap_or_else(|error| {
+            panic!(
+                "the root of group {} cannot be written: {error}",
+                meta.group
+            )
+        });
+        let before = &self.groups[slot].bases[0];
+        writing.written.push(Written {
+            slot,
+            base: base_record(&meta, &root, before.log_start_lsn),
+            files: BaseFiles::new(&root, &runs, &payloads),
+            kept,
+            installs: writing.installs.take(),
+        });
     }
 
     fn close_payload_file(&mut self, writing: &mut Writing) {
@@ -482,34 +476,6 @@ impl ShardEngine {
                 self.emit_chunk(writing, CheckpointFile::Payload(file), offset, bytes);
             }
         }
-    }
-
-    fn step_pages(&mut self, writing: &mut Writing, mut current: Current) {
-        let group = current.frozen.meta.group;
-        let pages = current.frozen.state.next_pages(SLICE_BYTES);
-        if !pages.is_empty() {
-            for (key, bytes) in pages {
-                writing.pages_bytes += bytes.len() as u64;
-                let added = writing.run.add_page(group, page_name(key), &bytes);
-                added.expect("a page of a leaf, a session or a key bucket is far below 4 GiB");
-            }
-            writing.current = Some(current);
-            return;
-        }
-        let payloads = payload_use(&current.bodies);
-        let meta = &current.frozen.meta;
-        let root = writing
-            .run
-            .finish_group(meta, current.bodies)
-            .unwrap_or_else(|error| panic!("the root of group {group} cannot be written: {error}"));
-        let before = &self.groups[current.frozen.slot].bases[0];
-        writing.written.push(Written {
-            slot: current.frozen.slot,
-            base: base_record(meta, &root, before.log_start_lsn),
-            files: BaseFiles::new(&root, vec![writing.run_file], &payloads),
-            placed: current.placed,
-            installs: writing.installs.take(),
-        });
     }
 
     fn emit_chunks(&mut self, writing: &mut Writing) {
@@ -565,11 +531,7 @@ impl ShardEngine {
         else {
             panic!("round {round} was synced before it was written");
         };
-        self.checkpoints.phase = Phase::Placing {
-            written,
-            group: 0,
-            body: 0,
-        };
+        self.checkpoints.phase = Phase::Placing { written, group: 0 };
     }
 
     /// The round could not be written. Its files are gone; the log stays, and so do the bases.
@@ -601,39 +563,19 @@ impl ShardEngine {
         !kept.any(|files| files.all().any(|kept| kept == file))
     }
 
-    fn step_placing(&mut self, mut written: Vec<Written>, mut group: usize, mut body: usize) {
-        let mut left = SLICE_BODIES;
-        while left > 0 && group < written.len() {
-            let Written {
-                slot,
-                placed,
-                installs,
-                ..
-            } = &mut written[group];
-            let queue = match installs {
-                Some(queue) => queue,
-                None => &mut self.groups[*slot].queue,
-            };
-            for (job, at) in placed.iter().skip(body).take(left) {
-                queue.set_body_location(*job, *at);
-            }
-            let count = left.min(placed.len() - body);
-            left -= count.max(1);
-            body += count;
-            if body == placed.len() {
-                (group, body) = (group + 1, 0);
-            }
+    fn step_placing(&mut self, mut written: Vec<Written>, mut group: usize) {
+        let Some(current) = written.get_mut(group) else {
+            self.checkpoints.phase = Phase::Placed { written };
+            return self.append_bases();
+        };
+        let queue = match &mut current.installs {
+            Some(queue) => queue,
+            None => &mut self.groups[current.slot].queue,
+        };
+        if !queue.keep(&mut current.kept, SLICE_PLACES) {
+            group += 1;
         }
-        if group < written.len() {
-            self.checkpoints.phase = Phase::Placing {
-                written,
-                group,
-                body,
-            };
-            return;
-        }
-        self.checkpoints.phase = Phase::Placed { written };
-        self.append_bases();
+        self.checkpoints.phase = Phase::Placing { written, group };
     }
 
     /// Puts the BASE records into the log; that of a checkpoint of another node once the log of its
@@ -744,23 +686,32 @@ impl ShardEngine {
     }
 
     fn choose_files_to_rewrite(&mut self) {
-        let mut live: BTreeMap<u64, u64> = BTreeMap::new();
-        for files in self
+        let mut live: BTreeMap<CheckpointFile, u64> = BTreeMap::new();
+        let newest = self
             .groups
             .iter()
-            .filter_map(|group| group.base_files.first())
-        {
-            for (file, bytes) in &files.payloads {
-                *live.entry(*file).or_default() += bytes;
+            .filter_map(|group| group.base_files.first());
+        for files in newest {
+            let runs = files.runs.iter();
+            let runs = runs.map(|(file, bytes)| (CheckpointFile::Run(*file), *bytes));
+            let payloads = files.payloads.iter();
+            let payloads = payloads.map(|(file, bytes)| (CheckpointFile::Payload(*file), *bytes));
+            for (file, bytes) in runs.chain(payloads) {
+                *live.entry(file).or_default() += bytes;
             }
         }
-        let half_dead = |(file, bytes): (u64, u64)| {
-            let total = self.checkpoints.files.get(&CheckpointFile::Payload(file));
-            total
-                .is_some_and(|total| bytes * 2 < *total)
-                .then_some(file)
-        };
-        self.checkpoints.rewrite = live.into_iter().filter_map(half_dead).collect();
+        let (runs, payloads) = &mut self.checkpoints.rewrite;
+        runs.clear();
+        payloads.clear();
+        for (file, bytes) in live {
+            let total = self.checkpoints.files.get(&file);
+            if total.is_some_and(|total| bytes * 2 < *total) {
+                match file {
+                    CheckpointFile::Run(file) => runs.insert(file),
+                    CheckpointFile::Payload(file) => payloads.insert(file),
+                };
+            }
+        }
     }
 
     /// Writes a manifest if one is due.
@@ -818,16 +769,10 @@ impl Written {
 
 impl Current {
     fn new(frozen: Frozen) -> Self {
-        let cursor = frozen.state.bodies();
-        // Growing by and by would copy them, and clear twice the memory for it; what is not needed
-        // of it is never touched.
-        let live = usize::try_from(frozen.state.live_jobs()).expect("they are in memory");
         Self {
-            frozen,
-            cursor,
-            bodies_done: false,
-            bodies: Vec::with_capacity(live),
-            placed: Vec::with_capacity(live),
+            slot: frozen.slot,
+            meta: frozen.meta,
+            writer: frozen.state.writer(),
         }
     }
 }

@@ -3,8 +3,8 @@
 //! Drivers run it off the shard thread; `read` is all that differs between a disk and a simulation.
 
 use super::effect::CheckpointFile;
-use crate::snapshot::layout::{Owner, PayloadUse, Root, RootRef};
-use crate::snapshot::load::{LoadedGroup, read_group};
+use crate::snapshot::layout::{Owner, PayloadUse, RootRef, RunUse};
+use crate::snapshot::load::{LoadedGroup, files_of_root, read_group};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -12,26 +12,29 @@ use std::fmt::Display;
 /// What a base keeps alive on this disk.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BaseFiles {
-    /// Run files: its root's, and those that hold its pages.
-    pub runs: Vec<u64>,
+    /// Run files, each with the bytes that its pages and nodes have in it; its root's file is one.
+    pub runs: BTreeMap<u64, u64>,
     /// Payload files, each with the bytes that live jobs of the base have in it.
     pub payloads: BTreeMap<u64, u64>,
 }
 
 impl BaseFiles {
-    /// The files of a base with this root, these run files and these bodies.
-    pub(super) fn new(root: &RootRef, mut runs: Vec<u64>, payloads: &[PayloadUse]) -> Self {
-        runs.push(root.file);
-        let payloads = payloads
-            .iter()
-            .map(|used| (used.file, used.live_bytes))
-            .collect();
-        Self { runs, payloads }
+    /// The files of a base with this root.
+    pub(super) fn new(root: &RootRef, runs: &[RunUse], payloads: &[PayloadUse]) -> Self {
+        let mut files = Self::default();
+        for used in runs {
+            files.runs.insert(used.file, used.live_bytes);
+        }
+        *files.runs.entry(root.file).or_default() += u64::from(root.len);
+        for used in payloads {
+            files.payloads.insert(used.file, used.live_bytes);
+        }
+        files
     }
 
     /// All of them.
     pub(super) fn all(&self) -> impl Iterator<Item = CheckpointFile> {
-        let runs = self.runs.iter().map(|file| CheckpointFile::Run(*file));
+        let runs = self.runs.keys().map(|file| CheckpointFile::Run(*file));
         runs.chain(
             self.payloads
                 .keys()
@@ -69,16 +72,18 @@ pub fn load_group<E: Display>(
     for (base, root) in bases.iter().enumerate() {
         match read_group(owner, root, read) {
             Ok(loaded) => {
-                let runs = loaded.directory.iter().map(|page| page.file).collect();
-                let mut files = vec![BaseFiles::new(root, runs, &loaded.payload_files)];
+                let mut files = vec![BaseFiles::new(
+                    root,
+                    &loaded.run_files,
+                    &loaded.payload_files,
+                )];
                 for older in &bases[base + 1..] {
                     let bytes = read(older.file, older.offset, older.len as usize);
                     let Ok(bytes) = bytes else { break };
-                    let Ok(decoded) = Root::decode(&bytes, older.hash) else {
+                    let Ok((runs, payloads)) = files_of_root(&bytes, older.hash) else {
                         break;
                     };
-                    let payloads = decoded.payload_files();
-                    files.push(BaseFiles::new(older, decoded.run_files(), &payloads));
+                    files.push(BaseFiles::new(older, &runs, &payloads));
                 }
                 return Ok(GroupState {
                     base,

@@ -35,7 +35,7 @@
 
 mod apply;
 mod balance;
-mod bases;
+pub mod bases;
 mod changes;
 mod checkpoint;
 mod clock;

@@ -7,7 +7,7 @@
 //! | damaged | the empty one of formation | the log is applied from its beginning |
 //! | damaged | damaged, or none | stops, alone, and names what is damaged |
 
-use super::bases::{damaged, page_key, root_ref};
+use super::bases::{damaged, page_key, root_ref, stored_page};
 use super::changes::Changes;
 use super::clock::GroupClock;
 use super::config::ShardConfig;
@@ -27,7 +27,7 @@ use crate::base::ids::{DiskId, GroupId, Incarnation, JobId, LogIndex, Term};
 use crate::base::members::Member;
 use crate::base::units::{GroupTime, Lsn, Now};
 use crate::queue::view::BodyLocation;
-use crate::queue::{JobQueue, MACHINE_VERSION};
+use crate::queue::{JobQueue, MACHINE_VERSION, stored_pages};
 use crate::raft::log::RaftLog;
 use crate::raft::membership::Membership;
 use crate::raft::message::Voter;
@@ -62,12 +62,11 @@ impl ShardEngine {
             files,
             ..
         } = state;
-        self.checkpoints.note_pages(&loaded.pages);
         let group = &mut self.groups[slot];
+        let unknown = |name| format!("it has an unknown page {name}");
         let mut pages = Vec::with_capacity(loaded.pages.len());
         for (name, bytes) in loaded.pages {
-            let key = page_key(&name).ok_or_else(|| format!("it has an unknown page {name}"))?;
-            pages.push((key, bytes));
+            pages.push((page_key(&name).ok_or_else(|| unknown(name))?, bytes));
         }
         let bodies = loaded.bodies;
         let mut find = |job: JobId| {
@@ -78,8 +77,20 @@ impl ShardEngine {
         };
         let mut queue = JobQueue::absent(group.id);
         queue
-            .load(&pages, &mut find)
+            .load(&stored_pages(pages), &mut find)
             .map_err(|error| error.to_string())?;
+        if loaded.is_kept {
+            let pages = loaded.directory.iter();
+            let pages = pages.map(|page| (page.name, 0, page.hash, page.place));
+            let nodes = loaded.nodes.iter();
+            // Bottom up.
+            let nodes = nodes.rev();
+            let nodes = nodes.map(|node| (node.name, node.level, node.hash, node.place));
+            for (name, level, hash, place) in pages.chain(nodes) {
+                let key = page_key(&name).ok_or_else(|| unknown(name))?;
+                queue.found(key, level, stored_page(hash, &place));
+            }
+        }
         group.queue = queue;
         group.bases.drain(..base);
         // An older base whose root cannot be read is of no use; the empty one of formation always is.

@@ -1,7 +1,7 @@
 //! Pages and bodies to the bytes of run and payload files, in slices.
 //!
 //! ```text
-//! RunBuilder:      new ─ (add_page | keep_page)* finish_group ─ … ─ finish
+//! RunBuilder:      new ─ (add_page | add_node)* add_root ─ … ─ finish
 //! PayloadBuilder:  new ─ add_body* ───────────────────────────────── finish
 //!                        └── take_output at any time: whole blocks, in file order
 //! ```
@@ -14,8 +14,8 @@ use crate::base::checksum::{Hash128, crc32c};
 use crate::base::ids::{GroupId, JobId};
 use crate::base::limits::BLOCK_BYTES;
 use crate::snapshot::layout::{
-    ALIGN_BYTES, BODY_BYTES_MAX, BODY_HEAD_BYTES, BodyEntry, BodyPlace, FileHeader, FileKind,
-    GroupMeta, PageEntry, PageName, Root, RootRef,
+    ALIGN_BYTES, BODY_BYTES_MAX, BODY_HEAD_BYTES, BodyPlace, FileHeader, FileKind, Node,
+    PACK_HEAD_BYTES, PageEntry, PageName, Place, Root, RootRef, TreeEntry, encode_bodies, pack,
 };
 use bytes::{Bytes, BytesMut};
 
@@ -92,14 +92,12 @@ impl Output {
     }
 }
 
-/// Builds the run file of one checkpoint round: all groups that are due, one after the other.
+/// Builds the run file of one checkpoint round: all groups that are due, one after the other, each bottom
+/// up.
 #[derive(Debug)]
 pub struct RunBuilder {
     file: u64,
     output: Output,
-    /// The group that has pages and no root yet.
-    open: Option<GroupId>,
-    pages: Vec<PageEntry>,
 }
 
 impl RunBuilder {
@@ -113,95 +111,76 @@ impl RunBuilder {
         Self {
             file: header.file,
             output: Output::new(header),
-            open: None,
-            pages: Vec::new(),
         }
     }
 
-    fn open(&mut self, group: GroupId) {
-        let open = *self.open.get_or_insert(group);
-        assert_eq!(open, group, "a group is finished before the next begins");
+    fn add_pack(
+        &mut self,
+        group: GroupId,
+        canonical: &[u8],
+        local: &[u8],
+    ) -> Result<(Hash128, Place), BuildError> {
+        let bytes = PACK_HEAD_BYTES as u64 + canonical.len() as u64 + local.len() as u64;
+        let len = u32::try_from(bytes).map_err(|_| BuildError::PageTooLarge { group, bytes })?;
+        self.output.align(ALIGN_BYTES);
+        let pack = pack(canonical, local);
+        let place = Place {
+            file: self.file,
+            offset: self.output.end(),
+            len,
+            crc: crc32c(&[&pack]),
+        };
+        self.output.put(&pack);
+        Ok((Hash128::of(canonical), place))
     }
 
-    /// Writes a page of `group`. Groups come one after the other; ascending names waste the least.
+    /// Writes a page of `group`, with the places of the bodies of its jobs, strictly ascending by slot.
     ///
     /// # Errors
     /// If the page is 4 GiB or longer.
-    ///
-    /// # Panics
-    /// If another group is not finished.
     pub fn add_page(
         &mut self,
         group: GroupId,
         name: PageName,
         bytes: &[u8],
+        bodies: &[(u8, BodyPlace)],
     ) -> Result<PageEntry, BuildError> {
-        let too_large = |_| BuildError::PageTooLarge {
-            group,
-            bytes: bytes.len() as u64,
-        };
-        let len = u32::try_from(bytes.len()).map_err(too_large)?;
-        self.open(group);
-        let in_place = !bytes.is_empty() && bytes.len().is_multiple_of(BLOCK_BYTES);
-        self.output.align(if in_place {
-            BLOCK_BYTES as u64
-        } else {
-            ALIGN_BYTES
-        });
-        let entry = PageEntry {
-            name,
-            len,
-            hash: Hash128::of(bytes),
-            file: self.file,
-            offset: self.output.end(),
-            crc: crc32c(&[bytes]),
-        };
-        self.output.put(bytes);
-        self.pages.push(entry);
-        Ok(entry)
+        let (hash, place) = self.add_pack(group, bytes, &encode_bodies(bodies))?;
+        Ok(PageEntry { name, hash, place })
     }
 
-    /// Names a page of `group` that did not change and lies in an older run file of this disk.
+    /// Writes a node of `group`, over what was written before or lies in older run files of this disk.
     ///
-    /// # Panics
-    /// If another group is not finished.
-    pub fn keep_page(&mut self, group: GroupId, entry: PageEntry) {
-        self.open(group);
-        self.pages.push(entry);
+    /// # Errors
+    /// Never in effect: a node is small.
+    pub fn add_node(
+        &mut self,
+        group: GroupId,
+        node: &Node,
+    ) -> Result<(Hash128, Place), BuildError> {
+        let (canonical, local) = node.encode();
+        self.add_pack(group, &canonical, &local)
     }
 
-    /// Writes the root of the group over the pages since the last root. `bodies` are all its live
-    /// jobs, in any order.
+    /// Writes the root of a group. Its pages and trees lie in this file or in older ones of this disk, in
+    /// any order.
     ///
     /// # Errors
     /// If the root would be 4 GiB or longer; the group's pages then lie in the file unnamed.
     ///
     /// # Panics
-    /// If the pages are another group's, a page or job is named twice, or a job is another group's.
-    pub fn finish_group(
-        &mut self,
-        meta: &GroupMeta,
-        mut bodies: Vec<BodyEntry>,
-    ) -> Result<RootRef, BuildError> {
-        self.open(meta.group);
-        self.open = None;
-        let mut pages = std::mem::take(&mut self.pages);
-        pages.sort_unstable_by_key(|page| page.name);
-        bodies.sort_unstable_by_key(|body| body.job);
-        for pair in pages.windows(2) {
+    /// If a page or a tree is named twice.
+    pub fn add_root(&mut self, mut root: Root) -> Result<RootRef, BuildError> {
+        root.pages.sort_unstable_by_key(|page| page.name);
+        root.trees.sort_unstable_by_key(|tree| tree.name);
+        for pair in root.pages.windows(2) {
             assert!(pair[0].name < pair[1].name, "{:?} twice", pair[0].name);
         }
-        for pair in bodies.windows(2) {
-            assert!(pair[0].job < pair[1].job, "job {} twice", pair[0].job);
+        let place = |tree: &TreeEntry| (tree.name.kind, tree.name.queue, tree.name.partition);
+        for pair in root.trees.windows(2) {
+            let is_rising = place(&pair[0]) < place(&pair[1]);
+            assert!(is_rising, "the tree of {:?} twice", pair[0].name);
         }
-        for body in &bodies {
-            assert_eq!(body.job.group(), meta.group, "job {} strayed", body.job);
-        }
-        let root = Root {
-            meta: meta.clone(),
-            pages,
-            bodies,
-        };
         let (bytes, hash) = root.encode()?;
         self.output.align(ALIGN_BYTES);
         let offset = self.output.end();
@@ -215,11 +194,7 @@ impl RunBuilder {
     }
 
     /// Pads the file to whole blocks; its length. The last slices are then there to take.
-    ///
-    /// # Panics
-    /// If a group is not finished.
     pub fn finish(&mut self) -> u64 {
-        assert_eq!(self.open, None, "a group has pages and no root");
         self.output.align(BLOCK_BYTES as u64);
         self.output.end()
     }
@@ -305,7 +280,7 @@ impl PayloadBuilder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::snapshot::samples::{self, job, meta};
+    use crate::snapshot::samples::{self, job};
 
     fn name(kind: u8, number: u64) -> PageName {
         PageName {
@@ -332,15 +307,14 @@ mod tests {
             let mut file = Vec::new();
             for number in 0..700 {
                 let page = vec![number as u8; if number % 3 == 0 { 4096 } else { 100 }];
-                let entry = builder.add_page(GroupId(5), name(4, number), &page);
+                let entry = builder.add_page(GroupId(5), name(4, number), &page, &[]);
                 let entry = entry.expect("small");
-                let align = if page.len() == 4096 { 4096 } else { 8 };
-                assert!(entry.offset.is_multiple_of(align));
+                assert!(entry.place.offset.is_multiple_of(ALIGN_BYTES));
                 if eager {
                     drain(|| builder.take_output(), &mut file);
                 }
             }
-            let root = builder.finish_group(&meta(), Vec::new()).expect("small");
+            let root = builder.add_root(samples::root()).expect("small");
             let end = builder.finish();
             drain(|| builder.take_output(), &mut file);
             assert_eq!(file.len() as u64, end);
@@ -350,50 +324,26 @@ mod tests {
     }
 
     #[test]
-    fn pages_and_bodies_may_come_in_any_order() {
-        let build = |order: [u64; 3]| {
-            let mut builder = RunBuilder::new(&samples::header(FileKind::Run, 7));
-            for number in order {
-                let page = number.to_le_bytes();
-                builder
-                    .add_page(GroupId(5), name(4, number), &page)
-                    .expect("small");
-            }
-            let place = BodyPlace {
-                file: 8,
-                offset: 4120,
-                len: 1,
-            };
-            let bodies = order.map(|seq| BodyEntry {
-                job: job(seq),
-                place,
-            });
-            builder
-                .finish_group(&meta(), bodies.to_vec())
-                .expect("small")
-        };
-        assert_eq!(build([1, 2, 3]).hash, build([3, 1, 2]).hash);
+    fn pages_and_trees_may_come_in_any_order() {
+        let mut builder = RunBuilder::new(&samples::header(FileKind::Run, 7));
+        let mut backwards = samples::root();
+        backwards.pages.reverse();
+        backwards.trees.reverse();
+        assert_ne!(backwards, samples::root());
+        let hashes = [samples::root(), backwards].map(|root| {
+            let root = builder.add_root(root);
+            root.expect("small").hash
+        });
+        assert_eq!(hashes[0], hashes[1]);
     }
 
     #[test]
     #[should_panic(expected = "twice")]
-    fn a_page_named_twice_is_a_bug() {
+    fn a_tree_named_twice_is_a_bug() {
         let mut builder = RunBuilder::new(&samples::header(FileKind::Run, 7));
-        for _ in 0..2 {
-            builder
-                .add_page(GroupId(5), name(4, 1), b"page")
-                .expect("small");
-        }
-        let _ = builder.finish_group(&meta(), Vec::new());
-    }
-
-    #[test]
-    #[should_panic(expected = "a group is finished before the next begins")]
-    fn groups_do_not_mix() {
-        let mut builder = RunBuilder::new(&samples::header(FileKind::Run, 7));
-        for group in 5..7 {
-            let _ = builder.add_page(GroupId(group), name(4, 1), b"page");
-        }
+        let mut root = samples::root();
+        root.trees[1].name = root.trees[0].name;
+        let _ = builder.add_root(root);
     }
 
     #[test]

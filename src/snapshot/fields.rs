@@ -1,5 +1,7 @@
 //! Taking little-endian numbers off a slice whose every length and count may be a lie.
 
+use crate::snapshot::layout::SummaryBytes;
+
 /// Bytes that pass their checksum and still make no sense: written by a faulty program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the {what} at byte {offset} makes no sense")]
@@ -66,6 +68,28 @@ impl<'a> Fields<'a> {
 
     pub(super) fn id(&mut self, what: &'static str) -> Result<[u8; 16], Malformed> {
         self.array(what)
+    }
+
+    pub(super) fn summary(&mut self, what: &'static str) -> Result<SummaryBytes, Malformed> {
+        self.array(what)
+    }
+
+    /// A number of at most 64 bits, seven a byte, in its shortest form.
+    pub(super) fn varint(&mut self, what: &'static str) -> Result<u64, Malformed> {
+        let unknown = self.malformed(what);
+        let mut value = 0;
+        for shift in (0..64).step_by(7) {
+            let byte = self.u8(what)?;
+            let bits = u64::from(byte & 0x7f);
+            if bits << shift >> shift != bits || (byte == 0 && shift != 0) {
+                return Err(unknown);
+            }
+            value |= bits << shift;
+            if byte < 0x80 {
+                return Ok(value);
+            }
+        }
+        Err(unknown)
     }
 
     /// `len` reserved bytes, which are zero.

@@ -6,7 +6,7 @@ use crate::base::checksum::crc32c;
 use crate::base::ids::{ClusterId, DiskId, ShardId};
 use crate::snapshot::fields::{Fields, Malformed, u16_at, u32_at};
 use crate::snapshot::layout::{
-    FORMAT, FileHeader, FileKind, HEADER_BYTES, HEADER_CRC_AT, HEADER_USED_BYTES, Owner,
+    FileHeader, FileKind, HEADER_BYTES, HEADER_CRC_AT, HEADER_USED_BYTES, Owner,
 };
 
 /// Why the first block of a file is not the header asked for.
@@ -103,14 +103,17 @@ impl FileHeader {
                 found,
             });
         }
-        if u16_at(block, 8) > FORMAT {
+        if u16_at(block, 8) > kind.format() {
             return Err(HeaderError::TooNew {
                 found: u16_at(block, 8),
-                max: FORMAT,
+                max: kind.format(),
             });
         }
         let mut fields = Fields::new(&block[..HEADER_CRC_AT], 8);
-        format_is_known(&mut fields)?;
+        let unknown = fields.malformed("format number");
+        if fields.u16("format number")? == 0 {
+            return Err(unknown.into());
+        }
         let shard = ShardId(fields.u16("shard")?);
         fields.zeros(4)?;
         let owner = Owner {
@@ -167,15 +170,6 @@ pub(super) fn block_checksums(block: &[u8]) -> (u32, u32) {
     (stored, crc32c(&[&block[..HEADER_CRC_AT]]))
 }
 
-/// Takes a format number that was found not to be too new.
-pub(super) fn format_is_known(fields: &mut Fields<'_>) -> Result<(), Malformed> {
-    let unknown = fields.malformed("format number");
-    match fields.u16("format number")? {
-        FORMAT => Ok(()),
-        _ => Err(unknown),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -221,13 +215,15 @@ mod tests {
         ));
         // A flipped format number is damage; only a newer binary's whole header is too new.
         assert!(matches!(
-            FileHeader::decode(&damaged(8, 2)),
+            FileHeader::decode(&damaged(8, 3)),
             Err(HeaderError::BadChecksum { offset: 4092, .. })
         ));
         assert_eq!(
-            resealed(8, 2),
-            Err(HeaderError::TooNew { found: 2, max: 1 })
+            resealed(8, 3),
+            Err(HeaderError::TooNew { found: 3, max: 2 })
         );
+        // Run files of format 1 are read still.
+        assert!(resealed(8, 1).is_ok());
         let malformed = |offset, what| Err(HeaderError::Malformed(Malformed { offset, what }));
         assert_eq!(resealed(8, 0), malformed(8, "format number"));
         assert_eq!(resealed(12, 1), malformed(12, "reserved field"));

@@ -1,18 +1,24 @@
 //! A whole group from its root, by few large reads; one path for the node and the simulator.
 //!
-//! Order: header of the root's file, root, pages, bodies. Neighbours in one file are read together
-//! in spans of at most 1 MiB. Each file's header is checked before anything in it is believed, so
+//! Order: header of the root's file, root, nodes level by level, pages, bodies. Neighbours in one file
+//! are read together in spans of at most 1 MiB. Each file's header is checked before anything in it is believed, so
 //! that a swapped, renamed or foreign file is called that instead of damaged.
 //!
 //! The first thing that is wrong ends the load: the caller then tries the older base of the group.
 
-use crate::base::ids::JobId;
+use crate::base::checksum::Hash128;
+use crate::base::ids::{GroupId, JobId, Partition, QueueUid};
+use crate::base::limits::LEAF_JOBS;
+use crate::snapshot::format1::RootV1;
 use crate::snapshot::header::HeaderError;
 use crate::snapshot::layout::{
-    BODY_HEAD_BYTES, BodyEntry, BodyPlace, FileHeader, FileKind, GroupMeta, HEADER_BYTES, Owner,
-    PageEntry, PageName, PayloadUse, Root, RootRef,
+    BODY_HEAD_BYTES, BodyEntry, BodyPlace, FileHeader, FileKind, GroupMeta, HEADER_BYTES, Node,
+    Owner, PageEntry, PageName, PayloadUse, Place, Root, RootRef, RunUse,
 };
-use crate::snapshot::view::{BodyError, PageError, RootError, verify_body, verify_page};
+use crate::snapshot::view::{
+    BodyError, Malformed, PackError, RootError, RootParts, check_bytes, check_hash, decode_bodies,
+    open_pack, verify_body,
+};
 use bytes::Bytes;
 use std::fmt;
 
@@ -26,14 +32,74 @@ pub const SPAN_GAP_BYTES_MAX: u64 = 64 << 10;
 pub struct LoadedGroup {
     /// The group and the index.
     pub meta: GroupMeta,
-    /// The directory: what the next checkpoint may keep.
+    /// Where each page lies, as `pages`.
     pub directory: Vec<PageEntry>,
+    /// The nodes of its trees; none in format 1.
+    pub nodes: Vec<NodeEntry>,
+    /// Whether what the directory and the nodes name can be kept by the next checkpoint: it has packs.
+    pub is_kept: bool,
+    /// What of each run file is alive, without the root.
+    pub run_files: Vec<RunUse>,
     /// What of each payload file is alive.
     pub payload_files: Vec<PayloadUse>,
     /// The pages, ascending by name.
     pub pages: Vec<(PageName, Bytes)>,
     /// The bodies, ascending by job.
     pub bodies: Vec<LoadedBody>,
+}
+
+/// What a root names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Directory {
+    /// The group and the index.
+    pub meta: GroupMeta,
+    /// The pages, ascending by name.
+    pub pages: Vec<PageEntry>,
+    /// The nodes of its trees, level by level from above; none in format 1.
+    pub nodes: Vec<NodeEntry>,
+    /// All bodies in format 1; in others pages name them.
+    pub bodies: Vec<BodyEntry>,
+    /// Whether what is named can be kept by the next checkpoint: it has packs.
+    pub is_kept: bool,
+    /// What of each run file is alive, without the root.
+    pub run_files: Vec<RunUse>,
+    /// What of each payload file is alive.
+    pub payload_files: Vec<PayloadUse>,
+}
+
+/// What is left of a group whose checkpoint is damaged.
+#[derive(Debug)]
+pub struct Remains<E> {
+    /// The group and the index.
+    pub meta: GroupMeta,
+    /// The pages that are whole, ascending by name.
+    pub pages: Vec<(PageName, Bytes)>,
+    /// The bodies that they name, ascending by job.
+    pub bodies: Vec<BodyEntry>,
+    /// What is not, and why.
+    pub bad: Vec<(Bad, LoadError<E>)>,
+}
+
+/// What cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bad {
+    /// A page.
+    Page(PageName),
+    /// A node of this level, with all pages below it.
+    Node(PageName, u8),
+}
+
+/// A node of a tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeEntry {
+    /// Kind, queue and partition of its pages; its number.
+    pub name: PageName,
+    /// Its level.
+    pub level: u8,
+    /// Its hash.
+    pub hash: Hash128,
+    /// Its pack.
+    pub place: Place,
 }
 
 /// A job's encoded body.
@@ -54,7 +120,9 @@ pub enum Reading {
     Header,
     /// The root.
     Root,
-    /// Pages, the first and the last by place; boxed, as errors are to be small.
+    /// Nodes, the first and the last by place; boxed, as errors are to be small.
+    Nodes(Box<[PageName; 2]>),
+    /// Pages, likewise.
     Pages(Box<[PageName; 2]>),
     /// Bodies, the lowest and the highest job among them.
     Bodies(JobId, JobId),
@@ -65,6 +133,8 @@ impl fmt::Display for Reading {
         match self {
             Self::Header => write!(f, "header"),
             Self::Root => write!(f, "root"),
+            Self::Nodes(ends) if ends[0] == ends[1] => write!(f, "node {}", ends[0]),
+            Self::Nodes(ends) => write!(f, "nodes {} to {}", ends[0], ends[1]),
             Self::Pages(ends) if ends[0] == ends[1] => write!(f, "page {}", ends[0]),
             Self::Pages(ends) => write!(f, "pages {} to {}", ends[0], ends[1]),
             Self::Bodies(first, last) if first == last => write!(f, "body of job {first}"),
@@ -136,7 +206,21 @@ pub enum LoadError<E> {
         /// What is wrong.
         error: RootError,
     },
-    /// A page is not the one that the directory names.
+    /// A node is not the one that is named.
+    #[error("file {file:016x}, node {node} of level {level} at byte {offset}: {error}")]
+    Node {
+        /// The file.
+        file: u64,
+        /// Where.
+        offset: u64,
+        /// Which node.
+        node: PageName,
+        /// Its level.
+        level: u8,
+        /// What is wrong.
+        error: PackError,
+    },
+    /// A page is not the one that is named.
     #[error("file {file:016x}, page {page} at byte {offset}: {error}")]
     Page {
         /// The file.
@@ -146,7 +230,7 @@ pub enum LoadError<E> {
         /// Which page.
         page: PageName,
         /// What is wrong.
-        error: PageError,
+        error: PackError,
     },
     /// A body is not the one that the root names.
     #[error("file {file:016x}, body of job {job} at byte {offset}: {error}")]
@@ -174,33 +258,146 @@ pub fn read_group<E>(
     root: &RootRef,
     read: &mut Read<'_, E>,
 ) -> Result<LoadedGroup, LoadError<E>> {
-    let mut files = Files {
-        owner,
-        read,
-        checked: Vec::new(),
-    };
-    let span = Span {
-        file: root.file,
-        start: root.offset,
-        end: root.offset.saturating_add(u64::from(root.len)),
-        items: 0..0,
-    };
-    let bytes = files.read(FileKind::Run, &span, Reading::Root)?;
-    let decoded = Root::decode(&bytes, root.hash).map_err(|error| LoadError::Root {
-        file: root.file,
-        offset: root.offset,
-        error,
-    })?;
-    drop(bytes);
-    let pages = files.pages(&decoded.pages)?;
-    let bodies = files.bodies(&decoded.bodies)?;
+    let mut files = Files::new(owner, read);
+    let directory = files.directory(root)?;
+    let mut bodies = directory.bodies;
+    let mut pages = Vec::with_capacity(directory.pages.len());
+    let of = |page: &PageEntry| (page.name, page.place);
+    let found = files.items(&directory.pages, of, Reading::Pages)?;
+    for (entry, bytes) in directory.pages.iter().zip(found) {
+        let place = (directory.meta.group, directory.is_kept);
+        let (page, own) = open_page(place, entry, &bytes)?;
+        pages.push((entry.name, page));
+        bodies.extend(own);
+    }
+    bodies.sort_unstable_by_key(|body| body.job);
     Ok(LoadedGroup {
-        payload_files: decoded.payload_files(),
-        meta: decoded.meta,
-        directory: decoded.pages,
+        bodies: files.bodies(&bodies)?,
+        meta: directory.meta,
+        directory: directory.pages,
+        nodes: directory.nodes,
+        is_kept: directory.is_kept,
+        run_files: directory.run_files,
+        payload_files: directory.payload_files,
         pages,
-        bodies,
     })
+}
+
+/// Reads what the root at `root` names, but neither pages nor bodies.
+///
+/// # Errors
+/// The first thing that is wrong.
+pub fn read_directory<E>(
+    owner: &Owner,
+    root: &RootRef,
+    read: &mut Read<'_, E>,
+) -> Result<Directory, LoadError<E>> {
+    Files::new(owner, read).directory(root)
+}
+
+/// Reads what is whole of the group at `root`, piece by piece, but no bodies: slow, and for a repair.
+///
+/// # Errors
+/// If the root cannot be read: nothing can be had.
+pub fn read_remains<E>(
+    owner: &Owner,
+    root: &RootRef,
+    read: &mut Read<'_, E>,
+) -> Result<Remains<E>, LoadError<E>> {
+    let mut files = Files::new(owner, read);
+    let (mut directory, mut nodes) = files.root(root)?;
+    let mut remains = Remains {
+        meta: directory.meta,
+        pages: Vec::new(),
+        bodies: directory.bodies,
+        bad: Vec::new(),
+    };
+    while let Some(node) = nodes.pop() {
+        match files.below(std::slice::from_ref(&node), &mut directory.pages) {
+            Ok(below) => nodes.extend(below),
+            Err(error) => remains.bad.push((Bad::Node(node.name, node.level), error)),
+        }
+    }
+    directory.pages.sort_unstable_by_key(|page| page.name);
+    for entry in &directory.pages {
+        let place = (remains.meta.group, directory.is_kept);
+        let of = |page: &PageEntry| (page.name, page.place);
+        let found = files.items(std::slice::from_ref(entry), of, Reading::Pages);
+        match found.and_then(|found| open_page(place, entry, &found[0])) {
+            Ok((page, bodies)) => {
+                remains.pages.push((entry.name, page));
+                remains.bodies.extend(bodies);
+            }
+            Err(error) => remains.bad.push((Bad::Page(entry.name), error)),
+        }
+    }
+    remains.bodies.sort_unstable_by_key(|body| body.job);
+    Ok(remains)
+}
+
+/// What is in a page's bytes on disk: the page, and where the bodies of its jobs are.
+fn open_page<E>(
+    (group, has_pack): (GroupId, bool),
+    entry: &PageEntry,
+    bytes: &Bytes,
+) -> Result<(Bytes, Vec<BodyEntry>), LoadError<E>> {
+    let wrong = |error| bad_page(entry, error);
+    if !has_pack {
+        check_bytes(&entry.place, bytes).map_err(wrong)?;
+        check_hash(entry.hash, bytes).map_err(wrong)?;
+        return Ok((bytes.clone(), Vec::new()));
+    }
+    let (canonical, local) = open_pack(entry.hash, &entry.place, bytes).map_err(wrong)?;
+    let places = decode_bodies(local).map_err(|error| wrong(error.into()))?;
+    let misnamed = Malformed {
+        offset: 0,
+        what: "name of a page with bodies",
+    };
+    let bodies = places.into_iter().map(|(slot, place)| {
+        let job = job_of(group, &entry.name, slot);
+        let job = job.ok_or_else(|| wrong(misnamed.into()))?;
+        Ok(BodyEntry { job, place })
+    });
+    Ok((
+        bytes.slice_ref(canonical),
+        bodies.collect::<Result<_, _>>()?,
+    ))
+}
+
+/// What a root keeps alive of run files, without its own, and of payload files.
+///
+/// # Errors
+/// By name, see [`RootError`].
+pub fn files_of_root(
+    bytes: &[u8],
+    expected: Hash128,
+) -> Result<(Vec<RunUse>, Vec<PayloadUse>), RootError> {
+    let parts = RootParts::of(bytes, expected)?;
+    if parts.format() == 1 {
+        let root = RootV1::decode(&parts)?;
+        return Ok((root.run_files(), root.payloads));
+    }
+    let root = Root::of_parts(&parts)?;
+    Ok((root.run_files(), root.payload_files()))
+}
+
+/// The jobs of a page, by slot.
+fn job_of(group: GroupId, page: &PageName, slot: u8) -> Option<JobId> {
+    let queue = QueueUid::from_u64(page.queue)?;
+    let partition = Partition(u8::try_from(page.partition).ok()?);
+    let seq = page.number.checked_mul(LEAF_JOBS)?;
+    let seq = seq.checked_add(u64::from(slot));
+    let seq = seq.filter(|seq| *seq <= JobId::SEQ_MAX)?;
+    Some(JobId::new(group, queue, partition, seq))
+}
+
+fn bad_page<E>(page: &PageEntry, error: PackError) -> LoadError<E> {
+    LoadError::Page {
+        file: page.place.file,
+        offset: page.place.offset,
+        page: page.name,
+        error,
+    }
 }
 
 struct Files<'a, 'r, E> {
@@ -210,39 +407,138 @@ struct Files<'a, 'r, E> {
     checked: Vec<(u64, FileKind)>,
 }
 
-impl<E> Files<'_, '_, E> {
-    fn pages(&mut self, entries: &[PageEntry]) -> Result<Vec<(PageName, Bytes)>, LoadError<E>> {
-        let place = |entry: &PageEntry| {
-            (
-                entry.file,
-                entry.offset,
-                entry.offset + u64::from(entry.len),
-            )
+impl<'a, 'r, E> Files<'a, 'r, E> {
+    fn new(owner: &'a Owner, read: &'a mut Read<'r, E>) -> Self {
+        Self {
+            owner,
+            read,
+            checked: Vec::new(),
+        }
+    }
+
+    /// What a root names itself: pages, and the highest node of each tree.
+    fn root(&mut self, root: &RootRef) -> Result<(Directory, Vec<NodeEntry>), LoadError<E>> {
+        let span = Span {
+            file: root.file,
+            start: root.offset,
+            end: root.offset.saturating_add(u64::from(root.len)),
+            items: 0..0,
         };
-        let (order, spans) = spans(entries, place);
-        let mut pages: Vec<(PageName, Bytes)> = entries
-            .iter()
-            .map(|entry| (entry.name, Bytes::new()))
-            .collect();
-        for span in spans {
-            let items = &order[span.items.clone()];
-            let (first, last) = (items[0], items[items.len() - 1]);
-            let reading = Reading::Pages(Box::new([entries[first].name, entries[last].name]));
-            let bytes = self.read(FileKind::Run, &span, reading)?;
-            for &item in items {
-                let entry = &entries[item];
-                let at = (entry.offset - span.start) as usize;
-                let page = bytes.slice(at..at + entry.len as usize);
-                verify_page(entry, &page).map_err(|error| LoadError::Page {
-                    file: entry.file,
-                    offset: entry.offset,
-                    page: entry.name,
-                    error,
-                })?;
-                pages[item].1 = page;
+        let bytes = self.read(FileKind::Run, &span, Reading::Root)?;
+        let wrong = |error| LoadError::Root {
+            file: root.file,
+            offset: root.offset,
+            error,
+        };
+        let parts = RootParts::of(&bytes, root.hash).map_err(wrong)?;
+        if parts.format() == 1 {
+            let root = RootV1::decode(&parts).map_err(wrong)?;
+            let directory = Directory {
+                run_files: root.run_files(),
+                meta: root.meta,
+                pages: root.pages,
+                nodes: Vec::new(),
+                bodies: root.bodies,
+                is_kept: false,
+                payload_files: root.payloads,
+            };
+            return Ok((directory, Vec::new()));
+        }
+        let root = Root::of_parts(&parts).map_err(wrong)?;
+        let tops = root.trees.iter().map(|tree| NodeEntry {
+            name: tree.name,
+            level: tree.level,
+            hash: tree.hash,
+            place: tree.place,
+        });
+        let tops = tops.collect();
+        let directory = Directory {
+            run_files: root.run_files(),
+            payload_files: root.payload_files(),
+            meta: root.meta,
+            pages: root.pages,
+            nodes: Vec::new(),
+            bodies: Vec::new(),
+            is_kept: true,
+        };
+        Ok((directory, tops))
+    }
+
+    fn directory(&mut self, root: &RootRef) -> Result<Directory, LoadError<E>> {
+        let (mut directory, mut level) = self.root(root)?;
+        while !level.is_empty() {
+            let below = self.below(&level, &mut directory.pages)?;
+            directory.nodes.append(&mut level);
+            level = below;
+        }
+        directory.pages.sort_unstable_by_key(|page| page.name);
+        Ok(directory)
+    }
+
+    /// The nodes below these, and the pages.
+    fn below(
+        &mut self,
+        nodes: &[NodeEntry],
+        pages: &mut Vec<PageEntry>,
+    ) -> Result<Vec<NodeEntry>, LoadError<E>> {
+        let mut below = Vec::new();
+        let found = self.items(nodes, |node| (node.name, node.place), Reading::Nodes)?;
+        for (entry, bytes) in nodes.iter().zip(found) {
+            let bad_node = |error| LoadError::Node {
+                file: entry.place.file,
+                offset: entry.place.offset,
+                node: entry.name,
+                level: entry.level,
+                error,
+            };
+            let (canonical, local) =
+                open_pack(entry.hash, &entry.place, &bytes).map_err(bad_node)?;
+            let node = Node::decode((&entry.name, entry.level), canonical, local);
+            for branch in node.map_err(|error| bad_node(error.into()))?.branches {
+                let (hash, place) = (branch.hash, branch.place);
+                let name = PageName {
+                    number: entry.name.number << 6 | u64::from(branch.slot),
+                    ..entry.name
+                };
+                match entry.level - 1 {
+                    0 => pages.push(PageEntry { name, hash, place }),
+                    level => below.push(NodeEntry {
+                        name,
+                        level,
+                        hash,
+                        place,
+                    }),
+                }
             }
         }
-        Ok(pages)
+        Ok(below)
+    }
+
+    /// The bytes of pages or nodes, as they are, in their order.
+    fn items<T>(
+        &mut self,
+        entries: &[T],
+        of: impl Fn(&T) -> (PageName, Place),
+        reading: impl Fn(Box<[PageName; 2]>) -> Reading,
+    ) -> Result<Vec<Bytes>, LoadError<E>> {
+        let range = |entry: &T| {
+            let (_, place) = of(entry);
+            let end = place.offset + u64::from(place.len);
+            (place.file, place.offset, end)
+        };
+        let (order, spans) = spans(entries, range);
+        let mut found = vec![Bytes::new(); entries.len()];
+        for span in spans {
+            let items = &order[span.items.clone()];
+            let ends = [items[0], items[items.len() - 1]].map(|item| of(&entries[item]).0);
+            let bytes = self.read(FileKind::Run, &span, reading(Box::new(ends)))?;
+            for &item in items {
+                let (_, place) = of(&entries[item]);
+                let at = (place.offset - span.start) as usize;
+                found[item] = bytes.slice(at..at + place.len as usize);
+            }
+        }
+        Ok(found)
     }
 
     fn bodies(&mut self, entries: &[BodyEntry]) -> Result<Vec<LoadedBody>, LoadError<E>> {
@@ -375,9 +671,9 @@ fn spans<T>(items: &[T], place: impl Fn(&T) -> (u64, u64, u64)) -> (Vec<usize>, 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::ids::GroupId;
     use crate::snapshot::builder::{PayloadBuilder, RunBuilder};
-    use crate::snapshot::samples::{self, job, meta, owner};
+    use crate::snapshot::layout::{Branch, SUMMARY_BYTES, TreeEntry};
+    use crate::snapshot::samples::{self, job, meta, name, owner};
     use std::collections::BTreeMap;
 
     /// Files in memory; a reader of them that counts its reads.
@@ -404,35 +700,75 @@ mod tests {
         }
     }
 
-    /// A group of `pages` leaves and `jobs` bodies of `len` bytes, in run file 7, payload file 8.
+    const GROUP: GroupId = GroupId(5);
+
+    /// A group of `pages` leaves below two levels of nodes, and `jobs` bodies of `len` bytes in the first
+    /// of them, in run file 7, payload file 8.
     fn disk(pages: u64, jobs: u64, len: usize) -> (Disk, RootRef) {
         let mut disk = Disk::default();
         let mut payload = PayloadBuilder::new(&samples::header(FileKind::Payload, 8));
         // Backwards, so that the order by place is not that by job.
-        let bodies: Vec<BodyEntry> = (0..jobs)
-            .rev()
-            .map(|seq| BodyEntry {
-                job: job(seq),
-                place: payload.add_body(job(seq), &vec![seq as u8; len]),
-            })
-            .collect();
+        let bodies = (0..jobs).rev().map(|seq| {
+            let place = payload.add_body(job(seq), &vec![seq as u8; len]);
+            (seq, place)
+        });
+        let bodies: std::collections::BTreeMap<u64, BodyPlace> = bodies.collect();
         payload.finish();
         disk.keep(8, || payload.take_output());
         let mut run = RunBuilder::new(&samples::header(FileKind::Run, 7));
+        let group = run.add_page(GROUP, name(1, 0), b"group", &[]);
+        let group = group.expect("small");
+        let mut level = Vec::new();
         for number in 0..pages {
-            let name = PageName {
-                kind: 4,
-                queue: 1,
-                partition: 0,
-                number,
-            };
-            run.add_page(GroupId(5), name, &vec![number as u8; 4096])
-                .expect("small");
+            let own = bodies.range(64 * number..64 * (number + 1));
+            let own = own.map(|(seq, place)| ((seq % 64) as u8, *place));
+            let own: Vec<_> = own.collect();
+            let page = vec![number as u8; 4096];
+            let page = run.add_page(GROUP, name(4, number), &page, &own);
+            let page = page.expect("small");
+            level.push((number, page.hash, page.place));
         }
-        let root = run.finish_group(&meta(), bodies).expect("small");
+        let mut trees = Vec::new();
+        for height in 1..=2 {
+            let mut above = Vec::new();
+            for branches in level.chunk_by(|one, next| one.0 >> 6 == next.0 >> 6) {
+                let number = branches[0].0 >> 6;
+                let branches = branches.iter().map(|(number, hash, place)| Branch {
+                    slot: (number % 64) as u8,
+                    summary: [0; SUMMARY_BYTES],
+                    hash: *hash,
+                    place: *place,
+                });
+                let node = Node {
+                    name: name(4, number),
+                    level: height,
+                    branches: branches.collect(),
+                };
+                let (hash, place) = run.add_node(GROUP, &node).expect("small");
+                above.push((number, hash, place));
+            }
+            level = above;
+        }
+        for (number, hash, place) in level {
+            let (runs, payloads) = (Vec::new(), Vec::new());
+            trees.push(TreeEntry {
+                name: name(4, number),
+                level: 2,
+                summary: [0; SUMMARY_BYTES],
+                hash,
+                place,
+                runs,
+                payloads,
+            });
+        }
+        let root = run.add_root(Root {
+            meta: meta(),
+            pages: vec![group],
+            trees,
+        });
         run.finish();
         disk.keep(7, || run.take_output());
-        (disk, root)
+        (disk, root.expect("small"))
     }
 
     #[test]
@@ -440,22 +776,22 @@ mod tests {
         let (disk, root) = disk(3000, 20_000, 100);
         let (loaded, reads) = disk.load(&root);
         let loaded = loaded.expect("whole");
-        assert_eq!((loaded.pages.len(), loaded.bodies.len()), (3000, 20_000));
-        assert_eq!(loaded.meta, meta());
+        assert_eq!((loaded.pages.len(), loaded.bodies.len()), (3001, 20_000));
+        assert_eq!((loaded.nodes.len(), &loaded.meta), (1 + 47, &meta()));
         for (seq, body) in (0..).zip(&loaded.bodies) {
             assert_eq!(body.job, job(seq));
             assert_eq!(body.bytes, vec![seq as u8; 100]);
         }
-        // 11.7 MiB of pages, 2.5 MiB of bodies, two headers and the root.
-        assert_eq!(reads, 12 + 3 + 2 + 1);
+        // 11.8 MiB of pages, 2.5 MiB of bodies, two levels of nodes, two headers and the root.
+        assert_eq!(reads, 12 + 3 + 2 + 2 + 1);
     }
 
     #[test]
     fn far_or_large_bodies_are_read_alone() {
-        let (disk, root) = disk(0, 5, (1 << 20) + 1);
+        let (disk, root) = disk(1, 5, (1 << 20) + 1);
         let (loaded, reads) = disk.load(&root);
         assert_eq!(loaded.expect("whole").bodies.len(), 5);
-        assert_eq!(reads, 5 + 2 + 1);
+        assert_eq!(reads, 5 + 1 + 2 + 2 + 1);
         let place = |at: &u64| (1, *at, *at + 8);
         let (_, spans) = spans(&[0, 16, 16 + 8 + SPAN_GAP_BYTES_MAX, 1 << 19], place);
         assert_eq!(spans.len(), 2);
@@ -463,27 +799,24 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_group_is_two_reads() {
+    fn a_group_without_jobs_is_three_reads() {
         let (disk, root) = disk(0, 0, 0);
         let (loaded, reads) = disk.load(&root);
         let loaded = loaded.expect("whole");
-        assert!(loaded.pages.is_empty() && loaded.bodies.is_empty());
-        assert_eq!(reads, 2);
+        assert!(loaded.pages.len() == 1 && loaded.bodies.is_empty());
+        assert_eq!(reads, 3);
     }
 
     #[test]
-    fn a_kept_page_is_read_from_its_older_file() {
+    fn what_did_not_change_is_read_from_its_older_file() {
         let (mut disk, first) = disk(2, 3, 9);
         let before = disk.load(&first).0.expect("whole");
+        let root_of = |disk: &Disk, root: &RootRef| {
+            let bytes = &disk.0[&root.file][root.offset as usize..];
+            Root::decode(&bytes[..root.len as usize], root.hash).expect("whole")
+        };
         let mut run = RunBuilder::new(&samples::header(FileKind::Run, 9));
-        for entry in &before.directory {
-            run.keep_page(GroupId(5), *entry);
-        }
-        let bodies = before.bodies.iter().map(|body| BodyEntry {
-            job: body.job,
-            place: body.place,
-        });
-        let second = run.finish_group(&meta(), bodies.collect()).expect("small");
+        let second = run.add_root(root_of(&disk, &first)).expect("small");
         run.finish();
         disk.keep(9, || run.take_output());
         assert_eq!(second.hash, first.hash, "the same state");
@@ -493,18 +826,27 @@ mod tests {
     #[test]
     fn each_fault_names_file_and_place() {
         let (whole, root) = disk(2, 3, 9);
-        let at_page = 8192;
+        let loaded = whole.load(&root).0.expect("whole");
+        let at_page = loaded.directory[2].place.offset as usize;
+        let at_node = loaded.nodes[1].place.offset as usize;
         let at_body = 4096 + 40;
         let fails = |file: u64, change: &dyn Fn(&mut Vec<u8>)| {
             let mut disk = whole.clone();
             change(disk.0.get_mut(&file).expect("there"));
             disk.load(&root).0.expect_err("damaged").to_string()
         };
-        let page = fails(7, &|file| file[at_page] ^= 1);
-        assert!(
-            page.starts_with("file 0000000000000007, page 4/1/0/1 at byte 8192: the page's check"),
-            "{page}"
+        let page = fails(7, &|file| file[at_page + 9] ^= 1);
+        let expected = format!(
+            "file 0000000000000007, page {} at byte {at_page}: its checksum is",
+            name(4, 1)
         );
+        assert!(page.starts_with(&expected), "{page}");
+        let node = fails(7, &|file| file[at_node + 9] ^= 1);
+        let expected = format!(
+            "file 0000000000000007, node {} of level 1 at byte {at_node}: its checksum is",
+            name(4, 0)
+        );
+        assert!(node.starts_with(&expected), "{node}");
         let body = fails(8, &|file| file[at_body + 24] ^= 1);
         let expected = format!(
             "file 0000000000000008, body of job {} at byte {at_body}: the record's checksum",
@@ -524,10 +866,37 @@ mod tests {
         );
         assert!(cut.starts_with(&expected), "{cut}");
         let cut = fails(7, &|file| file.truncate(root.offset as usize + 9));
-        assert!(
-            cut.starts_with("file 0000000000000007 ends in the root at byte 12288: 9 bytes of"),
-            "{cut}"
+        let expected = format!(
+            "file 0000000000000007 ends in the root at byte {}: 9 bytes of",
+            root.offset
         );
+        assert!(cut.starts_with(&expected), "{cut}");
+    }
+
+    #[test]
+    fn what_is_whole_is_had_beside_what_is_not() {
+        let (whole, root) = disk(200, 130, 9);
+        let loaded = whole.load(&root).0.expect("whole");
+        let remains = |change: &dyn Fn(&mut Vec<u8>)| {
+            let mut disk = whole.clone();
+            change(disk.0.get_mut(&7).expect("there"));
+            let mut read = |file: u64, offset: u64, len: usize| {
+                let bytes = disk.0.get(&file).ok_or("no such file")?;
+                let rest = bytes.get(offset as usize..).unwrap_or_default();
+                Ok::<_, &str>(Bytes::copy_from_slice(&rest[..len.min(rest.len())]))
+            };
+            let remains = read_remains(&owner(), &root, &mut read).expect("its root is whole");
+            let bad: Vec<Bad> = remains.bad.iter().map(|(bad, _)| *bad).collect();
+            (remains.pages.len(), remains.bodies.len(), bad)
+        };
+        assert_eq!(remains(&|_| ()), (201, 130, Vec::new()));
+        let page = loaded.directory[1].place.offset as usize;
+        let of_page = (200, 66, vec![Bad::Page(name(4, 0))]);
+        assert_eq!(remains(&|file| file[page + 9] ^= 1), of_page);
+        // The second of the nodes above pages: 64 of them.
+        let node = loaded.nodes[2].place.offset as usize;
+        let of_node = (137, 130, vec![Bad::Node(name(4, 1), 1)]);
+        assert_eq!(remains(&|file| file[node + 9] ^= 1), of_node);
     }
 
     #[test]

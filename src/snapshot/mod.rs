@@ -44,6 +44,7 @@
 
 pub mod builder;
 mod fields;
+pub mod format1;
 pub mod header;
 pub mod layout;
 pub mod load;

@@ -1,6 +1,6 @@
 //! Small files that the tests of this folder share.
 
-use crate::base::checksum::{Hash128, crc32c};
+use crate::base::checksum::Hash128;
 use crate::base::ids::{
     ClusterId, DiskId, GroupId, Incarnation, JobId, LogIndex, NodeId, Partition, QueueUid, ShardId,
     Term,
@@ -9,8 +9,8 @@ use crate::base::members::Member;
 use crate::base::units::GroupTime;
 use crate::snapshot::builder::PayloadBuilder;
 use crate::snapshot::layout::{
-    BODY_HEAD_BYTES, BodyEntry, BodyPlace, FileHeader, FileKind, GroupMeta, HEADER_BYTES, Owner,
-    PageEntry, PageName, Root, Voter,
+    BODY_HEAD_BYTES, BodyEntry, Branch, FileHeader, FileKind, GroupMeta, Node, Owner, PageEntry,
+    PageName, PayloadUse, Place, Root, RunUse, SUMMARY_BYTES, TreeEntry, Voter,
 };
 
 pub(super) fn owner() -> Owner {
@@ -52,41 +52,73 @@ pub(super) fn job(seq: u64) -> JobId {
     JobId::new(GroupId(5), queue, Partition(0), seq)
 }
 
-/// A page of the first block behind a header.
-pub(super) fn page(bytes: &[u8]) -> PageEntry {
-    PageEntry {
-        name: PageName {
-            kind: 1,
-            queue: 0,
-            partition: 0,
-            number: 0,
-        },
-        len: bytes.len() as u32,
-        hash: Hash128::of(bytes),
-        file: 7,
-        offset: HEADER_BYTES as u64,
-        crc: crc32c(&[bytes]),
+pub(super) fn name(kind: u8, number: u64) -> PageName {
+    PageName {
+        kind,
+        queue: job(0).queue().to_u64(),
+        partition: 0,
+        number,
     }
 }
 
-/// Two pages, one of them a block; three bodies in two leaves and two files.
+/// A place in run file 7.
+fn place(offset: u64, len: u32) -> Place {
+    Place {
+        file: 7,
+        offset,
+        len,
+        crc: 0xc5c5_c5c5,
+    }
+}
+
+/// A node above pages 64 and 127.
+pub(super) fn node() -> Node {
+    let branch = |slot: u8| Branch {
+        slot,
+        summary: [slot; SUMMARY_BYTES],
+        hash: Hash128([0xa0 | slot; 16]),
+        place: place(8192 + 4200 * u64::from(slot), 4104),
+    };
+    Node {
+        name: name(4, 1),
+        level: 1,
+        branches: vec![branch(0), branch(63)],
+    }
+}
+
+/// Two pages and two trees.
 pub(super) fn root() -> Root {
-    let small = page(b"group");
-    let mut leaf = page(&[8; 4096]);
-    leaf.name.kind = 4;
-    leaf.offset = 8192;
-    let body = |seq, file, offset| BodyEntry {
-        job: job(seq),
-        place: BodyPlace {
-            file,
-            offset,
-            len: 11,
-        },
+    let page = |kind: u8, offset| PageEntry {
+        name: name(kind, 0),
+        hash: Hash128([kind; 16]),
+        place: place(offset, 40),
+    };
+    let used = |file, live_bytes, live_bodies| PayloadUse {
+        file,
+        live_bytes,
+        live_bodies,
+    };
+    let tree = |kind: u8, offset, payloads| TreeEntry {
+        name: name(kind, 1),
+        level: 1,
+        summary: [kind; SUMMARY_BYTES],
+        hash: Hash128([0xe0 | kind; 16]),
+        place: place(offset, 300),
+        runs: [7, 9]
+            .map(|file| RunUse {
+                file,
+                live_bytes: 4096 * file,
+            })
+            .to_vec(),
+        payloads,
     };
     Root {
         meta: meta(),
-        pages: vec![small, leaf],
-        bodies: vec![body(64, 8, 4120), body(65, 9, 4120), body(130, 8, 4160)],
+        pages: vec![page(1, 4096), page(3, 4136)],
+        trees: vec![
+            tree(4, 4176, vec![used(8, 80, 2), used(9, 40, 1)]),
+            tree(6, 4480, Vec::new()),
+        ],
     }
 }
 

@@ -3,16 +3,16 @@
 use super::{Input, assert_is_told};
 use bytes::Bytes;
 use rrq::base::checksum::{Hash128, crc32c};
-use rrq::base::ids::{ClusterId, DiskId, ShardId};
+use rrq::base::ids::{ClusterId, DiskId, GroupId, ShardId};
 use rrq::queue::{decode_body, encode_body};
 use rrq::snapshot::builder::{PayloadBuilder, RunBuilder};
 use rrq::snapshot::layout::{
-    FileHeader, FileKind, HEADER_BYTES, Owner, ROOT_HEAD_BYTES, Root, RootRef,
+    FileHeader, FileKind, HEADER_BYTES, Node, Owner, PageName, ROOT_HEAD_BYTES, Root, RootRef,
 };
 use rrq::snapshot::load::read_group;
 use rrq::snapshot::manifest::Manifest;
 use rrq::snapshot::superblock::{SUPERBLOCK_BYTES, Superblock, choose};
-use rrq::snapshot::view::decode_body_record;
+use rrq::snapshot::view::{decode_bodies, decode_body_record};
 
 pub(super) const OWNER: Owner = Owner {
     cluster: ClusterId([0xc1; 16]),
@@ -33,7 +33,7 @@ pub(super) fn root(input: &[u8]) -> bool {
     let mut input = Input(input);
     let what = input.u8();
     let bytes = input.0;
-    match what % 5 {
+    match what % 7 {
         0 => root_bytes(bytes, Hash128::default()) | root_with_checksums(bytes),
         1 => file_header(bytes) | file_header(&sealed_block(bytes)),
         2 => {
@@ -55,7 +55,9 @@ pub(super) fn root(input: &[u8]) -> bool {
             sealed.extend_from_slice(&crc.to_le_bytes());
             accepted | body(&sealed)
         }
-        _ => group(bytes),
+        4 => group(bytes),
+        5 => node(bytes),
+        _ => bodies(bytes),
     }
 }
 
@@ -96,15 +98,70 @@ fn refused(error: &dyn std::fmt::Display) -> bool {
 /// The root's bytes, and where they were put.
 fn encode_root(root: &Root) -> (Vec<u8>, RootRef) {
     let mut run = RunBuilder::new(&header(FileKind::Run, 1));
-    for page in &root.pages {
-        run.keep_page(root.meta.group, *page);
-    }
-    let place = run.finish_group(&root.meta, root.bodies.clone());
+    let place = run.add_root(root.clone());
     let place = place.expect("a root that was decoded is small");
     run.finish();
     let file = output(|| run.take_output());
     let start = place.offset as usize;
     (file[start..start + place.len as usize].to_vec(), place)
+}
+
+/// A node, known by what it says of itself.
+fn node(bytes: &[u8]) -> bool {
+    let mut input = Input(bytes);
+    let canonical = input.u16();
+    let canonical = input.take(usize::from(canonical));
+    let (mut name, mut level) = (PageName::default(), 0);
+    if let Some(head) = canonical.first_chunk::<32>() {
+        let number = |at: usize| {
+            let bytes = head[at..at + 8].try_into();
+            u64::from_le_bytes(bytes.expect("8 bytes"))
+        };
+        (name.kind, level) = (head[0], head[1]);
+        (name.queue, name.partition, name.number) = (number(8), number(16), number(24));
+    }
+    match Node::decode((&name, level), canonical, input.0) {
+        Ok(node) => {
+            let mut run = RunBuilder::new(&header(FileKind::Run, 1));
+            let (hash, place) = run.add_node(GroupId(0), &node).expect("it is small");
+            assert_eq!(
+                hash,
+                Hash128::of(canonical),
+                "equal states have equal hashes"
+            );
+            run.finish();
+            let file = output(|| run.take_output());
+            let start = place.offset as usize + 8;
+            let parts = [canonical, input.0].concat();
+            assert_eq!(
+                file[start..start + parts.len()],
+                parts,
+                "a node has one form"
+            );
+            true
+        }
+        Err(error) => refused(&error),
+    }
+}
+
+/// The places of a page's bodies.
+fn bodies(bytes: &[u8]) -> bool {
+    match decode_bodies(bytes) {
+        Ok(bodies) => {
+            let mut run = RunBuilder::new(&header(FileKind::Run, 1));
+            let page = run.add_page(GroupId(0), PageName::default(), b"", &bodies);
+            let start = page.expect("it is small").place.offset as usize + 8;
+            run.finish();
+            let file = output(|| run.take_output());
+            assert_eq!(
+                file[start..start + bytes.len()],
+                *bytes,
+                "they have one form"
+            );
+            true
+        }
+        Err(error) => refused(&error),
+    }
 }
 
 fn output(mut take: impl FnMut() -> Option<(u64, Bytes)>) -> Vec<u8> {

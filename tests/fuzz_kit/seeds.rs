@@ -19,7 +19,10 @@ use rrq::queue::JobQueue;
 use rrq::queue::command::{PartitionChange, PartitionConfig};
 use rrq::queue::view::ApplyAt;
 use rrq::snapshot::builder::{PayloadBuilder, RunBuilder};
-use rrq::snapshot::layout::{BodyEntry, FileKind, GroupMeta, PageName, RootRef, Voter};
+use rrq::snapshot::layout::{
+    Branch, FileKind, GroupMeta, Node, PageName, PayloadUse, Root, RootRef, RunUse, SUMMARY_BYTES,
+    TreeEntry, Voter,
+};
 use rrq::snapshot::manifest::{Manifest, ManifestBase, ManifestGroup};
 use rrq::snapshot::superblock::Superblock;
 use rrq::wire::client::{encode_client_hello, encode_reply, encode_request, encode_server_hello};
@@ -539,24 +542,57 @@ fn meta(group: u16, index: u64) -> GroupMeta {
 fn roots() -> Vec<(&'static str, Vec<u8>)> {
     let job = |seq| JobId::new(GROUP, queue(), Partition(0), seq);
     let mut payload = PayloadBuilder::new(&header(FileKind::Payload, 2));
-    let bodies = [3, 64, 65].map(|seq| BodyEntry {
-        job: job(seq),
-        place: payload.add_body(job(seq), b"the body"),
-    });
+    let [first, second, third] = [3, 64, 65].map(|seq| payload.add_body(job(seq), b"the body"));
     payload.finish();
     let (_, payload) = payload.take_output().expect("one slice");
     let mut run = RunBuilder::new(&header(FileKind::Run, 1));
-    for number in 0..2 {
-        let name = PageName {
-            kind: 4,
-            queue: 1,
-            partition: 0,
-            number,
-        };
-        run.add_page(GROUP, name, &[number as u8; 40])
-            .expect("small");
-    }
-    let place = run.finish_group(&meta(GROUP.0, 100), bodies.to_vec());
+    let name = |kind, number| PageName {
+        kind,
+        queue: queue().to_u64(),
+        partition: 0,
+        number,
+    };
+    let group_page = run.add_page(GROUP, name(1, 0), b"group", &[]);
+    let leaves = [vec![(3, first)], vec![(0, second), (1, third)]];
+    let branches = (0..).zip(&leaves).map(|(number, bodies)| {
+        let page = run.add_page(GROUP, name(4, number), &[number as u8; 40], bodies);
+        let page = page.expect("small");
+        Branch {
+            slot: number as u8,
+            summary: [number as u8; SUMMARY_BYTES],
+            hash: page.hash,
+            place: page.place,
+        }
+    });
+    let node = Node {
+        name: name(4, 0),
+        level: 1,
+        branches: branches.collect(),
+    };
+    let (hash, place) = run.add_node(GROUP, &node).expect("small");
+    let [head, canonical_len] = [place.offset as usize, place.offset as usize + 4];
+    let tree = TreeEntry {
+        name: node.name,
+        level: 1,
+        summary: [2; SUMMARY_BYTES],
+        hash,
+        place,
+        runs: vec![RunUse {
+            file: 1,
+            live_bytes: 600,
+        }],
+        payloads: vec![PayloadUse {
+            file: 2,
+            live_bytes: 96,
+            live_bodies: 3,
+        }],
+    };
+    let node_end = head + place.len as usize;
+    let place = run.add_root(Root {
+        meta: meta(GROUP.0, 100),
+        pages: vec![group_page.expect("small")],
+        trees: vec![tree],
+    });
     let place = place.expect("small");
     run.finish();
     let (_, run) = run.take_output().expect("one slice");
@@ -573,6 +609,13 @@ fn roots() -> Vec<(&'static str, Vec<u8>)> {
         records,
         root,
     ];
+    let node = [&[5][..], &run[head..head + 2], &run[head + 8..node_end]].concat();
+    assert_eq!(
+        run[head + 2..canonical_len],
+        [0; 2],
+        "a node is shorter than 64 KiB"
+    );
+    let places = places_of_bodies(&run[4096..]);
     let body = rich(1).freeze().bodies().next_bodies(1);
     let body = rrq::queue::encode_body(&body[0].body.body());
     vec![
@@ -582,7 +625,21 @@ fn roots() -> Vec<(&'static str, Vec<u8>)> {
         ("body_record", [&[2], &payload[4096..4096 + 32]].concat()),
         ("body", [&[3], &body[..]].concat()),
         ("group", group.concat()),
+        ("node", node),
+        ("bodies", [&[6], &places[..]].concat()),
     ]
+}
+
+/// The local part of the third pack.
+fn places_of_bodies(packs: &[u8]) -> Vec<u8> {
+    let mut at = 0;
+    for _ in 0..2 {
+        let len = |at: usize| usize::from(u16::from_le_bytes([packs[at], packs[at + 1]]));
+        at = (at + 8 + len(at) + len(at + 4)).next_multiple_of(8);
+    }
+    let len = |at: usize| usize::from(u16::from_le_bytes([packs[at], packs[at + 1]]));
+    let start = at + 8 + len(at);
+    packs[start..start + len(at + 4)].to_vec()
 }
 
 fn manifest() -> Manifest {

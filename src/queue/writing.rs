@@ -1,0 +1,553 @@
+//! A frozen state to disk: what of it is not there yet, piece by piece; and what the machine remembers
+//! of it afterwards.
+//!
+//! ```text
+//!   cut ─> FrozenState ─> StateWriter ─> bodies, pages, nodes ─> their places ─┐
+//!                          │    ^ ─────────────────────────────────────────────┘
+//!                          │    └ bottom up: a node names where what is below it lies
+//!                          └─> WrittenState: what the root names;  Kept ─> JobQueue::keep
+//! ```
+//!
+//! A page that has not changed since the last checkpoint is not looked at, nor is a node above none that
+//! has: what is written is what changed, and a node for each level above it.
+//!
+//! # Invariants
+//! - Bodies come before the page of their job, pages and nodes before the node above.
+//! - The machine believes that something is stored once the checkpoint is durable, not earlier, and only
+//!   if it has not changed since the cut.
+
+use crate::base::checksum::Hash128;
+use crate::base::ids::{JobId, Partition, QueueUid};
+use crate::base::limits::LEAF_JOBS;
+use crate::queue::body::StoredBody;
+use crate::queue::codec::put_u48;
+use crate::queue::deadlines::Place;
+use crate::queue::frozen::{FrozenPartition, FrozenState, Shared};
+use crate::queue::history::FinishedPage;
+use crate::queue::job_queue::JobQueue;
+use crate::queue::keys::Bucket;
+use crate::queue::leaf::Leaf;
+use crate::queue::page::{put_finished, put_keys, put_leaf, put_reasons};
+use crate::queue::queues::QueueRecord;
+use crate::queue::sessions::Session;
+use crate::queue::tree::{NEVER, Placed, Summary, Todo, Walk, WrittenTree};
+use crate::queue::view::{BodyLocation, PageKey, PageKind, StoredPage};
+use bytes::Bytes;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+/// Bytes of a summary.
+const SUMMARY_BYTES: usize = 44;
+
+/// What is in the pages below a branch, in bytes: live u64, payload bytes u64, classes u16, zeros (2),
+/// and the first time of each order u48, all ones if nothing waits in it.
+pub type SummaryBytes = [u8; SUMMARY_BYTES];
+
+fn put_summary(summary: &Summary) -> SummaryBytes {
+    let mut out = Vec::with_capacity(SUMMARY_BYTES);
+    out.extend_from_slice(&summary.live.to_le_bytes());
+    out.extend_from_slice(&summary.bytes.to_le_bytes());
+    out.extend_from_slice(&summary.classes.to_le_bytes());
+    out.extend_from_slice(&[0; 2]);
+    for due in summary.dues {
+        put_u48(&mut out, if due == NEVER { (1 << 48) - 1 } else { due });
+    }
+    out.try_into().expect("a summary has 44 bytes")
+}
+
+/// What is to be written next.
+pub enum Piece {
+    /// The body of a job.
+    Body {
+        /// The job.
+        job: JobId,
+        /// Its body.
+        body: StoredBody,
+    },
+    /// A page.
+    Page {
+        /// Its key.
+        key: PageKey,
+        /// Its bytes.
+        bytes: Bytes,
+        /// Where the bodies of its jobs are, by slot.
+        bodies: Vec<(u8, BodyLocation)>,
+    },
+    /// A node above pages of which a partition has many.
+    Node {
+        /// Kind, queue and partition of the pages; its number among the nodes of its level.
+        key: PageKey,
+        /// 1 has pages below it.
+        level: u8,
+        /// By slot: what is in it, and where it is.
+        branches: Vec<(u8, SummaryBytes, StoredPage)>,
+    },
+}
+
+/// A tree of pages as a root names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredTree {
+    /// Kind, queue and partition of its pages; the number of its highest node.
+    pub key: PageKey,
+    /// The level of that node.
+    pub level: u8,
+    /// What is in it.
+    pub summary: SummaryBytes,
+    /// Where the node is.
+    pub stored: StoredPage,
+    /// Run files with the bytes that its pages and nodes have in them.
+    pub runs: BTreeMap<u64, u64>,
+    /// Payload files with the bytes and the number of the bodies of its jobs.
+    pub payloads: BTreeMap<u64, (u64, u64)>,
+}
+
+/// What a root names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WrittenState {
+    /// The pages that a group has few of.
+    pub pages: Vec<(PageKey, StoredPage)>,
+    /// The trees of the others.
+    pub trees: Vec<StoredTree>,
+}
+
+/// What tells that a page which a group has few of is as it was written.
+#[derive(Clone)]
+pub(super) enum Same {
+    Queue(Arc<QueueRecord>),
+    Session(Arc<Session>),
+    /// Its bytes alone.
+    Bytes,
+}
+
+/// The pages that a group has few of, as they are on this node's disk.
+pub(super) type Flat = BTreeMap<PageKey, (StoredPage, Same)>;
+
+/// What the machine is to remember of a checkpoint once that is durable.
+#[derive(Default)]
+pub struct Kept {
+    trees: VecDeque<KeptTree>,
+    bodies: VecDeque<(JobId, BodyLocation)>,
+    /// With the version of the machine by which they are laid out.
+    flat: Option<(u16, Flat)>,
+}
+
+struct KeptTree {
+    kind: PageKind,
+    place: Place,
+    epoch: u32,
+    placed: VecDeque<Placed>,
+}
+
+enum Walking {
+    Leaves(Walk<Leaf>),
+    Keys(Walk<Bucket>),
+    Finished(Walk<FinishedPage>),
+}
+
+/// The leaf that is being written: bodies first.
+struct OpenLeaf {
+    number: u64,
+    leaf: Arc<Leaf>,
+    bodies: Vec<(u8, BodyLocation)>,
+    /// Slots that are not looked at yet.
+    left: VecDeque<usize>,
+}
+
+/// Writes a frozen state.
+pub struct StateWriter {
+    shared: Arc<Shared>,
+    /// The trees that are not begun, in the order of partitions.
+    left: VecDeque<(Place, PageKind)>,
+    walking: Option<(Place, Walking)>,
+    leaf: Option<OpenLeaf>,
+    /// Of the partition whose leaves are written.
+    payloads: BTreeMap<u64, (u64, u64)>,
+    /// The lowest key of a page that a group has few of which can come next.
+    flat: Option<PageKey>,
+    open_flat: Option<(PageKey, Same)>,
+    written_flat: Flat,
+    written: WrittenState,
+    kept: Kept,
+}
+
+impl FrozenState {
+    /// Begins to write what is not on the disk.
+    #[must_use]
+    pub fn writer(&self) -> StateWriter {
+        let kinds = [PageKind::Leaf, PageKind::Keys, PageKind::Finished];
+        let places = self.shared.partitions.keys();
+        let left = places.flat_map(|place| kinds.map(|kind| (*place, kind)));
+        StateWriter {
+            left: left.collect(),
+            shared: Arc::clone(&self.shared),
+            walking: None,
+            leaf: None,
+            payloads: BTreeMap::new(),
+            flat: Some(Shared::first_key()),
+            open_flat: None,
+            written_flat: Flat::new(),
+            written: WrittenState::default(),
+            kept: Kept::default(),
+        }
+    }
+}
+
+fn key(kind: PageKind, (queue, partition): Place, number: u64) -> PageKey {
+    PageKey {
+        kind,
+        queue,
+        partition,
+        number,
+    }
+}
+
+impl StateWriter {
+    /// What is to be written next; `None` at the end. What was handed out before has its place.
+    pub fn next(&mut self) -> Option<Piece> {
+        loop {
+            if self.leaf.is_some() {
+                return Some(self.next_of_leaf());
+            }
+            let Some((place, walking)) = &mut self.walking else {
+                if self.begin_tree() {
+                    continue;
+                }
+                return self.next_flat();
+            };
+            let place = *place;
+            let piece = match walking {
+                Walking::Leaves(walk) => match walk.next() {
+                    Some(Todo::Page { number, page }) => {
+                        self.open_leaf(number, page);
+                        continue;
+                    }
+                    todo => todo.and_then(|todo| node_of(PageKind::Leaf, place, todo)),
+                },
+                Walking::Keys(walk) => match walk.next() {
+                    Some(Todo::Page { number, page }) => {
+                        let bytes = put_keys(page.keys());
+                        Some(page_of(key(PageKind::Keys, place, number), bytes))
+                    }
+                    todo => todo.and_then(|todo| node_of(PageKind::Keys, place, todo)),
+                },
+                Walking::Finished(walk) => match walk.next() {
+                    Some(Todo::Page { number, page }) => {
+                        let bytes = put_finished(&page);
+                        Some(page_of(key(PageKind::Finished, place, number), bytes))
+                    }
+                    todo => todo.and_then(|todo| node_of(PageKind::Finished, place, todo)),
+                },
+            };
+            if piece.is_some() {
+                return piece;
+            }
+            self.end_tree();
+        }
+    }
+
+    /// The next tree; false if there is none.
+    fn begin_tree(&mut self) -> bool {
+        let Some((place, kind)) = self.left.pop_front() else {
+            return false;
+        };
+        let partition = &self.shared.partitions[&place];
+        let walking = match kind {
+            PageKind::Leaf => {
+                self.payloads.clone_from(&partition.payloads);
+                Walking::Leaves(Walk::new(partition.leaves.clone()))
+            }
+            PageKind::Keys => Walking::Keys(Walk::new(partition.keys.tree().clone())),
+            _ => Walking::Finished(Walk::new(partition.finished.clone())),
+        };
+        self.walking = Some((place, walking));
+        true
+    }
+
+    fn end_tree(&mut self) {
+        let Some((place, walking)) = self.walking.take() else {
+            return;
+        };
+        let (kind, (tree, epoch, placed)) = match walking {
+            Walking::Leaves(walk) => (PageKind::Leaf, walk.finish()),
+            Walking::Keys(walk) => (PageKind::Keys, walk.finish()),
+            Walking::Finished(walk) => (PageKind::Finished, walk.finish()),
+        };
+        let payloads = match kind {
+            PageKind::Leaf => std::mem::take(&mut self.payloads),
+            _ => BTreeMap::new(),
+        };
+        if let Some(tree) = tree {
+            let WrittenTree {
+                level,
+                number,
+                summary,
+                stored,
+                runs,
+            } = tree;
+            self.written.trees.push(StoredTree {
+                key: key(kind, place, number),
+                level: u8::try_from(level).expect("a tree has few levels"),
+                summary: put_summary(&summary),
+                stored,
+                runs,
+                payloads,
+            });
+        }
+        if !placed.is_empty() {
+            self.kept.trees.push_back(KeptTree {
+                kind,
+                place,
+                epoch,
+                placed: placed.into(),
+            });
+        }
+    }
+
+    fn open_leaf(&mut self, number: u64, leaf: Arc<Leaf>) {
+        let mut bodies = Vec::new();
+        let mut left = VecDeque::new();
+        for slot in leaf.live_slots() {
+            match leaf.location(slot) {
+                Some(at) => bodies.push((slot as u8, at)),
+                None => left.push_back(slot),
+            }
+        }
+        self.leaf = Some(OpenLeaf {
+            number,
+            leaf,
+            bodies,
+            left,
+        });
+    }
+
+    fn next_of_leaf(&mut self) -> Piece {
+        let open = self.leaf.as_mut().expect("the caller has looked");
+        let (place, _) = self.walking.as_ref().expect("its tree is open");
+        if let Some(slot) = open.left.front() {
+            let seq = open.number * LEAF_JOBS + *slot as u64;
+            return Piece::Body {
+                job: JobId::new(self.shared.group.group, place.0, place.1, seq),
+                body: open.leaf.body(*slot).clone(),
+            };
+        }
+        let mut bytes = put_leaf(&open.leaf).to_vec();
+        if !open.leaf.reasons().is_empty() {
+            bytes.extend_from_slice(&put_reasons(open.leaf.reasons()));
+        }
+        let mut bodies = std::mem::take(&mut open.bodies);
+        bodies.sort_unstable_by_key(|(slot, _)| *slot);
+        let key = key(PageKind::Leaf, *place, open.number);
+        self.leaf = None;
+        Piece::Page {
+            key,
+            bytes: bytes.into(),
+            bodies,
+        }
+    }
+
+    /// The body that was handed out is written there.
+    ///
+    /// # Panics
+    /// If none was.
+    pub fn body_placed(&mut self, job: JobId, at: BodyLocation) {
+        let open = self.leaf.as_mut().expect("a leaf is open");
+        let slot = open.left.pop_front().expect("a body was handed out");
+        open.bodies.push((slot as u8, at));
+        let used = self.payloads.entry(at.file).or_default();
+        *used = (used.0 + at.disk_bytes(), used.1 + 1);
+        self.kept.bodies.push_back((job, at));
+    }
+
+    /// The page or node that was handed out is written there.
+    ///
+    /// # Panics
+    /// If none was.
+    pub fn placed(&mut self, stored: StoredPage) {
+        match &mut self.walking {
+            Some((_, Walking::Leaves(walk))) => walk.placed(stored),
+            Some((_, Walking::Keys(walk))) => walk.placed(stored),
+            Some((_, Walking::Finished(walk))) => walk.placed(stored),
+            None => {
+                let (key, same) = self.open_flat.take().expect("a page was handed out");
+                self.written_flat.insert(key, (stored, same));
+            }
+        }
+    }
+
+    /// The next page of those that a group has few of, if it is not on the disk as it is.
+    fn next_flat(&mut self) -> Option<Piece> {
+        while let Some(from) = self.flat.take() {
+            let (key, same) = self.shared.flat_from(from)?;
+            self.flat = Some(PageKey {
+                number: key.number + 1,
+                ..key
+            });
+            let known = self.shared.flat.get(&key);
+            if let Some((stored, before)) = known.filter(|(_, before)| is_same(before, &same)) {
+                self.written_flat.insert(key, (*stored, before.clone()));
+                continue;
+            }
+            let bytes = self.shared.flat_page(key);
+            let hash = Hash128::of(&bytes);
+            if let Some((stored, _)) = known.filter(|(stored, _)| stored.hash == hash) {
+                self.written_flat.insert(key, (*stored, same));
+                continue;
+            }
+            self.open_flat = Some((key, same));
+            return Some(page_of(key, bytes));
+        }
+        None
+    }
+
+    /// What the root names, and what the machine is to remember.
+    ///
+    /// # Panics
+    /// If something is left to be written.
+    #[must_use]
+    pub fn finish(mut self) -> (WrittenState, Kept) {
+        let is_done = self.left.is_empty() && self.walking.is_none() && self.open_flat.is_none();
+        assert!(is_done, "some of a state was not written");
+        let pages = self.written_flat.iter();
+        self.written.pages = pages.map(|(key, (stored, _))| (*key, *stored)).collect();
+        self.kept.flat = Some((self.shared.group.version, self.written_flat));
+        (self.written, self.kept)
+    }
+}
+
+fn is_same(before: &Same, now: &Same) -> bool {
+    match (before, now) {
+        (Same::Queue(one), Same::Queue(other)) => Arc::ptr_eq(one, other),
+        (Same::Session(one), Same::Session(other)) => Arc::ptr_eq(one, other),
+        _ => false,
+    }
+}
+
+fn page_of(key: PageKey, bytes: Bytes) -> Piece {
+    let bodies = Vec::new();
+    Piece::Page { key, bytes, bodies }
+}
+
+fn node_of<T>(kind: PageKind, place: Place, todo: Todo<T>) -> Option<Piece> {
+    let Todo::Node {
+        level,
+        number,
+        branches,
+    } = todo
+    else {
+        return None;
+    };
+    let branches = branches.into_iter();
+    let branches = branches.map(|(slot, summary, stored)| (slot, put_summary(&summary), stored));
+    Some(Piece::Node {
+        key: key(kind, place, number),
+        level: u8::try_from(level).expect("a tree has few levels"),
+        branches: branches.collect(),
+    })
+}
+
+impl JobQueue {
+    /// The state as it is now, held still for a checkpoint: what changes from here on is not in it.
+    ///
+    /// # Panics
+    /// If the state is not loaded.
+    #[must_use]
+    pub fn cut(&mut self) -> FrozenState {
+        let partitions = self.partitions.iter_mut().map(|(place, state)| {
+            let frozen = FrozenPartition {
+                head: state.head,
+                leaves: state.leaves.cut(),
+                keys: state.keys.cut(),
+                finished: state.history.cut(),
+                payloads: state.payloads.clone(),
+            };
+            (*place, frozen)
+        });
+        let partitions = partitions.collect();
+        self.frozen(partitions)
+    }
+
+    /// Takes note of up to `count` things that a checkpoint has on the disk, which is durable; whether
+    /// there are more.
+    pub fn keep(&mut self, kept: &mut Kept, count: usize) -> bool {
+        if let Some((version, flat)) = kept.flat.take()
+            && version == self.version
+        {
+            self.flat = Arc::new(flat);
+        }
+        for _ in 0..count {
+            if let Some((job, at)) = kept.bodies.pop_front() {
+                self.set_body_location(job, at);
+                continue;
+            }
+            let Some(tree) = kept.trees.front_mut() else {
+                return false;
+            };
+            let placed = tree.placed.pop_front();
+            let state = self.partitions.get_mut(&tree.place);
+            if let (Some(placed), Some(state)) = (placed, state) {
+                match tree.kind {
+                    PageKind::Leaf => {
+                        let before = *state.leaves.summary();
+                        state.leaves.keep(&placed, tree.epoch);
+                        let deadlines = &mut self.links.deadlines;
+                        deadlines.note_jobs(tree.place, &before, state.leaves.summary());
+                    }
+                    PageKind::Keys => {
+                        let before = state.keys.first_expiry();
+                        state.keys.tree_mut().keep(&placed, tree.epoch);
+                        let after = state.keys.first_expiry();
+                        self.links.deadlines.note_keys(tree.place, before, after);
+                    }
+                    _ => state.history.pages_mut().keep(&placed, tree.epoch),
+                }
+            }
+            if tree.placed.is_empty() {
+                kept.trees.pop_front();
+            }
+        }
+        !kept.bodies.is_empty() || !kept.trees.is_empty()
+    }
+
+    /// A page or node of this state was read from there: it needs not be written again. `level` is 0 of
+    /// a page. What is not of this state is left alone.
+    pub fn found(&mut self, key: PageKey, level: u8, stored: StoredPage) {
+        let place = (key.queue, key.partition);
+        let level = u32::from(level);
+        let state = self.partitions.get_mut(&place);
+        match (key.kind, state) {
+            (PageKind::Leaf, Some(state)) => state.leaves.found(level, key.number, stored),
+            (PageKind::Keys, Some(state)) => {
+                state.keys.tree_mut().found(level, key.number, stored);
+            }
+            (PageKind::Finished, Some(state)) => {
+                state.history.pages_mut().found(level, key.number, stored);
+            }
+            (PageKind::Leaf | PageKind::Keys | PageKind::Finished | PageKind::Reasons, _) => {}
+            _ => {
+                let flat = Arc::make_mut(&mut self.flat);
+                flat.insert(key, (stored, Same::Bytes));
+            }
+        }
+    }
+
+    /// What is stored in these files is written anew by the next checkpoint.
+    pub fn leave_files(&mut self, runs: &BTreeSet<u64>, payloads: &BTreeSet<u64>) {
+        for state in self.partitions.values_mut() {
+            state.leave_payloads(payloads);
+            state.leaves.leave_files(runs);
+            state.keys.tree_mut().leave_files(runs);
+            state.history.pages_mut().leave_files(runs);
+        }
+        let flat = Arc::make_mut(&mut self.flat);
+        flat.retain(|_, (stored, _)| !runs.contains(&stored.file));
+    }
+
+    /// Remembers where the body of a job is on this node's disk; nothing if the job is gone.
+    pub(super) fn set_body_location(&mut self, job: JobId, at: BodyLocation) {
+        let place: (QueueUid, Partition) = (job.queue(), job.partition());
+        let state = self.partitions.get_mut(&place);
+        if let Some(state) = state.filter(|_| job.group() == self.group) {
+            state.set_body_location(job.seq(), at);
+        }
+    }
+}

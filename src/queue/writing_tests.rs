@@ -1,0 +1,460 @@
+//! Checkpoints one after the other, as far as the job machine goes: what each writes, and that it is the
+//! state.
+
+use crate::base::checksum::Hash128;
+use crate::base::ids::{GroupId, JobId, Partition};
+use crate::base::prng::Prng;
+use crate::queue::body::{decode_body, encode_body};
+use crate::queue::check::check;
+use crate::queue::command::{AckItem, NackItem, NewJob, Op, Outcome, PurgeStates, Start};
+use crate::queue::frozen::FrozenState;
+use crate::queue::job_queue::JobQueue;
+use crate::queue::load::stored_pages;
+use crate::queue::tests::{GROUP, apply, enqueue, lease, rich, uid};
+use crate::queue::view::{BodyLocation, PageKey, PageKind, StoredPage};
+use crate::queue::writing::{Kept, Piece, SummaryBytes, WrittenState};
+use bytes::Bytes;
+use std::collections::{BTreeMap, BTreeSet};
+
+type Node = (PageKey, u8, Vec<(u8, SummaryBytes, StoredPage)>);
+
+/// Files in memory.
+#[derive(Default)]
+struct Disk {
+    file: u64,
+    end: u64,
+    pages: BTreeMap<(u64, u64), (PageKey, Bytes, Vec<(u8, BodyLocation)>)>,
+    nodes: BTreeMap<(u64, u64), Node>,
+    bodies: BTreeMap<(u64, u64), (JobId, Bytes)>,
+}
+
+/// How much a checkpoint wrote.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Count {
+    pages: usize,
+    nodes: usize,
+    bodies: usize,
+}
+
+impl Disk {
+    fn stored(&mut self, bytes: &[u8]) -> StoredPage {
+        self.end += 8;
+        StoredPage {
+            hash: Hash128::of(bytes),
+            file: self.file,
+            offset: self.end,
+            len: u32::try_from(bytes.len()).expect("small") + 8,
+            crc: 0,
+        }
+    }
+
+    /// Writes what is not on the disk, into files of their own.
+    fn write(&mut self, frozen: &FrozenState) -> (WrittenState, Kept, Count) {
+        self.file += 1;
+        let mut count = Count::default();
+        let mut writer = frozen.writer();
+        while let Some(piece) = writer.next() {
+            match piece {
+                Piece::Body { job, body } => {
+                    count.bodies += 1;
+                    let mut bytes = Vec::new();
+                    body.encode_into(&mut bytes);
+                    self.end += 8;
+                    let at = BodyLocation {
+                        file: 1000 + self.file,
+                        offset: self.end,
+                        len: u32::try_from(bytes.len()).expect("small"),
+                    };
+                    self.bodies
+                        .insert((at.file, at.offset), (job, bytes.into()));
+                    writer.body_placed(job, at);
+                }
+                Piece::Page { key, bytes, bodies } => {
+                    count.pages += 1;
+                    let stored = self.stored(&bytes);
+                    let at = (stored.file, stored.offset);
+                    self.pages.insert(at, (key, bytes, bodies));
+                    writer.placed(stored);
+                }
+                Piece::Node {
+                    key,
+                    level,
+                    branches,
+                } => {
+                    count.nodes += 1;
+                    let said: Vec<u8> = branches.iter().flat_map(|branch| branch.1).collect();
+                    let stored = self.stored(&said);
+                    let at = (stored.file, stored.offset);
+                    self.nodes.insert(at, (key, level, branches));
+                    writer.placed(stored);
+                }
+            }
+        }
+        let (written, kept) = writer.finish();
+        (written, kept, count)
+    }
+
+    /// The pages that a root names, the places of all bodies, and what it has in each file.
+    fn read(&self, state: &WrittenState) -> (Vec<(PageKey, Bytes)>, BTreeMap<JobId, BodyLocation>) {
+        let mut pages = Vec::new();
+        let mut bodies = BTreeMap::new();
+        let mut page = |key: PageKey, stored: &StoredPage| {
+            let (own, bytes, places) = &self.pages[&(stored.file, stored.offset)];
+            assert_eq!((own, Hash128::of(bytes)), (&key, stored.hash));
+            pages.push((key, bytes.clone()));
+            for (slot, at) in places {
+                let seq = key.number * 64 + u64::from(*slot);
+                bodies.insert(JobId::new(GROUP, key.queue, key.partition, seq), *at);
+            }
+        };
+        for (key, stored) in &state.pages {
+            page(*key, stored);
+        }
+        for tree in &state.trees {
+            let mut runs: BTreeMap<u64, u64> = BTreeMap::new();
+            let mut left = vec![(tree.key, tree.level, tree.stored)];
+            while let Some((key, level, stored)) = left.pop() {
+                *runs.entry(stored.file).or_default() += u64::from(stored.len);
+                if level == 0 {
+                    page(key, &stored);
+                    continue;
+                }
+                let (own, own_level, branches) = &self.nodes[&(stored.file, stored.offset)];
+                assert_eq!((own, *own_level), (&key, level));
+                left.extend(branches.iter().map(|(slot, _, stored)| {
+                    let number = key.number << 6 | u64::from(*slot);
+                    (PageKey { number, ..key }, level - 1, *stored)
+                }));
+            }
+            assert_eq!(runs, tree.runs, "of the tree of {:?}", tree.key);
+        }
+        let mut payloads: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
+        for at in bodies.values() {
+            let used = payloads.entry(at.file).or_default();
+            *used = (used.0 + at.disk_bytes(), used.1 + 1);
+        }
+        let mut told: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
+        for (file, (bytes, count)) in state.trees.iter().flat_map(|tree| &tree.payloads) {
+            let used = told.entry(*file).or_default();
+            *used = (used.0 + bytes, used.1 + count);
+        }
+        assert_eq!(told, payloads, "what lives in payload files");
+        (stored_pages(pages), bodies)
+    }
+
+    /// What a start makes of a root.
+    fn load(&self, state: &WrittenState) -> JobQueue {
+        let (pages, places) = self.read(state);
+        let mut machine = JobQueue::absent(GROUP);
+        let mut find = |job: JobId| {
+            let at = places.get(&job)?;
+            let (own, bytes) = &self.bodies[&(at.file, at.offset)];
+            assert_eq!(*own, job);
+            Some((bytes.clone(), *at))
+        };
+        machine.load(&pages, &mut find).expect("it is whole");
+        for (key, stored) in &state.pages {
+            machine.found(*key, 0, *stored);
+        }
+        let mut left: Vec<_> = state
+            .trees
+            .iter()
+            .map(|tree| (tree.key, tree.level, tree.stored))
+            .collect();
+        let mut found = Vec::new();
+        while let Some((key, level, stored)) = left.pop() {
+            found.push((level, key, stored));
+            if level == 0 {
+                continue;
+            }
+            let (_, _, branches) = &self.nodes[&(stored.file, stored.offset)];
+            left.extend(branches.iter().map(|(slot, _, stored)| {
+                let number = key.number << 6 | u64::from(*slot);
+                (PageKey { number, ..key }, level - 1, *stored)
+            }));
+        }
+        found.sort_unstable_by_key(|(level, key, _)| (*level, *key));
+        for (level, key, stored) in found {
+            machine.found(key, level, stored);
+        }
+        machine
+    }
+}
+
+/// All pages of a state.
+fn pages(frozen: &FrozenState) -> Vec<(PageKey, Bytes)> {
+    let mut frozen = FrozenState {
+        shared: frozen.shared.clone(),
+        next: Some(crate::queue::frozen::Shared::first_key()),
+    };
+    let pages = frozen.next_pages(usize::MAX);
+    assert!(frozen.next_pages(1).is_empty());
+    pages
+}
+
+/// A checkpoint that succeeds.
+fn checkpoint(machine: &mut JobQueue, disk: &mut Disk) -> (WrittenState, Count) {
+    let frozen = machine.cut();
+    let (state, mut kept, count) = disk.write(&frozen);
+    assert_eq!(disk.read(&state).0, pages(&frozen));
+    drop(frozen);
+    while machine.keep(&mut kept, 3) {}
+    check(machine).expect("all invariants hold");
+    (state, count)
+}
+
+fn jobs(count: usize) -> Op {
+    enqueue(vec![NewJob::default(); count])
+}
+
+/// A machine with one queue of so many waiting jobs.
+fn waiting(count: usize) -> JobQueue {
+    let mut machine = JobQueue::new(GROUP, 0);
+    let create = Op::CreateQueue {
+        name: "mail".to_owned(),
+        settings: Default::default(),
+        must_be_new: true,
+        groups: 0,
+    };
+    apply(&mut machine, 0, create);
+    for _ in 0..count / 1000 {
+        apply(&mut machine, 0, jobs(1000));
+    }
+    machine
+}
+
+#[test]
+fn what_has_not_changed_is_not_written_again() {
+    let (mut machine, mut disk) = (waiting(10_000), Disk::default());
+    let (first, count) = checkpoint(&mut machine, &mut disk);
+    // The group, the queue, its partition; 157 leaves; three nodes above them and one above those.
+    let all = Count {
+        pages: 3 + 157,
+        nodes: 4,
+        bodies: 10_000,
+    };
+    assert_eq!(count, all);
+    let (second, count) = checkpoint(&mut machine, &mut disk);
+    assert_eq!((second, count), (first, Count::default()));
+    // One leased at the head, one enqueued at the tail: two leaves, and the nodes above; the counters.
+    apply(&mut machine, 1, lease(1));
+    apply(&mut machine, 1, jobs(1));
+    let (_, count) = checkpoint(&mut machine, &mut disk);
+    let few = Count {
+        pages: 2 + 2,
+        nodes: 3,
+        bodies: 1,
+    };
+    assert_eq!(count, few);
+}
+
+#[test]
+fn what_changes_during_a_checkpoint_is_in_the_next() {
+    let (mut machine, mut disk) = (waiting(1000), Disk::default());
+    let frozen = machine.cut();
+    let before = pages(&frozen);
+    let Outcome::Leased(grants) = apply(&mut machine, 1, lease(2)) else {
+        panic!("there are jobs");
+    };
+    let (state, mut kept, _) = disk.write(&frozen);
+    let ack = AckItem {
+        token: grants[0].token,
+        result: None,
+    };
+    apply(&mut machine, 2, Op::Ack { items: vec![ack] });
+    assert_eq!(disk.read(&state).0, before);
+    drop(frozen);
+    while machine.keep(&mut kept, 7) {}
+    check(&machine).expect("all invariants hold");
+    // The leaf of both, the node above, the counters and the time.
+    let (state, count) = checkpoint(&mut machine, &mut disk);
+    let pages = 3;
+    let (nodes, bodies) = (1, 0);
+    assert_eq!(
+        count,
+        Count {
+            pages,
+            nodes,
+            bodies
+        }
+    );
+    assert_eq!(disk.load(&state).state_hash(), machine.state_hash());
+}
+
+#[test]
+fn what_a_failed_checkpoint_wrote_is_written_by_the_next() {
+    let (mut machine, mut disk) = (waiting(1000), Disk::default());
+    let (_, _, first) = disk.write(&machine.cut());
+    let (_, count) = checkpoint(&mut machine, &mut disk);
+    assert_eq!(count, first);
+}
+
+#[test]
+fn files_that_are_left_are_written_anew() {
+    let (mut machine, mut disk) = (waiting(2000), Disk::default());
+    checkpoint(&mut machine, &mut disk);
+    apply(&mut machine, 1, lease(100));
+    let (state, _) = checkpoint(&mut machine, &mut disk);
+    let files = |state: &WrittenState| {
+        let trees = state.trees.iter();
+        let runs = trees.clone().flat_map(|tree| tree.runs.keys().copied());
+        let payloads = trees.flat_map(|tree| tree.payloads.keys().copied());
+        (runs.collect(), payloads.collect())
+    };
+    let (runs, payloads): (BTreeSet<u64>, BTreeSet<u64>) = files(&state);
+    assert_eq!((runs, payloads), ([1, 2].into(), [1001].into()));
+    machine.leave_files(&[1].into(), &[1001].into());
+    let (state, count) = checkpoint(&mut machine, &mut disk);
+    assert_eq!(files(&state), ([3].into(), [1003].into()));
+    assert_eq!(count.bodies, 2000);
+    assert_eq!(disk.load(&state).state_hash(), machine.state_hash());
+}
+
+#[test]
+fn a_raised_version_writes_the_few_pages_anew() {
+    let (mut machine, mut disk) = (rich(), Disk::default());
+    checkpoint(&mut machine, &mut disk);
+    let frozen = machine.cut();
+    let (_, mut kept, count) = disk.write(&frozen);
+    assert_eq!(count, Count::default());
+    drop(frozen);
+    machine.raise_version(2);
+    while machine.keep(&mut kept, 100) {}
+    let (state, _) = checkpoint(&mut machine, &mut disk);
+    assert_eq!(disk.load(&state).state_hash(), machine.state_hash());
+}
+
+fn random_op(machine: &JobQueue, prng: &mut Prng) -> Op {
+    let one = |prng: &mut Prng| NewJob {
+        payload: vec![7; prng.below(40) as usize].into(),
+        priority: Some(prng.below(8) as u8),
+        start: [Start::Now, Start::Now, Start::After(prng.below(90))][prng.below(3) as usize],
+        ttl_ms: prng.below(2) * prng.below(200),
+        key: prng
+            .chance(1, 3)
+            .then(|| prng.below(5_000).to_string().into()),
+        ..NewJob::default()
+    };
+    let tokens = || {
+        let leased = machine.peek(
+            uid(1),
+            Partition(0),
+            crate::queue::view::JobState::InFlight,
+            200,
+        );
+        let leased = leased.unwrap_or_default();
+        leased
+            .iter()
+            .filter_map(|job| job.token)
+            .collect::<Vec<_>>()
+    };
+    match prng.below(9) {
+        0..=2 => {
+            let count = 1 + prng.below(200);
+            enqueue((0..count).map(|_| one(prng)).collect())
+        }
+        3 => lease(1 + prng.below(150) as u32),
+        4 | 5 => {
+            let mut items: Vec<AckItem> = tokens()
+                .into_iter()
+                .map(|token| AckItem {
+                    token,
+                    result: None,
+                })
+                .collect();
+            items.truncate(prng.below(200) as usize);
+            Op::Ack { items }
+        }
+        6 => {
+            let items = tokens().into_iter().take(20).map(|token| NackItem {
+                token,
+                delay_ms: Some(prng.below(50)),
+                reason: Bytes::from_static(b"it failed"),
+            });
+            Op::Nack {
+                items: items.collect(),
+            }
+        }
+        7 => Op::Advance { limit: 300 },
+        _ => Op::Purge {
+            queue: uid(1),
+            partition: Partition(0),
+            states: PurgeStates {
+                pending: prng.chance(1, 8),
+                delayed: prng.chance(1, 4),
+                dead: true,
+            },
+        },
+    }
+}
+
+#[test]
+fn checkpoints_are_the_state_whatever_happens_between_them() {
+    for seed in 0..30 {
+        let mut prng = Prng::new(seed);
+        let (mut machine, mut disk) = (rich(), Disk::default());
+        let mut time = 10;
+        for _ in 0..40 {
+            for _ in 0..prng.below(6) {
+                time += prng.below(30);
+                let op = random_op(&machine, &mut prng);
+                apply(&mut machine, time, op);
+            }
+            if prng.chance(1, 4) {
+                let file = 1 + prng.below(disk.file + 1);
+                machine.leave_files(&[file].into(), &[1000 + file].into());
+            }
+            let frozen = machine.cut();
+            let before = pages(&frozen);
+            let (state, mut kept, _) = disk.write(&frozen);
+            let op = random_op(&machine, &mut prng);
+            apply(&mut machine, time, op);
+            assert_eq!(disk.read(&state).0, before, "seed {seed}");
+            drop(frozen);
+            if prng.chance(1, 5) {
+                // It was not to be durable.
+                continue;
+            }
+            while machine.keep(&mut kept, 1 + prng.below(50) as usize) {}
+            check(&machine).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+            if prng.chance(1, 6) {
+                machine = disk.load(&state);
+                check(&machine).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+                let (_, count) = checkpoint(&mut machine, &mut disk);
+                assert_eq!(count, Count::default(), "seed {seed}: all of it was found");
+            }
+        }
+    }
+}
+
+#[test]
+fn bodies_are_what_was_enqueued() {
+    let (mut machine, mut disk) = (rich(), Disk::default());
+    let (state, _) = checkpoint(&mut machine, &mut disk);
+    let loaded = disk.load(&state);
+    let (_, places) = disk.read(&state);
+    assert!(places.len() > 60);
+    for (job, at) in places {
+        let stored = decode_body(&disk.bodies[&(at.file, at.offset)].1).expect("whole");
+        let view = loaded.job(job).expect("live");
+        assert_eq!(encode_body(&view.body), encode_body(&stored));
+    }
+    let other = GroupId(GROUP.0 + 1);
+    machine.found(
+        PageKey {
+            kind: PageKind::Leaf,
+            queue: uid(99),
+            partition: Partition(0),
+            number: u64::from(other.0),
+        },
+        3,
+        StoredPage {
+            hash: Hash128::default(),
+            file: 1,
+            offset: 1,
+            len: 1,
+            crc: 1,
+        },
+    );
+    check(&machine).expect("what is not of a state is left alone");
+}
