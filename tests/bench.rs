@@ -2,8 +2,9 @@
 #![cfg(all(feature = "bench", feature = "server", target_os = "linux"))]
 
 use serde_json::Value;
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 fn file(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name)
@@ -193,6 +194,58 @@ fn several_nodes_are_loaded_and_recover_together() {
     let more = ["--rounds", "1", "--shards", "1"];
     let found = sound("recover-nodes.json", &[&args[..], &more].concat());
     assert!(number(&found, "rto_ms.max") > 0.0);
+}
+
+/// A child process of another, with an argument of its own.
+fn child_of(parent: u32, argument: [&str; 2]) -> Option<u32> {
+    let processes = std::fs::read_dir("/proc").expect("processes are listed");
+    let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    pids.into_iter().find(|pid: &u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let (_, rest) = stat.rsplit_once(')').unwrap_or_default();
+        let is_child = rest.split_whitespace().nth(1) == Some(&parent.to_string());
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let args: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+        let argument = argument.map(str::as_bytes);
+        is_child && args.windows(2).any(|pair| pair == argument)
+    })
+}
+
+#[test]
+fn a_load_goes_on_while_a_node_of_three_is_killed() {
+    let json = file("load-kill.json");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rrq-bench"));
+    command.args(["load", "--nodes", "3", "--shards", "1", "--duration", "4s"]);
+    command.args(["--producers", "8", "--consumers", "8", "--warm-up", "100ms"]);
+    command.arg("--json").arg(&json).stdout(Stdio::piped());
+    let mut bench = command.spawn().expect("it runs");
+    let mut lines = BufReader::new(bench.stdout.take().expect("piped")).lines();
+    let measured = |line: &std::io::Result<String>| line.as_ref().is_ok_and(is_measured);
+    lines.find(measured).expect("it measures");
+    // Of 64 groups it leads some that the eight queues are in.
+    let node = child_of(bench.id(), ["--id", "2"]).expect("a node");
+    let kill = Command::new("kill")
+        .args(["-9", &node.to_string()])
+        .status();
+    assert!(kill.expect("kill is there").success());
+    let said: Vec<String> = lines.map_while(Result::ok).collect();
+    let ended = bench.wait().expect("it was started");
+    assert!(ended.success(), "{}", said.join("\n"));
+    let text = std::fs::read_to_string(&json).expect("the figures");
+    let found: Value = serde_json::from_str(&text).expect("JSON");
+    assert!(number(&found, "moved") > 0.0, "{found}");
+    for name in ["lost", "redelivered_after_ack", "strange", "unknown"] {
+        assert!(number(&found, name) == 0.0, "{name}: {found}");
+    }
+    let last = found["seconds"].as_array().and_then(|all| all.last());
+    let last = last.expect("a second");
+    for name in ["enqueued_per_s", "completed_per_s"] {
+        assert!(number(last, name) > 0.0, "{name}: {found}");
+    }
+}
+
+fn is_measured(line: &String) -> bool {
+    line.contains(" measured ")
 }
 
 #[test]

@@ -122,11 +122,7 @@ pub fn run(options: &Options) -> Result<Outcome, Report> {
     setting::run(
         options.data_dir.as_deref(),
         options.obey_signals,
-        async |place, probe| {
-            let host = HostFacts::told(place.path(), options.say);
-            let outcome = measure(options, place, probe).await?;
-            Ok(Outcome { host, ..outcome })
-        },
+        async |place, probe| measure(options, place, probe).await,
     )
 }
 
@@ -157,6 +153,7 @@ async fn measure(options: &Options, place: &Place, probe: &DiskProbe) -> Result<
         payload,
         ..
     } = *options;
+    let host = HostFacts::told(place.path(), options.say);
     let (mut cluster, load) = begin(options, place).await?;
     let address = cluster.address();
     (options.say)(&format!(
@@ -198,7 +195,7 @@ async fn measure(options: &Options, place: &Place, probe: &DiskProbe) -> Result<
         signal: options.signal,
         target: options.target,
         disk_ms: Percentiles::of_histogram(&probe.writes_us()),
-        host: HostFacts::default(),
+        host,
     })
 }
 

@@ -37,6 +37,11 @@ pub(super) struct Counts {
     pub(super) redelivered_after_ack: u64,
     /// Delivered with a payload that nobody enqueued.
     pub(super) strange: u64,
+    /// Their enqueue, ack or nack may have been taken or not; nobody can tell any more, and nothing
+    /// since has shown it.
+    pub(super) unknown: u64,
+    /// Connections that went to another node, or back to one.
+    pub(super) moved: u64,
 }
 
 /// Latencies in microseconds.
@@ -67,6 +72,8 @@ enum State {
     Done,
     /// Refused: it never was.
     Void,
+    /// Nobody knows whether it was made, or is done.
+    Unknown,
 }
 
 /// A job of a whole life.
@@ -147,7 +154,7 @@ impl Books {
     /// Jobs that are asked for or there.
     pub(super) fn backlog(&self) -> u64 {
         let counts = self.counts.get();
-        self.next.get() - counts.completed - counts.refused
+        self.next.get() - counts.completed - counts.refused - counts.unknown
     }
 
     /// Whether so many more jobs may be enqueued.
@@ -196,6 +203,22 @@ impl Books {
         self.change(number, |job| job.state = State::Void);
     }
 
+    /// What was asked of a job has no answer and never gets one.
+    pub(super) fn unknown(&self, number: u64) {
+        let state = self.job(number).map(|job| job.state);
+        // What became of it was seen already, or it is counted.
+        if matches!(state, Some(State::Done | State::Unknown)) {
+            return;
+        }
+        self.count(|counts| counts.unknown += 1);
+        self.change(number, |job| job.state = State::Unknown);
+    }
+
+    /// A connection went to another node.
+    pub(super) fn moved(&self) {
+        self.count(|counts| counts.moved += 1);
+    }
+
     /// A consumer got a job.
     pub(super) fn delivered(&self, number: Option<u64>, now: Instant) {
         let known = number.and_then(|number| self.job(number));
@@ -218,6 +241,9 @@ impl Books {
         let Some(job) = self.job(number) else {
             return;
         };
+        if job.state == State::Unknown {
+            self.count(|counts| counts.unknown -= 1);
+        }
         self.change(number, |job| job.state = State::Done);
         if job.timed && self.phase.get() == Phase::Measured {
             let took = self.since(job, now);
@@ -305,6 +331,25 @@ mod tests {
         books.delivered(None, at);
         let counts = books.counts();
         assert_eq!((counts.redelivered_after_ack, counts.strange), (1, 2));
+    }
+
+    #[test]
+    fn what_is_unknown_is_waited_for_by_nobody_and_known_once_it_is_seen() {
+        let books = Books::new(Some(4));
+        let at = Instant::now();
+        books.ask(2, at, true);
+        books.enqueued(1, 1, at, at);
+        books.unknown(0);
+        books.unknown(1);
+        books.unknown(1);
+        assert_eq!((books.unfinished(), books.backlog()), (0, 0));
+        books.delivered(Some(0), at);
+        books.acked(0, at);
+        let counts = books.counts();
+        assert_eq!((counts.unknown, books.backlog()), (1, 0));
+        assert_eq!((counts.redelivered_after_ack, counts.strange), (0, 0));
+        books.unknown(0);
+        assert_eq!(books.counts().unknown, 1, "it is done");
     }
 
     #[test]

@@ -27,12 +27,20 @@ pub(super) struct Consumer {
     /// Percent of the jobs that are nacked.
     nack_rate: u8,
     prng: Prng,
-    /// The request of the poll under way.
-    poll: Option<u64>,
+    /// Under way.
+    poll: Option<Poll>,
     polls: u64,
     in_hand: u32,
     under_way: VecDeque<Request>,
     next_seq: u64,
+}
+
+/// A lease that waits for jobs.
+#[derive(Clone, Copy)]
+struct Poll {
+    id: u64,
+    seq: u64,
+    max: u32,
 }
 
 /// Acks, or nacks, under way.
@@ -40,7 +48,31 @@ struct Request {
     id: u64,
     seq: u64,
     is_ack: bool,
-    numbers: Vec<u64>,
+    /// Their numbers and grants.
+    jobs: Vec<(u64, Token)>,
+}
+
+impl Request {
+    fn op(&self) -> Op {
+        let tokens = self.jobs.iter().map(|(_, token)| *token);
+        let ack = |token| AckItem {
+            token,
+            result: None,
+        };
+        let nack = |token| NackItem {
+            token,
+            delay_ms: Some(0),
+            reason: Bytes::from_static(b"failed on purpose"),
+        };
+        match self.is_ack {
+            true => Op::Ack {
+                items: tokens.map(ack).collect(),
+            },
+            false => Op::Nack {
+                items: tokens.map(nack).collect(),
+            },
+        }
+    }
 }
 
 impl Consumer {
@@ -72,23 +104,56 @@ impl Consumer {
     /// Works until all is over.
     ///
     /// # Errors
-    /// If the node refuses what it must take, or is lost.
+    /// If a node refuses what it must take, or the group is lost.
     pub(super) async fn run(mut self) -> Result<(), Report> {
         loop {
             if self.books.phase() == Phase::Over {
                 return Ok(());
             }
             self.ask_for_jobs();
-            let books = self.books.clone();
-            tokio::select! {
-                ready = self.link.ready() => ready?,
-                () = books.over.notified() => {}
-            }
-            let now = Instant::now();
-            while let Some(reply) = self.link.reply()? {
-                self.note(reply, now)?;
+            if let Err(why) = self.hear().await {
+                let is_same_session = self.link.again(why).await?;
+                self.ask_again(is_same_session);
             }
             self.books.room.notify_waiters();
+        }
+    }
+
+    /// Waits for answers, or until all is over.
+    async fn hear(&mut self) -> Result<(), Report> {
+        let books = self.books.clone();
+        tokio::select! {
+            ready = self.link.ready() => ready?,
+            () = books.over.notified() => {}
+        }
+        let now = Instant::now();
+        while let Some(reply) = self.link.reply()? {
+            self.note(reply, now)?;
+        }
+        Ok(())
+    }
+
+    /// Another node leads, or the session was attached anew: asks what is under way, by the same numbers,
+    /// unless their session is gone.
+    fn ask_again(&mut self, is_same_session: bool) {
+        self.books.moved();
+        let under_way = std::mem::take(&mut self.under_way);
+        if is_same_session {
+            let lowest = under_way.front().map_or(0, |request| request.seq);
+            for request in under_way {
+                let id = self.link.command(request.op(), request.seq, lowest, 0);
+                self.under_way.push_back(Request { id, ..request });
+            }
+            if let Some(Poll { seq, max, .. }) = self.poll {
+                self.poll_for(seq, max);
+            }
+            return;
+        }
+        (self.next_seq, self.polls, self.poll) = (1, 0, None);
+        for request in under_way {
+            self.in_hand -= request.jobs.len() as u32;
+            let numbers = request.jobs.iter().map(|(number, _)| *number);
+            numbers.for_each(|number| self.books.unknown(number));
         }
     }
 
@@ -98,39 +163,41 @@ impl Consumer {
         if self.poll.is_some() || free < self.window.div_ceil(2) {
             return;
         }
+        self.polls += 1;
+        self.poll_for(self.polls, free);
+    }
+
+    fn poll_for(&mut self, seq: u64, max: u32) {
         let op = Op::Lease {
             queue: self.queue,
             partition: Partition(0),
-            max: free,
+            max,
             lease_ms: 0,
             epoch: self.link.epoch(),
         };
-        self.polls += 1;
-        let id = self.link.command(op, self.polls, self.polls, POLL_WAIT_MS);
-        self.poll = Some(id);
+        let id = self.link.command(op, seq, seq, POLL_WAIT_MS);
+        self.poll = Some(Poll { id, seq, max });
     }
 
     fn note(&mut self, reply: Reply, now: Instant) -> Result<(), Report> {
-        if self.poll == Some(reply.id) {
-            self.poll = None;
-            return match reply.body {
-                ReplyBody::Leased(jobs) => {
-                    self.settle(&jobs, now);
-                    Ok(())
-                }
-                other => Err(refused(&other)),
+        if self.poll.is_some_and(|poll| poll.id == reply.id) {
+            let ReplyBody::Leased(jobs) = reply.body else {
+                return Err(refused(&reply.body));
             };
+            self.poll = None;
+            self.settle(&jobs, now);
+            return Ok(());
         }
         let mut known = self.under_way.iter();
         let Some(at) = known.position(|request| request.id == reply.id) else {
             return Err(refused(&reply.body));
         };
-        let request = self.under_way.remove(at).expect("it was just found");
         let ReplyBody::Outcome(Outcome::Items(items)) = reply.body else {
             return Err(refused(&reply.body));
         };
-        self.in_hand -= request.numbers.len() as u32;
-        for (number, item) in request.numbers.into_iter().zip(items) {
+        let request = self.under_way.remove(at).expect("it was just found");
+        self.in_hand -= request.jobs.len() as u32;
+        for ((number, _), item) in request.jobs.into_iter().zip(items) {
             match item {
                 ItemOutcome::Done if request.is_ack => self.books.acked(number, now),
                 ItemOutcome::Done => self.books.nacked(number),
@@ -159,34 +226,24 @@ impl Consumer {
             }
         }
         for part in acks.chunks(self.batch) {
-            let item = |(_, token): &(u64, Token)| AckItem {
-                token: *token,
-                result: None,
-            };
-            let items = part.iter().map(item).collect();
-            self.ask(Op::Ack { items }, part, true);
+            self.ask(part, true);
         }
         for part in nacks.chunks(self.batch) {
-            let item = |(_, token): &(u64, Token)| NackItem {
-                token: *token,
-                delay_ms: Some(0),
-                reason: Bytes::from_static(b"failed on purpose"),
-            };
-            let items = part.iter().map(item).collect();
-            self.ask(Op::Nack { items }, part, false);
+            self.ask(part, false);
         }
     }
 
-    fn ask(&mut self, op: Op, jobs: &[(u64, Token)], is_ack: bool) {
+    fn ask(&mut self, jobs: &[(u64, Token)], is_ack: bool) {
         let seq = self.next_seq;
         self.next_seq += 1;
         let lowest = self.under_way.front().map_or(seq, |request| request.seq);
-        let id = self.link.command(op, seq, lowest, 0);
-        self.under_way.push_back(Request {
-            id,
+        let mut request = Request {
+            id: 0,
             seq,
             is_ack,
-            numbers: jobs.iter().map(|(number, _)| *number).collect(),
-        });
+            jobs: jobs.to_vec(),
+        };
+        request.id = self.link.command(request.op(), seq, lowest, 0);
+        self.under_way.push_back(request);
     }
 }

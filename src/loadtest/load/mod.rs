@@ -11,7 +11,9 @@
 //! busy then, so that a stall is seen by all that it held up (coordinated omission).
 //!
 //! The generator is one thread without the client library, since it shares the cores with what it
-//! measures. Every request is numbered in a session, as those of the library are.
+//! measures. Every request is numbered in a session, as those of the library are: where a group has
+//! several members, a connection whose node goes away, or leads no more, finds the leader and asks again
+//! what was under way, by the same numbers. What became of it is unknown only if the session is gone.
 
 mod books;
 mod consumer;
@@ -28,7 +30,7 @@ use self::producer::{Producer, Shape};
 use crate::base::code::Code;
 use crate::base::ids::{GroupId, QueueUid};
 use crate::base::report::Report;
-use crate::client::{Client, Error, QueueSettings};
+use crate::client::{Client, Error, QueueSettings, ShardStatus};
 use crate::loadtest::cluster::{self, Cluster, View};
 use crate::loadtest::disk_probe::DiskProbe;
 use crate::loadtest::host::HostFacts;
@@ -125,11 +127,7 @@ pub fn run(options: &Options) -> Result<Outcome, Report> {
     setting::run(
         options.data_dir.as_deref(),
         options.obey_signals,
-        async |place, probe| {
-            let host = HostFacts::told(place.path(), options.say);
-            let outcome = measure(options, place, probe).await?;
-            Ok(Outcome { host, ..outcome })
-        },
+        async |place, probe| measure(options, place, probe).await,
     )
 }
 
@@ -184,14 +182,16 @@ fn check(options: &Options) -> Result<(), Report> {
     Ok(())
 }
 
-/// A queue of the load, and where its shard listens.
+/// A queue of the load, and where the shards of its group listen.
 struct Target {
     queue: QueueUid,
     group: GroupId,
-    address: String,
+    /// One of each node, first the leader's.
+    addresses: Rc<[String]>,
 }
 
 async fn measure(options: &Options, place: &Place, probe: &DiskProbe) -> Result<Outcome, Report> {
+    let host = HostFacts::told(place.path(), options.say);
     let (cluster, address) = match &options.address {
         Some(address) => (None, address.clone()),
         None => {
@@ -224,7 +224,7 @@ async fn measure(options: &Options, place: &Place, probe: &DiskProbe) -> Result<
         }
     }
     client.close().await;
-    measured
+    Ok(Outcome { host, ..measured? })
 }
 
 async fn start(options: &Options, place: &Place) -> Result<Cluster, Report> {
@@ -260,21 +260,23 @@ async fn make_queues(client: &Client, names: &[String]) -> Result<(), Report> {
     Ok(())
 }
 
-/// The queues, each with its leader.
+/// The queues, each with its leader and the others.
 async fn targets(client: &Client, names: &[String], view: &View) -> Result<Vec<Target>, Report> {
     let mut targets = Vec::new();
     for name in names {
         let info = async { client.find_queue(name).await?.info().await }.await;
         let (info, _) = info.map_err(|error| failed("a queue is not there", &error))?;
         let group = info.groups.first().copied().unwrap_or_default();
-        let Some(address) = view.leader_address(group) else {
+        let Some(leader) = view.leader_address(group) else {
             let report = Report::error(Code::Unreachable, "the node lists no address");
             return Err(report);
         };
+        let mut addresses = view.addresses_of(group);
+        addresses.sort_by_key(|address| address != leader);
         targets.push(Target {
             queue: info.uid,
             group,
-            address: address.clone(),
+            addresses: addresses.into(),
         });
     }
     Ok(targets)
@@ -291,7 +293,8 @@ struct Mark {
     counts: Counts,
     server: Option<Usage>,
     generator: Option<Usage>,
-    log_bytes: u64,
+    /// Written to the logs so far; unknown if a node does not say.
+    log_bytes: Option<u64>,
 }
 
 struct Run<'a> {
@@ -383,7 +386,8 @@ impl Run<'_> {
         let mut links = Vec::new();
         for number in 0..producers as usize {
             let target = &targets[number % targets.len()];
-            links.push((Link::open(&target.address, target.group).await?, target));
+            let link = Link::open(target.addresses.clone(), target.group).await?;
+            links.push((link, target));
         }
         let mut tasks = JoinSet::new();
         let begin = Instant::now();
@@ -413,7 +417,7 @@ impl Run<'_> {
         let mut tasks = JoinSet::new();
         for number in 0..consumers as usize {
             let target = &targets[number % targets.len()];
-            let link = Link::open(&target.address, target.group).await?;
+            let link = Link::open(target.addresses.clone(), target.group).await?;
             let (books, seed) = (books.clone(), number as u64);
             let (queue, batch) = (target.queue, batch as usize);
             let consumer = Consumer::new(link, books, queue, window, batch, nack_rate, seed);
@@ -423,15 +427,23 @@ impl Run<'_> {
     }
 
     async fn mark(&self, books: &Books) -> Result<Mark, Report> {
-        let status = self.client.status().await;
-        let status = status.map_err(|error| failed("the node does not say how it is", &error))?;
-        Ok(Mark {
+        let mark = Mark {
             at: Instant::now(),
             counts: books.counts(),
             server: (self.server)(),
             generator: Usage::of(std::process::id()),
-            log_bytes: status.iter().map(|(_, shard)| shard.durable_lsn).sum(),
-        })
+            log_bytes: None,
+        };
+        // A node of several may be gone.
+        let nodes = self.client.nodes().await;
+        let nodes = nodes.map_err(|error| failed("the nodes do not say how they are", &error))?;
+        let of_node = |shards: &[ShardStatus]| shards.iter().map(|shard| shard.durable_lsn).sum();
+        let log_bytes: Result<Vec<u64>, Error> = nodes
+            .into_iter()
+            .map(|node| Ok(of_node(&node.shards?)))
+            .collect();
+        let log_bytes = log_bytes.ok().map(|all| all.iter().sum());
+        Ok(Mark { log_bytes, ..mark })
     }
 
     /// Tells each second until a moment.

@@ -139,8 +139,8 @@ pub struct Outcome {
     pub client_cpu_us_per_job: f64,
     /// Bytes that the node had written to disk, over the same.
     pub bytes_written_per_job: Option<f64>,
-    /// Of these, bytes of the log, its padding included.
-    pub log_bytes_per_job: f64,
+    /// Of these, bytes of the log, its padding included; absent if a node went away.
+    pub log_bytes_per_job: Option<f64>,
     /// Enqueues refused by name (busy, disk full).
     pub refused: u64,
     /// Leases that ended before their ack.
@@ -149,6 +149,10 @@ pub struct Outcome {
     pub redelivered_after_ack: u64,
     /// Deliveries of what nobody had enqueued.
     pub strange: u64,
+    /// Enqueues, acks and nacks of which nobody knows what became.
+    pub unknown: u64,
+    /// How often a connection went to another node: its own was gone, silent, or led the queue no more.
+    pub moved: u64,
     /// Acknowledged jobs lost.
     pub lost: u64,
     /// Whether the disk stalled for others too, for over 50 ms.
@@ -197,11 +201,14 @@ impl Outcome {
             server_cpu_us_per_job: server.map(cpu),
             client_cpu_us_per_job: cpu(generator),
             bytes_written_per_job: server.map(|usage| a_job(usage.written as f64)),
-            log_bytes_per_job: a_job((to.log_bytes - from.log_bytes) as f64),
+            log_bytes_per_job: Option::zip(to.log_bytes, from.log_bytes)
+                .map(|(to, from)| a_job(to.saturating_sub(from) as f64)),
             refused: counts.refused,
             lease_lost: counts.lease_lost,
             redelivered_after_ack: counts.redelivered_after_ack,
             strange: counts.strange,
+            unknown: counts.unknown,
+            moved: counts.moved,
             lost: 0,
             disk_stalled: false,
             disk_us: Latency::default(),
@@ -287,25 +294,34 @@ impl Outcome {
         );
         let maybe =
             |value: Option<f64>| value.map_or("?".to_owned(), |value| format!("{value:.2}"));
+        let log_bytes = self.log_bytes_per_job;
+        let log_bytes = log_bytes.map_or("?".to_owned(), |bytes| format!("{bytes:.0}"));
         let _ = writeln!(
             text,
-            "a job     server {} us CPU, load {:.2} us CPU, {} bytes written, {:.0} of them log",
+            "a job     server {} us CPU, load {:.2} us CPU, {} bytes written, {log_bytes} of them log",
             maybe(self.server_cpu_us_per_job),
             self.client_cpu_us_per_job,
             maybe(self.bytes_written_per_job),
-            self.log_bytes_per_job,
         );
         let _ = writeln!(
             text,
-            "VERDICT   {}  {} lost, {} came back after their ack, {} from nowhere, {} refused, {} \
-             leases lost",
+            "VERDICT   {}  {} lost, {} came back after their ack, {} from nowhere, {} unknown, {} \
+             refused, {} leases lost",
             if self.is_sound() { "ok" } else { "FAILED" },
             self.lost,
             self.redelivered_after_ack,
             self.strange,
+            self.unknown,
             self.refused,
             self.lease_lost,
         );
+        if self.moved > 0 {
+            let _ = writeln!(
+                text,
+                "          connections went to another node {} times",
+                self.moved
+            );
+        }
         text
     }
 }

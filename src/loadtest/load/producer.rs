@@ -53,6 +53,7 @@ struct Request {
     due: Instant,
     first: u64,
     jobs: u64,
+    is_delayed: bool,
 }
 
 impl Producer {
@@ -80,23 +81,51 @@ impl Producer {
     /// Enqueues until the end is near.
     ///
     /// # Errors
-    /// If the node refuses what it must take, or is lost.
+    /// If a node refuses what it must take, or the group is lost.
     pub(super) async fn run(mut self) -> Result<(), Report> {
         loop {
             let wait = self.send();
             if self.under_way.is_empty() && self.books.phase() >= Phase::Ending {
                 return Ok(());
             }
-            let books = self.books.clone();
-            tokio::select! {
-                ready = self.link.ready() => ready?,
-                () = books.room.notified(), if self.under_way.is_empty() => {}
-                () = tokio::time::sleep(wait.unwrap_or(LOOK)), if wait.is_some() => {}
+            if let Err(why) = self.hear(wait).await {
+                let is_same_session = self.link.again(why).await?;
+                self.ask_again(is_same_session);
             }
-            let now = Instant::now();
-            while let Some(reply) = self.link.reply()? {
-                self.note(reply, now)?;
+        }
+    }
+
+    /// Waits for answers, or until it is time to send.
+    async fn hear(&mut self, wait: Option<Duration>) -> Result<(), Report> {
+        let books = self.books.clone();
+        tokio::select! {
+            ready = self.link.ready() => ready?,
+            () = books.room.notified(), if self.under_way.is_empty() => {}
+            () = tokio::time::sleep(wait.unwrap_or(LOOK)), if wait.is_some() => {}
+        }
+        let now = Instant::now();
+        while let Some(reply) = self.link.reply()? {
+            self.note(reply, now)?;
+        }
+        Ok(())
+    }
+
+    /// Another node leads: asks it what is under way, by the same numbers, unless their session is gone.
+    fn ask_again(&mut self, is_same_session: bool) {
+        self.books.moved();
+        let under_way = std::mem::take(&mut self.under_way);
+        if is_same_session {
+            let lowest = under_way.front().map_or(0, |request| request.seq);
+            for request in under_way {
+                let id = self.link.command(self.op(&request), request.seq, lowest, 0);
+                self.under_way.push_back(Request { id, ..request });
             }
+            return;
+        }
+        self.next_seq = 1;
+        for request in under_way {
+            let numbers = request.first..request.first + request.jobs;
+            numbers.for_each(|number| self.books.unknown(number));
         }
     }
 
@@ -125,32 +154,39 @@ impl Producer {
         let jobs = self.shape.batch;
         let is_delayed = self.prng.below(100) < self.shape.delayed.into();
         let first = self.books.ask(jobs, due, !is_delayed);
+        let seq = self.next_seq;
+        self.next_seq += 1;
+        let lowest = self.under_way.front().map_or(seq, |request| request.seq);
+        let mut request = Request {
+            id: 0,
+            seq,
+            due,
+            first,
+            jobs,
+            is_delayed,
+        };
+        request.id = self.link.command(self.op(&request), seq, lowest, 0);
+        self.under_way.push_back(request);
+    }
+
+    fn op(&self, request: &Request) -> Op {
         let job = |number: u64| NewJob {
             payload: payload(number, self.shape.payload),
             priority: (self.shape.priorities > 0)
                 .then(|| (number % u64::from(self.shape.priorities)) as u8),
-            start: match is_delayed {
+            start: match request.is_delayed {
                 true => Start::After(DELAY_MS),
                 false => Start::Now,
             },
             ..NewJob::default()
         };
-        let op = Op::Enqueue {
+        Op::Enqueue {
             queue: self.queue,
             partition: Partition(0),
-            items: (first..first + jobs).map(job).collect(),
-        };
-        let seq = self.next_seq;
-        self.next_seq += 1;
-        let lowest = self.under_way.front().map_or(seq, |request| request.seq);
-        let id = self.link.command(op, seq, lowest, 0);
-        self.under_way.push_back(Request {
-            id,
-            seq,
-            due,
-            first,
-            jobs,
-        });
+            items: (request.first..request.first + request.jobs)
+                .map(job)
+                .collect(),
+        }
     }
 
     fn note(&mut self, reply: Reply, now: Instant) -> Result<(), Report> {
@@ -158,22 +194,24 @@ impl Producer {
         let Some(at) = known.position(|request| request.id == reply.id) else {
             return Err(refused(&reply.body));
         };
-        let request = self.under_way.remove(at).expect("it was just found");
+        let Request {
+            first, jobs, due, ..
+        } = self.under_way[at];
         match reply.body {
-            ReplyBody::Outcome(Outcome::Enqueued(jobs)) => {
-                if jobs.iter().any(|job| job.id().is_none()) {
-                    return Err(refused(&ReplyBody::Outcome(Outcome::Enqueued(jobs))));
+            ReplyBody::Outcome(Outcome::Enqueued(made)) => {
+                if made.iter().any(|job| job.id().is_none()) {
+                    return Err(refused(&ReplyBody::Outcome(Outcome::Enqueued(made))));
                 }
-                self.books
-                    .enqueued(request.first, request.jobs, request.due, now);
+                self.books.enqueued(first, jobs, due, now);
             }
             // Told by name and tried again with the next request.
             ReplyBody::Error(error) if matches!(error.code, Code::Busy | Code::DiskFull) => {
-                let numbers = request.first..request.first + request.jobs;
-                numbers.for_each(|number| self.books.refused(number));
+                (first..first + jobs).for_each(|number| self.books.refused(number));
             }
+            // It is under way still, for whoever leads now.
             other => return Err(refused(&other)),
         }
+        self.under_way.remove(at);
         Ok(())
     }
 }
