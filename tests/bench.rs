@@ -186,6 +186,31 @@ fn a_leader_and_then_all_nodes_go_and_nothing_is_lost() {
     assert!(page.contains("rrq-bench failover") && page.contains("<svg"));
 }
 
+/// Where namespaces are permitted; elsewhere it is said what is needed.
+#[test]
+fn a_leader_is_cut_off_and_nothing_is_lost() {
+    let permitted = |flags: &[&str]| {
+        let unshare = Command::new("unshare").args(flags).arg("true").output();
+        unshare.is_ok_and(|output| output.status.success())
+    };
+    let args = ["failover", "--partition", "--rounds", "1", "--jobs", "50"];
+    if permitted(&["--net"]) || permitted(&["--net", "--map-root-user"]) {
+        let found = sound("failover-cut.json", &args);
+        assert_eq!(found["lost"], 0, "{found}");
+        // Nothing tells of it but silence, which is waited for.
+        let gap = number(&found["rounds"][0], "gap_ms");
+        assert!(gap > 100.0, "{found}");
+    }
+    // Without the tools nothing is permitted anywhere.
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rrq-bench"));
+    let output = command.args(args).env("PATH", "/nonexistent").output();
+    let output = output.expect("it runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("needs a network of its own"), "{said}");
+    assert!(said.contains("util-linux"), "{said}");
+}
+
 #[test]
 fn several_nodes_are_loaded_and_recover_together() {
     let found = figures("load-nodes.json", &["--nodes", "3", "--duration", "500ms"]);

@@ -6,6 +6,7 @@ use crate::loadtest::NODE_SUBCOMMAND;
 use crate::loadtest::crash_recover;
 use crate::loadtest::failover::{self, Strike, Victim};
 use crate::loadtest::load;
+use crate::loadtest::network;
 use crate::loadtest::node::Signal;
 use crate::loadtest::sim;
 use crate::runtime::node;
@@ -111,7 +112,8 @@ struct CrashRecover {
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Starts a cluster on this machine, keeps load on, and strikes: by KILL the node ends at once
-and is started again, by TERM in order, by STOP it is frozen for two seconds. A round's gap
+and is started again, by TERM in order, by STOP it is frozen for two seconds, by --partition
+it is cut off from the others and from clients for as long. A round's gap
 is the longest time in which a queue had no answer, as callers of the client library see it.
 After each round it looks at every job that must be there; at the end it drains all and
 compares its books with the nodes' own counters.
@@ -122,6 +124,7 @@ Examples:
   rrq-bench failover
   rrq-bench failover --rounds 100 --signal STOP --json result.json --html result.html
   rrq-bench failover --nodes 5 --target follower
+  rrq-bench failover --partition --rounds 100
   rrq-bench failover --target all --signal TERM")]
 struct Failover {
     /// Nodes: 3 or 5
@@ -133,6 +136,12 @@ struct Failover {
     /// What befalls a node: KILL, STOP or TERM
     #[arg(long, value_name = "SIGNAL", value_enum, ignore_case = true, default_value_t = Strike::Kill)]
     signal: Strike,
+    /// Cut the node off instead, in network namespaces: for root, or where user namespaces are allowed
+    #[arg(long, conflicts_with = "signal")]
+    partition: bool,
+    /// This is a namespace of its own
+    #[arg(long, hide = true, requires = "partition")]
+    in_namespace: bool,
     /// Whom it befalls
     #[arg(long, value_name = "WHO", value_enum, default_value_t = Victim::Leader)]
     target: Victim,
@@ -291,7 +300,7 @@ pub fn main_with_args(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         args.remove(1);
         return node::main_with_args(args);
     }
-    let flags = match Flags::try_parse_from(args) {
+    let flags = match Flags::try_parse_from(&args) {
         Ok(flags) => flags,
         Err(error) if error.use_stderr() => return fail(&usage(&error)),
         Err(asked) => {
@@ -301,7 +310,7 @@ pub fn main_with_args(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let is_sound = match flags.command {
         Command::CrashRecover(command) => command.run(),
-        Command::Failover(command) => command.run(),
+        Command::Failover(command) => command.run(&args),
         Command::Load(command) => command.run(),
         Command::Sim(command) => command.run(),
     };
@@ -399,13 +408,21 @@ impl Sim {
 
 impl Failover {
     /// Whether all was as it must be.
-    fn run(self) -> Result<bool, Report> {
+    fn run(self, args: &[OsString]) -> Result<bool, Report> {
+        if self.partition && !self.in_namespace {
+            let args = args.iter().skip(1).cloned();
+            let args: Vec<OsString> = args.chain(["--in-namespace".into()]).collect();
+            match network::enter(&args)? {}
+        }
         let json = self.json.as_deref().map(create).transpose()?;
         let html = self.html.as_deref().map(create).transpose()?;
         let options = failover::Options {
             nodes: self.nodes,
             rounds: self.rounds,
-            signal: self.signal,
+            signal: match self.partition {
+                true => Strike::Cut,
+                false => self.signal,
+            },
             target: self.target,
             jobs: self.jobs,
             payload: self.payload,

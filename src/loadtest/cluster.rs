@@ -1,13 +1,14 @@
 //! One node or several as child processes, and what they say of who leads what.
 //!
-//! Each node of a cluster has an address of its own on this machine, 127.0.0.N, and all the same ports:
-//! first those of its shards for clients, then those for the other nodes.
+//! Each node of a cluster has an address of its own on this machine, 127.0.0.N, or in a network of the
+//! bench's, and all the same ports: first those of its shards for clients, then those for the other nodes.
 
 use crate::base::code::Code;
 use crate::base::ids::{GroupId, LogIndex, NodeId};
 use crate::base::report::Report;
 use crate::client::{Client, Error, Options};
-use crate::loadtest::node::{Member, Node, NodeCommand, NodePlan, free_ports, host_of};
+use crate::loadtest::network::Network;
+use crate::loadtest::node::{Member, Node, NodeCommand, NodePlan, PORTS_FROM, free_ports, host_of};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -33,7 +34,8 @@ pub(super) fn check_nodes(nodes: u32) -> Result<(), Report> {
     Err(Report::error(Code::BadArgument, what))
 }
 
-/// The plans of all nodes, below one folder. One node is planned as a node without others.
+/// The plans of all nodes, below one folder, on this machine or in a network. One node is planned as a node
+/// without others.
 ///
 /// # Errors
 /// If no ports are free.
@@ -43,21 +45,25 @@ pub(super) fn plans(
     nodes: u32,
     shards: u16,
     port: u16,
+    network: Option<&Network>,
 ) -> Result<Vec<NodePlan>, Report> {
     let count = u8::try_from(nodes).unwrap_or(u8::MAX);
     let is_cluster = count > 1;
     let ports = if is_cluster { 2 * shards } else { shards };
-    let port = match port {
-        0 => free_ports(ports, count)?,
-        port => port,
+    let port = match (port, network) {
+        (0, Some(_)) => PORTS_FROM,
+        (0, None) => free_ports(ports, count)?,
+        (port, _) => port,
     };
-    let peer = |id| format!("{id}={}", SocketAddr::from((host_of(id), port + shards)));
+    let host = |id| network.map_or_else(|| host_of(id), |_| Network::host(id));
+    let peer = |id| format!("{id}={}", SocketAddr::from((host(id), port + shards)));
     let members: Vec<String> = match is_cluster {
         true => (1..=count).map(peer).collect(),
         false => Vec::new(),
     };
     let plan = |id: u8| NodePlan {
-        command: command.clone(),
+        command: network.map_or_else(|| command.clone(), |network| network.place(id, command)),
+        host: host(id),
         data_dir: match is_cluster {
             true => folder.join(id.to_string()),
             false => folder.to_owned(),
@@ -76,6 +82,8 @@ pub(super) fn plans(
 #[derive(Debug)]
 pub(super) struct Cluster {
     nodes: Vec<Node>,
+    /// Where they can be cut off; goes after them.
+    network: Option<Network>,
 }
 
 impl Cluster {
@@ -97,7 +105,25 @@ impl Cluster {
     /// If the program cannot be run.
     pub(super) fn spawn(plans: Vec<NodePlan>) -> Result<Self, Report> {
         let nodes: Result<Vec<Node>, Report> = plans.into_iter().map(Node::spawn).collect();
-        Ok(Self { nodes: nodes? })
+        Ok(Self {
+            nodes: nodes?,
+            network: None,
+        })
+    }
+
+    /// In a network that was made for it.
+    pub(super) fn within(self, network: Option<Network>) -> Self {
+        Self { network, ..self }
+    }
+
+    /// Cuts the node at a place off from all others and from clients, or joins it again.
+    ///
+    /// # Errors
+    /// If it is in no network of the bench's, or the kernel refuses.
+    pub(super) fn cut(&self, at: usize, off: bool) -> Result<(), Report> {
+        let no_network = || Report::error(Code::Bug, "a node without a network is to be cut off");
+        let network = self.network.as_ref().ok_or_else(no_network)?;
+        network.cut(at as u8 + 1, off)
     }
 
     /// What the nodes were started with.
@@ -380,7 +406,7 @@ mod tests {
     #[test]
     fn a_cluster_is_planned_at_addresses_of_its_own() {
         let command = NodeCommand::of("rrq-node".into());
-        let three = plans(&command, Path::new("data"), 3, 2, 0).expect("ports");
+        let three = plans(&command, Path::new("data"), 3, 2, 0, None).expect("ports");
         assert_eq!(three.len(), 3);
         let port = three[0].port;
         assert_eq!(three[2].address().to_string(), format!("127.0.0.3:{port}"));
@@ -389,7 +415,7 @@ mod tests {
         let peer = port + 2;
         let due = format!("1=127.0.0.1:{peer},2=127.0.0.2:{peer},3=127.0.0.3:{peer}");
         assert_eq!(*members, due);
-        let one = plans(&command, Path::new("data"), 1, 2, 0).expect("ports");
+        let one = plans(&command, Path::new("data"), 1, 2, 0, None).expect("ports");
         assert!(one.len() == 1 && one[0].member.is_none());
         assert_eq!(one[0].data_dir, Path::new("data"));
         assert!(check_nodes(2).is_err() && check_nodes(5).is_ok());

@@ -325,7 +325,7 @@ async fn measure(
         command.program = copied(&command.program, place.path())?;
     }
     let folder = place.path().join("data");
-    let plans = cluster::plans(&command, &folder, options.nodes, shards, options.port)?;
+    let plans = cluster::plans(&command, &folder, options.nodes, shards, options.port, None)?;
     let mut cluster = tokio::task::spawn_blocking(|| Cluster::start(plans))
         .await
         .expect("starting a node does not panic")?;

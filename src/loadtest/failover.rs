@@ -9,7 +9,7 @@
 //! A round's gap is the longest time in which one of the queues had no answer, as the callers of the
 //! client library see it: from a moment before the strike until the node is back and some time has
 //! passed, so that the way back counts, too. A node that is killed is started again once all queues are
-//! worked again; one that is frozen goes on after two seconds.
+//! worked again; one that is frozen, or cut off, goes on after two seconds.
 
 mod outcome;
 
@@ -23,6 +23,7 @@ use crate::loadtest::background::{Load, Settled};
 use crate::loadtest::cluster::{self, Cluster, View};
 use crate::loadtest::disk_probe::DiskProbe;
 use crate::loadtest::host::HostFacts;
+use crate::loadtest::network::Network;
 use crate::loadtest::node::{self, NodeCommand};
 use crate::loadtest::report::{Percentiles, millis};
 use crate::loadtest::setting::{self, Place};
@@ -36,7 +37,7 @@ const ACKS_BEFORE: u64 = 300;
 const STRIKE_WITHIN_MS: u64 = 50;
 /// Answers that were on their way when a node was struck come within this.
 const ON_THE_WAY: Duration = Duration::from_millis(20);
-/// How long a frozen node is frozen.
+/// How long a frozen node is frozen, and one that is cut off is away.
 const FROZEN: Duration = Duration::from_secs(2);
 /// How long is looked on once all nodes are there again.
 const LOOK_ON: Duration = Duration::from_millis(500);
@@ -51,6 +52,16 @@ pub enum Strike {
     Stop,
     /// It ends in order.
     Term,
+    /// It is cut off from the others and from clients for two seconds: `--partition`.
+    #[value(skip)]
+    Cut,
+}
+
+impl Strike {
+    /// Whether the node's process lives on.
+    fn is_survived(self) -> bool {
+        matches!(self, Self::Stop | Self::Cut)
+    }
 }
 
 /// Whom it befalls.
@@ -213,10 +224,16 @@ pub(super) async fn begin(options: &Options, place: &Place) -> Result<(Cluster, 
         nodes,
         shards,
         port,
+        signal,
         ..
     } = *options;
-    let plans = cluster::plans(&command, &folder, nodes, shards, port)?;
-    let cluster = apart(|| Cluster::start(plans)).await?;
+    let cluster = apart(move || {
+        let network = (signal == Strike::Cut).then(|| Network::make(nodes as u8));
+        let network = network.transpose()?;
+        let plans = cluster::plans(&command, &folder, nodes, shards, port, network.as_ref())?;
+        Ok(Cluster::start(plans)?.within(network))
+    })
+    .await?;
     let load = Load::connect(&cluster.address(), options.payload).await?;
     load.fill(options.jobs).await?;
     Ok((cluster, load))
@@ -261,12 +278,12 @@ pub(super) async fn one_round(
     let (signal, at) = (options.signal, victims.to_vec());
     let cluster = apart(move || strike(cluster, signal, &at)).await?;
     // With all gone there is nobody to go on.
-    let all_gone = options.target == Victim::All && signal != Strike::Stop;
+    let all_gone = options.target == Victim::All;
     if !all_gone {
         load.all_run(Instant::now() + ON_THE_WAY).await?;
     }
     let mut worked_again = struck.elapsed();
-    if signal == Strike::Stop {
+    if signal.is_survived() {
         tokio::time::sleep(FROZEN.saturating_sub(struck.elapsed())).await;
     }
     let at = victims.to_vec();
@@ -294,31 +311,34 @@ pub(super) async fn one_round(
 }
 
 fn strike(mut cluster: Cluster, signal: Strike, victims: &[usize]) -> Result<Cluster, Report> {
-    let nodes = cluster.nodes_mut();
     for at in victims {
-        let node = &mut nodes[*at];
+        let node = &mut cluster.nodes_mut()[*at];
         match signal {
             Strike::Kill => node.signal(node::Signal::Kill)?,
             Strike::Term => node.signal(node::Signal::Term)?,
             Strike::Stop => node.freeze(true)?,
+            Strike::Cut => cluster.cut(*at, true)?,
         }
     }
-    if signal != Strike::Stop {
+    if !signal.is_survived() {
         for at in victims {
-            nodes[*at].reap()?;
+            cluster.nodes_mut()[*at].reap()?;
         }
     }
     Ok(cluster)
 }
 
 fn heal(mut cluster: Cluster, signal: Strike, victims: &[usize]) -> Result<Cluster, Report> {
-    let nodes = cluster.nodes_mut();
-    if signal == Strike::Stop {
+    if signal.is_survived() {
         for at in victims {
-            nodes[*at].freeze(false)?;
+            match signal {
+                Strike::Cut => cluster.cut(*at, false)?,
+                _ => cluster.nodes_mut()[*at].freeze(false)?,
+            }
         }
         return Ok(cluster);
     }
+    let nodes = cluster.nodes_mut();
     for at in victims {
         let plan = nodes[*at].plan().clone();
         nodes[*at] = node::Node::spawn(plan)?;

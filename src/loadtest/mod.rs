@@ -11,6 +11,7 @@
 //! | `first_job.rs` | the impatient client that times a start |
 //! | `node.rs` | a node as a child process, its port and folder |
 //! | `cluster.rs` | several of them, and who leads what |
+//! | `network.rs` | namespaces in which a node can be cut off |
 //! | `sim.rs` | the simulator over many seeds |
 //! | `gaps.rs` | the longest silence of streams of answers |
 //! | `setting.rs` | the folder of the data, the signal that ends a run early |
@@ -33,6 +34,7 @@ mod gaps;
 mod host;
 mod html;
 pub mod load;
+mod network;
 mod node;
 mod process;
 mod report;

@@ -30,7 +30,7 @@ const JOBS_MEMORY: &str = "RRQ_LIMITS__JOBS_MEMORY_MAX";
 /// Ports for a node are looked for from here up to where the kernel's own choices begin. A port of
 /// that range would be a trap: who connects to it while nobody listens may be given it as the
 /// source, and so reach itself.
-const PORTS_FROM: u16 = 20_000;
+pub(super) const PORTS_FROM: u16 = 20_000;
 
 /// How to start a node.
 #[derive(Clone, Debug)]
@@ -71,6 +71,8 @@ pub(super) struct NodePlan {
     pub(super) command: NodeCommand,
     /// Its data directory.
     pub(super) data_dir: PathBuf,
+    /// The address of its own: on this machine, or in a network of the bench's.
+    pub(super) host: Ipv4Addr,
     /// The port of its first shard.
     pub(super) port: u16,
     /// How many shards; `None` = one for each core.
@@ -92,16 +94,11 @@ impl NodePlan {
     /// Where its first shard listens.
     #[must_use]
     pub(super) fn address(&self) -> SocketAddr {
-        SocketAddr::from((self.host(), self.port))
-    }
-
-    /// The address of its own on this machine: a node of a cluster has its number as the last part.
-    fn host(&self) -> Ipv4Addr {
-        host_of(self.member.as_ref().map_or(1, |member| member.id))
+        SocketAddr::from((self.host, self.port))
     }
 }
 
-/// The address on this machine of a node of a cluster.
+/// The address on this machine of a node: of a cluster it has its number as the last part.
 #[must_use]
 pub(super) fn host_of(id: u8) -> Ipv4Addr {
     Ipv4Addr::new(127, 0, 0, id)
@@ -163,7 +160,7 @@ impl Node {
             .arg("--data-dir")
             .arg(&plan.data_dir)
             .args(["--listen", &plan.address().to_string()])
-            .args(["--admin", &SocketAddr::from((plan.host(), 0)).to_string()])
+            .args(["--admin", &SocketAddr::from((plan.host, 0)).to_string()])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -234,7 +234,7 @@ async fn start(options: &Options, place: &Place) -> Result<Cluster, Report> {
         None => NodeCommand::itself()?,
     };
     let folder = place.path().join("data");
-    let plans = cluster::plans(&command, &folder, options.nodes, shards, 0)?;
+    let plans = cluster::plans(&command, &folder, options.nodes, shards, 0, None)?;
     let started = tokio::task::spawn_blocking(|| Cluster::start(plans)).await;
     started.expect("starting a node does not panic")
 }
