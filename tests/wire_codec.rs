@@ -595,6 +595,7 @@ prop_compose! {
                 .map(|(id, addresses)| WaitingNode { id, addresses })
                 .collect(),
             draining: numbers.6,
+            zone: format!("zone-{}", numbers.1),
         }
     }
 }

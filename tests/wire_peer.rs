@@ -211,6 +211,7 @@ fn what_cannot_be_a_message_has_a_name() {
 
 fn hello(node: u32) -> PeerHello {
     PeerHello {
+        zone: "eu-1".to_owned(),
         protocol_min: 1,
         protocol_max: PEER_PROTOCOL_VERSION,
         version: "0.1.0".into(),

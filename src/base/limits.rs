@@ -142,6 +142,8 @@ pub const MEMBER_STEPS_MAX: usize = 16;
 pub const LEARNERS_MAX: usize = 15;
 /// Members of a group: while a change is half done there are two sets of voters.
 pub const MEMBERS_MAX: usize = 2 * VOTERS_MAX + LEARNERS_MAX;
+/// Bytes of the name of a zone.
+pub const ZONE_BYTES_MAX: usize = 64;
 /// Largest body of a frame between nodes.
 pub const PEER_FRAME_BYTES_MAX: usize = 16 << 20;
 /// A frame between nodes takes no further message once it is as large as this.

@@ -118,6 +118,8 @@ fn committed(nodes: &[NodeView]) -> BTreeMap<GroupId, LogIndex> {
 struct Row {
     address: String,
     version: Option<String>,
+    /// Its zone, if it says one.
+    zone: Option<String>,
     /// Why it does not answer.
     error: Option<String>,
     shards: usize,
@@ -165,6 +167,8 @@ impl State {
                 Err(error) => row.error = Some(error.to_string()),
                 Ok(shards) => {
                     row.shards = shards.len();
+                    let zone = shards.first().map(|shard| shard.zone.clone());
+                    row.zone = zone.filter(|zone| !zone.is_empty());
                     row.draining = shards.iter().any(|shard| shard.draining);
                     for group in shards.iter().flat_map(|shard| &shard.groups) {
                         row.leads += usize::from(group.leader);
@@ -274,32 +278,31 @@ impl State {
                 None => String::new(),
             },
         );
-        let heads = [
-            "node",
-            "address",
-            "state",
-            "role",
-            "version",
-            "shards",
-            "leads",
-            "behind in",
-            "entries",
-        ];
-        let mut rows = vec![heads.map(str::to_owned).to_vec()];
+        // Where nobody has a zone there is nothing to show of them.
+        let has_zones = self.nodes.values().any(|row| row.zone.is_some());
+        let zone = |text: &str| has_zones.then(|| text.to_owned());
+        let heads = ["node", "address", "state", "role", "version"];
+        let heads = heads.into_iter().map(str::to_owned).chain(zone("zone"));
+        let more = ["shards", "leads", "behind in", "entries"];
+        let mut rows = vec![heads.chain(more.map(str::to_owned)).collect()];
         for (node, row) in &self.nodes {
             let is_up = row.error.is_none();
             let known = |number: String| if is_up { number } else { "-".to_owned() };
-            rows.push(vec![
+            let cells = [
                 node.to_string(),
                 row.address.clone(),
                 if is_up { "up" } else { "NO ANSWER" }.to_owned(),
                 self.role(*node).to_owned(),
                 row.version.clone().unwrap_or_else(|| "-".to_owned()),
+            ];
+            let counts = [
                 known(row.shards.to_string()),
                 known(row.leads.to_string()),
                 known(row.behind.to_string()),
                 known(row.behind_entries.to_string()),
-            ]);
+            ];
+            let zone = zone(row.zone.as_deref().unwrap_or("-"));
+            rows.push(cells.into_iter().chain(zone).chain(counts).collect());
         }
         out += &table(&rows);
         out + &format!("\n{}\n", self.verdict())
@@ -313,6 +316,7 @@ impl State {
                 "error": row.error,
                 "role": self.role(*node),
                 "version": row.version,
+                "zone": row.zone,
                 "shards": row.shards,
                 "leads": row.leads,
                 "draining": row.draining,
@@ -386,6 +390,7 @@ mod tests {
             members: Vec::new(),
             waiting: Vec::new(),
             draining: false,
+            zone: String::new(),
         };
         NodeView {
             node: NodeId(node),
@@ -421,6 +426,28 @@ mod tests {
             alone.verdict(),
             "the node answers, every group has a leader"
         );
+    }
+
+    #[test]
+    fn zones_are_shown_where_a_node_has_one() {
+        let in_zone = |number, zone: &str| {
+            let mut node = node(number, &[(9, 9), (5, 5)], &[]);
+            if let Ok(shards) = &mut node.shards {
+                shards[0].zone = zone.to_owned();
+            }
+            node
+        };
+        let none = state(vec![in_zone(1, ""), in_zone(2, "")]);
+        assert!(!none.as_text().contains("zone"), "{}", none.as_text());
+        let some = state(vec![in_zone(1, "east"), in_zone(2, "")]);
+        let text = some.as_text();
+        let column: Vec<&str> = text
+            .lines()
+            .filter_map(|line| line.split_whitespace().nth(5))
+            .take(4)
+            .collect();
+        assert_eq!(column[1..], ["zone", "east", "-"], "{text}");
+        assert_eq!(some.as_json()["nodes"][0]["zone"], "east");
     }
 
     #[test]

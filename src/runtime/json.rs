@@ -36,6 +36,7 @@ pub fn shard(shard: &ShardStatus) -> Value {
         "log_bytes_since_checkpoint": shard.log_bytes_since_checkpoint,
         "durable_lsn": shard.durable_lsn,
         "disk_full": shard.disk_full,
+        "zone": (!shard.zone.is_empty()).then_some(&shard.zone),
         "groups": groups.collect::<Vec<_>>(),
     })
 }

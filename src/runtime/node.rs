@@ -202,6 +202,7 @@ fn meet_peers(
         client_addresses: addresses.advertised(config),
         nodes: Vec::new(),
         removed: false,
+        zone: config.zone.clone().unwrap_or_default(),
     };
     let roster = Roster::new(&config.members, boxes.clone(), me, hello, formation);
     let roster = Arc::new(roster);
@@ -336,6 +337,7 @@ impl Node {
         let addresses = self.addresses.advertised(&self.config);
         Parts {
             config: ShardConfig {
+                zone: self.config.zone.clone().unwrap_or_default(),
                 identity: self.identity(shard),
                 node: superblock.node,
                 founders: superblock.founders.clone(),

@@ -1,17 +1,26 @@
-//! Leaders spread over the nodes.
+//! Leaders spread over the zones and the nodes.
 //!
 //! Every node has every group, so each can count by itself who leads how many: of those that its shard
-//! shares with others, by what its members have heard. A node that leads more than another hands groups
-//! to the one that leads fewest, a few at a time, until no two differ by more than one. So a node that
-//! comes back after a failure gets its share, and a cluster that has just been formed is level within
-//! seconds.
+//! shares with others, by what its members have heard. First zones are made level, then nodes:
+//!
+//! ```text
+//!   zone a: n1 leads 22, n2 21        zone a: n1 16, n2 16
+//!   zone b: n3 leads 21         ──>   zone b: n3 32
+//! ```
+//!
+//! The node that leads most in a zone hands groups to a zone that leads fewer, and every node to one of its
+//! own zone that leads fewer; always to the one that leads fewest, a few at a time, until no two differ by
+//! more than one. So a node that comes back after a failure gets its share, and a cluster that has just
+//! been formed is level within seconds. A node without a zone is one by itself: where nobody has a zone,
+//! nodes are made level.
 //!
 //! Nothing moves while leaders change anyway: an election is not made worse by a transfer. A member gets
 //! a group only if it has most of its log, so that requests wait for as long as two messages take.
 //!
 //! A node that *drains* hands over all that it leads, and what it comes to lead; nobody hands it anything.
 //!
-//! Deliberately absent: load. A group counts one, however busy it is.
+//! Deliberately absent: load, since a group counts one, however busy it is; and the placement of replicas,
+//! since every node has one of each group.
 
 use super::engine::ShardEngine;
 use crate::base::ids::{LogIndex, Voter};
@@ -19,8 +28,87 @@ use crate::base::limits::{BALANCE_AFTER_MS, BALANCE_EVERY_MS, BALANCE_GROUPS, BA
 use crate::base::units::Monotonic;
 use crate::raft::progress::Sending;
 use crate::raft::role::Role;
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::time::Duration;
+
+/// What may be lost together.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Zone {
+    Named(String),
+    /// A node that has none.
+    Alone(Voter),
+}
+
+impl Zone {
+    fn of(voter: Voter, name: Option<&String>) -> Self {
+        let name = name.filter(|name| !name.is_empty());
+        name.map_or(Self::Alone(voter), |name| Self::Named(name.clone()))
+    }
+}
+
+/// Who leads how many groups.
+#[derive(Debug, Default)]
+struct Leads {
+    zones: BTreeMap<Voter, Zone>,
+    by_node: BTreeMap<Voter, usize>,
+    by_zone: BTreeMap<Zone, usize>,
+}
+
+impl Leads {
+    fn new(zones: BTreeMap<Voter, Zone>, leaders: impl Iterator<Item = Voter>) -> Self {
+        let mut leads = Self {
+            zones,
+            ..Self::default()
+        };
+        for leader in leaders {
+            *leads.by_node.entry(leader).or_default() += 1;
+            let zone = leads.zone(leader);
+            *leads.by_zone.entry(zone).or_default() += 1;
+        }
+        leads
+    }
+
+    /// One that has gone may lead still.
+    fn zone(&self, voter: Voter) -> Zone {
+        let zone = self.zones.get(&voter);
+        zone.cloned().unwrap_or(Zone::Alone(voter))
+    }
+
+    /// Groups that its zone leads, and groups that it leads.
+    fn of(&self, voter: Voter) -> (usize, usize) {
+        let by_zone = self.by_zone.get(&self.zone(voter));
+        let by_node = self.by_node.get(&voter);
+        let or_none = |count: Option<&usize>| count.copied().unwrap_or_default();
+        (or_none(by_zone), or_none(by_node))
+    }
+
+    /// Whether a group led by `from` is better led by `to`. Into another zone only the node of a zone gives
+    /// that leads most in it, of equals the first: it alone, so that not all of them give at once.
+    fn may_give(&self, from: Voter, to: Voter) -> bool {
+        let ((from_zone, from_node), (to_zone, to_node)) = (self.of(from), self.of(to));
+        let zone = self.zone(from);
+        if zone == self.zone(to) {
+            return to_node + 1 < from_node;
+        }
+        let neighbours = self.zones.iter().filter(|(_, other)| **other == zone);
+        let first = neighbours
+            .map(|(voter, _)| *voter)
+            .max_by_key(|voter| (self.of(*voter).1, Reverse(*voter)));
+        to_zone + 1 < from_zone && first == Some(from)
+    }
+
+    /// A group is led by another from now on.
+    fn moved(&mut self, from: Voter, to: Voter) {
+        for (voter, step) in [(from, -1), (to, 1)] {
+            let zone = self.zone(voter);
+            let by_node = self.by_node.entry(voter).or_default();
+            *by_node = by_node.saturating_add_signed(step);
+            let by_zone = self.by_zone.entry(zone).or_default();
+            *by_zone = by_zone.saturating_add_signed(step);
+        }
+    }
+}
 
 impl ShardEngine {
     /// Leaders changed, or another node is there: nothing is moved for a while, then it is looked.
@@ -40,10 +128,9 @@ impl ShardEngine {
         if self.draining {
             return self.hand_over_all();
         }
-        let mut counts = self.leads_by_node();
+        let mut leads = self.leads();
         let me = self.config.me();
-        let of = |voter: &Voter| counts.get(voter).copied().unwrap_or_default();
-        let level = |peer: &Voter| self.peers.drains(peer) || of(peer) + 1 >= of(&me);
+        let level = |peer: &Voter| self.peers.drains(peer) || !leads.may_give(me, *peer);
         if self.peers.members().iter().all(level) {
             // Until something changes.
             self.balance_at = None;
@@ -55,12 +142,11 @@ impl ShardEngine {
             if moves == BALANCE_GROUPS {
                 return;
             }
-            let Some(to) = self.successor(slot, &counts) else {
+            let Some(to) = self.successor(slot, &leads) else {
                 continue;
             };
             if self.groups[slot].raft.transfer_to(to).is_ok() {
-                *counts.entry(me).or_default() -= 1;
-                *counts.entry(to).or_default() += 1;
+                leads.moved(me, to);
                 moves += 1;
                 self.counters.raft_groups_handed_over_total += 1;
                 self.mark(slot);
@@ -89,20 +175,19 @@ impl ShardEngine {
     /// Until it leads nothing that another could.
     fn hand_over_all(&mut self) {
         let mut is_left = false;
-        let mut counts = self.leads_by_node();
+        let (me, mut leads) = (self.config.me(), self.leads());
         for slot in 0..self.groups.len() {
             let group = &self.groups[slot];
             if group.raft.role() != Role::Leader || group.raft.leads_alone() {
                 continue;
             }
             is_left = true;
-            let to = self.fit_to_lead(slot).min_by_key(|voter| {
-                let of = counts.get(voter);
-                of.copied().unwrap_or_default()
-            });
-            let Some(to) = to else { continue };
+            let fit = self.fit_to_lead(slot);
+            let Some(to) = fit.min_by_key(|voter| leads.of(*voter)) else {
+                continue;
+            };
             if self.groups[slot].raft.transfer_to(to).is_ok() {
-                *counts.entry(to).or_default() += 1;
+                leads.moved(me, to);
                 self.counters.raft_groups_handed_over_total += 1;
                 self.mark(slot);
             }
@@ -111,21 +196,30 @@ impl ShardEngine {
         self.balance_at = is_left.then_some(again);
     }
 
-    /// How many groups each node leads, as far as known here.
-    fn leads_by_node(&self) -> BTreeMap<Voter, usize> {
-        let mut counts = BTreeMap::new();
-        for leader in self.groups.iter().filter_map(|group| group.raft.leader()) {
-            *counts.entry(leader).or_default() += 1;
-        }
-        counts
+    /// How many groups each node and each zone leads, as far as known here.
+    fn leads(&self) -> Leads {
+        let me = self.config.me();
+        let zones = self.peers.members().iter().copied().chain([me]);
+        let zones = zones.map(|voter| {
+            let known = self.peers.zone(&voter);
+            let name = if voter == me {
+                Some(&self.config.zone)
+            } else {
+                known
+            };
+            (voter, Zone::of(voter, name))
+        });
+        let leaders = self.groups.iter().filter_map(|group| group.raft.leader());
+        Leads::new(zones.collect(), leaders)
     }
 
-    /// Who shall lead a group that this node leads: of those that can the one that leads fewest groups, if
-    /// that are too few.
-    fn successor(&self, slot: usize, counts: &BTreeMap<Voter, usize>) -> Option<Voter> {
-        let of = |voter: &Voter| counts.get(voter).copied().unwrap_or_default();
-        let least = self.fit_to_lead(slot).min_by_key(of)?;
-        (of(&least) + 1 < of(&self.config.me())).then_some(least)
+    /// Who shall lead a group that this node leads: of those that can and lead too few the one whose zone,
+    /// and that itself, leads fewest.
+    fn successor(&self, slot: usize, leads: &Leads) -> Option<Voter> {
+        let me = self.config.me();
+        let fit = self.fit_to_lead(slot);
+        fit.filter(|voter| leads.may_give(me, *voter))
+            .min_by_key(|voter| leads.of(*voter))
     }
 
     /// Who could lead a group at once in place of this node: those that have most of its log.
@@ -149,5 +243,96 @@ impl ShardEngine {
     /// When it looks again.
     pub(super) fn next_balance(&self) -> Option<Monotonic> {
         self.balance_at.filter(|_| !self.stopping())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::ids::{DiskId, NodeId};
+
+    fn voter(node: u32) -> Voter {
+        Voter {
+            node: NodeId(node),
+            disk: DiskId([node as u8; 16]),
+        }
+    }
+
+    /// Nodes from 1 on, each with its zone and what it leads.
+    fn leads(nodes: &[(&str, usize)]) -> Leads {
+        let numbered = || (1..).map(voter).zip(nodes);
+        let zone = |(voter, (name, _)): (Voter, &(&str, usize))| {
+            (voter, Zone::of(voter, Some(&(*name).to_owned())))
+        };
+        let leaders = numbered().flat_map(|(voter, (_, count))| std::iter::repeat_n(voter, *count));
+        Leads::new(numbered().map(zone).collect(), leaders)
+    }
+
+    /// All nodes give, one group at a time each, until none may; what they lead then.
+    fn level(mut leads: Leads) -> Vec<usize> {
+        let nodes: Vec<Voter> = leads.zones.keys().copied().collect();
+        for _ in 0..1_000 {
+            let before = leads.by_node.clone();
+            for from in &nodes {
+                let others = nodes.iter().filter(|to| *to != from);
+                let fit = others.filter(|to| leads.may_give(*from, **to));
+                if let Some(to) = fit.min_by_key(|to| leads.of(**to)).copied() {
+                    leads.moved(*from, to);
+                }
+            }
+            if leads.by_node == before {
+                let counts = nodes.iter().map(|voter| leads.of(*voter).1);
+                return counts.collect();
+            }
+        }
+        panic!("it never ends: {leads:?}");
+    }
+
+    #[test]
+    fn zones_are_level_before_nodes_are() {
+        assert_eq!(
+            level(leads(&[("a", 22), ("a", 21), ("b", 21)])),
+            [16, 16, 32]
+        );
+        assert_eq!(level(leads(&[("a", 64), ("a", 0), ("b", 0)])), [16, 16, 32]);
+        let five = [("a", 0), ("a", 64), ("b", 0), ("b", 0), ("c", 0)];
+        let counts = level(leads(&five));
+        let zones = [counts[0] + counts[1], counts[2] + counts[3], counts[4]];
+        assert!(
+            zones.iter().all(|count| (21..=22).contains(count)),
+            "{counts:?}"
+        );
+        assert!(counts[0].abs_diff(counts[1]) <= 1 && counts[2].abs_diff(counts[3]) <= 1);
+    }
+
+    #[test]
+    fn without_zones_nodes_are_level() {
+        for nodes in [[("", 64), ("", 0), ("", 0)], [("", 10), ("", 50), ("", 4)]] {
+            let counts = level(leads(&nodes));
+            assert!(
+                counts.iter().all(|count| (21..=22).contains(count)),
+                "{counts:?}"
+            );
+        }
+        // One without a zone is one by itself.
+        assert_eq!(level(leads(&[("a", 64), ("a", 0), ("", 0)])), [16, 16, 32]);
+        // All in one: as if there were none.
+        let counts = level(leads(&[("a", 64), ("a", 0), ("a", 0)]));
+        assert!(
+            counts.iter().all(|count| (21..=22).contains(count)),
+            "{counts:?}"
+        );
+    }
+
+    #[test]
+    fn one_node_of_a_zone_gives_to_another_zone() {
+        let leads = leads(&[("a", 20), ("a", 20), ("b", 0)]);
+        assert!(leads.may_give(voter(1), voter(3)));
+        assert!(
+            !leads.may_give(voter(2), voter(3)),
+            "the first of equals gives"
+        );
+        assert!(!leads.may_give(voter(1), voter(2)));
+        assert!(!leads.may_give(voter(3), voter(1)));
     }
 }

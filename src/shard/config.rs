@@ -14,6 +14,8 @@ pub struct ShardConfig {
     pub identity: LogIdentity,
     /// This node.
     pub node: NodeId,
+    /// Its zone; empty if it has none.
+    pub zone: String,
     /// The first voters of every group; none on a node that stands alone. If this node is none of them,
     /// it came later.
     pub founders: Vec<Voter>,

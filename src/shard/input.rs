@@ -48,6 +48,8 @@ pub struct Peer {
     pub client_addresses: Vec<String>,
     /// The newest version of the job machine that it can apply.
     pub machine_version_max: u16,
+    /// Its zone; empty if it has none.
+    pub zone: String,
 }
 
 impl From<&PeerHello> for Peer {
@@ -59,6 +61,7 @@ impl From<&PeerHello> for Peer {
             },
             client_addresses: hello.client_addresses.clone(),
             machine_version_max: hello.machine_version_max,
+            zone: hello.zone.clone(),
         }
     }
 }

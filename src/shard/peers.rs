@@ -112,6 +112,11 @@ impl Peers {
         self.draining.contains(node)
     }
 
+    /// What a node that has said hello said of its zone.
+    pub(super) fn zone(&self, node: &Voter) -> Option<&String> {
+        self.known.get(node).map(|peer| &peer.zone)
+    }
+
     /// The other members of the cluster.
     pub(super) fn members(&self) -> &BTreeSet<Voter> {
         &self.members

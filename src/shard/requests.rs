@@ -614,6 +614,7 @@ impl ShardEngine {
             members: self.cluster.members().to_list(),
             waiting: waiting.collect(),
             draining: self.is_draining(),
+            zone: self.config.zone.clone(),
         }
     }
 }

@@ -575,6 +575,7 @@ fn open(
     let recovered = driver::start(disk, identity, options.segment_bytes, false);
     let recovered = recovered.expect("nothing of the log is damaged");
     let config = ShardConfig {
+        zone: String::new(),
         founders: Vec::new(),
         identity,
         node: NodeId(1),

@@ -1286,6 +1286,9 @@ pub struct ShardStatus {
     /// Whether it hands over whatever it leads.
     #[prost(bool, tag = "11")]
     pub draining: bool,
+    /// The node's zone; empty: it has none.
+    #[prost(string, tag = "12")]
+    pub zone: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ClusterMember {

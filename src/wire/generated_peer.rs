@@ -42,6 +42,9 @@ pub struct PeerHello {
     /// The receiver was a member of the cluster, and is none any more: with this disk it never will be.
     #[prost(bool, tag = "14")]
     pub removed: bool,
+    /// What the sender shares with others that may be lost together; empty: with none.
+    #[prost(string, tag = "15")]
+    pub zone: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NodeAddress {

@@ -401,6 +401,8 @@ pub struct ShardStatus {
     pub waiting: Vec<WaitingNode>,
     /// Whether it hands over whatever it leads.
     pub draining: bool,
+    /// The node's zone; empty if it has none.
+    pub zone: String,
 }
 
 /// A node that belongs to no cluster and wants to belong to this one.

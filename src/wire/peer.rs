@@ -13,7 +13,7 @@ use crate::base::entry::{Entry, EntryKind};
 use crate::base::ids::{ClusterId, DiskId, GroupId, Incarnation, LogIndex, NodeId, Term, Voter};
 use crate::base::limits::{
     CHANGE_BYTES_MAX, CHECKPOINT_PART_BYTES, MEMBERS_MAX, PEER_FRAME_BYTES_FULL, PEER_SHARDS_MAX,
-    VOTERS_MAX,
+    VOTERS_MAX, ZONE_BYTES_MAX,
 };
 use crate::base::units::{GroupTime, Lsn, WallTime};
 use crate::raft::message::{Body, Checkpoint, Position, QueueChange, Why};
@@ -118,6 +118,8 @@ pub struct PeerHello {
     pub nodes: Vec<(NodeId, String)>,
     /// The receiver was a member of the cluster, and is none any more.
     pub removed: bool,
+    /// Its zone, at most [`ZONE_BYTES_MAX`] bytes; empty: none.
+    pub zone: String,
 }
 
 /// How a cluster began, and who belongs to it by now.
@@ -330,6 +332,7 @@ pub fn encode_peer_hello(hello: &PeerHello, out: &mut BytesMut) {
             })
             .collect(),
         removed: hello.removed,
+        zone: hello.zone.clone(),
     };
     encode_message(FrameKind::PeerHello, &message, out);
 }
@@ -357,6 +360,8 @@ pub fn decode_peer_hello(body: &Bytes) -> Result<PeerHello, WireError> {
     )?;
     let nodes = hello.nodes.len() as u64;
     check_range("addresses of nodes", nodes, 0, MEMBERS_MAX as u64)?;
+    let zone = hello.zone.len() as u64;
+    check_range("the name of a zone", zone, 0, ZONE_BYTES_MAX as u64)?;
     let cluster = match &hello.cluster[..] {
         [] => None,
         bytes => Some(
@@ -385,6 +390,7 @@ pub fn decode_peer_hello(body: &Bytes) -> Result<PeerHello, WireError> {
             .map(|node| (NodeId(node.node), node.address))
             .collect(),
         removed: hello.removed,
+        zone: hello.zone,
     })
 }
 

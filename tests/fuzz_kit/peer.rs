@@ -106,6 +106,7 @@ pub(super) fn peer_stream() -> Vec<u8> {
         process: 1 << 40,
     };
     let hello = PeerHello {
+        zone: "eu-1".to_owned(),
         protocol_min: 1,
         protocol_max: PEER_PROTOCOL_VERSION,
         version: "0.1.0".into(),

@@ -114,6 +114,7 @@ impl Node {
     /// What it says of itself.
     fn hello(&self) -> Peer {
         Peer {
+            zone: String::new(),
             voter: self.me,
             client_addresses: vec![format!("127.0.0.{}:7411", self.me.node)],
             machine_version_max: self.machine_version_max,
@@ -169,6 +170,7 @@ impl Node {
         let recovered = recovered.expect("the log is ours");
         self.start += 1;
         let config = ShardConfig {
+            zone: String::new(),
             identity,
             node: self.me.node,
             founders: self.founders.clone(),
@@ -409,6 +411,7 @@ impl Cluster {
     /// A node on an empty disk waits to be added, as the others hear.
     pub(crate) fn wait_to_be_added(&mut self, me: Voter) {
         let peer = Peer {
+            zone: String::new(),
             voter: me,
             client_addresses: vec![format!("127.0.0.{}:7411", me.node)],
             machine_version_max: MACHINE_VERSION,

@@ -66,6 +66,10 @@ pub(super) struct Flags {
     /// each of them [default: alone] [env: RRQ_CLUSTER__MEMBERS]
     #[arg(long, value_name = "LIST", global = true)]
     pub(super) members: Option<String>,
+    /// What this node shares with others that may be lost together, a rack or a site: leaders are spread
+    /// over zones first [default: none] [env: RRQ_CLUSTER__ZONE]
+    #[arg(long, value_name = "NAME", global = true)]
+    pub(super) zone: Option<String>,
     /// Largest payload of a job, up to 4MiB [default: 1MiB] [env: RRQ_LIMITS__PAYLOAD_MAX]
     #[arg(long, value_name = "SIZE", global = true)]
     pub(super) payload_max: Option<String>,
@@ -121,6 +125,7 @@ impl Flags {
             ("--data-dir", "node.data_dir", self.data_dir.clone()),
             ("--id", "node.id", self.id.clone()),
             ("--members", "cluster.members", self.members.clone()),
+            ("--zone", "cluster.zone", self.zone.clone()),
             ("--listen", "listen.client", self.listen.clone()),
             ("--admin", "listen.admin", self.admin.clone()),
             ("--insecure", "listen.insecure", when(self.insecure, "true")),

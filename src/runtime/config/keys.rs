@@ -8,7 +8,9 @@ use super::value::{
 };
 use super::{Member, NodeConfig, Shards};
 use crate::base::ids::NodeId;
-use crate::base::limits::{IN_FLIGHT_BYTES_SHARD_MIN, PAYLOAD_BYTES_HARD_MAX, VOTERS_MAX};
+use crate::base::limits::{
+    IN_FLIGHT_BYTES_SHARD_MIN, PAYLOAD_BYTES_HARD_MAX, VOTERS_MAX, ZONE_BYTES_MAX,
+};
 use crate::wal::record::MACHINE_VERSION_MAX;
 use crate::wire::{BackoffKind, DeadPolicy};
 use std::collections::BTreeSet;
@@ -67,6 +69,7 @@ pub const KEYS: &[Key] = &[
     with_flag("shards.count", "--shards"),
     with_flag("shards.pin", "--no-pin"),
     with_flag("cluster.members", "--members"),
+    with_flag("cluster.zone", "--zone"),
     with_flag("limits.payload_max", "--payload-max"),
     key("limits.connections_max"),
     key("limits.in_flight_max"),
@@ -122,6 +125,7 @@ pub(super) fn set(config: &mut NodeConfig, key: &str, text: &str) -> Result<(), 
         }
         "shards.pin" => config.pin = flag(text)?,
         "cluster.members" => config.members = members(text)?,
+        "cluster.zone" => config.zone = zone(text)?,
         "limits.payload_max" => {
             config.payload_bytes_max = size(text, 1..=PAYLOAD_BYTES_HARD_MAX as u64)? as usize;
         }
@@ -230,6 +234,7 @@ pub(super) fn show(config: &NodeConfig, key: &str) -> String {
         },
         "shards.pin" => config.pin.to_string(),
         "cluster.members" => show_members(&config.members),
+        "cluster.zone" => config.zone.clone().unwrap_or_else(|| "none".to_owned()),
         "limits.payload_max" => show_size(config.payload_bytes_max as u64),
         "limits.connections_max" => config.connections_max.to_string(),
         "limits.in_flight_max" => config
@@ -310,6 +315,16 @@ fn members(text: &str) -> Result<Vec<Member>, Refusal> {
     Ok(members)
 }
 
+/// The name of a zone, or `none`.
+fn zone(text: &str) -> Result<Option<String>, Refusal> {
+    let is_fit = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+    if text.is_empty() || text.len() > ZONE_BYTES_MAX || !text.chars().all(is_fit) {
+        let form = format!("none, or 1 to {ZONE_BYTES_MAX} letters, digits and -._");
+        return Err(rule(form));
+    }
+    Ok((text != "none").then(|| text.to_owned()))
+}
+
 fn show_members(members: &[Member]) -> String {
     if members.is_empty() {
         return "alone".to_owned();
@@ -375,6 +390,22 @@ mod tests {
             ("1=a:1,2=a:1,3=c:3", "each address stands once"),
         ] {
             assert!(of(text).contains(words), "{text}: {}", of(text));
+        }
+    }
+
+    #[test]
+    fn a_zone_is_a_short_name_or_none() {
+        let of = |text: &str| {
+            let mut config = NodeConfig::default();
+            let set = set(&mut config, "cluster.zone", text);
+            set.map(|()| config.zone).ok()
+        };
+        assert_eq!(of("none"), Some(None));
+        assert_eq!(of("eu-1.b"), Some(Some("eu-1.b".to_owned())));
+        let longest = "z".repeat(ZONE_BYTES_MAX);
+        assert_eq!(of(&longest), Some(Some(longest.clone())));
+        for text in ["", "a b", "a=1", "zürich", &(longest + "z")] {
+            assert_eq!(of(text), None, "{text}");
         }
     }
 

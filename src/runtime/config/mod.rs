@@ -74,6 +74,8 @@ pub struct NodeConfig {
     pub peer: Option<SocketAddr>,
     /// All nodes of the cluster with this one, ascending; none: it stands alone.
     pub members: Vec<Member>,
+    /// What this node shares with others that may be lost together.
+    pub zone: Option<String>,
     /// How many shards.
     pub shards: Shards,
     /// Whether shards stay on cores of their own.
@@ -140,6 +142,7 @@ impl Default for NodeConfig {
             admin: loopback(7480),
             peer: None,
             members: Vec::new(),
+            zone: None,
             shards: Shards::AsMade,
             pin: true,
             payload_bytes_max: PAYLOAD_BYTES_DEFAULT_MAX,

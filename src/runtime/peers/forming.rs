@@ -30,6 +30,7 @@ use crate::runtime::peers::roster::{Known, Roster};
 use crate::runtime::shard_task::Event;
 use crate::snapshot::superblock::Superblock;
 use crate::wire::peer::Formation;
+use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -88,6 +89,9 @@ pub fn form(roster: &Roster, dir: &mut DataDir, events: &Receiver<Event>) -> Res
                 dir.join(&formation)?;
                 tracing::info!(cluster = %formation.cluster, "this node belongs to a cluster now");
                 roster.change(|known| {
+                    if let Some(warning) = crowded_zone(known, &formation) {
+                        tracing::warn!("{warning}");
+                    }
                     known.hello.cluster = Some(formation.cluster);
                     known.hello.groups = formation.groups;
                     known.formation = Some(formation);
@@ -159,6 +163,32 @@ fn propose(known: &Known, roster: &Roster) -> Result<Formation, String> {
         founders: members.clone(),
         members,
     })
+}
+
+/// That one zone has so many of the members that the cluster ends with it; if that is known of all members,
+/// and any of them has a zone.
+fn crowded_zone(known: &Known, formation: &Formation) -> Option<String> {
+    let ours = &known.hello;
+    let zone = |member: &Voter| match member.node == ours.node {
+        true => Some(&ours.zone),
+        false => known.heard.get(&member.node).map(|(hello, _)| &hello.zone),
+    };
+    let all = formation.members.len();
+    let mut counts: BTreeMap<&String, usize> = BTreeMap::new();
+    for member in &formation.members {
+        *counts.entry(zone(member)?).or_default() += 1;
+    }
+    let named = counts.into_iter().filter(|(zone, _)| !zone.is_empty());
+    let (zone, count) = named.max_by_key(|(_, count)| *count)?;
+    let part = match count {
+        count if count == all => format!("all {all}"),
+        count if count > all / 2 => format!("{count} of the {all}"),
+        _ => return None,
+    };
+    Some(format!(
+        "{part} members are in zone {zone} (cluster.zone): without that zone no group has a leader; spread \
+         the nodes over three zones, none with a majority"
+    ))
 }
 
 fn waits_to_be_added(cluster: ClusterId, by: NodeId, me: NodeId) -> String {
@@ -236,6 +266,7 @@ mod tests {
             client_addresses: Vec::new(),
             nodes: Vec::new(),
             removed: false,
+            zone: String::new(),
         }
     }
 
@@ -275,6 +306,33 @@ mod tests {
         second.heard(&hello(3, None));
         let words = "the cluster is not formed yet: node 1 begins it";
         assert_eq!(proposed(&second), Err(words.to_owned()));
+    }
+
+    #[test]
+    fn a_zone_without_which_nothing_goes_on_is_named() {
+        let of = |zones: [&str; 3]| {
+            let first = node(1);
+            first.change(|known| known.hello.zone = zones[0].to_owned());
+            for (number, zone) in (2..).zip(&zones[1..]) {
+                let zone = (*zone).to_owned();
+                first.heard(&PeerHello {
+                    zone,
+                    ..hello(number, None)
+                });
+            }
+            let formation = proposed(&first).expect("all are there");
+            crowded_zone(&first.known(), &formation)
+        };
+        let begins = |zones, words: &str| {
+            let warning = of(zones).unwrap_or_default();
+            assert!(warning.starts_with(words), "{warning}");
+        };
+        begins(["a", "a", "a"], "all 3 members are in zone a (");
+        begins(["b", "a", "b"], "2 of the 3 members are in zone b (");
+        begins(["", "a", "a"], "2 of the 3 members are in zone a (");
+        for zones in [["", "", ""], ["a", "b", "c"], ["a", "", ""]] {
+            assert_eq!(of(zones), None, "{zones:?}");
+        }
     }
 
     #[test]

@@ -186,6 +186,7 @@ impl Node {
             let recovered = recovered.expect("the log is this node's own");
             has_damage |= !recovered.damage.is_empty();
             let config = ShardConfig {
+                zone: String::new(),
                 identity,
                 node: self.me.node,
                 founders: (0..options.nodes).map(voter).collect(),
@@ -236,6 +237,7 @@ impl Node {
     pub(super) fn hello(&self, to: NodeId, options: &Options) -> PeerHello {
         let shards = 0..options.shards;
         PeerHello {
+            zone: String::new(),
             protocol_min: PEER_PROTOCOL_VERSION,
             protocol_max: PEER_PROTOCOL_VERSION,
             version: "simulated".to_owned(),

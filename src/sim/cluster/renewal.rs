@@ -76,6 +76,7 @@ impl Cluster<'_> {
         for other in (0..self.options.nodes).filter(|other| *other != node) {
             if self.nodes[other].runs() && self.nodes[other].paused_until <= self.now {
                 let peer = Peer {
+                    zone: String::new(),
                     voter: new,
                     client_addresses: Vec::new(),
                     machine_version_max: self.nodes[node].machine_version,

@@ -290,6 +290,7 @@ fn status_to_pb(status: &ShardStatus) -> pb::ShardStatus {
             })
             .collect(),
         draining: status.draining,
+        zone: status.zone.clone(),
     }
 }
 
@@ -569,5 +570,6 @@ fn status_from_pb(status: pb::ShardStatus) -> Result<ShardStatus, WireError> {
             })
         })?,
         draining: status.draining,
+        zone: status.zone,
     })
 }
