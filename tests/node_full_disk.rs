@@ -2,8 +2,10 @@
 //! when there is room again, everything goes on by itself.
 #![cfg(all(feature = "server", target_os = "linux"))]
 
+mod cluster_kit;
 mod node_support;
 
+use cluster_kit::{Cluster, Load};
 use node_support::client::Client;
 use node_support::{DEADLINE, Node, error_kit, folder, skip};
 use rrq::base::code::Code;
@@ -202,6 +204,56 @@ fn a_full_disk_stops_new_jobs_only_and_everything_goes_on_when_there_is_room() {
     jobs.extend(added);
     drop(node);
     check(&data, &jobs);
+}
+
+#[test]
+fn a_leader_whose_disk_is_full_gives_its_groups_to_nodes_that_have_room() {
+    let mut cluster = Cluster::new("full-disk", 3);
+    let Some(disk) = Disk::mount(cluster.data(2), "400m") else {
+        return skip("root, to mount a small file system");
+    };
+    let members = cluster.members();
+    let started: Vec<(u32, Node)> = cluster
+        .numbers()
+        .map(|number| {
+            let data = match number {
+                2 => disk.0.join("data"),
+                _ => cluster.data(number),
+            };
+            let mut command = cluster.command(number, &data, &members);
+            (number, Node::spawn_by(command.arg("--dev")))
+        })
+        .collect();
+    for (number, node) in started {
+        cluster.nodes.insert(number, node.until_ready());
+    }
+    until("the node to lead its share", || {
+        (cluster.leads(2).len() > 15).then_some(())
+    });
+    let load = Load::start(&cluster, 4, 4);
+    load.until_enqueued(100);
+
+    let filler = disk.fill();
+    until("others to lead", || {
+        let is_full = cluster.metric(2, "rrq_disk_full") > 0.0;
+        (is_full && cluster.leads(2).is_empty()).then_some(())
+    });
+    load.until_enqueued(500);
+    let led: usize = [1, 3]
+        .iter()
+        .map(|number| cluster.leads(*number).len())
+        .sum();
+    assert_eq!(led, 64);
+
+    fs::remove_file(filler).expect("the filler can go");
+    until("the node to lead its share again", || {
+        (cluster.leads(2).len() > 15).then_some(())
+    });
+    load.until_enqueued(500);
+    let (enqueued, errors) = load.settle();
+    assert!(enqueued >= 1_100, "{enqueued}");
+    assert!(errors.is_empty(), "{errors:?}");
+    drop(cluster);
 }
 
 /// After a kill and a restart, exactly these jobs are there.

@@ -161,6 +161,56 @@ fn leaders_spread_over_the_nodes_again_after_one_was_away() {
     assert!(before >= 5, "{before}");
 }
 
+/// The disk of a node is full, or has room again; the next beat says what follows from it.
+fn fill(cluster: &mut Cluster, number: u32, full: bool) {
+    let exhausted = false;
+    cluster.tell(number, Input::DiskSpace { full, exhausted });
+    for other in (1..=3).filter(|other| *other != number) {
+        let (peer, on) = (voter(number), full);
+        cluster.tell(other, Input::PeerDrains { peer, on });
+    }
+}
+
+#[test]
+fn a_node_whose_disk_is_full_leads_nothing_while_another_has_room() {
+    let mut cluster = Cluster::new(3, 16);
+    all_lead(&mut cluster, 16);
+    cluster.until("every node leads its share", |cluster| {
+        is_level(leads(cluster, 16))
+    });
+    fill(&mut cluster, 2, true);
+    let took = cluster.until("others lead", |cluster| leads(cluster, 16)[1] == 0);
+    assert!(took < 1_000, "{took} ms");
+    // What it comes to lead all the same it gives away again.
+    cluster.kill(1);
+    cluster.until("it gives away all", |cluster| {
+        leads(cluster, 16) == [0, 0, 16]
+    });
+    cluster.start(1);
+    let (peer, on) = (voter(2), true);
+    cluster.tell(1, Input::PeerDrains { peer, on });
+    cluster.pass(6_000);
+    assert_eq!(leads(&mut cluster, 16), [8, 0, 8]);
+    // With all full nobody has an heir: everything stays where it is.
+    fill(&mut cluster, 1, true);
+    fill(&mut cluster, 3, true);
+    cluster.pass(1_000);
+    let (before, stays) = (handed_over(&mut cluster), leads(&mut cluster, 16));
+    cluster.pass(6_000);
+    assert_eq!(
+        (handed_over(&mut cluster), leads(&mut cluster, 16)),
+        (before, stays)
+    );
+    // The one that has room leads all, and then shares again.
+    fill(&mut cluster, 2, false);
+    cluster.until("it leads all", |cluster| leads(cluster, 16) == [0, 16, 0]);
+    fill(&mut cluster, 1, false);
+    fill(&mut cluster, 3, false);
+    cluster.until("every node leads its share", |cluster| {
+        is_level(leads(cluster, 16))
+    });
+}
+
 #[test]
 fn a_node_that_stops_hands_its_groups_over_first() {
     let mut cluster = Cluster::new(3, 4);

@@ -126,6 +126,8 @@ struct Row {
     leads: usize,
     /// It hands over whatever it leads.
     draining: bool,
+    /// It takes no new jobs, and hands over whatever it leads.
+    disk_full: bool,
     /// Groups that do not serve.
     stopped: usize,
     /// Groups in which it lacks entries.
@@ -170,6 +172,7 @@ impl State {
                     let zone = shards.first().map(|shard| shard.zone.clone());
                     row.zone = zone.filter(|zone| !zone.is_empty());
                     row.draining = shards.iter().any(|shard| shard.draining);
+                    row.disk_full = shards.iter().any(|shard| shard.disk_full);
                     for group in shards.iter().flat_map(|shard| &shard.groups) {
                         row.leads += usize::from(group.leader);
                         row.stopped += usize::from(!group.halted.is_empty());
@@ -225,6 +228,11 @@ impl State {
             }
             if row.draining {
                 parts.push(format!("node {node} is drained: it shall lead nothing"));
+            }
+            if row.disk_full {
+                parts.push(format!(
+                    "the disk of node {node} is full: it takes no new jobs, and others shall lead"
+                ));
             }
             if row.stopped > 0 {
                 let groups = count(row.stopped as u64, "group");
@@ -320,6 +328,7 @@ impl State {
                 "shards": row.shards,
                 "leads": row.leads,
                 "draining": row.draining,
+                "disk_full": row.disk_full,
                 "stopped": row.stopped,
                 "behind": row.behind,
                 "behind_entries": row.behind_entries,
@@ -426,6 +435,21 @@ mod tests {
             alone.verdict(),
             "the node answers, every group has a leader"
         );
+    }
+
+    #[test]
+    fn a_full_disk_is_named() {
+        let mut full = node(1, &[(9, 9), (5, 5)], &[0, 1]);
+        if let Ok(shards) = &mut full.shards {
+            shards[0].disk_full = true;
+        }
+        let state = state(vec![full]);
+        assert_eq!(
+            state.verdict(),
+            "the node answers, every group has a leader, the disk of node 1 is full: it takes no new \
+             jobs, and others shall lead"
+        );
+        assert_eq!(state.as_json()["nodes"][0]["disk_full"], true);
     }
 
     #[test]

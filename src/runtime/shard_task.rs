@@ -653,7 +653,7 @@ impl Driver {
         let shards = self.hub.metrics.shards.iter();
         let lsns = shards.map(|shard| Lsn(shard.durable_lsn.load(Relaxed)));
         NodeBeat {
-            draining: self.engine.is_draining(),
+            draining: self.engine.hands_over(),
             nr: 0,
             wall: now().wall,
             durable: Durable {

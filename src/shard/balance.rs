@@ -18,6 +18,8 @@
 //! a group only if it has most of its log, so that requests wait for as long as two messages take.
 //!
 //! A node that *drains* hands over all that it leads, and what it comes to lead; nobody hands it anything.
+//! So does one whose disk is full, which refuses new jobs, as long as another has room: it tells the others
+//! that it shall get no lead, and where all are full nobody hands over anything.
 //!
 //! Deliberately absent: load, since a group counts one, however busy it is; and the placement of replicas,
 //! since every node has one of each group.
@@ -125,7 +127,7 @@ impl ShardEngine {
         if self.stopping() || self.balance_at.is_none_or(|at| at > now) {
             return;
         }
-        if self.draining {
+        if self.hands_over() {
             return self.hand_over_all();
         }
         let mut leads = self.leads();
@@ -160,10 +162,26 @@ impl ShardEngine {
         self.balance_at = Some(self.now.mono);
     }
 
-    /// Whether this node hands over whatever it leads.
+    /// Whether this node was told to hand over whatever it leads.
     #[must_use]
     pub fn is_draining(&self) -> bool {
         self.draining
+    }
+
+    /// Whether it hands over whatever it leads: it was told to, or its disk is full.
+    #[must_use]
+    pub fn hands_over(&self) -> bool {
+        self.draining || self.disk_full
+    }
+
+    /// The room left on the disk changed.
+    pub(super) fn on_disk_space(&mut self, full: bool, exhausted: bool) {
+        self.disk_exhausted = exhausted;
+        let full = full || exhausted;
+        self.counters.disk_full = u64::from(full);
+        if std::mem::replace(&mut self.disk_full, full) != full {
+            self.balance_at = Some(self.now.mono);
+        }
     }
 
     /// Another node hands over whatever it leads, or does so no more.

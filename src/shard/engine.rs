@@ -264,9 +264,7 @@ impl ShardEngine {
             Input::FilesSynced { round } => self.on_files_synced(round),
             Input::RoundFailed { round } => self.on_round_failed(round),
             Input::ManifestWritten => self.on_manifest_written(),
-            Input::DiskSpace { full, exhausted } => {
-                (self.disk_full, self.disk_exhausted) = (full || exhausted, exhausted);
-            }
+            Input::DiskSpace { full, exhausted } => self.on_disk_space(full, exhausted),
             Input::Memory { full } => {
                 self.memory_full = full;
                 self.counters.memory_full = u64::from(full);

@@ -311,7 +311,13 @@ impl ShardEngine {
         );
         if (self.disk_full && grows) || (self.disk_exhausted && (grows || keeps)) {
             self.counters.disk_full_refusals_total += 1;
-            let message = "the disk is full; enqueues go on by themselves when there is room";
+            let until = match self.peers.members().is_empty() {
+                true => "when there is room",
+                false => "when there is room, or another node leads whose disk has some",
+            };
+            let node = self.config.node;
+            let message =
+                format!("the disk of node {node} is full; enqueues go on by themselves {until}");
             return Err(Refusal::new(Code::DiskFull, message));
         }
         Ok(())

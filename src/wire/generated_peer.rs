@@ -115,7 +115,7 @@ pub struct NodeBeat {
     pub wall_ms: u64,
     #[prost(message, optional, tag = "3")]
     pub durable: ::core::option::Option<Durable>,
-    /// Whatever the sender leads it hands over: it shall get no lead.
+    /// Whatever the sender leads it hands over, being drained or out of disk: it shall get no lead.
     #[prost(bool, tag = "4")]
     pub draining: bool,
 }

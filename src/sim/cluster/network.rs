@@ -137,6 +137,16 @@ impl Cluster<'_> {
                     Some(known) => known.hear(beat.durable),
                     None => drop(durable.insert(link.from.node, beat.durable)),
                 }
+                let (peer, on) = (link.from, beat.draining);
+                let known = &mut self.nodes[to].draining;
+                let is_news = if on {
+                    known.insert(peer)
+                } else {
+                    known.remove(&peer)
+                };
+                for shard in (0..self.options.shards).filter(|_| is_news) {
+                    self.tell(to, shard, Input::PeerDrains { peer, on });
+                }
                 self.tell(to, 0, Input::PeerBeat { from: link.from });
             }
             kind => panic!("a {kind:?} between nodes"),

@@ -86,6 +86,8 @@ pub(super) struct Node {
     pub(super) heard: BTreeMap<NodeId, u32>,
     /// How far their logs were durable.
     pub(super) durable: BTreeMap<NodeId, Durable>,
+    /// Those that hand over whatever they lead.
+    pub(super) draining: BTreeSet<Voter>,
 }
 
 impl Node {
@@ -121,12 +123,18 @@ impl Node {
             conns: BTreeSet::new(),
             heard: BTreeMap::new(),
             durable: BTreeMap::new(),
+            draining: BTreeSet::new(),
         }
     }
 
     /// A disk with nothing on it.
     pub(super) fn empty(options: &Options) -> SimDisk {
         SimDisk::new(options.segment_bytes)
+    }
+
+    /// Whether its first shard, which beats for all, says that it shall lead nothing.
+    pub(super) fn hands_over(&self) -> bool {
+        self.engines.first().is_some_and(ShardEngine::hands_over)
     }
 
     pub(super) fn runs(&self) -> bool {
@@ -177,6 +185,7 @@ impl Node {
         self.stopped.clear();
         self.conns.clear();
         self.heard.clear();
+        self.draining.clear();
         self.durable.clear();
         let mut has_damage = false;
         for shard in 0..options.shards {
