@@ -5,7 +5,7 @@
 #![allow(dead_code)]
 
 use super::node_support::{DEADLINE, Node, folder, http};
-use rrq::client::blocking::Client;
+use rrq::client::blocking::{Client, Queue};
 use rrq::client::{Code, Error, GroupId, NodeId, Options};
 use rrq::shard::placement::home_group;
 use rrq::wire::AckItem;
@@ -203,8 +203,12 @@ impl Cluster {
     }
 }
 
+/// What a thread of [`Load`] does.
+type Work = fn(&Client, &str, &Mutex<Ledger>, &AtomicBool, &Mutex<Vec<Error>>);
+
 /// Clients that work all the time.
 pub(crate) struct Load {
+    queue: String,
     ledger: Arc<Mutex<Ledger>>,
     client: Client,
     stop: Arc<AtomicBool>,
@@ -217,16 +221,22 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Load {
-    /// Producers and workers on one queue.
+    /// Producers and workers on [`QUEUE`].
     pub(crate) fn start(cluster: &Cluster, producers: usize, workers: usize) -> Self {
+        Self::on(QUEUE, cluster, producers, workers)
+    }
+
+    /// Producers and workers on one queue.
+    pub(crate) fn on(queue: &str, cluster: &Cluster, producers: usize, workers: usize) -> Self {
         let mut load = Self {
+            queue: queue.to_owned(),
             ledger: Arc::default(),
             client: cluster.client(),
             stop: Arc::default(),
             threads: Vec::new(),
             errors: Arc::default(),
         };
-        load.client.queue(QUEUE).expect("a queue");
+        load.client.queue(queue).expect("a queue");
         for _ in 0..producers {
             load.spawn(Self::produce);
         }
@@ -236,22 +246,24 @@ impl Load {
         load
     }
 
-    fn spawn(&mut self, what: fn(&Client, &Mutex<Ledger>, &AtomicBool, &Mutex<Vec<Error>>)) {
+    fn spawn(&mut self, what: Work) {
         let (client, ledger) = (self.client.clone(), self.ledger.clone());
         let (stop, errors) = (self.stop.clone(), self.errors.clone());
-        let run = move || what(&client, &ledger, &stop, &errors);
+        let queue = self.queue.clone();
+        let run = move || what(&client, &queue, &ledger, &stop, &errors);
         self.threads.push(std::thread::spawn(run));
     }
 
     fn produce(
         client: &Client,
+        queue: &str,
         ledger: &Mutex<Ledger>,
         stop: &AtomicBool,
         errors: &Mutex<Vec<Error>>,
     ) {
         while !stop.load(Relaxed) {
             let number = lock(ledger).ask();
-            match client.enqueue(QUEUE, payload(number, 200)).id() {
+            match client.enqueue(queue, payload(number, 200)).id() {
                 Ok(id) => lock(ledger).enqueued(number, id),
                 Err(error) => {
                     if error.maybe_applied() {
@@ -267,11 +279,12 @@ impl Load {
 
     fn work(
         client: &Client,
+        queue: &str,
         ledger: &Mutex<Ledger>,
         stop: &AtomicBool,
         errors: &Mutex<Vec<Error>>,
     ) {
-        let queue = client.queue(QUEUE).expect("it is there");
+        let queue = client.queue(queue).expect("it is there");
         while !stop.load(Relaxed) {
             match queue.lease(8, Duration::from_millis(200)) {
                 Ok(jobs) => finish(client, ledger, jobs, errors),
@@ -298,19 +311,59 @@ impl Load {
     /// Ends the load, finishes what is left, and holds the books against it: how many jobs there were,
     /// and the errors that the clients saw.
     pub(crate) fn settle(mut self) -> (u64, Vec<Error>) {
+        self.end();
+        let queue = self.client.queue(&self.queue).expect("it is there");
+        while self.finish_some(&queue) {}
+        self.audit();
+        let ledger = lock(&self.ledger);
+        // What an earlier grant of a dead worker holds is still leased.
+        let errors = std::mem::take(&mut *lock(&self.errors));
+        (ledger.enqueued_count(), errors)
+    }
+
+    /// As [`Self::settle`], until the nodes say that nothing is left: every job that was acknowledged is
+    /// finished, and every one that is finished was acknowledged.
+    pub(crate) fn drain(mut self) -> (u64, Vec<Error>) {
+        self.end();
+        let queue = self.client.queue(&self.queue).expect("it is there");
+        let begun = Instant::now();
+        let counts = loop {
+            while self.finish_some(&queue) {}
+            let (_, counts) = queue.info().expect("it serves again");
+            if counts.pending + counts.delayed + counts.in_flight + counts.dead == 0 {
+                break counts;
+            }
+            // What a grant holds whose answer was lost comes back when its lease ends.
+            assert!(begun.elapsed() < 4 * DEADLINE, "jobs never go: {counts:?}");
+            std::thread::sleep(Duration::from_millis(50));
+        };
+        self.audit();
+        let ledger = lock(&self.ledger);
+        let enqueued = ledger.enqueued_count();
+        assert_eq!(ledger.finished_count(), enqueued, "some are not finished");
+        let told = (counts.enqueued_total, counts.completed_total);
+        assert_eq!(told, (enqueued, enqueued), "by the nodes' own counters");
+        (enqueued, std::mem::take(&mut *lock(&self.errors)))
+    }
+
+    fn end(&mut self) {
         self.stop.store(true, Relaxed);
         for thread in self.threads.drain(..) {
             thread.join().expect("a client does not panic");
         }
-        let queue = self.client.queue(QUEUE).expect("it is there");
-        let errors = Mutex::new(Vec::new());
-        loop {
-            let jobs = queue.lease(256, Duration::ZERO).expect("it serves again");
-            if jobs.is_empty() {
-                break;
-            }
-            finish(&self.client, &self.ledger, jobs, &errors);
-        }
+    }
+
+    /// Whether there was something to finish.
+    fn finish_some(&self, queue: &Queue) -> bool {
+        let jobs = queue.lease(256, Duration::ZERO).expect("it serves again");
+        let is_some = !jobs.is_empty();
+        // The load is over: what a dead worker's grant says is no error that a client saw under it.
+        finish(&self.client, &self.ledger, jobs, &Mutex::default());
+        is_some
+    }
+
+    /// Looks at every job that must be there.
+    fn audit(&self) {
         let left: Vec<_> = lock(&self.ledger).live().collect();
         for (number, id) in left {
             match self.client.run(self.client.calls().job(id)) {
@@ -323,9 +376,6 @@ impl Load {
         }
         let ledger = lock(&self.ledger);
         assert!(ledger.misses().is_none(), "{:?}", ledger.misses());
-        // What an earlier grant of a dead worker holds is still leased.
-        let errors = std::mem::take(&mut *lock(&self.errors));
-        (ledger.enqueued_count(), errors)
     }
 }
 
@@ -351,7 +401,8 @@ fn finish(
         match outcome {
             Ok(()) => lock(ledger).acked(number, token),
             Err(error) => {
-                if error.maybe_applied() {
+                // Finished: by an ack of ours whose answer was lost. The audit settles it.
+                if error.maybe_applied() || error.code() == Code::Finished {
                     lock(ledger).ack_unknown(number);
                 }
                 lock(errors).push(error);
