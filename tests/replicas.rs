@@ -211,6 +211,59 @@ fn a_node_whose_disk_is_full_leads_nothing_while_another_has_room() {
     });
 }
 
+/// By how many milliseconds the wall time of a job that is enqueued now is too far.
+fn wall_off(cluster: &mut Cluster) -> i64 {
+    let job = cluster.enqueue("mail", b"now");
+    match cluster.ask(&RequestBody::GetJob { job }) {
+        ReplyBody::Job(job) => job.enqueued_at.0 as i64 - cluster.clock().wall.0 as i64,
+        other => panic!("no job: {other:?}"),
+    }
+}
+
+#[test]
+fn the_wall_time_is_the_median_of_the_voters_clocks() {
+    let mut cluster = Cluster::new(3, 1);
+    all_lead(&mut cluster, 1);
+    wall_off(&mut cluster);
+    let leader = cluster.leader(GroupId(0)).expect("it has just answered");
+    let others: Vec<u32> = (1..=3).filter(|number| *number != leader).collect();
+    let steps = |cluster: &mut Cluster| {
+        let mut of = |number| cluster.engine(number).counters().wall_clock_steps_total;
+        (1..=3).map(&mut of).sum::<u64>()
+    };
+    // That the leader's clock is wrong moves nothing.
+    for ahead_ms in [30_000, 600_000] {
+        cluster.node(leader).wall_ahead_ms = ahead_ms;
+        cluster.pass(6_000);
+        assert!(wall_off(&mut cluster).abs() < 200);
+        let counters = cluster.engine(leader).counters();
+        assert!(counters.wall_clock_off_ms.abs_diff(ahead_ms) < 50);
+        assert_eq!(counters.wall_clock_disputed, 0);
+    }
+    assert_eq!(steps(&mut cluster), 0);
+    // Two of three are of one mind: a step.
+    cluster.node(others[0]).wall_ahead_ms = 600_100;
+    cluster.pass(6_000);
+    assert!(wall_off(&mut cluster).abs_diff(600_000) < 300);
+    assert_eq!(steps(&mut cluster), 1);
+    // All differ: none is followed that far, and the next leader follows none either.
+    cluster.node(others[0]).wall_ahead_ms = 1_200_000;
+    cluster.node(others[1]).wall_ahead_ms = 1_800_000;
+    cluster.pass(6_000);
+    assert!(wall_off(&mut cluster).abs_diff(600_000) < 300);
+    assert_eq!(cluster.engine(leader).counters().wall_clock_disputed, 1);
+    cluster.kill(leader);
+    cluster.until("another leads", |cluster| {
+        cluster.leader(GroupId(0)).is_some()
+    });
+    cluster.pass(6_000);
+    // What passed while nobody led is set right, but no more.
+    assert!(wall_off(&mut cluster).abs_diff(600_000) < 2_000);
+    let followed = cluster.engine(others[0]).counters().wall_clock_steps_total;
+    let followed = followed + cluster.engine(others[1]).counters().wall_clock_steps_total;
+    assert_eq!(followed, 0);
+}
+
 #[test]
 fn a_node_that_stops_hands_its_groups_over_first() {
     let mut cluster = Cluster::new(3, 4);

@@ -181,7 +181,10 @@ struct Failover {
 #[command(after_help = "\
 Without an address it starts a node of its own, or several. Latencies are measured from the moment at
 which a request was due: with --rate that is its place in the schedule, also if the node
-was late before (no coordinated omission). At the end all jobs are accounted for.
+was late before (no coordinated omission). Where the queues are led by one of several nodes, a
+connection whose node goes away or leads no more finds the leader and asks again what was under
+way; of what nobody knows any more what became is counted as unknown. At the end all jobs are
+accounted for.
 
 Exit status: 0 if all is accounted for, 1 if a job is lost or came back after its ack.
 

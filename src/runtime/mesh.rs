@@ -16,6 +16,7 @@ use crate::runtime::recover::Remains;
 use crate::runtime::space::Level;
 use crate::shard::input::{Input, Loss, Origin};
 use crate::shard::sparing::VoterSets;
+use crate::shard::wall::VotersClock;
 use crate::wire::message::{ErrorReply, Reply, ReplyBody, Request};
 use bytes::Bytes;
 use std::sync::Arc;
@@ -105,6 +106,13 @@ impl Mesh {
     pub fn peer_drains(&self, peer: Voter, on: bool) {
         for mailbox in self.boxes.iter() {
             mailbox.send(Letter::Happened(Input::PeerDrains { peer, on }));
+        }
+    }
+
+    /// Every shard is told what the voters' clocks say.
+    pub fn voters_clock(&self, clock: VotersClock) {
+        for mailbox in self.boxes.iter() {
+            mailbox.send(Letter::Happened(Input::VotersClock(clock)));
         }
     }
 

@@ -19,6 +19,7 @@
 pub mod admin;
 pub mod api;
 pub mod budget;
+pub mod clocks;
 pub mod config;
 pub mod connection;
 pub mod data_dir;

@@ -13,6 +13,7 @@ use crate::base::members::{ClusterMembers, Member};
 use crate::base::report::Report;
 use crate::base::units::{Lsn, Monotonic, Now, WallTime};
 use crate::runtime::budget::Budget;
+use crate::runtime::clocks;
 use crate::runtime::connection::{Connection, READ_BYTES, Shard};
 use crate::runtime::desk::{self, Desk};
 use crate::runtime::durations::Durations;
@@ -28,6 +29,7 @@ use crate::shard::config::ShardConfig;
 use crate::shard::effect::Effect;
 use crate::shard::engine::ShardEngine;
 use crate::shard::input::{Input, Loss, Origin, Peer};
+use crate::shard::wall::VotersClock;
 use crate::wal::pieces::Piece;
 use crate::wal::writer::{LogIdentity, WalWrite};
 use crate::wire::message::{LeasedJob, NodeAddresses, Reply, ReplyBody, ServerHello};
@@ -331,6 +333,7 @@ pub async fn run(parts: Parts) {
         start,
         process,
         installs_failed: 0,
+        clock: None,
     };
     driver.drive().await;
 }
@@ -391,6 +394,8 @@ struct Driver {
     process: u64,
     /// Failures that were told of.
     installs_failed: u64,
+    /// What the voters' clocks said last; on shard 0.
+    clock: Option<VotersClock>,
 }
 
 /// Whether the live jobs of all shards take what they may. It ends a little below the bound, so that
@@ -575,6 +580,12 @@ impl Driver {
                 tell(&self.events, Event::Members(members));
             }
             Effect::VoterSets(sets) => self.mesh.voter_sets(sets),
+            Effect::TellClock(clock) => {
+                for words in clocks::words(self.clock.replace(clock), clock) {
+                    tracing::warn!("{words}");
+                }
+                self.mesh.voters_clock(clock);
+            }
             Effect::TellSilent { peer } => self.mesh.peer_lost(peer, Loss::Silent),
             Effect::JobsRan { times_ms } => {
                 let durations = self.hub.durations.borrow();

@@ -2,6 +2,14 @@
 //!
 //! It goes on from the last stamp in the log, so it stands still while there is no leader: no
 //! outage and no wall clock can end a lease.
+//!
+//! Deliberately absent: the time in heartbeats, from which the next leader could go on. What a leader read
+//! after the last stamp is lost with it, and that only makes leases and delays of the group longer, never
+//! shorter: every deadline is an entry's stamp and a duration, and is held against later stamps alone. At most
+//! [`TIME_STAMP_MS`](crate::base::limits::TIME_STAMP_MS) is lost a change of leaders, since a group that waits
+//! for something is stamped so often. Heartbeats would save less than that: a group that proposes carries the
+//! time in its entries, and one that proposes nothing is at rest after
+//! [`REST_AFTER_MS`](crate::base::limits::REST_AFTER_MS) and has none.
 
 use crate::base::units::{GroupTime, Monotonic};
 use std::time::Duration;

@@ -112,6 +112,11 @@ counters! {
     groups: gauge,
     /// Steps of the wall clock by more than a minute, group by group.
     wall_clock_steps_total: total,
+    /// How far this node's wall clock is from the median of the voters', in milliseconds.
+    wall_clock_off_ms: gauge,
+    /// Whether most voters' wall clocks are not within a minute of their median, so that none is followed by
+    /// more than that.
+    wall_clock_disputed: gauge,
     /// Sessions whose leases were ended because they were silent or closed.
     sessions_ended_total: total,
     /// Torn tails cut off at the start.

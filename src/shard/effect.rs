@@ -6,6 +6,7 @@
 
 use super::input::Origin;
 use super::sparing::VoterSets;
+use super::wall::VotersClock;
 use crate::base::ids::{GroupId, NodeId, ShardId};
 use crate::base::members::ClusterMembers;
 use crate::raft::message::{Message, Voter};
@@ -108,6 +109,9 @@ pub enum Effect {
         /// The node.
         peer: Voter,
     },
+    /// Tell every shard of this node, this one too, what the clocks of the voters say:
+    /// [`Input::VotersClock`](super::input::Input::VotersClock).
+    TellClock(VotersClock),
     /// The members of the cluster are these now, this node perhaps none of them: tell the other shards
     /// ([`Input::ClusterMembers`](super::input::Input::ClusterMembers)), keep it for the next start, and
     /// speak with these nodes alone.

@@ -17,6 +17,7 @@ use super::placement::{groups_of, shard_of};
 use super::polls::Place;
 use super::requests::{Refusal, STOPPING};
 use super::sparing::Sparing;
+use super::wall::VotersClock;
 use crate::base::bugs::{self, Bug};
 use crate::base::checksum::Hash128;
 use crate::base::code::Code;
@@ -119,6 +120,10 @@ pub struct ShardEngine {
     pub(super) balance_at: Option<Monotonic>,
     /// It shall lead nothing.
     pub(super) draining: bool,
+    /// What the voters' clocks say, once most of them were heard.
+    pub(super) voters_clock: Option<VotersClock>,
+    /// What shard 0 told of that last.
+    pub(super) clock_told: Option<VotersClock>,
     /// Where the log ended that this process has found.
     pub(super) found_lsn: Lsn,
     /// Groups were formed, which the log shall say before anybody is let in.
@@ -227,6 +232,8 @@ impl ShardEngine {
             sparing: Sparing::default(),
             balance_at: None,
             draining: false,
+            voters_clock: None,
+            clock_told: None,
             found_lsn: start_lsn,
             forms,
             installs: Installs::default(),
@@ -279,7 +286,8 @@ impl ShardEngine {
             Input::ClusterMembers(members) => self.on_cluster_members(&members),
             Input::VoterSets { shard, sets } => self.on_voter_sets(shard, sets),
             Input::HeardDurable { lsn } => self.on_heard_durable(lsn),
-            Input::PeerBeat { from } => self.on_peer_beat(from),
+            Input::PeerBeat { from, wall } => self.on_peer_beat(from, wall),
+            Input::VotersClock(clock) => self.on_voters_clock(clock),
             Input::PeerDrains { peer, on } => self.on_peer_drains(peer, on),
             Input::PeerLost { peer, loss } => self.on_peer_lost(peer, loss),
             Input::TimePassed => {}

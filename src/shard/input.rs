@@ -2,9 +2,10 @@
 
 use super::loading::GroupState;
 use super::sparing::VoterSets;
+use super::wall::VotersClock;
 use crate::base::ids::{ConnId, GroupId, ShardId};
 use crate::base::members::ClusterMembers;
-use crate::base::units::Lsn;
+use crate::base::units::{Lsn, WallTime};
 use crate::raft::message::{Message, Voter};
 use crate::wal::pieces::Piece;
 use crate::wire::message::{Reply, Request};
@@ -190,7 +191,12 @@ pub enum Input {
     PeerBeat {
         /// The node.
         from: Voter,
+        /// Its wall clock, as it sent this.
+        wall: WallTime,
     },
+    /// The clocks of the voters say this, as shard 0 has said
+    /// ([`Effect::TellClock`](super::effect::Effect::TellClock)).
+    VotersClock(VotersClock),
     /// Another node hands over whatever it leads, or does so no more.
     PeerDrains {
         /// The node.

@@ -9,7 +9,8 @@
 //! `waits`; `reads` answers without an entry. `changes` sees that what a queue's home group
 //! decides is done in the groups of its partitions, and `following` has it done there, by another node
 //! if that leads; `versions` raises the version of a group's machine. What is due and
-//! who is silent is found by `timers` and `liveness`; `checkpoint` cuts the hot state of the groups so
+//! who is silent is found by `timers` and `liveness`; [`wall`] is the clock of the wall that the nodes have
+//! in common; `checkpoint` cuts the hot state of the groups so
 //! that the log stays short, and `opening` brings a group back from it. What the members of a group say
 //! to each other goes through `peers`, and `balance` spreads leaders over the nodes; who the members are
 //! decides `members`, and [`sparing`] which of them can go. What a
@@ -63,3 +64,4 @@ pub mod sparing;
 mod timers;
 mod versions;
 mod waits;
+pub mod wall;

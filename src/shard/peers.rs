@@ -37,10 +37,11 @@ use super::input::{Loss, Peer};
 use super::liveness::Liveness;
 use super::placement::shard_of;
 use super::requests::Refusal;
+use super::wall::HeardClock;
 use crate::base::bugs::{self, Bug};
 use crate::base::code::Code;
 use crate::base::limits::{BEAT_MS, HEIR_WAIT_MS, REST_AFTER_MS, SILENT_MS, TICK_MS};
-use crate::base::units::{Lsn, Monotonic};
+use crate::base::units::{Lsn, Monotonic, WallTime};
 use crate::raft::message::{Body, Message, Voter};
 use crate::raft::role::Role;
 use crate::wal::writer::Ticket;
@@ -77,6 +78,17 @@ pub(super) struct Peers {
 struct Watched {
     heard: Monotonic,
     is_silent: bool,
+    clock: HeardClock,
+}
+
+impl Watched {
+    fn new(now: Monotonic) -> Self {
+        Self {
+            heard: now,
+            is_silent: false,
+            clock: HeardClock::default(),
+        }
+    }
 }
 
 impl Peers {
@@ -90,12 +102,18 @@ impl Peers {
         self.members = members.collect();
         let watched = self.members.iter().filter(|_| watches);
         let watched = watched.map(|member| {
-            let (heard, is_silent) = (now, false);
             let known = self.nodes.remove(member);
-            (*member, known.unwrap_or(Watched { heard, is_silent }))
+            (*member, known.unwrap_or_else(|| Watched::new(now)))
         });
         self.nodes = watched.collect();
         self.next_beat = (!self.nodes.is_empty()).then(|| self.next_beat.unwrap_or(now));
+    }
+
+    /// The clocks of the other nodes that are not silent, in milliseconds ahead of this machine's boot
+    /// clock.
+    pub(super) fn clocks(&self) -> impl Iterator<Item = (Voter, i64)> {
+        let there = self.nodes.iter().filter(|(_, node)| !node.is_silent);
+        there.filter_map(|(voter, node)| Some((*voter, node.clock.ahead_ms()?)))
     }
 
     /// A node hands over whatever it leads, or does so no more.
@@ -244,10 +262,12 @@ impl ShardEngine {
     }
 
     /// Another node is there.
-    pub(super) fn on_peer_beat(&mut self, from: Voter) {
+    pub(super) fn on_peer_beat(&mut self, from: Voter, wall: WallTime) {
+        let now = self.now.mono;
         if let Some(node) = self.peers.nodes.get_mut(&from) {
-            node.heard = self.now.mono;
+            node.heard = now;
             node.is_silent = false;
+            node.clock.hear(now, wall);
         }
     }
 
@@ -271,6 +291,7 @@ impl ShardEngine {
                 self.effects.push(Effect::TellSilent { peer: *peer });
             }
         }
+        self.tell_clocks();
     }
 
     /// Another node is not what it was.

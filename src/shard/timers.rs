@@ -5,6 +5,7 @@
 
 use super::engine::ShardEngine;
 use super::group::Waiter;
+use super::wall::WALL_STEP_MS;
 use crate::base::entry::EntryKind;
 use crate::base::limits::{ADVANCE_ITEMS_MAX, TIME_STAMP_MS, WALL_DRIFT_MS_MAX};
 use crate::base::units::Monotonic;
@@ -14,8 +15,6 @@ use std::time::Duration;
 
 /// After an entry that found nothing due although something seemed to be.
 pub(super) const ADVANCE_BACKOFF: Duration = Duration::from_millis(10);
-/// A correction of the wall offset beyond this is counted as a step.
-const WALL_STEP_MS: u64 = 60_000;
 
 impl ShardEngine {
     pub(super) fn fire_timers(&mut self) {
@@ -132,21 +131,24 @@ impl ShardEngine {
         }
     }
 
-    /// Before anything else is proposed: sets the group's wall offset right if it has drifted.
+    /// Before anything else is proposed: sets the group's wall offset right if it has drifted from the clocks
+    /// of the voters; by a step only if most of them are of one mind.
     pub(super) fn correct_wall(&mut self, slot: usize) {
         self.groups[slot].wall_checked = self.now.mono;
+        let Some((wall, may_step)) = self.wall_time() else {
+            return;
+        };
         let group = &self.groups[slot];
         let time = group.clock.at(self.now.mono);
-        let drift = time
-            .wall(group.queue.wall_offset_ms())
-            .0
-            .abs_diff(self.now.wall.0);
-        if drift <= WALL_DRIFT_MS_MAX || group.setting_offset || !group.serves() {
+        let drift = time.wall(group.queue.wall_offset_ms()).0.abs_diff(wall.0);
+        let is_step = drift > WALL_STEP_MS;
+        let may_set = drift > WALL_DRIFT_MS_MAX && (may_step || !is_step);
+        if !may_set || group.setting_offset || !group.serves() {
             return;
         }
-        let offset_ms = i64::try_from(self.now.wall.0).unwrap_or(i64::MAX)
-            - i64::try_from(time.0).unwrap_or(i64::MAX);
-        self.counters.wall_clock_steps_total += u64::from(drift > WALL_STEP_MS);
+        let offset_ms =
+            i64::try_from(wall.0).unwrap_or(i64::MAX) - i64::try_from(time.0).unwrap_or(i64::MAX);
+        self.counters.wall_clock_steps_total += u64::from(is_step);
         let command = Command {
             session: None,
             op: Op::SetWallOffset { offset_ms },

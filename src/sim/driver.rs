@@ -16,6 +16,7 @@ use crate::shard::effect::{CheckpointFile, Effect};
 use crate::shard::input::{Input, Origin};
 use crate::shard::loading::load_group;
 use crate::shard::sparing::VoterSets;
+use crate::shard::wall::VotersClock;
 use crate::snapshot::layout::{Owner, RootRef};
 use crate::snapshot::manifest::Manifest;
 use crate::wal::pieces::Piece;
@@ -67,6 +68,8 @@ pub enum Out {
     Beat(NodeId),
     /// Every shard of this node is told that another is silent.
     Silent(Voter),
+    /// Every shard of this node is told what the voters' clocks say.
+    Clock(VotersClock),
     /// Every other shard of this node is told who belongs to the cluster.
     Members(ClusterMembers),
     /// Shard 0 is told who votes in the groups of another.
@@ -116,6 +119,7 @@ pub fn begin(disk: &mut SimDisk, effect: Effect) -> Begun {
         Effect::SendPeer { to, messages } => return Begun::Out(Out::Messages(to, messages)),
         Effect::SendBeat { to } => return Begun::Out(Out::Beat(to)),
         Effect::TellSilent { peer } => return Begun::Out(Out::Silent(peer)),
+        Effect::TellClock(clock) => return Begun::Out(Out::Clock(clock)),
         Effect::ClusterMembers(members) => return Begun::Out(Out::Members(members)),
         Effect::VoterSets(sets) => return Begun::Out(Out::VoterSets(sets)),
         Effect::Forward { to, from, request } => {

@@ -99,6 +99,8 @@ pub(crate) struct Node {
     pub(crate) has_stopped: bool,
     /// It knows that it belongs to the cluster no more.
     is_removed: bool,
+    /// Its wall clock was set so much too far.
+    pub(crate) wall_ahead_ms: u64,
 }
 
 impl Node {
@@ -288,6 +290,7 @@ impl Node {
                 let loss = Loss::Silent;
                 self.inbox.push_back(Input::PeerLost { peer, loss });
             }
+            Begun::Out(Out::Clock(clock)) => self.inbox.push_back(Input::VotersClock(clock)),
             Begun::Out(Out::Reply(_, reply)) => {
                 self.replies.insert(reply.id, reply);
             }
@@ -396,6 +399,7 @@ impl Cluster {
             replies: BTreeMap::new(),
             has_stopped: false,
             is_removed: false,
+            wall_ahead_ms: 0,
         };
         let number = me.node.0;
         assert!(
@@ -539,9 +543,16 @@ impl Cluster {
     pub(crate) fn step(&mut self) {
         self.now = self.now.plus(STEP);
         let now = self.clock();
+        let walls: BTreeMap<u32, u64> = self
+            .nodes
+            .iter()
+            .map(|(number, node)| (*number, node.wall_ahead_ms))
+            .collect();
         let mut sent = Vec::new();
         for (number, node) in &mut self.nodes {
-            let messages = node.turn(now);
+            let mut clock = now;
+            clock.wall.0 += node.wall_ahead_ms;
+            let messages = node.turn(clock);
             let from = (node.me, node.start);
             let messages = messages.into_iter();
             sent.extend(messages.map(|(to, messages)| (*number, from, to.0, messages)));
@@ -583,7 +594,8 @@ impl Cluster {
                     }
                 }
                 node.inbox.push_back(if messages.is_empty() {
-                    Input::PeerBeat { from }
+                    let wall = WallTime(now.wall.0 + walls[&number]);
+                    Input::PeerBeat { from, wall }
                 } else {
                     let refused = 0;
                     Input::PeerMessages { messages, refused }

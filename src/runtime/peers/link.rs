@@ -344,7 +344,8 @@ impl Reader<'_> {
                     if is_news {
                         self.mesh.peer_drains(from, beat.draining);
                     }
-                    self.happened(ShardId(0), Input::PeerBeat { from });
+                    let wall = beat.wall;
+                    self.happened(ShardId(0), Input::PeerBeat { from, wall });
                     Ok(())
                 }
                 Err(error) => {

@@ -635,6 +635,12 @@ impl<'a> Cluster<'a> {
                     self.schedule(soon, Event::Tell(at(ShardId(shard)), lost));
                 }
             }
+            Out::Clock(clock) => {
+                for shard in 0..self.options.shards {
+                    let told = Box::new(Input::VotersClock(clock));
+                    self.schedule(soon, Event::Tell(at(ShardId(shard)), told));
+                }
+            }
             Out::Members(members) => {
                 self.nodes[node].members.clone_from(&members);
                 for shard in (0..self.options.shards).filter(|other| *other != shard) {

@@ -147,7 +147,8 @@ impl Cluster<'_> {
                 for shard in (0..self.options.shards).filter(|_| is_news) {
                     self.tell(to, shard, Input::PeerDrains { peer, on });
                 }
-                self.tell(to, 0, Input::PeerBeat { from: link.from });
+                let (from, wall) = (link.from, beat.wall);
+                self.tell(to, 0, Input::PeerBeat { from, wall });
             }
             kind => panic!("a {kind:?} between nodes"),
         }
