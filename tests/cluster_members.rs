@@ -8,6 +8,7 @@ mod node_support;
 
 use cli_support::{Done, command, finish, until};
 use cluster_kit::{Cluster, Load};
+use node_support::Node;
 use serde_json::Value;
 
 fn rrqctl(cluster: &Cluster, args: &[&str]) -> Done {
@@ -223,6 +224,46 @@ fn a_list_of_an_even_number_forms_no_cluster_and_says_so() {
         let words = "3, 5 or another odd number of nodes";
         heard.iter().any(|line| line.contains(words)).then_some(())
     });
+}
+
+#[test]
+fn leaders_are_spread_over_zones_before_nodes() {
+    let mut cluster = Cluster::new("zones", 3);
+    let members = cluster.members();
+    let zones = [(1, "east"), (2, "east"), (3, "west")];
+    let started: Vec<_> = zones
+        .into_iter()
+        .map(|(number, zone)| {
+            let mut command = cluster.command(number, &cluster.data(number), &members);
+            (number, Node::spawn_by(command.args(["--zone", zone])))
+        })
+        .collect();
+    for (number, node) in started {
+        cluster.nodes.insert(number, node.until_ready());
+    }
+    for number in cluster.numbers() {
+        let said = cluster.nodes.get_mut(&number).expect("it runs").heard();
+        let words = "2 of the 3 members are in zone east";
+        let warned = said.iter().any(|line| line.contains(words));
+        assert!(warned, "node {number}: {said:?}");
+    }
+    until("both zones lead as many", || {
+        let leads: Vec<usize> = (1..=3).map(|number| cluster.leads(number).len()).collect();
+        let is_level = |wanted: usize, count: usize| count.abs_diff(wanted) <= 1;
+        let wanted = [16, 16, 32].into_iter().zip(leads);
+        wanted
+            .into_iter()
+            .all(|(wanted, count)| is_level(wanted, count))
+            .then_some(())
+    });
+    let json = status(&cluster);
+    let shown: Vec<&Value> = (0..3).map(|at| &json["nodes"][at]["zone"]).collect();
+    assert_eq!(shown, ["east", "east", "west"], "{json}");
+    let text = rrqctl(&cluster, &["status"]).ok();
+    assert!(text.contains("version  zone"), "{text}");
+    // All clocks are one here.
+    assert_eq!(cluster.metric(1, "rrq_wall_clock_disputed"), 0.0);
+    assert!(cluster.metric(1, "rrq_wall_clock_off_ms") < 1_000.0);
 }
 
 #[test]
