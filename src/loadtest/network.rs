@@ -181,8 +181,8 @@ fn run(program: &str, args: &[&str]) -> Result<(), Report> {
 fn refused(why: &str) -> Report {
     let what = "--partition needs a network of its own, which this machine does not give it";
     Report::error(Code::BadArgument, what).location(why).fix(
-        "run it as root, or where user namespaces are allowed (sysctl user.max_user_namespaces), in \
-         a container with --cap-add SYS_ADMIN --cap-add NET_ADMIN; it needs unshare and nsenter \
+        "run it as root, in a container with the capabilities SYS_ADMIN and NET_ADMIN, or where user \
+         namespaces are allowed (sysctl user.max_user_namespaces); it needs unshare and nsenter \
          (util-linux) and ip (iproute2). --signal STOP, which freezes a node, needs nothing",
     )
 }
