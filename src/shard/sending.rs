@@ -88,7 +88,8 @@ impl Stream {
 
     /// The next part; the last one has the hash.
     fn next_part(&mut self) -> (Bytes, Option<Hash128>) {
-        while self.made.len() < CHECKPOINT_PART_BYTES && self.bodies.is_some() {
+        // One byte more than the part takes: whether it is the last is known then.
+        while self.made.len() <= CHECKPOINT_PART_BYTES && self.bodies.is_some() {
             self.make();
         }
         let len = self.made.len().min(CHECKPOINT_PART_BYTES);
@@ -275,5 +276,76 @@ impl ShardEngine {
             true
         });
         needed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::ids::{GroupId, Incarnation, LogIndex, Partition, QueueUid, Term};
+    use crate::base::units::GroupTime;
+    use crate::queue::JobQueue;
+    use crate::queue::command::{Command, NewJob, Op, QueueSettings};
+    use crate::queue::view::ApplyAt;
+
+    /// The lengths of the parts of a group with one job, and whether each has the hash.
+    fn parts(payload_len: usize) -> Vec<(usize, bool)> {
+        let group = GroupId(0);
+        let mut queue = JobQueue::new(group, 0);
+        let create = Op::CreateQueue {
+            name: "q".to_owned(),
+            settings: QueueSettings::default(),
+            must_be_new: true,
+            groups: 0,
+        };
+        let job = NewJob {
+            payload: vec![1; payload_len].into(),
+            ..NewJob::default()
+        };
+        let enqueue = Op::Enqueue {
+            queue: QueueUid::new(group, 1).expect("in range"),
+            partition: Partition(0),
+            items: vec![job],
+        };
+        for op in [create, enqueue] {
+            let at = ApplyAt {
+                index: LogIndex(1),
+                time: GroupTime(1),
+            };
+            queue.apply(at, &Command { session: None, op });
+        }
+        let meta = GroupMeta {
+            group,
+            incarnation: Incarnation(1),
+            index: LogIndex(2),
+            term: Term(1),
+            time: GroupTime(1),
+            machine_version: 1,
+            wall_offset_ms: 0,
+            members: Vec::new(),
+        };
+        let mut stream = Stream::new(&meta, queue.freeze());
+        let mut parts = Vec::new();
+        loop {
+            let (bytes, hash) = stream.next_part();
+            parts.push((bytes.len(), hash.is_some()));
+            if hash.is_some() {
+                return parts;
+            }
+        }
+    }
+
+    #[test]
+    fn no_part_is_empty_wherever_the_stream_ends() {
+        let all = |payload_len| parts(payload_len).iter().map(|part| part.0).sum::<usize>();
+        for whole in 1..=3 {
+            // A byte of payload more is a byte of the stream more here.
+            let short = (whole * CHECKPOINT_PART_BYTES).saturating_sub(all(1000)) + 800;
+            let missing = whole * CHECKPOINT_PART_BYTES - all(short);
+            let parts = parts(short + missing);
+            let mut wanted = vec![(CHECKPOINT_PART_BYTES, false); whole];
+            wanted[whole - 1].1 = true;
+            assert_eq!(parts, wanted);
+        }
     }
 }
