@@ -135,6 +135,7 @@ impl Node {
         let config = ShardConfig {
             identity: identity(),
             node: NodeId(1),
+            zone: String::new(),
             founders: Vec::new(),
             members: ClusterMembers::default(),
             formed_at: None,
@@ -223,7 +224,7 @@ impl Node {
             }
             Effect::PrepareSegment { number } => self.tell(Input::SegmentReady { number }),
             // There is no other shard.
-            Effect::ClusterMembers(_) | Effect::VoterSets(_) => {}
+            Effect::ClusterMembers(_) | Effect::VoterSets(_) | Effect::TellClock(_) => {}
             Effect::Reply { to, reply } => self.replies.push((to, reply)),
             Effect::WriteChunk {
                 file,

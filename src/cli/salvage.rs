@@ -106,7 +106,7 @@ fn add_group(run: &mut RunBuilder, machine: &JobQueue, base: &BaseRecord) -> Roo
     let fits = "what is left is smaller than the checkpoint that it was";
     // Every job of it has the place of its body.
     let mut writer = machine.freeze().writer();
-    while let Some(piece) = writer.next() {
+    while let Some(piece) = writer.next_piece() {
         let written = add_piece(run, base.group, &piece);
         writer.placed(written.expect(fits));
     }

@@ -284,7 +284,7 @@ fn leaves_range(group: GroupId, key: PageKey, level: u8) -> Option<(JobId, JobId
     let span = LEAF_JOBS.checked_mul(NODE_BRANCHES.checked_pow(level.into())?)?;
     let first = key.number.checked_mul(span)?;
     let first = Some(first).filter(|first| *first <= JobId::SEQ_MAX)?;
-    let last = first.checked_add(span - 1).unwrap_or(u64::MAX);
+    let last = first.saturating_add(span - 1);
     let job = |seq| JobId::new(group, key.queue, key.partition, seq);
     Some((job(first), job(last.min(JobId::SEQ_MAX))))
 }

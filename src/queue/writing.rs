@@ -203,7 +203,7 @@ fn key(kind: PageKind, (queue, partition): Place, number: u64) -> PageKey {
 
 impl StateWriter {
     /// What is to be written next; `None` at the end. What was handed out before has its place.
-    pub fn next(&mut self) -> Option<Piece> {
+    pub fn next_piece(&mut self) -> Option<Piece> {
         loop {
             if self.leaf.is_some() {
                 return Some(self.next_of_leaf());

@@ -16,6 +16,8 @@ use crate::queue::writing::{Kept, Piece, SummaryBytes, WrittenState};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 
+/// A page, its key, and the places of the bodies of its jobs.
+type Page = (PageKey, Bytes, Vec<(u8, BodyLocation)>);
 type Node = (PageKey, u8, Vec<(u8, SummaryBytes, StoredPage)>);
 
 /// Files in memory.
@@ -23,7 +25,7 @@ type Node = (PageKey, u8, Vec<(u8, SummaryBytes, StoredPage)>);
 struct Disk {
     file: u64,
     end: u64,
-    pages: BTreeMap<(u64, u64), (PageKey, Bytes, Vec<(u8, BodyLocation)>)>,
+    pages: BTreeMap<(u64, u64), Page>,
     nodes: BTreeMap<(u64, u64), Node>,
     bodies: BTreeMap<(u64, u64), (JobId, Bytes)>,
 }
@@ -53,7 +55,7 @@ impl Disk {
         self.file += 1;
         let mut count = Count::default();
         let mut writer = frozen.writer();
-        while let Some(piece) = writer.next() {
+        while let Some(piece) = writer.next_piece() {
             match piece {
                 Piece::Body { job, body } => {
                     count.bodies += 1;

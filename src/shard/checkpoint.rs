@@ -413,7 +413,7 @@ impl ShardEngine {
         let group = current.meta.group;
         let mut bytes = 0;
         while bytes < SLICE_BYTES {
-            match current.writer.next() {
+            match current.writer.next_piece() {
                 Some(Piece::Body { job, body }) => {
                     writing.encoded.clear();
                     body.encode_into(&mut writing.encoded);

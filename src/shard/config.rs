@@ -42,10 +42,9 @@ pub struct ShardConfig {
     pub auto_create: bool,
     /// Settings of a queue made at its first use.
     pub queue_defaults: QueueSettings,
-    /// A checkpoint round is cut each so many bytes of log, or twice the last round's pages if
-    /// that is more.
+    /// A checkpoint round is cut each so many bytes of log.
     pub checkpoint_log_bytes: u64,
-    /// But at least each so many: a start has the log in memory beside the jobs. At twice as much
+    /// A start has the log since the last round in memory, beside the jobs: at twice so many bytes
     /// enqueues wait for the round.
     pub checkpoint_log_bytes_max: u64,
     /// What the groups hold together of applied entries for members that are behind, in bytes.
