@@ -247,20 +247,15 @@ fn leaders_are_spread_over_zones_before_nodes() {
         let warned = said.iter().any(|line| line.contains(words));
         assert!(warned, "node {number}: {said:?}");
     }
-    // Leads move one by one, each when the groups stand still: on a busy machine that takes its time.
-    let is_level = || {
+    until("both zones lead as many", || {
         let leads: Vec<usize> = (1..=3).map(|number| cluster.leads(number).len()).collect();
+        let is_level = |wanted: usize, count: usize| count.abs_diff(wanted) <= 1;
         let wanted = [16, 16, 32].into_iter().zip(leads);
         wanted
             .into_iter()
-            .all(|(wanted, count): (usize, usize)| count.abs_diff(wanted) <= 2)
-    };
-    let begun = std::time::Instant::now();
-    while !is_level() {
-        let waited = begun.elapsed();
-        assert!(waited.as_secs() < 120, "both zones lead as many: never");
-        std::thread::sleep(std::time::Duration::from_millis(100));
-    }
+            .all(|(wanted, count)| is_level(wanted, count))
+            .then_some(())
+    });
     let json = status(&cluster);
     let shown: Vec<&Value> = (0..3).map(|at| &json["nodes"][at]["zone"]).collect();
     assert_eq!(shown, ["east", "east", "west"], "{json}");

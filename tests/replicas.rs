@@ -136,6 +136,32 @@ fn is_level(leads: Vec<usize>) -> bool {
 }
 
 #[test]
+fn zones_lead_as_many_whichever_node_was_away() {
+    let mut cluster = Cluster::new(3, 64);
+    for (number, zone) in [(1, "east"), (2, "east"), (3, "west")] {
+        cluster.kill(number);
+        cluster.node(number).zone = zone.to_owned();
+    }
+    (1..=3).for_each(|number| cluster.start(number));
+    for round in 0..12 {
+        all_lead(&mut cluster, 64);
+        let took = cluster.until("zones are level, and nodes in them", |cluster| {
+            let leads = leads(cluster, 64);
+            let wanted = [16, 16, 32].into_iter().zip(leads);
+            wanted
+                .into_iter()
+                .all(|(wanted, count): (usize, usize)| count.abs_diff(wanted) <= 1)
+        });
+        assert!(took < 20_000, "round {round}: {took} ms");
+        let number = 1 + round % 3;
+        cluster.kill(number);
+        all_lead(&mut cluster, 64);
+        cluster.pass(u64::from(round) * 300);
+        cluster.start(number);
+    }
+}
+
+#[test]
 fn leaders_spread_over_the_nodes_again_after_one_was_away() {
     let mut cluster = Cluster::new(3, 16);
     all_lead(&mut cluster, 16);

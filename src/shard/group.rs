@@ -9,7 +9,7 @@ use super::loading::BaseFiles;
 use super::polls::{Place, Poll, Polls};
 use super::reads::Reads;
 use super::waits::Waits;
-use crate::base::ids::{GroupId, Incarnation, LogIndex, Term};
+use crate::base::ids::{GroupId, Incarnation, LogIndex, Term, Voter};
 use crate::base::units::Monotonic;
 use crate::queue::JobQueue;
 use crate::queue::command::Command;
@@ -135,6 +135,8 @@ pub(super) struct Group {
     pub(super) recovers: bool,
     /// It leads and serves, and its timeouts run.
     pub(super) leads: bool,
+    /// Who leads it, as far as it was known at its last look.
+    pub(super) led_by: Option<Voter>,
     /// The record of a base that was brought here is on its way to the disk: nothing is applied until
     /// it is in force.
     pub(super) installing: bool,

@@ -295,6 +295,7 @@ pub(super) fn open_group(
         dirty: true,
         recovers: false,
         leads: false,
+        led_by: None,
         installing: false,
         promise_ticket: Ticket::default(),
         vote_ticket: Ticket::default(),

@@ -404,10 +404,14 @@ impl ShardEngine {
                 *recovering - 1
             };
         }
+        let leader = group.raft.leader();
+        let is_news = std::mem::replace(&mut group.led_by, leader) != leader;
         let leads = group.serves();
         match (std::mem::replace(&mut group.leads, leads), leads) {
             (false, true) => self.take_lead(slot),
             (true, false) => self.lose_lead(slot),
+            // What others lead counts as well: it may be this node's turn to give now.
+            _ if is_news => {}
             _ => return,
         }
         self.put_off_balance();

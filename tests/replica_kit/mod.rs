@@ -101,6 +101,8 @@ pub(crate) struct Node {
     is_removed: bool,
     /// Its wall clock was set so much too far.
     pub(crate) wall_ahead_ms: u64,
+    /// As of its next start.
+    pub(crate) zone: String,
 }
 
 impl Node {
@@ -116,7 +118,7 @@ impl Node {
     /// What it says of itself.
     fn hello(&self) -> Peer {
         Peer {
-            zone: String::new(),
+            zone: self.zone.clone(),
             voter: self.me,
             client_addresses: vec![format!("127.0.0.{}:7411", self.me.node)],
             machine_version_max: self.machine_version_max,
@@ -172,7 +174,7 @@ impl Node {
         let recovered = recovered.expect("the log is ours");
         self.start += 1;
         let config = ShardConfig {
-            zone: String::new(),
+            zone: self.zone.clone(),
             identity,
             node: self.me.node,
             founders: self.founders.clone(),
@@ -400,6 +402,7 @@ impl Cluster {
             has_stopped: false,
             is_removed: false,
             wall_ahead_ms: 0,
+            zone: String::new(),
         };
         let number = me.node.0;
         assert!(
