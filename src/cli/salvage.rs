@@ -18,6 +18,7 @@ use crate::snapshot::view::verify_body;
 use crate::wal::record::{BaseRecord, RootLocation};
 use bytes::Bytes;
 use std::io;
+use std::sync::Arc;
 
 /// A checkpoint of which some is lost.
 pub(super) struct Salvage {
@@ -105,7 +106,7 @@ fn add_group(run: &mut RunBuilder, machine: &JobQueue, base: &BaseRecord) -> Roo
     };
     let fits = "what is left is smaller than the checkpoint that it was";
     // Every job of it has the place of its body.
-    let mut writer = machine.freeze().writer();
+    let mut writer = machine.freeze().writer(&Arc::default());
     while let Some(piece) = writer.next_piece() {
         let written = add_piece(run, base.group, &piece);
         writer.placed(written.expect(fits));

@@ -229,45 +229,52 @@ impl Shared {
     pub(super) fn flat_from(&self, from: PageKey) -> Option<(PageKey, Same)> {
         let mut from = from;
         loop {
-            let found = match from.kind {
-                PageKind::Group => (from.number == 0).then_some((from, Same::Bytes)),
-                PageKind::Queue => self.queues.range(from.queue..).find_map(|(uid, record)| {
-                    let key = key(PageKind::Queue, *uid, Partition(0), 0);
-                    (key >= from).then(|| (key, Same::Queue(Arc::clone(record))))
-                }),
-                PageKind::Partition => {
-                    let places = self.partitions.range((from.queue, from.partition)..);
-                    let mut keys = places.map(|(place, _)| {
-                        let (uid, number) = *place;
-                        key(PageKind::Partition, uid, number, 0)
-                    });
-                    let key = keys.find(|key| *key >= from);
-                    key.map(|key| (key, Same::Bytes))
-                }
-                PageKind::Session => {
-                    let first = u32::try_from(from.number).ok();
-                    let mut sessions = first.map(|first| self.sessions.range(SessionId(first)..));
-                    let found = sessions.as_mut().and_then(Iterator::next);
-                    found.map(|(id, session)| {
-                        let number = u64::from(id.0);
-                        let key = key(from.kind, QueueUid::default(), Partition(0), number);
-                        (key, Same::Session(Arc::clone(session)))
-                    })
-                }
-                PageKind::Leaf | PageKind::Reasons | PageKind::Keys | PageKind::Finished => None,
-            };
+            let found = self.flat_of_kind(from);
             if found.is_some() {
                 return found;
             }
-            let next = PageKind::from_u8(from.kind as u8 + 1)?;
-            from = key(next, QueueUid::default(), Partition(0), 0);
+            from = first_of_next_kind(from.kind)?;
+        }
+    }
+
+    /// Likewise, of the kind of `from` alone.
+    fn flat_of_kind(&self, from: PageKey) -> Option<(PageKey, Same)> {
+        match from.kind {
+            PageKind::Group => (from.number == 0).then_some((from, Same::Bytes)),
+            PageKind::Queue => self.queues.range(from.queue..).find_map(|(uid, record)| {
+                let key = key(PageKind::Queue, *uid, Partition(0), 0);
+                (key >= from).then(|| (key, Same::Queue(Arc::clone(record))))
+            }),
+            PageKind::Partition => {
+                let mut places = self.partitions.range((from.queue, from.partition)..);
+                places.find_map(|((uid, number), _)| {
+                    let key = key(PageKind::Partition, *uid, *number, 0);
+                    (key >= from).then_some((key, Same::Bytes))
+                })
+            }
+            PageKind::Session => {
+                let first = SessionId(u32::try_from(from.number).ok()?);
+                let (id, session) = self.sessions.range(first..).next()?;
+                let number = u64::from(id.0);
+                let key = key(from.kind, QueueUid::default(), Partition(0), number);
+                Some((key, Same::Session(Arc::clone(session))))
+            }
+            PageKind::Leaf | PageKind::Reasons | PageKind::Keys | PageKind::Finished => None,
         }
     }
 
     /// A page that a group has few of.
-    pub(super) fn flat_page(&self, key: PageKey) -> Bytes {
-        let (_, bytes) = self.page_from(key).expect("its key was just found");
-        bytes
+    pub(super) fn flat_page(&self, key: PageKey, same: &Same) -> Bytes {
+        let version = self.group.version;
+        match same {
+            Same::Queue(record) => put_queue(record, version),
+            Same::Session(session) => put_session(session),
+            Same::Bytes if key.kind == PageKind::Group => put_group(&self.group),
+            Same::Bytes => {
+                let partition = &self.partitions[&(key.queue, key.partition)];
+                put_partition(&partition.head, version)
+            }
+        }
     }
 
     /// The first page whose key is `from` or above.
@@ -275,9 +282,10 @@ impl Shared {
         let mut from = from;
         loop {
             let found = match from.kind {
-                PageKind::Group => (from.number == 0).then(|| (from, put_group(&self.group))),
-                PageKind::Queue => self.queue_from(from),
-                PageKind::Partition => self.partition_from(from),
+                PageKind::Group | PageKind::Queue | PageKind::Partition | PageKind::Session => {
+                    let flat = self.flat_of_kind(from);
+                    flat.map(|(key, same)| (key, self.flat_page(key, &same)))
+                }
                 PageKind::Leaf => self.in_partitions(from, |partition, number| {
                     let (number, leaf) = partition.leaves.from(number).next()?;
                     Some((number, put_leaf(leaf)))
@@ -290,7 +298,6 @@ impl Shared {
                     let (number, keys) = partition.keys.from(u16::try_from(number).ok()?).next()?;
                     Some((u64::from(number), put_keys(keys)))
                 }),
-                PageKind::Session => self.session_from(from),
                 PageKind::Finished => self.in_partitions(from, |partition, number| {
                     let (number, page) = partition.finished.from(number).next()?;
                     Some((number, put_finished(page)))
@@ -299,32 +306,8 @@ impl Shared {
             if found.is_some() {
                 return found;
             }
-            let next = PageKind::from_u8(from.kind as u8 + 1)?;
-            from = key(next, QueueUid::default(), Partition(0), 0);
+            from = first_of_next_kind(from.kind)?;
         }
-    }
-
-    fn queue_from(&self, from: PageKey) -> Option<(PageKey, Bytes)> {
-        self.queues.range(from.queue..).find_map(|(uid, record)| {
-            let key = key(PageKind::Queue, *uid, Partition(0), 0);
-            (key >= from).then(|| (key, put_queue(record, self.group.version)))
-        })
-    }
-
-    fn partition_from(&self, from: PageKey) -> Option<(PageKey, Bytes)> {
-        let mut places = self.partitions.range((from.queue, from.partition)..);
-        places.find_map(|((uid, number), partition)| {
-            let key = key(PageKind::Partition, *uid, *number, 0);
-            (key >= from).then(|| (key, put_partition(&partition.head, self.group.version)))
-        })
-    }
-
-    fn session_from(&self, from: PageKey) -> Option<(PageKey, Bytes)> {
-        let first = SessionId(u32::try_from(from.number).ok()?);
-        let (id, session) = self.sessions.range(first..).next()?;
-        let number = u64::from(id.0);
-        let key = key(PageKind::Session, QueueUid::default(), Partition(0), number);
-        Some((key, put_session(session)))
     }
 
     /// The first numbered page of a kind that partitions have many of.
@@ -340,6 +323,12 @@ impl Shared {
             Some((key(from.kind, *uid, *number, page), bytes))
         })
     }
+}
+
+/// The lowest key of the kind behind this one.
+fn first_of_next_kind(kind: PageKind) -> Option<PageKey> {
+    let next = PageKind::from_u8(kind as u8 + 1)?;
+    Some(key(next, QueueUid::default(), Partition(0), 0))
 }
 
 fn key(kind: PageKind, queue: QueueUid, partition: Partition, number: u64) -> PageKey {

@@ -264,11 +264,7 @@ impl JobQueue {
     /// Raises the version of the machine, as an entry of the log says. It never falls: a lower one
     /// changes nothing, and one above [`MACHINE_VERSION`] counts as that.
     pub fn raise_version(&mut self, version: u16) {
-        let raised = self.version.max(version.min(MACHINE_VERSION));
-        if std::mem::replace(&mut self.version, raised) != raised {
-            // Layouts of pages go by it.
-            self.flat = Arc::default();
-        }
+        self.version = self.version.max(version.min(MACHINE_VERSION));
     }
 
     /// Wall time = group time + this, in milliseconds.

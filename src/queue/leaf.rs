@@ -17,7 +17,7 @@ use crate::queue::record::Record;
 use crate::queue::tree::{DUES, NEVER, Page, Summary, Tree, bits};
 use crate::queue::view::{BodyLocation, JobState};
 use bytes::Bytes;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 const SLOTS: usize = LEAF_JOBS as usize;
 
@@ -138,6 +138,11 @@ impl Page for Leaf {
     fn set_due(&mut self, order: usize, when: u64) {
         self.dues[order] = when;
     }
+
+    fn lies_in(&self, payloads: &BTreeSet<u64>) -> bool {
+        let mut places = self.locations.iter().flatten();
+        places.any(|at| payloads.contains(&at.file))
+    }
 }
 
 /// The slot of a sequence in its leaf.
@@ -189,15 +194,11 @@ impl Leaf {
     }
 
     /// Sets where the body of a slot is; where it was said to be before.
-    pub(super) fn set_location(
-        &mut self,
-        slot: usize,
-        at: Option<BodyLocation>,
-    ) -> Option<BodyLocation> {
+    pub(super) fn set_location(&mut self, slot: usize, at: BodyLocation) -> Option<BodyLocation> {
         if self.locations.is_empty() {
             self.locations = vec![None; SLOTS];
         }
-        std::mem::replace(&mut self.locations[slot], at)
+        self.locations[slot].replace(at)
     }
 
     /// The first slot that is due at `when` in an order.

@@ -77,4 +77,4 @@ pub use job_queue::{JobQueue, MACHINE_VERSION, PagesNeeded};
 pub use load::{StateLoader, stored_pages};
 pub use page::{PageError, PagePlace};
 pub use salvage::Lost;
-pub use writing::{Kept, Piece, StateWriter, StoredTree, SummaryBytes, WrittenState};
+pub use writing::{Kept, LeftFiles, Piece, StateWriter, StoredTree, SummaryBytes, WrittenState};

@@ -166,7 +166,7 @@ impl PartitionState {
         }
         let mut before = None;
         self.leaves.touch(leaf_of(seq), |leaf| {
-            before = leaf.set_location(slot_of(seq), Some(at));
+            before = leaf.set_location(slot_of(seq), at);
         });
         if let Some(before) = before {
             self.leave_payload(before);
@@ -182,30 +182,6 @@ impl PartitionState {
         if used.1 == 0 {
             self.payloads.remove(&at.file);
         }
-    }
-
-    /// Bodies that are in these files are written anew by the next checkpoint.
-    pub(super) fn leave_payloads(&mut self, files: &BTreeSet<u64>) {
-        if !self.payloads.keys().any(|file| files.contains(file)) {
-            return;
-        }
-        let is_left = |at: BodyLocation| files.contains(&at.file);
-        let leaves = self.leaves.from(0);
-        let leaves = leaves.filter(|(_, leaf)| {
-            let mut slots = leaf.live_slots();
-            slots.any(|slot| leaf.location(slot).is_some_and(is_left))
-        });
-        let numbers: Vec<u64> = leaves.map(|(number, _)| number).collect();
-        for number in numbers {
-            self.leaves.update(number, |leaf| {
-                for slot in leaf.live_slots() {
-                    if leaf.location(slot).is_some_and(is_left) {
-                        leaf.set_location(slot, None);
-                    }
-                }
-            });
-        }
-        self.payloads.retain(|file, _| !files.contains(file));
     }
 
     /// Changes the record of a live job.

@@ -29,7 +29,7 @@ mod walk;
 
 use crate::base::limits::NODE_BRANCHES;
 use crate::queue::view::StoredPage;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 pub(super) use walk::{Placed, Todo, Walk, WrittenTree};
@@ -68,6 +68,18 @@ impl Default for Summary {
     }
 }
 
+impl Summary {
+    /// What is in both.
+    fn add(&mut self, other: &Self) {
+        self.live += other.live;
+        self.bytes += other.bytes;
+        self.classes |= other.classes;
+        for (first, due) in self.dues.iter_mut().zip(other.dues) {
+            *first = due.min(*first);
+        }
+    }
+}
+
 /// What a tree holds.
 pub(super) trait Page: Clone + Default {
     /// What is in it; [`Summary::live`] is 0 if it is as good as new.
@@ -78,6 +90,11 @@ pub(super) trait Page: Clone + Default {
 
     /// Takes note of it.
     fn set_due(&mut self, order: usize, when: u64);
+
+    /// Whether anything of it lies in these payload files.
+    fn lies_in(&self, _payloads: &BTreeSet<u64>) -> bool {
+        false
+    }
 }
 
 struct Node<T> {
@@ -555,12 +572,7 @@ fn check_node<T: Page>(node: &Node<T>, level: u32) -> Result<Summary, String> {
                 branch.summary
             ));
         }
-        all.live += counted.live;
-        all.bytes += counted.bytes;
-        all.classes |= counted.classes;
-        for (first, due) in all.dues.iter_mut().zip(counted.dues) {
-            *first = due.min(*first);
-        }
+        all.add(&counted);
     }
     Ok(all)
 }

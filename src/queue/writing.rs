@@ -9,7 +9,8 @@
 //! ```
 //!
 //! A page that has not changed since the last checkpoint is not looked at, nor is a node above none that
-//! has: what is written is what changed, and a node for each level above it.
+//! has: what is written is what changed, and a node for each level above it. Only where files are left is
+//! all looked at that may have something in them, some pages a step.
 //!
 //! # Invariants
 //! - Bodies come before the page of their job, pages and nodes before the node above.
@@ -55,8 +56,19 @@ fn put_summary(summary: &Summary) -> SummaryBytes {
     out.try_into().expect("a summary has 44 bytes")
 }
 
+/// Files of this node's disk that a checkpoint leaves: what lives in them is written anew.
+#[derive(Debug, Default)]
+pub struct LeftFiles {
+    /// Run files.
+    pub runs: BTreeSet<u64>,
+    /// Payload files.
+    pub payloads: BTreeSet<u64>,
+}
+
 /// What is to be written next.
 pub enum Piece {
+    /// Nothing yet: much was looked at that stays where it is.
+    Pause,
     /// The body of a job.
     Body {
         /// The job.
@@ -120,15 +132,19 @@ pub(super) enum Same {
 }
 
 /// The pages that a group has few of, as they are on this node's disk.
-pub(super) type Flat = BTreeMap<PageKey, (StoredPage, Same)>;
+#[derive(Clone, Default)]
+pub(super) struct Flat {
+    /// The version of the machine by which they are laid out.
+    version: u16,
+    pages: BTreeMap<PageKey, (StoredPage, Same)>,
+}
 
 /// What the machine is to remember of a checkpoint once that is durable.
 #[derive(Default)]
 pub struct Kept {
     trees: VecDeque<KeptTree>,
     bodies: VecDeque<(JobId, BodyLocation)>,
-    /// With the version of the machine by which they are laid out.
-    flat: Option<(u16, Flat)>,
+    flat: Option<Flat>,
 }
 
 struct KeptTree {
@@ -156,6 +172,7 @@ struct OpenLeaf {
 /// Writes a frozen state.
 pub struct StateWriter {
     shared: Arc<Shared>,
+    files: Arc<LeftFiles>,
     /// The trees that are not begun, in the order of partitions.
     left: VecDeque<(Place, PageKind)>,
     walking: Option<(Place, Walking)>,
@@ -171,21 +188,25 @@ pub struct StateWriter {
 }
 
 impl FrozenState {
-    /// Begins to write what is not on the disk.
+    /// Begins to write what is not on the disk, or in files that are left.
     #[must_use]
-    pub fn writer(&self) -> StateWriter {
+    pub fn writer(&self, files: &Arc<LeftFiles>) -> StateWriter {
         let kinds = [PageKind::Leaf, PageKind::Keys, PageKind::Finished];
         let places = self.shared.partitions.keys();
         let left = places.flat_map(|place| kinds.map(|kind| (*place, kind)));
         StateWriter {
             left: left.collect(),
             shared: Arc::clone(&self.shared),
+            files: Arc::clone(files),
             walking: None,
             leaf: None,
             payloads: BTreeMap::new(),
             flat: Some(Shared::first_key()),
             open_flat: None,
-            written_flat: Flat::new(),
+            written_flat: Flat {
+                version: self.shared.group.version,
+                pages: BTreeMap::new(),
+            },
             written: WrittenState::default(),
             kept: Kept::default(),
         }
@@ -221,21 +242,21 @@ impl StateWriter {
                         self.open_leaf(number, page);
                         continue;
                     }
-                    todo => todo.and_then(|todo| node_of(PageKind::Leaf, place, todo)),
+                    todo => todo.map(|todo| node_of(PageKind::Leaf, place, todo)),
                 },
                 Walking::Keys(walk) => match walk.next() {
                     Some(Todo::Page { number, page }) => {
                         let bytes = put_keys(page.keys());
                         Some(page_of(key(PageKind::Keys, place, number), bytes))
                     }
-                    todo => todo.and_then(|todo| node_of(PageKind::Keys, place, todo)),
+                    todo => todo.map(|todo| node_of(PageKind::Keys, place, todo)),
                 },
                 Walking::Finished(walk) => match walk.next() {
                     Some(Todo::Page { number, page }) => {
                         let bytes = put_finished(&page);
                         Some(page_of(key(PageKind::Finished, place, number), bytes))
                     }
-                    todo => todo.and_then(|todo| node_of(PageKind::Finished, place, todo)),
+                    todo => todo.map(|todo| node_of(PageKind::Finished, place, todo)),
                 },
             };
             if piece.is_some() {
@@ -250,14 +271,20 @@ impl StateWriter {
         let Some((place, kind)) = self.left.pop_front() else {
             return false;
         };
-        let partition = &self.shared.partitions[&place];
+        let (partition, files) = (&self.shared.partitions[&place], &self.files);
         let walking = match kind {
             PageKind::Leaf => {
                 self.payloads.clone_from(&partition.payloads);
-                Walking::Leaves(Walk::new(partition.leaves.clone()))
+                self.payloads
+                    .retain(|file, _| !files.payloads.contains(file));
+                let has_payloads = self.payloads.len() < partition.payloads.len();
+                Walking::Leaves(Walk::new(partition.leaves.clone(), files, has_payloads))
             }
-            PageKind::Keys => Walking::Keys(Walk::new(partition.keys.tree().clone())),
-            _ => Walking::Finished(Walk::new(partition.finished.clone())),
+            PageKind::Keys => {
+                let keys = partition.keys.tree().clone();
+                Walking::Keys(Walk::new(keys, files, false))
+            }
+            _ => Walking::Finished(Walk::new(partition.finished.clone(), files, false)),
         };
         self.walking = Some((place, walking));
         true
@@ -307,7 +334,8 @@ impl StateWriter {
         let mut bodies = Vec::new();
         let mut left = VecDeque::new();
         for slot in leaf.live_slots() {
-            match leaf.location(slot) {
+            let at = leaf.location(slot);
+            match at.filter(|at| !self.files.payloads.contains(&at.file)) {
                 Some(at) => bodies.push((slot as u8, at)),
                 None => left.push_back(slot),
             }
@@ -369,7 +397,7 @@ impl StateWriter {
             Some((_, Walking::Finished(walk))) => walk.placed(stored),
             None => {
                 let (key, same) = self.open_flat.take().expect("a page was handed out");
-                self.written_flat.insert(key, (stored, same));
+                self.written_flat.pages.insert(key, (stored, same));
             }
         }
     }
@@ -382,15 +410,22 @@ impl StateWriter {
                 number: key.number + 1,
                 ..key
             });
-            let known = self.shared.flat.get(&key);
-            if let Some((stored, before)) = known.filter(|(_, before)| is_same(before, &same)) {
-                self.written_flat.insert(key, (*stored, before.clone()));
+            let before = &self.shared.flat;
+            let is_laid_out_so = before.version == self.written_flat.version;
+            let known = before.pages.get(&key);
+            let known = known.filter(|(stored, _)| !self.files.runs.contains(&stored.file));
+            if let Some((stored, before)) =
+                known.filter(|(_, before)| is_laid_out_so && is_same(before, &same))
+            {
+                self.written_flat
+                    .pages
+                    .insert(key, (*stored, before.clone()));
                 continue;
             }
-            let bytes = self.shared.flat_page(key);
+            let bytes = self.shared.flat_page(key, &same);
             let hash = Hash128::of(&bytes);
             if let Some((stored, _)) = known.filter(|(stored, _)| stored.hash == hash) {
-                self.written_flat.insert(key, (*stored, same));
+                self.written_flat.pages.insert(key, (*stored, same));
                 continue;
             }
             self.open_flat = Some((key, same));
@@ -407,9 +442,9 @@ impl StateWriter {
     pub fn finish(mut self) -> (WrittenState, Kept) {
         let is_done = self.left.is_empty() && self.walking.is_none() && self.open_flat.is_none();
         assert!(is_done, "some of a state was not written");
-        let pages = self.written_flat.iter();
+        let pages = self.written_flat.pages.iter();
         self.written.pages = pages.map(|(key, (stored, _))| (*key, *stored)).collect();
-        self.kept.flat = Some((self.shared.group.version, self.written_flat));
+        self.kept.flat = Some(self.written_flat);
         (self.written, self.kept)
     }
 }
@@ -427,22 +462,25 @@ fn page_of(key: PageKey, bytes: Bytes) -> Piece {
     Piece::Page { key, bytes, bodies }
 }
 
-fn node_of<T>(kind: PageKind, place: Place, todo: Todo<T>) -> Option<Piece> {
-    let Todo::Node {
-        level,
-        number,
-        branches,
-    } = todo
-    else {
-        return None;
-    };
-    let branches = branches.into_iter();
-    let branches = branches.map(|(slot, summary, stored)| (slot, put_summary(&summary), stored));
-    Some(Piece::Node {
-        key: key(kind, place, number),
-        level: u8::try_from(level).expect("a tree has few levels"),
-        branches: branches.collect(),
-    })
+fn node_of<T>(kind: PageKind, place: Place, todo: Todo<T>) -> Piece {
+    match todo {
+        Todo::Pause => Piece::Pause,
+        Todo::Page { number, .. } => unreachable!("page {number} was taken before"),
+        Todo::Node {
+            level,
+            number,
+            branches,
+        } => {
+            let branches = branches.into_iter();
+            let branches =
+                branches.map(|(slot, summary, stored)| (slot, put_summary(&summary), stored));
+            Piece::Node {
+                key: key(kind, place, number),
+                level: u8::try_from(level).expect("a tree has few levels"),
+                branches: branches.collect(),
+            }
+        }
+    }
 }
 
 impl JobQueue {
@@ -469,9 +507,7 @@ impl JobQueue {
     /// Takes note of up to `count` things that a checkpoint has on the disk, which is durable; whether
     /// there are more.
     pub fn keep(&mut self, kept: &mut Kept, count: usize) -> bool {
-        if let Some((version, flat)) = kept.flat.take()
-            && version == self.version
-        {
+        if let Some(flat) = kept.flat.take() {
             self.flat = Arc::new(flat);
         }
         for _ in 0..count {
@@ -525,21 +561,9 @@ impl JobQueue {
             (PageKind::Leaf | PageKind::Keys | PageKind::Finished | PageKind::Reasons, _) => {}
             _ => {
                 let flat = Arc::make_mut(&mut self.flat);
-                flat.insert(key, (stored, Same::Bytes));
+                flat.pages.insert(key, (stored, Same::Bytes));
             }
         }
-    }
-
-    /// What is stored in these files is written anew by the next checkpoint.
-    pub fn leave_files(&mut self, runs: &BTreeSet<u64>, payloads: &BTreeSet<u64>) {
-        for state in self.partitions.values_mut() {
-            state.leave_payloads(payloads);
-            state.leaves.leave_files(runs);
-            state.keys.tree_mut().leave_files(runs);
-            state.history.pages_mut().leave_files(runs);
-        }
-        let flat = Arc::make_mut(&mut self.flat);
-        flat.retain(|_, (stored, _)| !runs.contains(&stored.file));
     }
 
     /// Remembers where the body of a job is on this node's disk; nothing if the job is gone.

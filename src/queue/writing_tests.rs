@@ -12,9 +12,10 @@ use crate::queue::job_queue::JobQueue;
 use crate::queue::load::stored_pages;
 use crate::queue::tests::{GROUP, apply, enqueue, lease, rich, uid};
 use crate::queue::view::{BodyLocation, PageKey, PageKind, StoredPage};
-use crate::queue::writing::{Kept, Piece, SummaryBytes, WrittenState};
+use crate::queue::writing::{Kept, LeftFiles, Piece, SummaryBytes, WrittenState};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// A page, its key, and the places of the bodies of its jobs.
 type Page = (PageKey, Bytes, Vec<(u8, BodyLocation)>);
@@ -52,11 +53,21 @@ impl Disk {
 
     /// Writes what is not on the disk, into files of their own.
     fn write(&mut self, frozen: &FrozenState) -> (WrittenState, Kept, Count) {
+        self.write_leaving(frozen, LeftFiles::default())
+    }
+
+    /// Likewise, and what is in these files.
+    fn write_leaving(
+        &mut self,
+        frozen: &FrozenState,
+        files: LeftFiles,
+    ) -> (WrittenState, Kept, Count) {
         self.file += 1;
         let mut count = Count::default();
-        let mut writer = frozen.writer();
+        let mut writer = frozen.writer(&Arc::new(files));
         while let Some(piece) = writer.next_piece() {
             match piece {
+                Piece::Pause => {}
                 Piece::Body { job, body } => {
                     count.bodies += 1;
                     let mut bytes = Vec::new();
@@ -196,8 +207,16 @@ fn pages(frozen: &FrozenState) -> Vec<(PageKey, Bytes)> {
 
 /// A checkpoint that succeeds.
 fn checkpoint(machine: &mut JobQueue, disk: &mut Disk) -> (WrittenState, Count) {
+    checkpoint_leaving(machine, disk, LeftFiles::default())
+}
+
+fn checkpoint_leaving(
+    machine: &mut JobQueue,
+    disk: &mut Disk,
+    files: LeftFiles,
+) -> (WrittenState, Count) {
     let frozen = machine.cut();
-    let (state, mut kept, count) = disk.write(&frozen);
+    let (state, mut kept, count) = disk.write_leaving(&frozen, files);
     assert_eq!(disk.read(&state).0, pages(&frozen));
     drop(frozen);
     while machine.keep(&mut kept, 3) {}
@@ -305,8 +324,11 @@ fn files_that_are_left_are_written_anew() {
     };
     let (runs, payloads): (BTreeSet<u64>, BTreeSet<u64>) = files(&state);
     assert_eq!((runs, payloads), ([1, 2].into(), [1001].into()));
-    machine.leave_files(&[1].into(), &[1001].into());
-    let (state, count) = checkpoint(&mut machine, &mut disk);
+    let left = LeftFiles {
+        runs: [1].into(),
+        payloads: [1001].into(),
+    };
+    let (state, count) = checkpoint_leaving(&mut machine, &mut disk, left);
     assert_eq!(files(&state), ([3].into(), [1003].into()));
     assert_eq!(count.bodies, 2000);
     assert_eq!(disk.load(&state).state_hash(), machine.state_hash());
@@ -402,13 +424,19 @@ fn checkpoints_are_the_state_whatever_happens_between_them() {
                 let op = random_op(&machine, &mut prng);
                 apply(&mut machine, time, op);
             }
-            if prng.chance(1, 4) {
-                let file = 1 + prng.below(disk.file + 1);
-                machine.leave_files(&[file].into(), &[1000 + file].into());
+            let mut left = LeftFiles::default();
+            if prng.chance(1, 3) {
+                left.runs.insert(prng.below(disk.file + 1));
+                left.payloads.insert(1000 + prng.below(disk.file + 1));
             }
+            let (runs, payloads) = (left.runs.clone(), left.payloads.clone());
             let frozen = machine.cut();
             let before = pages(&frozen);
-            let (state, mut kept, _) = disk.write(&frozen);
+            let (state, mut kept, _) = disk.write_leaving(&frozen, left);
+            for tree in &state.trees {
+                assert!(tree.runs.keys().all(|file| !runs.contains(file)));
+                assert!(tree.payloads.keys().all(|file| !payloads.contains(file)));
+            }
             let op = random_op(&machine, &mut prng);
             apply(&mut machine, time, op);
             assert_eq!(disk.read(&state).0, before, "seed {seed}");

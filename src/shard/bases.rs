@@ -50,7 +50,7 @@ pub(super) fn stored_page(hash: Hash128, place: &Place) -> StoredPage {
 /// If a page is 4 GiB or longer.
 ///
 /// # Panics
-/// If the piece is a body: those go into payload files.
+/// If the piece is none of the two.
 pub fn add_piece(
     run: &mut RunBuilder,
     group: GroupId,
@@ -75,6 +75,7 @@ pub fn add_piece(
             Ok(stored_page(hash, &place))
         }
         Piece::Body { job, .. } => panic!("the body of job {job} goes into a payload file"),
+        Piece::Pause => panic!("a pause is nothing to write"),
     }
 }
 

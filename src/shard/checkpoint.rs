@@ -41,7 +41,7 @@ use crate::base::ids::ShardId;
 use crate::base::limits::BASES_KEPT;
 use crate::base::units::{Lsn, Monotonic};
 use crate::queue::view::BodyLocation;
-use crate::queue::{FrozenState, JobQueue, Kept, Piece, StateWriter};
+use crate::queue::{FrozenState, JobQueue, Kept, LeftFiles, Piece, StateWriter};
 use crate::raft::role::Role;
 use crate::snapshot::builder::{PayloadBuilder, RunBuilder};
 use crate::snapshot::layout::{FileHeader, FileKind, GroupMeta, Owner, file_number};
@@ -50,6 +50,7 @@ use crate::wal::record::{BaseRecord, Record};
 use crate::wal::writer::Ticket;
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Bytes encoded in one step.
@@ -139,7 +140,7 @@ pub(super) struct Checkpointer {
     /// What is on disk, with its length.
     files: BTreeMap<CheckpointFile, u64>,
     /// Run and payload files of which less than half is alive: the next round moves what lives.
-    rewrite: (BTreeSet<u64>, BTreeSet<u64>),
+    rewrite: Arc<LeftFiles>,
     /// The end of the log at the last cut.
     cut_at: Lsn,
     /// Log bytes found at the start, which count as since the last cut until there is one.
@@ -171,7 +172,7 @@ impl Checkpointer {
             round: 0,
             phase: Phase::Idle,
             files,
-            rewrite: Default::default(),
+            rewrite: Arc::default(),
             cut_at: log_end,
             carried,
             retry_at: None,
@@ -292,10 +293,6 @@ impl ShardEngine {
 
     fn freeze(&mut self, slot: usize) -> Frozen {
         let group = &mut self.groups[slot];
-        let (runs, payloads) = &self.checkpoints.rewrite;
-        if !runs.is_empty() || !payloads.is_empty() {
-            group.queue.leave_files(runs, payloads);
-        }
         Frozen {
             slot,
             meta: group.meta(),
@@ -381,10 +378,11 @@ impl ShardEngine {
     }
 
     fn step_writing(&mut self, mut writing: Box<Writing>) {
-        let next = writing
-            .current
-            .take()
-            .or_else(|| writing.queue.pop_front().map(Current::new));
+        let next = writing.current.take().or_else(|| {
+            let files = &self.checkpoints.rewrite;
+            let frozen = writing.queue.pop_front();
+            frozen.map(|frozen| Current::new(frozen, files))
+        });
         let Some(current) = next else {
             return self.finish_writing(writing);
         };
@@ -435,6 +433,7 @@ impl ShardEngine {
                         self.close_payload_file(writing);
                     }
                 }
+                Some(Piece::Pause) => break,
                 Some(piece) => {
                     let added = add_piece(&mut writing.run, group, &piece);
                     let stored = added
@@ -700,9 +699,10 @@ impl ShardEngine {
                 *live.entry(file).or_default() += bytes;
             }
         }
-        let (runs, payloads) = &mut self.checkpoints.rewrite;
-        runs.clear();
-        payloads.clear();
+        let LeftFiles {
+            mut runs,
+            mut payloads,
+        } = LeftFiles::default();
         for (file, bytes) in live {
             let total = self.checkpoints.files.get(&file);
             if total.is_some_and(|total| bytes * 2 < *total) {
@@ -712,6 +712,7 @@ impl ShardEngine {
                 };
             }
         }
+        self.checkpoints.rewrite = Arc::new(LeftFiles { runs, payloads });
     }
 
     /// Writes a manifest if one is due.
@@ -768,11 +769,11 @@ impl Written {
 }
 
 impl Current {
-    fn new(frozen: Frozen) -> Self {
+    fn new(frozen: Frozen, files: &Arc<LeftFiles>) -> Self {
         Self {
             slot: frozen.slot,
             meta: frozen.meta,
-            writer: frozen.state.writer(),
+            writer: frozen.state.writer(files),
         }
     }
 }

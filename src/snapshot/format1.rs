@@ -30,7 +30,7 @@ use crate::base::limits::{BLOCK_BYTES, LEAF_JOBS};
 use crate::snapshot::fields::{Fields, Malformed};
 use crate::snapshot::layout::{
     ALIGN_BYTES, BODY_BYTES_MAX, BODY_HEAD_BYTES, BodyEntry, BodyPlace, GroupMeta, HEADER_BYTES,
-    PAYLOAD_USE_BYTES, PageEntry, PageName, PayloadUse, Place, RunUse, leaf_of,
+    PAYLOAD_USE_BYTES, PageEntry, PageName, PayloadUse, Place, RunUse,
 };
 use crate::snapshot::view::{RootError, RootParts, group_block};
 use std::collections::BTreeMap;
@@ -172,6 +172,12 @@ fn body_places(fields: &mut Fields<'_>, group: GroupId) -> Result<Bodies, Malfor
     Ok((bodies, listed))
 }
 
+/// The job of the leaf's slot 0.
+fn first_of_leaf(job: JobId) -> JobId {
+    let first = job.seq() - job.seq() % LEAF_JOBS;
+    JobId::new(job.group(), job.queue(), job.partition(), first)
+}
+
 fn leaf_list(
     fields: &mut Fields<'_>,
     group: GroupId,
@@ -184,7 +190,7 @@ fn leaf_list(
     let first = first
         .ok()
         .filter(|job| job.group() == group && job.seq().is_multiple_of(LEAF_JOBS))
-        .filter(|job| last.is_none_or(|before| leaf_of(before).0 < *job))
+        .filter(|job| last.is_none_or(|before| first_of_leaf(before) < *job))
         .ok_or(bad_leaf)?;
     let count = fields.u32("number of bodies")?;
     fields.zeros(4)?;

@@ -517,13 +517,6 @@ pub struct Root {
     pub trees: Vec<TreeEntry>,
 }
 
-/// A page may hold the jobs of 64 neighbouring sequences: the id of its first, and the job's slot.
-pub(super) fn leaf_of(job: JobId) -> (JobId, u8) {
-    let slot = job.seq() % LEAF_JOBS;
-    let first = JobId::new(job.group(), job.queue(), job.partition(), job.seq() - slot);
-    (first, slot as u8)
-}
-
 /// The parts of a pack in one.
 pub(super) fn pack(canonical: &[u8], local: &[u8]) -> Vec<u8> {
     let len = |part: &[u8]| u32::try_from(part.len()).expect("the caller has looked at it");

@@ -1,4 +1,5 @@
-//! What of a tree is not on this node's disk, bottom up; and taking note that it is.
+//! What of a tree is not on this node's disk, or in files that are to go, bottom up; and taking note that
+//! it is.
 //!
 //! ```text
 //!   a copy of the tree ─> Walk ─> todo ─> written elsewhere ─> placed ─┐
@@ -6,16 +7,22 @@
 //!                          └─> Placed ─> keep: what has not changed since is stored
 //! ```
 
-use super::{Below, Branch, DUES, Node, Page, Summary, Tree, bits, branch_of};
+use super::{Below, DUES, Node, Page, Summary, Tree, bits, branch_of};
 use crate::queue::view::StoredPage;
-use std::collections::{BTreeMap, BTreeSet};
+use crate::queue::writing::LeftFiles;
+use std::collections::BTreeMap;
 use std::sync::Arc;
+
+/// Pages that a walk looks at before it pauses.
+const PAUSE_AFTER: usize = 256;
 
 /// A branch as it is written: its slot, what is in it, where it is.
 pub(in crate::queue) type WrittenBranch = (u8, Summary, StoredPage);
 
 /// What is to be written next.
 pub(in crate::queue) enum Todo<T> {
+    /// Nothing yet: many pages were looked at that stay where they are.
+    Pause,
     /// A page.
     Page {
         /// Its number.
@@ -62,26 +69,38 @@ struct Frame<T> {
     node: Arc<Node<T>>,
     level: u32,
     number: u64,
+    /// Where it is on the disk, if it may stay there.
+    stays: Option<(Summary, StoredPage)>,
     /// The branches that are not looked at yet.
     left: u64,
     written: Vec<WrittenBranch>,
 }
 
 impl<T> Frame<T> {
-    fn new(node: &Arc<Node<T>>, level: u32, number: u64) -> Self {
+    fn new(
+        node: &Arc<Node<T>>,
+        (level, number): (u32, u64),
+        stays: Option<(Summary, StoredPage)>,
+    ) -> Self {
         Self {
             node: Arc::clone(node),
             level,
             number,
+            stays,
             left: node.used,
             written: Vec::new(),
         }
     }
 }
 
-/// A walk over what is not stored of a tree.
+/// A walk over what is not stored of a tree, or is in files that are left.
 pub(in crate::queue) struct Walk<T> {
     tree: Tree<T>,
+    files: Arc<LeftFiles>,
+    /// What is stored is looked at, too: some of it is in such files.
+    looks: bool,
+    /// Pages looked at that stay, since the last pause.
+    looked: usize,
     frames: Vec<Frame<T>>,
     /// What was handed out last and has no place yet.
     open: Option<(u32, u64, Summary)>,
@@ -91,17 +110,28 @@ pub(in crate::queue) struct Walk<T> {
 }
 
 impl<T: Page> Walk<T> {
-    /// Over a copy of a tree.
-    pub(in crate::queue) fn new(tree: Tree<T>) -> Self {
-        let mut frames = Vec::new();
-        let stored = tree.disk.root;
-        if let (Some(root), None) = (&tree.root, stored) {
-            frames.push(Frame::new(root, tree.height, tree.prefix));
+    /// Over a copy of a tree, whose pages are known to have something in payload files that are left, or
+    /// not.
+    pub(in crate::queue) fn new(tree: Tree<T>, files: &Arc<LeftFiles>, has_payloads: bool) -> Self {
+        let (mut frames, mut root) = (Vec::new(), None);
+        let looks = has_payloads || tree.disk.runs.keys().any(|file| files.runs.contains(file));
+        let stays = tree.disk.root.filter(|at| !files.runs.contains(&at.file));
+        let stays = stays.map(|stored| (tree.summary, stored));
+        match &tree.root {
+            Some(node) if looks || stays.is_none() => {
+                frames.push(Frame::new(node, (tree.height, tree.prefix), stays));
+            }
+            _ => root = stays,
         }
+        let runs = tree.disk.runs.iter();
+        let runs = runs.filter(|(file, _)| !files.runs.contains(file));
         Self {
-            root: stored.map(|stored| (tree.summary, stored)),
-            runs: tree.disk.runs.clone(),
+            runs: runs.map(|(file, bytes)| (*file, *bytes)).collect(),
+            root,
             tree,
+            files: Arc::clone(files),
+            looks,
+            looked: 0,
             frames,
             open: None,
             placed: Vec::new(),
@@ -118,6 +148,10 @@ impl<T: Page> Walk<T> {
             let frame = self.frames.last_mut()?;
             let Some(at) = bits(frame.left).next() else {
                 let frame = self.frames.pop()?;
+                if let Some((summary, stored)) = frame.stays {
+                    self.put(frame.number, summary, stored);
+                    continue;
+                }
                 let summary = sum_of(&frame.written);
                 self.open = Some((frame.level, frame.number, summary));
                 return Some(Todo::Node {
@@ -127,25 +161,48 @@ impl<T: Page> Walk<T> {
                 });
             };
             frame.left &= frame.left - 1;
-            let Branch {
-                summary,
-                stored,
-                below,
-                ..
-            } = frame.node.branch(at);
+            let branch = frame.node.branch(at);
             let number = frame.number << super::BITS | at as u64;
-            match (stored, below) {
-                (Some(stored), _) => frame.written.push((at as u8, *summary, *stored)),
-                (None, Below::Page(page)) => {
+            let (level, summary) = (frame.level - 1, branch.summary);
+            let stays = branch
+                .stored
+                .filter(|at| !self.files.runs.contains(&at.file));
+            match (stays, &branch.below) {
+                (Some(stored), _) if !self.looks => {
+                    frame.written.push((at as u8, summary, stored));
+                }
+                (Some(stored), Below::Page(page)) if !page.lies_in(&self.files.payloads) => {
+                    frame.written.push((at as u8, summary, stored));
+                    self.looked += 1;
+                    if self.looked.is_multiple_of(PAUSE_AFTER) {
+                        return Some(Todo::Pause);
+                    }
+                }
+                (stays, Below::Page(page)) => {
                     self.open = Some((0, number, exact(page.as_ref())));
                     let page = Arc::clone(page);
+                    if let Some(before) = stays {
+                        self.not_kept(&before);
+                    }
                     return Some(Todo::Page { number, page });
                 }
-                (None, Below::Node(node)) => {
-                    let below = Frame::new(node, frame.level - 1, number);
+                (stays, Below::Node(node)) => {
+                    let stays = stays.map(|stored| (summary, stored));
+                    let below = Frame::new(node, (level, number), stays);
                     self.frames.push(below);
                 }
             }
+        }
+    }
+
+    /// What is at this number lies there.
+    fn put(&mut self, number: u64, summary: Summary, stored: StoredPage) {
+        match self.frames.last_mut() {
+            Some(frame) => {
+                let slot = number % super::FAN_OUT as u64;
+                frame.written.push((slot as u8, summary, stored));
+            }
+            None => self.root = Some((summary, stored)),
         }
     }
 
@@ -163,12 +220,22 @@ impl<T: Page> Walk<T> {
             summary,
             stored,
         });
-        match self.frames.last_mut() {
-            Some(frame) => {
-                let slot = number % super::FAN_OUT as u64;
-                frame.written.push((slot as u8, summary, stored));
+        // What is above names where it was before.
+        let above = self.frames.iter_mut();
+        let above: Vec<_> = above.filter_map(|frame| frame.stays.take()).collect();
+        for (_, before) in above {
+            self.not_kept(&before);
+        }
+        self.put(number, summary, stored);
+    }
+
+    /// What lay there is written anew.
+    fn not_kept(&mut self, before: &StoredPage) {
+        if let Some(bytes) = self.runs.get_mut(&before.file) {
+            *bytes -= u64::from(before.len);
+            if *bytes == 0 {
+                self.runs.remove(&before.file);
             }
-            None => self.root = Some((summary, stored)),
         }
     }
 
@@ -202,12 +269,7 @@ fn exact<T: Page>(page: &T) -> Summary {
 fn sum_of(branches: &[WrittenBranch]) -> Summary {
     let mut all = Summary::default();
     for (_, summary, _) in branches {
-        all.live += summary.live;
-        all.bytes += summary.bytes;
-        all.classes |= summary.classes;
-        for (first, due) in all.dues.iter_mut().zip(summary.dues) {
-            *first = due.min(*first);
-        }
+        all.add(summary);
     }
     all
 }
@@ -285,20 +347,6 @@ impl<T: Page> Tree<T> {
         }
         None
     }
-
-    /// Forgets that anything is stored in these run files, so that it is written anew.
-    pub(in crate::queue) fn leave_files(&mut self, files: &BTreeSet<u64>) {
-        let touched = self.disk.runs.keys().any(|file| files.contains(file));
-        let Some(root) = self.root.as_mut().filter(|_| touched) else {
-            return;
-        };
-        let below = Arc::make_mut(root).leave_files(files, &mut self.disk);
-        let here = self.disk.root.is_some_and(|at| files.contains(&at.file));
-        if below || here {
-            let mut stored = self.disk.root.take();
-            self.disk.forget(&mut stored);
-        }
-    }
 }
 
 impl<T: Page> Node<T> {
@@ -345,23 +393,5 @@ impl<T: Page> Node<T> {
             Arc::make_mut(node).keep(place, &mut branch.summary, summary, stored);
         }
         self.sum_up(at, &before, own);
-    }
-
-    /// Whether anything below it was left.
-    fn leave_files(&mut self, files: &BTreeSet<u64>, disk: &mut super::OnDisk) -> bool {
-        let mut any = false;
-        for at in bits(self.used) {
-            let branch = self.branches[at].as_mut().expect("a used branch exists");
-            let below = match &mut branch.below {
-                Below::Node(node) => Arc::make_mut(node).leave_files(files, disk),
-                Below::Page(_) => false,
-            };
-            let here = branch.stored.is_some_and(|at| files.contains(&at.file));
-            if below || here {
-                disk.forget(&mut branch.stored);
-                any = true;
-            }
-        }
-        any
     }
 }
