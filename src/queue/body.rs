@@ -136,7 +136,7 @@ pub fn encode_body(body: &Body) -> Bytes {
 /// # Errors
 /// [`PageError`] says what is wrong; no bytes make it panic.
 pub fn decode_body(bytes: &Bytes) -> Result<Body, PageError> {
-    decode(bytes).map_err(PageError::of_body)
+    decode(bytes).map_err(|what| PageError::of_body(None, what))
 }
 
 fn decode(bytes: &Bytes) -> Read<Body> {

@@ -16,6 +16,11 @@ use std::collections::BTreeSet;
 /// A partition of a queue.
 pub(super) type Place = (QueueUid, Partition);
 
+fn until(order: &BTreeSet<(u64, Place)>, by: u64) -> impl Iterator<Item = Place> {
+    let due = order.iter().take_while(move |(when, _)| *when <= by);
+    due.map(|(_, place)| *place)
+}
+
 /// The partitions by their first times, in milliseconds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Deadlines {
@@ -60,6 +65,16 @@ impl Deadlines {
     /// The partition with the first time at which a key is forgotten.
     pub(super) fn first_key(&self) -> Option<(u64, Place)> {
         self.keys.first().copied()
+    }
+
+    /// The partitions that may have something due in an order by a time.
+    pub(super) fn until(&self, order: Order, by: u64) -> impl Iterator<Item = Place> {
+        until(&self.jobs[order as usize], by)
+    }
+
+    /// The partitions that may have a key to be forgotten by a time.
+    pub(super) fn keys_until(&self, by: u64) -> impl Iterator<Item = Place> {
+        until(&self.keys, by)
     }
 
     /// Whether anything stands in an order.

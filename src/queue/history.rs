@@ -6,7 +6,8 @@
 //! Left out on purpose: how many may be kept. That is the partition's business (`partition.rs`).
 
 use crate::base::limits::FINISHED_PAGE_JOBS;
-use crate::queue::tree::{NEVER, Page, Summary, Tree};
+use crate::queue::codec::Read;
+use crate::queue::tree::{Page, Summary, Tree};
 use crate::queue::view::JobEnd;
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
@@ -44,6 +45,16 @@ pub(super) struct FinishedPage {
     pub(super) jobs: VecDeque<Finished>,
 }
 
+impl FinishedPage {
+    /// Of jobs with their places, at least one, without a gap.
+    pub(super) fn of_jobs(jobs: Vec<(u64, Finished)>) -> Self {
+        Self {
+            first: jobs.first().map_or(0, |(place, _)| *place),
+            jobs: jobs.into_iter().map(|(_, job)| job).collect(),
+        }
+    }
+}
+
 impl Page for FinishedPage {
     fn summary(&self) -> Summary {
         Summary {
@@ -53,8 +64,8 @@ impl Page for FinishedPage {
         }
     }
 
-    fn first_due(&self, _order: usize) -> u64 {
-        NEVER
+    fn all_dues(&self, _order: usize) -> impl Iterator<Item = u64> {
+        std::iter::empty()
     }
 
     fn set_due(&mut self, _order: usize, _when: u64) {}
@@ -72,6 +83,36 @@ pub(super) struct History {
 }
 
 impl History {
+    /// Of a tree whose pages are still to come; then [`Self::find_all`].
+    pub(super) fn of_tree(pages: FinishedPages) -> Self {
+        Self {
+            pages,
+            by_seq: BTreeMap::new(),
+        }
+    }
+
+    /// Looks at all jobs once: they must stand at the places from `first` to `last`, each once. Pages are
+    /// here.
+    pub(super) fn find_all(&mut self, first: u64, last: u64) -> Read<()> {
+        let mut next = first;
+        for (number, page) in self.pages.from(0) {
+            if page.first != next || page.first / FINISHED_PAGE_JOBS != number {
+                return Err("its places are not those that its partition retains");
+            }
+            for job in &page.jobs {
+                if self.by_seq.insert(job.seq, next).is_some() {
+                    return Err("a finished job is twice there");
+                }
+                next += 1;
+            }
+        }
+        if next == last + 1 {
+            Ok(())
+        } else {
+            Err("its places are not those that its partition retains")
+        }
+    }
+
     /// The pages, shared.
     pub(super) fn pages(&self) -> &FinishedPages {
         &self.pages

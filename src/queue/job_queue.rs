@@ -9,6 +9,7 @@ use crate::base::ids::{GroupId, LogIndex, Partition, QueueUid, SessionId};
 use crate::base::limits::{ADVANCE_ITEMS_MAX, ATTACH_TOKENS_MAX};
 use crate::base::units::{GroupTime, WallTime};
 use crate::queue::command::{Command, Op, Outcome, Rejection, SessionCall, Window};
+use crate::queue::deadlines::Place;
 use crate::queue::outbox::Outbox;
 use crate::queue::partition::{Links, PartitionState};
 use crate::queue::queues::QueueRecord;
@@ -23,15 +24,6 @@ pub const MACHINE_VERSION: u16 = 2;
 
 /// The wall offset stays within 48 bits of milliseconds, either way.
 pub(super) const WALL_OFFSET_MAX_MS: u64 = 1 << 48;
-
-/// Which pages a command needs before it can be applied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PagesNeeded {
-    /// It can be applied.
-    None,
-    /// All pages of the group: none is here yet.
-    All,
-}
 
 /// The machine of one group: the queues at home in it, the partitions that live in it, sessions.
 pub struct JobQueue {
@@ -64,6 +56,8 @@ pub struct JobQueue {
     pub(super) links: Links,
     /// See [`Self::run_times`].
     pub(super) run_times: Vec<u64>,
+    /// Where [`Self::let_go`] goes on: a partition, and the leaf above the next.
+    pub(super) hand: Option<(Place, u64)>,
     /// What this node's disk has of the pages of which a group has few.
     pub(super) flat: Arc<Flat>,
 }
@@ -99,18 +93,8 @@ impl JobQueue {
             partitions: BTreeMap::new(),
             links: Links::default(),
             run_times: Vec::new(),
+            hand: None,
             flat: Arc::default(),
-        }
-    }
-
-    /// Which pages must be loaded before `command` can be applied. All or none of them, whatever
-    /// the command, as long as a group is loaded whole.
-    #[must_use]
-    pub fn pages_needed(&self, _command: &Command) -> PagesNeeded {
-        if self.loaded {
-            PagesNeeded::None
-        } else {
-            PagesNeeded::All
         }
     }
 
@@ -120,10 +104,9 @@ impl JobQueue {
     /// If its pages are not here; ask [`Self::pages_needed`] first.
     pub fn apply(&mut self, at: ApplyAt, command: &Command) -> Outcome {
         assert!(
-            self.pages_needed(command) == PagesNeeded::None,
+            self.loaded,
             "entry {} of group {} was applied before the pages of its state were loaded",
-            at.index,
-            self.group
+            at.index, self.group
         );
         self.observe_time(at.time);
         self.run_times.clear();

@@ -69,8 +69,7 @@ impl JobQueue {
         token: Token,
     ) -> Result<(&mut PartitionState, &mut Links, Record), Rejection> {
         let (partition, links) = self.home_of(token.job)?;
-        let record = partition.leaves.record(token.job.seq()).copied();
-        let leased = record.filter(|record| record.state == Some(JobState::InFlight));
+        let leased = partition.leaves.in_flight(token.job.seq()).copied();
         let fits = |record: &Record| {
             record.lease_gen == token.lease_gen || bugs::on(Bug::StaleTokenAccepted)
         };
@@ -418,9 +417,8 @@ impl JobQueue {
     pub(super) fn still_valid(&self, grant: Grant) -> Option<Grant> {
         let id = grant.token.job;
         let partition = self.partitions.get(&(id.queue(), id.partition()))?;
-        let record = partition.leaves.record(id.seq())?;
-        let valid =
-            record.state == Some(JobState::InFlight) && record.lease_gen == grant.token.lease_gen;
+        let record = partition.leaves.in_flight(id.seq())?;
+        let valid = record.lease_gen == grant.token.lease_gen;
         let left_ms = record.when.saturating_sub(self.time.0);
         valid.then(|| Grant {
             lease_ms: u32::try_from(left_ms).unwrap_or(u32::MAX),

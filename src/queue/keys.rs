@@ -5,6 +5,7 @@
 //! Nothing is forgotten to make room.
 
 use crate::base::checksum::Hash128;
+use crate::base::limits::KEY_HELD_BYTES;
 use crate::queue::tree::{DUES, NEVER, Page, Summary, Tree};
 
 /// Bits of the hash that choose the bucket.
@@ -32,7 +33,7 @@ pub(super) struct Bucket {
 }
 
 /// The order in which keys are forgotten, in a summary.
-const EXPIRIES: usize = 0;
+pub(super) const EXPIRIES: usize = 0;
 
 impl Default for Bucket {
     fn default() -> Self {
@@ -54,10 +55,9 @@ impl Page for Bucket {
         }
     }
 
-    fn first_due(&self, order: usize) -> u64 {
+    fn all_dues(&self, order: usize) -> impl Iterator<Item = u64> {
         let expiries = self.keys.iter().map(|key| key.expires);
-        let expiries = expiries.filter(|_| order == EXPIRIES);
-        expiries.min().unwrap_or(NEVER)
+        expiries.filter(move |_| order == EXPIRIES)
     }
 
     fn set_due(&mut self, order: usize, when: u64) {
@@ -68,9 +68,21 @@ impl Page for Bucket {
 }
 
 impl Bucket {
+    /// The bucket of a page's keys, at least one, by hash.
+    pub(super) fn of_keys(keys: Vec<KeyRecord>) -> Self {
+        let first = keys.iter().map(|key| key.expires).min();
+        let first = first.unwrap_or(NEVER);
+        Self { keys, first }
+    }
+
     /// By hash.
     pub(super) fn keys(&self) -> &[KeyRecord] {
         &self.keys
+    }
+
+    /// Memory that it takes, about.
+    pub(super) fn held_bytes(&self) -> u64 {
+        (self.keys.len() * KEY_HELD_BYTES) as u64
     }
 
     fn place(&self, hash: Hash128) -> Result<usize, usize> {
@@ -141,8 +153,8 @@ impl KeyTable {
 
     /// Forgets the key that is forgotten first; of several at that time, the one with the lowest hash.
     pub(super) fn remove_first(&mut self) {
-        let (number, _) = self.0.settle(EXPIRIES).expect("there is a key");
-        let when = self.first_expiry();
+        let when = self.0.settle(EXPIRIES);
+        let (number, _) = self.0.first_due(EXPIRIES).expect("there is a key");
         self.0.update(number, |bucket| bucket.remove(when));
     }
 
@@ -163,6 +175,11 @@ impl KeyTable {
     /// The pages, for what this node's disk has of them.
     pub(super) fn tree_mut(&mut self) -> &mut Tree<Bucket> {
         &mut self.0
+    }
+
+    /// The table of a tree.
+    pub(super) fn of_tree(tree: Tree<Bucket>) -> Self {
+        Self(tree)
     }
 
     /// A copy for a checkpoint, see [`Tree::cut`].

@@ -13,8 +13,9 @@
 
 use crate::base::limits::{LEAF_JOBS, PRIORITIES};
 use crate::queue::body::StoredBody;
+use crate::queue::partition::held_bytes;
 use crate::queue::record::Record;
-use crate::queue::tree::{DUES, NEVER, Page, Summary, Tree, bits};
+use crate::queue::tree::{DUES, NEVER, Page, Seen, Summary, Tree, bits};
 use crate::queue::view::{BodyLocation, JobState};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,9 +23,11 @@ use std::collections::{BTreeMap, BTreeSet};
 const SLOTS: usize = LEAF_JOBS as usize;
 
 const DELAYED: usize = PRIORITIES;
-const IN_FLIGHT: usize = PRIORITIES + 1;
+pub(super) const IN_FLIGHT: usize = PRIORITIES + 1;
 const DEAD: usize = PRIORITIES + 2;
 const REASONED: usize = PRIORITIES + 3;
+/// Those of pending jobs.
+pub(super) const READY: u16 = (1 << PRIORITIES) - 1;
 /// Classes that a job stands in one of.
 const STATES: usize = PRIORITIES + 3;
 
@@ -70,7 +73,7 @@ impl Order {
 }
 
 /// The class of a state; pending jobs of this priority.
-fn class_of(state: JobState, priority: u8) -> usize {
+pub(super) fn class_of(state: JobState, priority: u8) -> usize {
     match state {
         JobState::Pending => usize::from(priority),
         JobState::Delayed => DELAYED,
@@ -128,11 +131,10 @@ impl Page for Leaf {
         }
     }
 
-    fn first_due(&self, order: usize) -> u64 {
+    fn all_dues(&self, order: usize) -> impl Iterator<Item = u64> {
         let slots = bits(self.waiting[order]);
         let order = Order::ALL[order];
-        let dues = slots.filter_map(|slot| order.when(&self.records[slot]));
-        dues.min().unwrap_or(NEVER)
+        slots.filter_map(move |slot| order.when(&self.records[slot]))
     }
 
     fn set_due(&mut self, order: usize, when: u64) {
@@ -173,6 +175,12 @@ impl Leaf {
             .expect("a live slot has its body")
     }
 
+    /// Memory that it takes, about.
+    pub(super) fn held_bytes(&self) -> u64 {
+        let bodies = self.live_slots().map(|slot| held_bytes(self.body(slot)));
+        bodies.sum()
+    }
+
     /// Where the body of a slot is on this node's disk.
     pub(super) fn location(&self, slot: usize) -> Option<BodyLocation> {
         self.locations.get(slot).copied().flatten()
@@ -201,13 +209,33 @@ impl Leaf {
         self.locations[slot].replace(at)
     }
 
+    /// The slots of a class that is a state, rising.
+    pub(super) fn of_class(&self, class: usize) -> impl Iterator<Item = usize> + use<> {
+        bits(self.states[class])
+    }
+
+    /// The jobs that sessions hold: their slots and their owners.
+    pub(super) fn owned(&self) -> impl Iterator<Item = (usize, u32)> {
+        let owners = self
+            .of_class(IN_FLIGHT)
+            .map(|slot| (slot, self.records[slot].owner));
+        owners.filter(|(_, owner)| *owner != 0)
+    }
+
+    /// The oldest pending slot.
+    pub(super) fn first_ready(&self) -> Option<usize> {
+        let ready = self.states[..PRIORITIES].iter();
+        bits(ready.fold(0, |all, one| all | one)).next()
+    }
+
     /// The first slot that is due at `when` in an order.
     pub(super) fn due_slot(&self, order: Order, when: u64) -> Option<usize> {
         let is_due = |slot: &usize| order.when(&self.records[*slot]) == Some(when);
         bits(self.waiting[order as usize]).find(is_due)
     }
 
-    fn insert(&mut self, slot: usize, record: Record, body: StoredBody) {
+    /// Puts a job in a free slot.
+    pub(super) fn insert(&mut self, slot: usize, record: Record, body: StoredBody) {
         assert!(
             self.live & 1 << slot == 0,
             "slot {slot} is live already in state {:?}",
@@ -279,7 +307,8 @@ impl Leaf {
         }
     }
 
-    fn set_reason(&mut self, slot: usize, reason: Bytes) {
+    /// Sets the last failure of a live slot; empty takes it away.
+    pub(super) fn set_reason(&mut self, slot: usize, reason: Bytes) {
         if reason.is_empty() {
             self.reasons.remove(&(slot as u8));
         } else {
@@ -329,6 +358,16 @@ impl Tree<Leaf> {
         record.state.is_some().then_some(record)
     }
 
+    /// The record of a job in flight. Its leaf is here, as is that of every such job: they are given back
+    /// with their session, and tokens without a job are refused without a look at the disk.
+    pub(super) fn in_flight(&self, seq: u64) -> Option<&Record> {
+        let Some(Seen::Here(leaf)) = self.page(leaf_of(seq)) else {
+            return None;
+        };
+        let record = &leaf.records[slot_of(seq)];
+        (record.state == Some(JobState::InFlight)).then_some(record)
+    }
+
     /// Puts a job in its slot, which must be free.
     pub(super) fn insert(&mut self, seq: u64, record: Record, body: StoredBody) {
         self.update(leaf_of(seq), |leaf| leaf.insert(slot_of(seq), record, body));
@@ -371,6 +410,17 @@ impl Tree<Leaf> {
         self.of_class(class_of(state, priority), from)
     }
 
+    /// Whether the leaves of all jobs in flight are here.
+    pub(super) fn all_in_flight_are_here(&self) -> bool {
+        let mut absent = self.all_absent(0, |summary| summary.classes & 1 << IN_FLIGHT != 0);
+        absent.next().is_none()
+    }
+
+    /// The leaf with the oldest job that a lease could grant.
+    pub(super) fn oldest_ready(&self) -> Option<(u64, Seen<'_, Leaf>)> {
+        self.look(0, |summary| summary.classes & READY != 0)
+    }
+
     fn of_class(&self, class: usize, from: u64) -> impl Iterator<Item = u64> {
         let (first, slot) = (leaf_of(from), slot_of(from));
         let leaves = self.wanted_from(first, move |summary| summary.classes & 1 << class != 0);
@@ -388,7 +438,8 @@ impl Tree<Leaf> {
 
     /// The job that is due first in an order, whose first time is exact; of several, the oldest.
     pub(super) fn due_first(&mut self, order: Order) -> Option<u64> {
-        let (number, leaf) = self.settle(order as usize)?;
+        self.settle(order as usize);
+        let (number, leaf) = self.first_due(order as usize)?;
         let slot = leaf.due_slot(order, leaf.first_due(order as usize));
         let slot = slot.expect("it was just looked for");
         Some(number * LEAF_JOBS + slot as u64)

@@ -7,11 +7,13 @@
 
 use crate::base::checksum::crc32c;
 use crate::base::ids::{GroupId, JobId, Partition, QueueUid, SessionId};
-use crate::base::limits::LEAF_JOBS;
+use crate::base::limits::{FINISHED_HELD_BYTES, LEAF_JOBS};
 use crate::queue::body::{StoredBody, decode_body};
 use crate::queue::codec::Read;
 use crate::queue::group_page::read_group;
+use crate::queue::history::History;
 use crate::queue::job_queue::JobQueue;
+use crate::queue::keys::KeyTable;
 use crate::queue::page::{
     LEAF_BYTES, PageError, PagePlace, read_finished, read_keys, read_leaf, read_partition,
     read_queue, read_reasons, read_session,
@@ -19,7 +21,9 @@ use crate::queue::page::{
 use crate::queue::partition::{Head, PartitionState};
 use crate::queue::record::Record;
 use crate::queue::sessions::Sessions;
+use crate::queue::tree::Tree;
 use crate::queue::view::{BodyLocation, PageKey, PageKind, QueueStats};
+use crate::queue::writing::{StoredTree, read_summary};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -132,6 +136,27 @@ fn check_keys(pages: &[(PageKey, Bytes)]) -> Result<(), PageError> {
         });
     }
     Ok(())
+}
+
+impl Loading {
+    /// From the pages of which a group has few, in the order of their keys.
+    pub(super) fn of_pages(group: GroupId, pages: &[(PageKey, Bytes)]) -> Result<Self, PageError> {
+        check_keys(pages)?;
+        let mut loading = Self::new(group);
+        for kind in ORDER {
+            for (key, bytes) in pages.iter().filter(|(key, _)| key.kind == kind) {
+                let is_of_tree = matches!(
+                    kind,
+                    PageKind::Leaf | PageKind::Reasons | PageKind::Keys | PageKind::Finished
+                );
+                if is_of_tree {
+                    return Err(PageError::of_page(*key, "it stands beside its tree"));
+                }
+                loading.page(*key, bytes, &mut |_| None)?;
+            }
+        }
+        Ok(loading)
+    }
 }
 
 impl JobQueue {
@@ -323,12 +348,8 @@ impl Loading {
         for (slot, record) in read_leaf(bytes).map_err(of_page)? {
             let seq = first.and_then(|first| first.checked_add(slot));
             let (id, partition) = self.place_of(key, seq).map_err(of_page)?;
-            self.check_owner(&record).map_err(of_page)?;
-            if self.machine.version == 1 && record.leased_at != 0 {
-                return Err(of_page(
-                    "its group is of a machine version without times of grants",
-                ));
-            }
+            check_owner(&self.machine.links.sessions, record.owner).map_err(of_page)?;
+            check_version(self.machine.version, &record).map_err(of_page)?;
             self.job(id, partition, record, bodies)?;
         }
         Ok(())
@@ -342,23 +363,14 @@ impl Loading {
         record: Record,
         bodies: &mut Bodies<'_>,
     ) -> Result<(), PageError> {
-        let of_body = |what: &str| PageError {
-            place: PagePlace::Body(Some(id)),
-            what: what.to_owned(),
-        };
-        let (bytes, location) = bodies(id).ok_or_else(|| of_body("it is missing"))?;
-        let body = decode_body(&bytes).map_err(|error| of_body(&error.what))?;
-        let fits = body.payload.len() == record.payload_len as usize
-            && crc32c(&[&body.payload]) == record.payload_crc;
-        if !fits {
-            return Err(of_body("its payload is not the one that its record tells"));
-        }
+        let missing = || PageError::of_body(Some(id), "it is missing");
+        let (bytes, location) = bodies(id).ok_or_else(missing)?;
+        let body = body_of(&record, &bytes).map_err(|what| PageError::of_body(Some(id), what))?;
         let state = self.machine.partitions.get_mut(&partition);
         let state = state.expect("its place was found before");
-        let body = StoredBody::of_checked(&bytes);
         state.insert(id, record, body, &mut self.machine.links);
         if let Some(at) = location {
-            self.machine.set_body_location(id, at);
+            self.machine.set_body_location(id, at, None);
         }
         Ok(())
     }
@@ -379,18 +391,6 @@ impl Loading {
             Some(seq) => Ok((JobId::new(self.machine.group, place.0, place.1, seq), place)),
             None => Err("a sequence was never given out"),
         }
-    }
-
-    pub(super) fn check_owner(&self, record: &Record) -> Read<()> {
-        if record.owner == 0 {
-            return Ok(());
-        }
-        let slot = self.machine.links.sessions.get(SessionId(record.owner));
-        let slot = slot.ok_or("a job is leased by a session that has no page")?;
-        if slot.page.ended {
-            return Err("a job is leased by a session whose leases were ended");
-        }
-        Ok(())
     }
 
     fn reasons(&mut self, key: PageKey, bytes: &[u8]) -> Read<()> {
@@ -467,6 +467,69 @@ impl Loading {
         Ok(())
     }
 
+    /// Takes what a root says of a tree; nothing of it is here yet.
+    pub(super) fn tree(&mut self, tree: &StoredTree) -> Result<(), PageError> {
+        let of_tree = |what| PageError::of_page(tree.key, what);
+        let place = (tree.key.queue, tree.key.partition);
+        let state = self.machine.partitions.get_mut(&place);
+        let state = state.ok_or_else(|| of_tree("its partition has no page"))?;
+        let top = (u32::from(tree.level), tree.key.number);
+        let summary = read_summary(&tree.summary);
+        let runs = || tree.runs.iter().map(|(file, bytes)| (*file, *bytes));
+        match tree.key.kind {
+            PageKind::Leaf => {
+                state.leaves = Tree::absent(top, summary, tree.stored, runs());
+                state.payloads.clone_from(&tree.payloads);
+            }
+            PageKind::Keys => {
+                let keys = Tree::absent(top, summary, tree.stored, runs());
+                state.keys = KeyTable::of_tree(keys);
+            }
+            PageKind::Finished => {
+                let pages = Tree::absent(top, summary, tree.stored, runs());
+                state.history = History::of_tree(pages);
+            }
+            _ => return Err(of_tree("there are no trees of such pages")),
+        }
+        Ok(())
+    }
+
+    /// The state, once all is taken that a start reads.
+    pub(super) fn finish_open(mut self) -> Result<JobQueue, PageError> {
+        for (place, state) in &mut self.machine.partitions {
+            let told = self.counted[place];
+            let of_page = |what| {
+                let key = PageKey {
+                    kind: PageKind::Partition,
+                    queue: place.0,
+                    partition: place.1,
+                    number: 0,
+                };
+                PageError::of_page(key, what)
+            };
+            let last = state.head.last_place;
+            let first = (last + 1).checked_sub(told.retained);
+            let first = first.ok_or_else(|| of_page("it retains more than it ever had"))?;
+            let is_open = state.leaves.is_open()
+                && state.keys.tree().is_open()
+                && state.history.pages().is_here()
+                && state.leaves.all_in_flight_are_here();
+            if !is_open {
+                return Err(of_page("some of what a start reads is missing"));
+            }
+            state.history.find_all(first, last).map_err(of_page)?;
+            state.head.stats = told;
+            if !state.fits_totals() {
+                return Err(of_page("its counters are not what is in its trees"));
+            }
+            let links = &mut self.machine.links;
+            links.held_bytes += told.retained * FINISHED_HELD_BYTES as u64;
+            links.held_bytes += state.history.result_bytes();
+            state.enter_deadlines(*place, links);
+        }
+        self.finish()
+    }
+
     pub(super) fn finish(mut self) -> Result<JobQueue, PageError> {
         let group_key = PageKey {
             kind: PageKind::Group,
@@ -508,6 +571,39 @@ impl Loading {
         }
         self.machine.loaded = true;
         Ok(self.machine)
+    }
+}
+
+/// Who holds a job is a session that may.
+pub(super) fn check_owner(sessions: &Sessions, owner: u32) -> Read<()> {
+    if owner == 0 {
+        return Ok(());
+    }
+    let slot = sessions.get(SessionId(owner));
+    let slot = slot.ok_or("a job is leased by a session that has no page")?;
+    if slot.page.ended {
+        return Err("a job is leased by a session whose leases were ended");
+    }
+    Ok(())
+}
+
+/// A record has nothing that its group's version of the machine does not write.
+pub(super) fn check_version(version: u16, record: &Record) -> Read<()> {
+    if version == 1 && record.leased_at != 0 {
+        return Err("its group is of a machine version without times of grants");
+    }
+    Ok(())
+}
+
+/// The body of a record's job.
+pub(super) fn body_of(record: &Record, bytes: &Bytes) -> Result<StoredBody, String> {
+    let body = decode_body(bytes).map_err(|error| error.what)?;
+    let fits = body.payload.len() == record.payload_len as usize
+        && crc32c(&[&body.payload]) == record.payload_crc;
+    if fits {
+        Ok(StoredBody::of_checked(bytes))
+    } else {
+        Err("its payload is not the one that its record tells".to_owned())
     }
 }
 

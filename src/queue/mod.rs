@@ -56,6 +56,7 @@ mod partition;
 mod queues;
 mod reads;
 mod record;
+mod residence;
 mod salvage;
 mod scan;
 mod sessions;
@@ -73,8 +74,9 @@ mod writing_tests;
 
 pub use body::{StoredBody, decode_body, encode_body};
 pub use frozen::{BodyCursor, FrozenBody, FrozenState};
-pub use job_queue::{JobQueue, MACHINE_VERSION, PagesNeeded};
+pub use job_queue::{JobQueue, MACHINE_VERSION};
 pub use load::{StateLoader, stored_pages};
 pub use page::{PageError, PagePlace};
+pub use residence::{AbsentPage, PageWant, PartHolds, StoredPart, is_read_at_start};
 pub use salvage::Lost;
 pub use writing::{Kept, LeftFiles, Piece, StateWriter, StoredTree, SummaryBytes, WrittenState};

@@ -154,10 +154,10 @@ impl PageError {
     }
 
     /// Something is wrong with the bytes of a body.
-    pub(super) fn of_body(what: &'static str) -> Self {
+    pub(super) fn of_body(job: Option<JobId>, what: impl Into<String>) -> Self {
         Self {
-            place: PagePlace::Body(None),
-            what: what.to_owned(),
+            place: PagePlace::Body(job),
+            what: what.into(),
         }
     }
 }

@@ -17,9 +17,7 @@
 //! bounded number an entry. Until then the partition stands in the group's surplus.
 
 use crate::base::ids::{JobId, Partition, QueueUid, SessionId};
-use crate::base::limits::{
-    FINISHED_HELD_BYTES, JOB_HELD_BYTES, KEY_HELD_BYTES, PRIORITIES, REASON_BYTES_MAX,
-};
+use crate::base::limits::{FINISHED_HELD_BYTES, JOB_HELD_BYTES, KEY_HELD_BYTES, REASON_BYTES_MAX};
 use crate::base::units::WallTime;
 use crate::queue::body::StoredBody;
 use crate::queue::command::{DeadPolicy, PartitionConfig};
@@ -30,7 +28,7 @@ use crate::queue::leaf::{Leaves, leaf_of, slot_of};
 use crate::queue::record::Record;
 use crate::queue::sessions::Sessions;
 use crate::queue::settings::share;
-use crate::queue::tree::{NEVER, Summary};
+use crate::queue::tree::{NEVER, Seen, Summary};
 use crate::queue::view::{BodyLocation, JobEnd, JobState, QueueStats};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
@@ -159,15 +157,25 @@ impl PartitionState {
             .note_jobs(place_of(id), &before, self.leaves.summary());
     }
 
-    /// Remembers where the body of a job is on this node's disk; nothing if it is gone.
-    pub(super) fn set_body_location(&mut self, seq: u64, at: BodyLocation) {
-        if self.leaves.record(seq).is_none() {
-            return;
+    /// Remembers where the body of a job is on this node's disk, and where it was before; nothing if the
+    /// job is gone.
+    pub(super) fn set_body_location(
+        &mut self,
+        seq: u64,
+        at: BodyLocation,
+        before: Option<BodyLocation>,
+    ) {
+        let mut before = before;
+        match self.leaves.page(leaf_of(seq)) {
+            // Its page says where, as it will be read.
+            Some(Seen::Absent(_)) => {}
+            Some(Seen::Here(leaf)) if leaf.records()[slot_of(seq)].state.is_some() => {
+                self.leaves.touch(leaf_of(seq), |leaf| {
+                    before = leaf.set_location(slot_of(seq), at);
+                });
+            }
+            _ => return,
         }
-        let mut before = None;
-        self.leaves.touch(leaf_of(seq), |leaf| {
-            before = leaf.set_location(slot_of(seq), at);
-        });
         if let Some(before) = before {
             self.leave_payload(before);
         }
@@ -248,6 +256,25 @@ impl PartitionState {
             .note_keys(place, before, self.keys.first_expiry());
     }
 
+    /// Whether its counters fit what its trees tell of what is in them.
+    pub(super) fn fits_totals(&self) -> bool {
+        let (stats, leaves) = (&self.head.stats, self.leaves.summary());
+        let in_flight = self.leaves.of_state(JobState::InFlight, 0, 0).count() as u64;
+        self.head.live() == leaves.live
+            && stats.bytes == leaves.bytes + self.history.result_bytes()
+            && stats.keys == self.keys.tree().summary().live
+            && stats.retained == self.history.len()
+            && stats.in_flight == in_flight
+    }
+
+    /// What of it waits for a time, as its trees tell: it has come.
+    pub(super) fn enter_deadlines(&self, place: Place, on: &mut Links) {
+        let none = Summary::default();
+        on.deadlines.note_jobs(place, &none, self.leaves.summary());
+        on.deadlines
+            .note_keys(place, NEVER, self.keys.first_expiry());
+    }
+
     /// Nothing of it waits for a time any more: it goes.
     pub(super) fn leave_deadlines(&self, place: Place, on: &mut Links) {
         let none = Summary::default();
@@ -256,11 +283,14 @@ impl PartitionState {
             .note_keys(place, self.keys.first_expiry(), NEVER);
     }
 
-    /// Memory that keys and finished jobs take.
-    pub(super) fn held_beside_jobs(&self) -> u64 {
-        let stats = &self.head.stats;
-        stats.keys * KEY_HELD_BYTES as u64
-            + stats.retained * FINISHED_HELD_BYTES as u64
+    /// Memory that what is here of it takes: jobs, keys and finished jobs.
+    pub(super) fn held_bytes(&self) -> u64 {
+        let jobs = self.leaves.here().map(|(_, leaf)| leaf.held_bytes());
+        let keys = self.keys.tree().here();
+        let keys = keys.map(|(_, bucket)| bucket.held_bytes());
+        jobs.sum::<u64>()
+            + keys.sum::<u64>()
+            + self.head.stats.retained * FINISHED_HELD_BYTES as u64
             + self.history.result_bytes()
     }
 
@@ -345,17 +375,14 @@ impl PartitionState {
         }
     }
 
-    /// The counters as a read shows them.
+    /// The counters as a read shows them. The leaf with the oldest pending job must be here.
     pub(super) fn stats(&self) -> QueueStats {
-        let classes = (0..PRIORITIES as u8).filter_map(|priority| {
-            let mut jobs = self.leaves.of_state(JobState::Pending, priority, 0);
-            jobs.next()
+        let oldest = self.leaves.oldest_ready().and_then(|(_, leaf)| match leaf {
+            Seen::Here(leaf) => Some(&leaf.records()[leaf.first_ready()?]),
+            Seen::Absent(absent) => panic!("{absent:?} was asked for before it was here"),
         });
         QueueStats {
-            oldest_pending: classes.min().map(|seq| {
-                let record = self.leaves.record(seq).expect("a ready job is live");
-                WallTime(record.enqueued_at)
-            }),
+            oldest_pending: oldest.map(|record| WallTime(record.enqueued_at)),
             ..self.head.stats
         }
     }

@@ -243,16 +243,18 @@ impl JobQueue {
     /// Removes a partition with all its jobs, keys and finished jobs; nothing if it is not here.
     fn remove_partition(&mut self, uid: QueueUid, number: Partition) {
         let place = (uid, number);
-        let Some(mut partition) = self.partitions.remove(&place) else {
+        let Some(partition) = self.partitions.remove(&place) else {
             return;
         };
-        let jobs: Vec<u64> = partition.leaves.jobs().map(|(seq, _)| seq).collect();
-        for seq in jobs {
-            let id = JobId::new(self.group, uid, number, seq);
-            partition.remove(id, &mut self.links);
+        for seq in partition.leaves.of_state(JobState::InFlight, 0, 0) {
+            let owner = partition.leaves.in_flight(seq).map(|record| record.owner);
+            if let Some(owner) = owner.filter(|owner| *owner != 0) {
+                let id = JobId::new(self.group, uid, number, seq);
+                self.links.sessions.let_go(owner, id);
+            }
         }
         partition.leave_deadlines(place, &mut self.links);
-        self.links.held_bytes -= partition.held_beside_jobs();
+        self.links.held_bytes -= partition.held_bytes();
         self.links.surplus.remove(&place);
     }
 

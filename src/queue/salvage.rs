@@ -21,6 +21,7 @@ use crate::base::ids::{GroupId, JobId, QueueUid};
 use crate::base::limits::{LEAF_JOBS, NODE_BRANCHES};
 use crate::queue::command::PartitionChange;
 use crate::queue::job_queue::JobQueue;
+use crate::queue::load::check_owner;
 use crate::queue::load::{Bodies, Loading, ORDER, located};
 use crate::queue::page::{PageError, PagePlace, read_keys, read_leaf, read_reasons};
 use crate::queue::view::{BodyLocation, PageKey, PageKind};
@@ -162,7 +163,8 @@ impl Salvage {
             jobs.push((id, partition, record));
         }
         for (id, partition, mut record) in jobs {
-            if self.loading.check_owner(&record).is_err() {
+            let sessions = &self.loading.machine.links.sessions;
+            if check_owner(sessions, record.owner).is_err() {
                 record.owner = 0;
             }
             if let Err(error) = self.loading.job(id, partition, record, bodies) {

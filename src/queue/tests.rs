@@ -12,7 +12,7 @@ use crate::queue::command::{
 };
 use crate::queue::group_page;
 use crate::queue::history::FinishedPage;
-use crate::queue::job_queue::{JobQueue, MACHINE_VERSION, PagesNeeded};
+use crate::queue::job_queue::{JobQueue, MACHINE_VERSION};
 use crate::queue::outcome::{put_outcome, read_outcome, tests::samples};
 use crate::queue::page;
 use crate::queue::view::{ApplyAt, BodyLocation, JobState, PageKey, PageKind};
@@ -219,9 +219,9 @@ fn pages_come_in_order_in_slices_of_any_size() {
 #[test]
 fn bodies_come_in_order_with_their_locations() {
     let mut machine = rich();
-    machine.set_body_location(job(3), AT);
-    machine.set_body_location(job(1000), AT);
-    machine.set_body_location(JobId::new(GroupId(1), uid(1), Partition(0), 4), AT);
+    machine.set_body_location(job(3), AT, None);
+    machine.set_body_location(job(1000), AT, None);
+    machine.set_body_location(JobId::new(GroupId(1), uid(1), Partition(0), 4), AT, None);
     let mut cursor = machine.freeze().bodies();
     let mut ids = Vec::new();
     loop {
@@ -243,7 +243,7 @@ fn bodies_come_in_order_with_their_locations() {
 fn a_location_is_no_part_of_the_state() {
     let mut machine = rich();
     let hash = machine.state_hash();
-    machine.set_body_location(job(3), AT);
+    machine.set_body_location(job(3), AT, None);
     assert_eq!(machine.state_hash(), hash);
 }
 
@@ -335,11 +335,6 @@ fn a_missing_body_is_named_and_the_machine_stays_as_it_was() {
 #[should_panic(expected = "applied before the pages of its state were loaded")]
 fn nothing_is_applied_before_the_pages_are_there() {
     let mut machine = JobQueue::absent(GROUP);
-    let command = Command {
-        session: None,
-        op: lease(1),
-    };
-    assert_eq!(machine.pages_needed(&command), PagesNeeded::All);
     assert_eq!(machine.job(job(0)), Err(Rejection::QueueChanged));
     assert_eq!(machine.next_due(), None);
     apply(&mut machine, 0, lease(1));

@@ -19,12 +19,17 @@
 //!   for the next since. [`Tree::settle`] does. It is exact where nothing waits at all.
 //! - Pages and nodes are shared with copies of the tree, and copied when they change: a copy costs one
 //!   pointer, a change one path.
-//!
 //! - What is *stored* of a tree, a page or node, is on this node's disk as it is in memory; whatever has
 //!   changed is not. A stored page's first times are exact, and so is what is above it.
+//! - A stored page, or a stored node of level 1 with all pages below it, may be *absent*: on the disk
+//!   alone. Its summary is here. Nodes above are always here, since only they tell how high a tree is.
+//!
+//! Whoever reads or changes what may be absent asks for it first ([`Tree::page`], [`Tree::look`]); the
+//! other operations take it for a bug of the caller.
 //!
 //! Left out on purpose: what a page holds.
 
+mod residence;
 mod walk;
 
 use crate::base::limits::NODE_BRANCHES;
@@ -32,6 +37,7 @@ use crate::queue::view::StoredPage;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+pub(super) use residence::{Absent, Seen};
 pub(super) use walk::{Placed, Todo, Walk, WrittenTree};
 
 /// Branches of a node.
@@ -86,7 +92,12 @@ pub(super) trait Page: Clone + Default {
     fn summary(&self) -> Summary;
 
     /// The first time of an order, looked for.
-    fn first_due(&self, order: usize) -> u64;
+    fn first_due(&self, order: usize) -> u64 {
+        self.all_dues(order).min().unwrap_or(NEVER)
+    }
+
+    /// All times of an order, in any order.
+    fn all_dues(&self, order: usize) -> impl Iterator<Item = u64>;
 
     /// Takes note of it.
     fn set_due(&mut self, order: usize, when: u64);
@@ -114,6 +125,8 @@ struct Branch<T> {
 enum Below<T> {
     Page(Arc<T>),
     Node(Arc<Node<T>>),
+    /// A page or a node of level 1 that is where `stored` says, and nowhere else.
+    Absent,
 }
 
 // Derived, these would ask for `T: Clone`, or copy it.
@@ -142,6 +155,7 @@ impl<T> Clone for Below<T> {
         match self {
             Self::Page(page) => Self::Page(Arc::clone(page)),
             Self::Node(node) => Self::Node(Arc::clone(node)),
+            Self::Absent => Self::Absent,
         }
     }
 }
@@ -193,6 +207,7 @@ impl<T: Page> Spare<T> {
         match below {
             Below::Page(page) => self.page = Some(page).filter(|page| Arc::strong_count(page) == 1),
             Below::Node(node) => self.node = Some(node).filter(|node| Arc::strong_count(node) == 1),
+            Below::Absent => {}
         }
     }
 }
@@ -263,6 +278,7 @@ impl<T: Page> Node<T> {
                 let own = &mut branch.summary;
                 Arc::make_mut(node).update(place, own, (&mut *spare, disk), change)
             }
+            Below::Absent => panic!("page {number} was changed before it was here"),
         };
         if branch.summary.live == 0 {
             self.used &= !(1 << at);
@@ -307,13 +323,16 @@ impl OnDisk {
 
 /// Pages by number. A copy shares all of them.
 pub(super) struct Tree<T> {
+    /// `None` in an empty tree, and where a root of level 1 is absent.
     root: Option<Arc<Node<T>>>,
-    /// The level of the root; 1 has pages below it.
+    /// The level of the root; 1 has pages below it, 0 is an empty tree.
     height: u32,
     /// The number of the root among the nodes of its level.
     prefix: u64,
     summary: Summary,
     disk: OnDisk,
+    /// Pages and nodes that are absent, without those below absent nodes.
+    absent: u64,
     spare: Spare<T>,
 }
 
@@ -325,6 +344,7 @@ impl<T> Default for Tree<T> {
             prefix: 0,
             summary: Summary::default(),
             disk: OnDisk::default(),
+            absent: 0,
             spare: Spare::default(),
         }
     }
@@ -338,6 +358,7 @@ impl<T> Clone for Tree<T> {
             prefix: self.prefix,
             summary: self.summary,
             disk: self.disk.clone(),
+            absent: self.absent,
             spare: Spare::default(),
         }
     }
@@ -350,17 +371,13 @@ impl<T: Page> Tree<T> {
     }
 
     /// A page, if it exists.
+    ///
+    /// # Panics
+    /// If it is absent.
     pub(super) fn get(&self, number: u64) -> Option<&T> {
-        let mut node = self.root.as_deref()?;
-        let mut level = self.height;
-        if !self.covers(number) {
-            return None;
-        }
-        loop {
-            match &node.branches[branch_of(number, level)].as_ref()?.below {
-                Below::Page(page) => return Some(page),
-                Below::Node(below) => (node, level) = (below, level - 1),
-            }
+        match self.page(number)? {
+            Seen::Here(page) => Some(page),
+            Seen::Absent(absent) => panic!("{absent:?} was asked for before it was here"),
         }
     }
 
@@ -379,9 +396,9 @@ impl<T: Page> Tree<T> {
         result
     }
 
-    /// Changes what a page knows of this node's disk, if it exists: no part of the state.
+    /// Changes what a page knows of this node's disk, if it exists and is here: no part of the state.
     pub(super) fn touch(&mut self, number: u64, change: impl FnOnce(&mut T)) {
-        if self.get(number).is_none() {
+        if !matches!(self.page(number), Some(Seen::Here(_))) {
             return;
         }
         let mut node = self.root.as_mut().expect("the page was found");
@@ -391,41 +408,65 @@ impl<T: Page> Tree<T> {
             match &mut branch.as_mut().expect("the page was found").below {
                 Below::Page(page) => return change(Arc::make_mut(page)),
                 Below::Node(below) => (node, level) = (below, level - 1),
+                Below::Absent => unreachable!("the page was found"),
             }
         }
     }
 
-    /// Makes the first time of an order exact, and tells in which page it stands; of several with that
-    /// time, in the first.
-    pub(super) fn settle(&mut self, order: usize) -> Option<(u64, &T)> {
+    /// Makes the first time of an order exact.
+    pub(super) fn settle(&mut self, order: usize) -> u64 {
         loop {
             let when = self.summary.dues[order];
             if when == NEVER {
-                return None;
+                return NEVER;
             }
-            let found = self.next(0, |summary| summary.dues[order] == when);
-            let (number, page) = found.expect("a first time stands in some page");
+            let found = self.look(0, |summary| summary.dues[order] == when);
+            let (number, page) = match found.expect("a first time stands in some page") {
+                (number, Seen::Here(page)) => (number, page),
+                (_, Seen::Absent(_)) => return when,
+            };
             let first = page.first_due(order);
             if first == when {
-                return Some((number, self.get(number)?));
+                return when;
             }
             self.update(number, |page| page.set_due(order, first));
         }
     }
 
+    /// The first page with the first time of an order, which must be exact.
+    ///
+    /// # Panics
+    /// If it is absent.
+    pub(super) fn first_due(&self, order: usize) -> Option<(u64, &T)> {
+        let when = self.summary.dues[order];
+        let found = self.next(0, |summary| summary.dues[order] == when);
+        found.filter(|_| when != NEVER)
+    }
+
     /// The first page from `number` on whose summary `wanted` lets through; so must that of every node
     /// above such a page.
+    ///
+    /// # Panics
+    /// If it is absent.
     pub(super) fn next(&self, number: u64, wanted: impl Fn(&Summary) -> bool) -> Option<(u64, &T)> {
-        let root = self.root.as_deref()?;
-        next_below(root, (self.height, self.prefix), number, &wanted)
+        match self.look(number, wanted)? {
+            (number, Seen::Here(page)) => Some((number, page)),
+            (_, Seen::Absent(absent)) => panic!("{absent:?} was asked for before it was here"),
+        }
     }
 
     /// The pages from `number` on, rising.
+    ///
+    /// # Panics
+    /// If one is absent.
     pub(super) fn from(&self, number: u64) -> impl Iterator<Item = (u64, &T)> {
         self.wanted_from(number, |_| true)
     }
 
     /// The pages from `number` on that [`Self::next`] finds, rising.
+    ///
+    /// # Panics
+    /// If one is absent.
     pub(super) fn wanted_from(
         &self,
         number: u64,
@@ -440,17 +481,17 @@ impl<T: Page> Tree<T> {
     }
 
     fn covers(&self, number: u64) -> bool {
-        self.root.is_some() && number >> (BITS * self.height) == self.prefix
+        self.height != 0 && number >> (BITS * self.height) == self.prefix
     }
 
     /// Raises the root until the page is below it.
     fn cover(&mut self, number: u64) {
-        if self.root.is_none() {
+        if self.height == 0 {
             (self.height, self.prefix) = (1, number >> BITS);
             self.root = Some(self.spare.node());
         }
         while !self.covers(number) {
-            let below = self.root.take().expect("there is one");
+            let below = self.root.take().map_or(Below::Absent, Below::Node);
             let mut root = self.spare.node();
             let node = Arc::get_mut(&mut root).expect("it is new");
             let at = self.prefix as usize % FAN_OUT;
@@ -459,7 +500,7 @@ impl<T: Page> Tree<T> {
                 summary: self.summary,
                 stored: self.disk.root.take(),
                 changed: self.disk.changed,
-                below: Below::Node(below),
+                below,
             });
             self.root = Some(root);
             (self.height, self.prefix) = (self.height + 1, self.prefix >> BITS);
@@ -481,11 +522,12 @@ impl<T: Page> Tree<T> {
             let at = root.used.trailing_zeros() as usize;
             let only = root.branch(at);
             let below = match &only.below {
-                Below::Node(node) => Arc::clone(node),
+                Below::Node(node) => Some(Arc::clone(node)),
+                Below::Absent => None,
                 Below::Page(_) => unreachable!("pages are below level 1"),
             };
             (self.disk.root, self.disk.changed) = (only.stored, only.changed);
-            *root = below;
+            self.root = below;
             self.height -= 1;
             self.prefix = self.prefix << BITS | at as u64;
         }
@@ -498,14 +540,22 @@ impl<T: Page> Tree<T> {
     pub(super) fn check(&self) -> Result<(), String> {
         let Some(root) = &self.root else {
             let is_new = self.summary == Summary::default() && self.height == 0;
-            return is_new
+            let is_absent = self.height == 1 && self.disk.root.is_some() && self.absent == 1;
+            return (is_new || is_absent)
                 .then_some(())
                 .ok_or_else(|| format!("a tree without a root has {:?} in it", self.summary));
         };
         if root.used.is_power_of_two() && self.height > 1 {
             return Err(format!("its root of level {} has one branch", self.height));
         }
-        let counted = check_node(root, self.height)?;
+        let mut absent = 0;
+        let counted = check_node(root, self.height, &mut absent)?;
+        if absent != self.absent {
+            return Err(format!(
+                "{absent} are absent, {} are said to be",
+                self.absent
+            ));
+        }
         if counted == self.summary {
             Ok(())
         } else {
@@ -517,41 +567,7 @@ impl<T: Page> Tree<T> {
     }
 }
 
-fn next_below<'a, T: Page>(
-    node: &'a Node<T>,
-    (level, prefix): (u32, u64),
-    from: u64,
-    wanted: &impl Fn(&Summary) -> bool,
-) -> Option<(u64, &'a T)> {
-    let span = BITS * level;
-    let first = prefix << span;
-    let start = if from <= first {
-        0
-    } else if from >> span == prefix {
-        branch_of(from, level)
-    } else {
-        return None;
-    };
-    for at in bits(node.used & (u64::MAX << start)) {
-        let branch = node.branch(at);
-        if !wanted(&branch.summary) {
-            continue;
-        }
-        let number = prefix << BITS | at as u64;
-        match &branch.below {
-            Below::Page(page) => return Some((number, page)),
-            Below::Node(below) => {
-                let found = next_below(below, (level - 1, number), from, wanted);
-                if found.is_some() {
-                    return found;
-                }
-            }
-        }
-    }
-    None
-}
-
-fn check_node<T: Page>(node: &Node<T>, level: u32) -> Result<Summary, String> {
+fn check_node<T: Page>(node: &Node<T>, level: u32, absent: &mut u64) -> Result<Summary, String> {
     let mut all = Summary::default();
     for (at, branch) in node.branches.iter().enumerate() {
         let is_used = node.used & 1 << at != 0;
@@ -563,8 +579,12 @@ fn check_node<T: Page>(node: &Node<T>, level: u32) -> Result<Summary, String> {
         let Some(branch) = branch else { continue };
         let counted = match &branch.below {
             Below::Page(page) if level == 1 => page.summary(),
-            Below::Node(node) if level > 1 => check_node(node, level - 1)?,
-            Below::Page(_) | Below::Node(_) => return Err(format!("level {level} is crooked")),
+            Below::Node(node) if level > 1 => check_node(node, level - 1, absent)?,
+            Below::Absent if level <= 2 && branch.stored.is_some() => {
+                *absent += 1;
+                branch.summary
+            }
+            _ => return Err(format!("level {level} is crooked")),
         };
         if counted != branch.summary || counted.live == 0 {
             return Err(format!(
@@ -622,9 +642,9 @@ mod tests {
             }
         }
 
-        fn first_due(&self, order: usize) -> u64 {
+        fn all_dues(&self, order: usize) -> impl Iterator<Item = u64> {
             assert_eq!(order, 1);
-            self.times.iter().copied().min().unwrap_or(NEVER)
+            self.times.iter().copied()
         }
 
         fn set_due(&mut self, _order: usize, when: u64) {
@@ -715,8 +735,9 @@ mod tests {
                     "seed {seed}"
                 );
                 if prng.chance(1, 3) {
-                    let due = tree.settle(1).map(|(at, page)| (page.first_due(1), at));
-                    assert_eq!(tree.summary().dues[1], due.map_or(NEVER, |(when, _)| when));
+                    let when = tree.settle(1);
+                    let due = tree.first_due(1).map(|(at, page)| (page.first_due(1), at));
+                    assert_eq!(when, due.map_or(NEVER, |(when, _)| when));
                     assert_eq!(due, first, "seed {seed}");
                 }
                 let from = prng.below(spread);

@@ -28,8 +28,11 @@ use crate::queue::history::FinishedPage;
 use crate::queue::job_queue::JobQueue;
 use crate::queue::keys::Bucket;
 use crate::queue::leaf::Leaf;
-use crate::queue::page::{put_finished, put_keys, put_leaf, put_reasons};
+use crate::queue::page::{
+    PageError, put_finished, put_keys, put_leaf, put_reasons, read_finished, read_keys,
+};
 use crate::queue::queues::QueueRecord;
+use crate::queue::residence::{AbsentPage, PartHolds, StoredPart, read_branches, read_stored_leaf};
 use crate::queue::sessions::Session;
 use crate::queue::tree::{NEVER, Placed, Summary, Todo, Walk, WrittenTree};
 use crate::queue::view::{BodyLocation, PageKey, PageKind, StoredPage};
@@ -56,6 +59,22 @@ fn put_summary(summary: &Summary) -> SummaryBytes {
     out.try_into().expect("a summary has 44 bytes")
 }
 
+/// What [`put_summary`] has put.
+pub(super) fn read_summary(bytes: &SummaryBytes) -> Summary {
+    let word = |at: usize, len: usize| {
+        let mut word = [0; 8];
+        word[..len].copy_from_slice(&bytes[at..at + len]);
+        u64::from_le_bytes(word)
+    };
+    let due = |order: usize| Some(word(20 + 6 * order, 6)).filter(|due| *due != (1 << 48) - 1);
+    Summary {
+        live: word(0, 8),
+        bytes: word(8, 8),
+        classes: word(16, 2) as u16,
+        dues: std::array::from_fn(|order| due(order).unwrap_or(NEVER)),
+    }
+}
+
 /// Files of this node's disk that a checkpoint leaves: what lives in them is written anew.
 #[derive(Debug, Default)]
 pub struct LeftFiles {
@@ -69,6 +88,8 @@ pub struct LeftFiles {
 pub enum Piece {
     /// Nothing yet: much was looked at that stays where it is.
     Pause,
+    /// Nothing before this is read, with the bodies of its jobs, and given to the writer.
+    Read(AbsentPage),
     /// The body of a job.
     Body {
         /// The job.
@@ -143,7 +164,8 @@ pub(super) struct Flat {
 #[derive(Default)]
 pub struct Kept {
     trees: VecDeque<KeptTree>,
-    bodies: VecDeque<(JobId, BodyLocation)>,
+    /// Jobs, where their bodies are, and where those were before.
+    bodies: VecDeque<(JobId, BodyLocation, Option<BodyLocation>)>,
     flat: Option<Flat>,
 }
 
@@ -165,8 +187,8 @@ struct OpenLeaf {
     number: u64,
     leaf: Arc<Leaf>,
     bodies: Vec<(u8, BodyLocation)>,
-    /// Slots that are not looked at yet.
-    left: VecDeque<usize>,
+    /// Slots that are not looked at yet, and where their bodies were.
+    left: VecDeque<(usize, Option<BodyLocation>)>,
 }
 
 /// Writes a frozen state.
@@ -337,7 +359,7 @@ impl StateWriter {
             let at = leaf.location(slot);
             match at.filter(|at| !self.files.payloads.contains(&at.file)) {
                 Some(at) => bodies.push((slot as u8, at)),
-                None => left.push_back(slot),
+                None => left.push_back((slot, at)),
             }
         }
         self.leaf = Some(OpenLeaf {
@@ -351,7 +373,7 @@ impl StateWriter {
     fn next_of_leaf(&mut self) -> Piece {
         let open = self.leaf.as_mut().expect("the caller has looked");
         let (place, _) = self.walking.as_ref().expect("its tree is open");
-        if let Some(slot) = open.left.front() {
+        if let Some((slot, _)) = open.left.front() {
             let seq = open.number * LEAF_JOBS + *slot as u64;
             return Piece::Body {
                 job: JobId::new(self.shared.group.group, place.0, place.1, seq),
@@ -373,17 +395,55 @@ impl StateWriter {
         }
     }
 
+    /// What had to be read.
+    ///
+    /// # Errors
+    /// [`PageError`] if it cannot be what was written there: it is damaged.
+    ///
+    /// # Panics
+    /// If nothing had to.
+    pub fn read(&mut self, part: &StoredPart) -> Result<(), PageError> {
+        let key = part.at.key;
+        let of_page = |what| PageError::of_page(key, what);
+        let (place, walking) = self.walking.as_mut().expect("its tree is open");
+        let group = &self.shared.group;
+        let head = &self.shared.partitions[place].head;
+        let read = match (&part.holds, walking) {
+            (PartHolds::Node(branches), walking) => {
+                let branches = read_branches(branches);
+                match walking {
+                    Walking::Leaves(walk) => walk.read_node(branches),
+                    Walking::Keys(walk) => walk.read_node(branches),
+                    Walking::Finished(walk) => walk.read_node(branches),
+                }
+            }
+            (PartHolds::Page(bytes, bodies), Walking::Leaves(walk)) => {
+                let of = (group.group, key, head.next_seq);
+                walk.read_page(read_stored_leaf(of, group.version, bytes, bodies)?)
+            }
+            (PartHolds::Page(bytes, _), Walking::Keys(walk)) => {
+                let keys = read_keys(bytes, key.number).map_err(of_page)?;
+                walk.read_page(Bucket::of_keys(keys))
+            }
+            (PartHolds::Page(bytes, _), Walking::Finished(walk)) => {
+                let jobs = read_finished(bytes, key.number).map_err(of_page)?;
+                walk.read_page(FinishedPage::of_jobs(jobs))
+            }
+        };
+        read.map_err(of_page)
+    }
+
     /// The body that was handed out is written there.
     ///
     /// # Panics
     /// If none was.
     pub fn body_placed(&mut self, job: JobId, at: BodyLocation) {
         let open = self.leaf.as_mut().expect("a leaf is open");
-        let slot = open.left.pop_front().expect("a body was handed out");
+        let (slot, before) = open.left.pop_front().expect("a body was handed out");
         open.bodies.push((slot as u8, at));
         let used = self.payloads.entry(at.file).or_default();
         *used = (used.0 + at.disk_bytes(), used.1 + 1);
-        self.kept.bodies.push_back((job, at));
+        self.kept.bodies.push_back((job, at, before));
     }
 
     /// The page or node that was handed out is written there.
@@ -465,6 +525,11 @@ fn page_of(key: PageKey, bytes: Bytes) -> Piece {
 fn node_of<T>(kind: PageKind, place: Place, todo: Todo<T>) -> Piece {
     match todo {
         Todo::Pause => Piece::Pause,
+        Todo::Read(absent) => Piece::Read(AbsentPage {
+            key: key(kind, place, absent.number),
+            level: u8::try_from(absent.level).expect("a tree has few levels"),
+            stored: absent.stored,
+        }),
         Todo::Page { number, .. } => unreachable!("page {number} was taken before"),
         Todo::Node {
             level,
@@ -511,8 +576,8 @@ impl JobQueue {
             self.flat = Arc::new(flat);
         }
         for _ in 0..count {
-            if let Some((job, at)) = kept.bodies.pop_front() {
-                self.set_body_location(job, at);
+            if let Some((job, at, before)) = kept.bodies.pop_front() {
+                self.set_body_location(job, at, before);
                 continue;
             }
             let Some(tree) = kept.trees.front_mut() else {
@@ -567,11 +632,16 @@ impl JobQueue {
     }
 
     /// Remembers where the body of a job is on this node's disk; nothing if the job is gone.
-    pub(super) fn set_body_location(&mut self, job: JobId, at: BodyLocation) {
+    pub(super) fn set_body_location(
+        &mut self,
+        job: JobId,
+        at: BodyLocation,
+        before: Option<BodyLocation>,
+    ) {
         let place: (QueueUid, Partition) = (job.queue(), job.partition());
         let state = self.partitions.get_mut(&place);
         if let Some(state) = state.filter(|_| job.group() == self.group) {
-            state.set_body_location(job.seq(), at);
+            state.set_body_location(job.seq(), at, before);
         }
     }
 }

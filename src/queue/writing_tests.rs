@@ -2,19 +2,21 @@
 //! state.
 
 use crate::base::checksum::Hash128;
-use crate::base::ids::{GroupId, JobId, Partition};
+use crate::base::ids::{GroupId, JobId, LogIndex, Partition};
 use crate::base::prng::Prng;
+use crate::base::units::GroupTime;
 use crate::queue::body::{decode_body, encode_body};
 use crate::queue::check::check;
-use crate::queue::command::{AckItem, NackItem, NewJob, Op, Outcome, PurgeStates, Start};
+use crate::queue::command::{AckItem, Command, NackItem, NewJob, Op, Outcome, PurgeStates, Start};
 use crate::queue::frozen::FrozenState;
 use crate::queue::job_queue::JobQueue;
 use crate::queue::load::stored_pages;
+use crate::queue::residence::{AbsentPage, PageWant, PartHolds, StoredPart, is_read_at_start};
 use crate::queue::tests::{GROUP, apply, enqueue, lease, rich, uid};
-use crate::queue::view::{BodyLocation, PageKey, PageKind, StoredPage};
+use crate::queue::view::{ApplyAt, BodyLocation, PageKey, PageKind, StoredPage};
 use crate::queue::writing::{Kept, LeftFiles, Piece, SummaryBytes, WrittenState};
 use bytes::Bytes;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 /// A page, its key, and the places of the bodies of its jobs.
@@ -37,6 +39,8 @@ struct Count {
     pages: usize,
     nodes: usize,
     bodies: usize,
+    /// Pages and nodes that had to be read.
+    read: usize,
 }
 
 impl Disk {
@@ -68,6 +72,11 @@ impl Disk {
         while let Some(piece) = writer.next_piece() {
             match piece {
                 Piece::Pause => {}
+                Piece::Read(absent) => {
+                    count.read += 1;
+                    let part = self.part(&absent);
+                    writer.read(&part).expect("it is whole");
+                }
                 Piece::Body { job, body } => {
                     count.bodies += 1;
                     let mut bytes = Vec::new();
@@ -153,6 +162,109 @@ impl Disk {
         }
         assert_eq!(told, payloads, "what lives in payload files");
         (stored_pages(pages), bodies)
+    }
+
+    /// What a page or node is.
+    fn part(&self, at: &AbsentPage) -> StoredPart {
+        let place = (at.stored.file, at.stored.offset);
+        let holds = if at.level == 0 {
+            let (key, bytes, bodies) = &self.pages[&place];
+            assert_eq!(*key, at.key);
+            let bodies = bodies.iter().map(|(slot, at)| {
+                let (_, bytes) = &self.bodies[&(at.file, at.offset)];
+                (*slot, *at, bytes.clone())
+            });
+            PartHolds::Page(bytes.clone(), bodies.collect())
+        } else {
+            let (key, level, branches) = &self.nodes[&place];
+            assert_eq!((*key, *level), (at.key, at.level));
+            PartHolds::Node(branches.clone())
+        };
+        StoredPart { at: *at, holds }
+    }
+
+    /// What is below a node, with what is told of it there.
+    fn below(&self, at: &AbsentPage) -> Vec<(AbsentPage, SummaryBytes)> {
+        let (_, _, branches) = &self.nodes[&(at.stored.file, at.stored.offset)];
+        let below = branches.iter().map(|(slot, summary, stored)| {
+            let number = at.key.number << 6 | u64::from(*slot);
+            let below = AbsentPage {
+                key: PageKey { number, ..at.key },
+                level: at.level - 1,
+                stored: *stored,
+            };
+            (below, *summary)
+        });
+        below.collect()
+    }
+
+    /// What a start makes of a root, if it reads no more than it must.
+    fn open(&self, state: &WrittenState) -> JobQueue {
+        let mut parts = Vec::new();
+        for tree in &state.trees {
+            let top = AbsentPage {
+                key: tree.key,
+                level: tree.level,
+                stored: tree.stored,
+            };
+            let mut left = VecDeque::from([(top, tree.summary)]);
+            while let Some((at, summary)) = left.pop_front() {
+                if !is_read_at_start(at.key.kind, at.level, &tree.summary, &summary) {
+                    continue;
+                }
+                parts.push(self.part(&at));
+                if at.level != 0 {
+                    left.extend(self.below(&at));
+                }
+            }
+        }
+        let flat = state.pages.iter();
+        let flat = flat.map(|(key, at)| (*key, self.pages[&(at.file, at.offset)].1.clone()));
+        let flat: Vec<_> = flat.collect();
+        let mut machine = JobQueue::absent(GROUP);
+        machine
+            .open(&flat, &state.trees, &parts)
+            .expect("it is whole");
+        for (key, stored) in &state.pages {
+            machine.found(*key, 0, *stored);
+        }
+        machine
+    }
+
+    /// Reads what is wanted; how many parts that were.
+    fn read_wanted(&self, machine: &mut JobQueue, wants: &[PageWant]) -> usize {
+        let mut count = 0;
+        for want in wants {
+            let mut left = vec![want.at];
+            while let Some(at) = left.pop() {
+                count += 1;
+                machine.take_part(&self.part(&at)).expect("it is whole");
+                if at.level != 0 {
+                    let below = self.below(&at).into_iter();
+                    let below = below
+                        .filter(|(below, summary)| want.lets_through(below.key.number, summary));
+                    left.extend(below.take(want.pages_max()).map(|(below, _)| below));
+                }
+            }
+        }
+        count
+    }
+
+    /// Reads all that is absent, as a purge of everything would need it, and the keys.
+    fn read_all(&self, state: &WrittenState, machine: &mut JobQueue) {
+        for tree in &state.trees {
+            let mut left = vec![AbsentPage {
+                key: tree.key,
+                level: tree.level,
+                stored: tree.stored,
+            }];
+            while let Some(at) = left.pop() {
+                machine.take_part(&self.part(&at)).expect("it is whole");
+                if at.level != 0 {
+                    left.extend(self.below(&at).into_iter().map(|(below, _)| below));
+                }
+            }
+        }
     }
 
     /// What a start makes of a root.
@@ -253,6 +365,7 @@ fn what_has_not_changed_is_not_written_again() {
         pages: 3 + 157,
         nodes: 4,
         bodies: 10_000,
+        read: 0,
     };
     assert_eq!(count, all);
     let (second, count) = checkpoint(&mut machine, &mut disk);
@@ -265,6 +378,7 @@ fn what_has_not_changed_is_not_written_again() {
         pages: 2 + 2,
         nodes: 3,
         bodies: 1,
+        read: 0,
     };
     assert_eq!(count, few);
 }
@@ -290,13 +404,14 @@ fn what_changes_during_a_checkpoint_is_in_the_next() {
     // The leaf of both, the node above, the counters and the time.
     let (state, count) = checkpoint(&mut machine, &mut disk);
     let pages = 3;
-    let (nodes, bodies) = (1, 0);
+    let (nodes, bodies, read) = (1, 0, 0);
     assert_eq!(
         count,
         Count {
             pages,
             nodes,
-            bodies
+            bodies,
+            read
         }
     );
     assert_eq!(disk.load(&state).state_hash(), machine.state_hash());
@@ -455,6 +570,123 @@ fn checkpoints_are_the_state_whatever_happens_between_them() {
             }
         }
     }
+}
+
+#[test]
+fn what_is_absent_changes_no_outcome() {
+    let mut read = 0;
+    for seed in 0..20 {
+        let mut prng = Prng::new(seed);
+        let (mut whole, mut disk) = (rich(), Disk::default());
+        for _ in 0..prng.below(3) * 5 {
+            apply(&mut whole, 9, jobs(1000));
+        }
+        let (state, _) = checkpoint(&mut whole, &mut disk);
+        let mut machine = disk.open(&state);
+        let mut time = 10;
+        for _ in 0..60 {
+            check(&machine).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+            time += prng.below(30);
+            let op = random_op(&whole, &mut prng);
+            let at = ApplyAt {
+                index: LogIndex(time),
+                time: GroupTime(time),
+            };
+            let session = None;
+            let command = Command { session, op };
+            loop {
+                let wants = machine.pages_needed(at, &command);
+                if wants.is_empty() {
+                    break;
+                }
+                let count = disk.read_wanted(&mut machine, &wants);
+                assert_ne!(count, 0, "seed {seed}: nothing would ever come of it");
+                read += count;
+            }
+            let outcome = machine.apply(at, &command);
+            assert_eq!(outcome, whole.apply(at, &command), "seed {seed}");
+            assert_eq!(machine.next_due(), whole.next_due(), "seed {seed}");
+            match prng.below(8) {
+                restart @ 0..=1 => {
+                    let (state, _) = checkpoint_absent(&mut machine, &mut disk, &mut prng);
+                    if restart == 1 {
+                        machine = disk.open(&state);
+                    }
+                }
+                2..=4 => {
+                    machine.let_go([1, 50_000, u64::MAX][prng.below(3) as usize]);
+                }
+                _ => {}
+            }
+        }
+        let (state, _) = checkpoint_absent(&mut machine, &mut disk, &mut prng);
+        disk.read_all(&state, &mut machine);
+        check(&machine).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+        assert_eq!(machine.state_hash(), whole.state_hash(), "seed {seed}");
+    }
+    assert!(read > 300, "{read} pages were read");
+}
+
+/// A checkpoint of a state of which not all is here, that leaves some files.
+fn checkpoint_absent(
+    machine: &mut JobQueue,
+    disk: &mut Disk,
+    prng: &mut Prng,
+) -> (WrittenState, Count) {
+    let mut left = LeftFiles::default();
+    if prng.chance(1, 2) {
+        left.runs.insert(prng.below(disk.file + 1));
+        left.payloads.insert(1000 + prng.below(disk.file + 1));
+    }
+    let frozen = machine.cut();
+    if prng.chance(1, 3) {
+        machine.let_go(u64::MAX);
+    }
+    let (state, mut kept, count) = disk.write_leaving(&frozen, left);
+    // Proves what each file is said to keep alive.
+    disk.read(&state);
+    drop(frozen);
+    while machine.keep(&mut kept, 1 + prng.below(50) as usize) {}
+    check(machine).expect("all invariants hold");
+    (state, count)
+}
+
+#[test]
+fn a_start_reads_the_jobs_in_flight_and_a_lease_the_next() {
+    let (mut machine, mut disk) = (waiting(10_000), Disk::default());
+    apply(&mut machine, 1, lease(70));
+    let (state, _) = checkpoint(&mut machine, &mut disk);
+    let mut opened = disk.open(&state);
+    check(&opened).expect("all invariants hold");
+    let leaves = |machine: &JobQueue| {
+        let place = &machine.partitions[&(uid(1), Partition(0))];
+        place
+            .leaves
+            .here()
+            .map(|(number, _)| number)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(leaves(&opened), [0, 1]);
+    let at = ApplyAt {
+        index: LogIndex(2),
+        time: GroupTime(2),
+    };
+    let command = |op| Command { session: None, op };
+    // The rest of leaf 1.
+    let few = command(lease(58));
+    assert_eq!(opened.pages_needed(at, &few), []);
+    let more = command(lease(59));
+    let wants = opened.pages_needed(at, &more);
+    assert_eq!(disk.read_wanted(&mut opened, &wants), 16);
+    assert_eq!(leaves(&opened), (0..18).collect::<Vec<_>>());
+    assert_eq!(opened.pages_needed(at, &more), []);
+    assert_eq!(opened.apply(at, &more), machine.apply(at, &more));
+    // The youngest go first, and no job in flight.
+    let held = opened.held_bytes();
+    assert!(opened.let_go(1) < held / 15);
+    assert_eq!(leaves(&opened), (0..17).collect::<Vec<_>>());
+    opened.let_go(u64::MAX);
+    assert_eq!(leaves(&opened), [0, 1, 2]);
 }
 
 #[test]

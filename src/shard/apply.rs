@@ -12,9 +12,9 @@ use super::timers::ADVANCE_BACKOFF;
 use crate::base::code::Code;
 use crate::base::entry::{Entry, EntryKind, version_of};
 use crate::base::ids::{LogIndex, QueueUid};
+use crate::queue::MACHINE_VERSION;
 use crate::queue::command::{Command, Enqueued, Grant, ItemOutcome, Op, Outcome};
 use crate::queue::view::ApplyAt;
-use crate::queue::{MACHINE_VERSION, PagesNeeded};
 use crate::wire::command::decode_command;
 use crate::wire::message::{ErrorReply, LeasedJob, ReplyBody};
 
@@ -72,11 +72,6 @@ impl ShardEngine {
                     None => command_of(entry)?,
                 };
                 let at = ApplyAt { index, time };
-                let needed = group.queue.pages_needed(&command);
-                assert!(
-                    needed == PagesNeeded::None,
-                    "a group serves when its pages are loaded"
-                );
                 let outcome = group.queue.apply(at, &command);
                 group.raft.applied();
                 // What an earlier process proposed was counted by that one.

@@ -75,6 +75,7 @@ pub fn add_piece(
             Ok(stored_page(hash, &place))
         }
         Piece::Body { job, .. } => panic!("the body of job {job} goes into a payload file"),
+        Piece::Read(absent) => panic!("{absent:?} is to be read"),
         Piece::Pause => panic!("a pause is nothing to write"),
     }
 }

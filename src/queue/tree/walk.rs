@@ -6,8 +6,12 @@
 //!                          ^ ──────────────────────────────────────────┘
 //!                          └─> Placed ─> keep: what has not changed since is stored
 //! ```
+//!
+//! What is absent is stored, and so is left alone, unless files are left that it may have something in:
+//! then it is asked for. The walk takes it in, the tree does not.
 
-use super::{Below, DUES, Node, Page, Summary, Tree, bits, branch_of};
+use super::residence::Absent;
+use super::{Below, DUES, Node, OnDisk, Page, Summary, Tree, bits, branch_of};
 use crate::queue::view::StoredPage;
 use crate::queue::writing::LeftFiles;
 use std::collections::BTreeMap;
@@ -23,6 +27,8 @@ pub(in crate::queue) type WrittenBranch = (u8, Summary, StoredPage);
 pub(in crate::queue) enum Todo<T> {
     /// Nothing yet: many pages were looked at that stay where they are.
     Pause,
+    /// Nothing before this is read, and taken in.
+    Read(Absent),
     /// A page.
     Page {
         /// Its number.
@@ -49,6 +55,8 @@ pub(in crate::queue) struct Placed {
     number: u64,
     summary: Summary,
     stored: StoredPage,
+    /// Where it was before, if it was anywhere.
+    before: Option<StoredPage>,
 }
 
 /// The root of a tree that is written, and what the tree keeps of run files.
@@ -65,29 +73,33 @@ pub(in crate::queue) struct WrittenTree {
     pub(in crate::queue) runs: BTreeMap<u64, u64>,
 }
 
-struct Frame<T> {
-    node: Arc<Node<T>>,
+/// A place in the tree that the walk has come to.
+#[derive(Clone, Copy)]
+struct Place {
+    /// 0 is a page.
     level: u32,
     number: u64,
-    /// Where it is on the disk, if it may stay there.
-    stays: Option<(Summary, StoredPage)>,
+    summary: Summary,
+    /// Where it is on the disk.
+    before: Option<StoredPage>,
+    /// It may stay there, as far as is known.
+    stays: bool,
+}
+
+struct Frame<T> {
+    node: Arc<Node<T>>,
+    place: Place,
     /// The branches that are not looked at yet.
     left: u64,
     written: Vec<WrittenBranch>,
 }
 
 impl<T> Frame<T> {
-    fn new(
-        node: &Arc<Node<T>>,
-        (level, number): (u32, u64),
-        stays: Option<(Summary, StoredPage)>,
-    ) -> Self {
+    fn new(node: Arc<Node<T>>, place: Place) -> Self {
         Self {
-            node: Arc::clone(node),
-            level,
-            number,
-            stays,
             left: node.used,
+            node,
+            place,
             written: Vec::new(),
         }
     }
@@ -99,11 +111,17 @@ pub(in crate::queue) struct Walk<T> {
     files: Arc<LeftFiles>,
     /// What is stored is looked at, too: some of it is in such files.
     looks: bool,
+    /// Some bodies are in such files.
+    has_payloads: bool,
     /// Pages looked at that stay, since the last pause.
     looked: usize,
     frames: Vec<Frame<T>>,
+    /// What must be read.
+    wanted: Option<Place>,
+    /// A page that was read and is not looked at yet.
+    ready: Option<(Place, Arc<T>)>,
     /// What was handed out last and has no place yet.
-    open: Option<(u32, u64, Summary)>,
+    open: Option<Place>,
     root: Option<(Summary, StoredPage)>,
     runs: BTreeMap<u64, u64>,
     placed: Vec<Placed>,
@@ -113,28 +131,49 @@ impl<T: Page> Walk<T> {
     /// Over a copy of a tree, whose pages are known to have something in payload files that are left, or
     /// not.
     pub(in crate::queue) fn new(tree: Tree<T>, files: &Arc<LeftFiles>, has_payloads: bool) -> Self {
-        let (mut frames, mut root) = (Vec::new(), None);
         let looks = has_payloads || tree.disk.runs.keys().any(|file| files.runs.contains(file));
-        let stays = tree.disk.root.filter(|at| !files.runs.contains(&at.file));
-        let stays = stays.map(|stored| (tree.summary, stored));
-        match &tree.root {
-            Some(node) if looks || stays.is_none() => {
-                frames.push(Frame::new(node, (tree.height, tree.prefix), stays));
-            }
-            _ => root = stays,
-        }
         let runs = tree.disk.runs.iter();
         let runs = runs.filter(|(file, _)| !files.runs.contains(file));
-        Self {
+        let mut walk = Self {
             runs: runs.map(|(file, bytes)| (*file, *bytes)).collect(),
-            root,
-            tree,
             files: Arc::clone(files),
             looks,
+            has_payloads,
             looked: 0,
-            frames,
+            frames: Vec::new(),
+            wanted: None,
+            ready: None,
             open: None,
+            root: None,
             placed: Vec::new(),
+            tree,
+        };
+        if walk.tree.height != 0 {
+            let (height, prefix) = (walk.tree.height, walk.tree.prefix);
+            let place = walk.place((height, prefix), walk.tree.summary, walk.tree.disk.root);
+            match (place.before, walk.tree.root.clone()) {
+                (Some(stored), _) if place.stays && !looks => {
+                    walk.root = Some((place.summary, stored));
+                }
+                (_, Some(node)) => walk.frames.push(Frame::new(node, place)),
+                (_, None) => walk.wanted = Some(place),
+            }
+        }
+        walk
+    }
+
+    fn place(
+        &self,
+        (level, number): (u32, u64),
+        summary: Summary,
+        before: Option<StoredPage>,
+    ) -> Place {
+        Place {
+            level,
+            number,
+            summary,
+            before,
+            stays: before.is_some_and(|at| !self.files.runs.contains(&at.file)),
         }
     }
 
@@ -143,67 +182,141 @@ impl<T: Page> Walk<T> {
     /// # Panics
     /// If what was handed out before has no place yet.
     pub(in crate::queue) fn next(&mut self) -> Option<Todo<T>> {
-        assert!(self.open.is_none(), "{:?} was not placed", self.open);
+        assert!(
+            self.open.is_none(),
+            "{:?} was not placed",
+            self.open.map(|place| (place.level, place.number))
+        );
+        if let Some((place, page)) = self.ready.take()
+            && let Some(todo) = self.see(place, &page)
+        {
+            return Some(todo);
+        }
         loop {
+            if let Some(wanted) = &self.wanted {
+                let (level, number) = (wanted.level, wanted.number);
+                let stored = wanted.before.expect("what is absent is stored");
+                return Some(Todo::Read(Absent {
+                    level,
+                    number,
+                    stored,
+                }));
+            }
             let frame = self.frames.last_mut()?;
             let Some(at) = bits(frame.left).next() else {
                 let frame = self.frames.pop()?;
-                if let Some((summary, stored)) = frame.stays {
-                    self.put(frame.number, summary, stored);
+                let place = frame.place;
+                if let Some(stored) = place.before.filter(|_| place.stays) {
+                    self.put(&place, stored);
                     continue;
                 }
-                let summary = sum_of(&frame.written);
-                self.open = Some((frame.level, frame.number, summary));
+                let (level, number) = (place.level, place.number);
+                self.open = Some(Place {
+                    summary: sum_of(&frame.written),
+                    ..place
+                });
                 return Some(Todo::Node {
-                    level: frame.level,
-                    number: frame.number,
+                    level,
+                    number,
                     branches: frame.written,
                 });
             };
             frame.left &= frame.left - 1;
-            let branch = frame.node.branch(at);
-            let number = frame.number << super::BITS | at as u64;
-            let (level, summary) = (frame.level - 1, branch.summary);
-            let stays = branch
-                .stored
-                .filter(|at| !self.files.runs.contains(&at.file));
-            match (stays, &branch.below) {
-                (Some(stored), _) if !self.looks => {
-                    frame.written.push((at as u8, summary, stored));
+            let node = Arc::clone(&frame.node);
+            let branch = node.branch(at);
+            let number = frame.place.number << super::BITS | at as u64;
+            let level = frame.place.level - 1;
+            let place = self.place((level, number), branch.summary, branch.stored);
+            if let Some(stored) = place.before.filter(|_| place.stays && !self.looks) {
+                self.put(&place, stored);
+                continue;
+            }
+            let todo = match &branch.below {
+                Below::Page(page) => self.see(place, page),
+                Below::Node(node) => {
+                    self.frames.push(Frame::new(Arc::clone(node), place));
+                    None
                 }
-                (Some(stored), Below::Page(page)) if !page.lies_in(&self.files.payloads) => {
-                    frame.written.push((at as u8, summary, stored));
-                    self.looked += 1;
-                    if self.looked.is_multiple_of(PAUSE_AFTER) {
-                        return Some(Todo::Pause);
-                    }
+                // Only bodies can tell that it does not stay.
+                Below::Absent if level == 0 && place.stays && !self.has_payloads => {
+                    self.stay(&place)
                 }
-                (stays, Below::Page(page)) => {
-                    self.open = Some((0, number, exact(page.as_ref())));
-                    let page = Arc::clone(page);
-                    if let Some(before) = stays {
-                        self.not_kept(&before);
-                    }
-                    return Some(Todo::Page { number, page });
+                Below::Absent => {
+                    self.wanted = Some(place);
+                    None
                 }
-                (stays, Below::Node(node)) => {
-                    let stays = stays.map(|stored| (summary, stored));
-                    let below = Frame::new(node, (level, number), stays);
-                    self.frames.push(below);
-                }
+            };
+            if todo.is_some() {
+                return todo;
             }
         }
     }
 
-    /// What is at this number lies there.
-    fn put(&mut self, number: u64, summary: Summary, stored: StoredPage) {
+    /// What is to be done with a page.
+    fn see(&mut self, place: Place, page: &Arc<T>) -> Option<Todo<T>> {
+        if place.stays && !page.lies_in(&self.files.payloads) {
+            return self.stay(&place);
+        }
+        let summary = exact(page.as_ref());
+        self.open = Some(Place { summary, ..place });
+        let (number, page) = (place.number, Arc::clone(page));
+        Some(Todo::Page { number, page })
+    }
+
+    /// A page stays where it is.
+    fn stay(&mut self, place: &Place) -> Option<Todo<T>> {
+        let stored = place.before.expect("what stays is stored");
+        self.put(place, stored);
+        self.looked += 1;
+        let pauses = self.looked.is_multiple_of(PAUSE_AFTER);
+        pauses.then_some(Todo::Pause)
+    }
+
+    /// What lies there is at this place of the tree.
+    fn put(&mut self, place: &Place, stored: StoredPage) {
         match self.frames.last_mut() {
             Some(frame) => {
-                let slot = number % super::FAN_OUT as u64;
-                frame.written.push((slot as u8, summary, stored));
+                let slot = place.number % super::FAN_OUT as u64;
+                frame.written.push((slot as u8, place.summary, stored));
             }
-            None => self.root = Some((summary, stored)),
+            None => self.root = Some((place.summary, stored)),
         }
+    }
+
+    /// The page that had to be read.
+    ///
+    /// # Errors
+    /// If it is not what is told above it.
+    ///
+    /// # Panics
+    /// If none had to.
+    pub(in crate::queue) fn read_page(&mut self, page: T) -> Result<(), &'static str> {
+        let place = self.wanted.take().expect("a page had to be read");
+        if exact(&page) != place.summary {
+            return Err(super::residence::NOT_SUMMED);
+        }
+        self.ready = Some((place, Arc::new(page)));
+        Ok(())
+    }
+
+    /// The node that had to be read.
+    ///
+    /// # Errors
+    /// If it is not what is told above it.
+    ///
+    /// # Panics
+    /// If none had to.
+    pub(in crate::queue) fn read_node(
+        &mut self,
+        branches: Vec<WrittenBranch>,
+    ) -> Result<(), &'static str> {
+        let place = self.wanted.take().expect("a node had to be read");
+        if sum_of(&branches) != place.summary {
+            return Err(super::residence::NOT_SUMMED);
+        }
+        let (node, _) = Node::of_absent(branches)?;
+        self.frames.push(Frame::new(node, place));
+        Ok(())
     }
 
     /// What was handed out is written there.
@@ -211,22 +324,28 @@ impl<T: Page> Walk<T> {
     /// # Panics
     /// If nothing was.
     pub(in crate::queue) fn placed(&mut self, stored: StoredPage) {
-        let open = self.open.take();
-        let (level, number, summary) = open.expect("something was handed out to be placed");
+        let place = self.open.take();
+        let place = place.expect("something was handed out to be placed");
         *self.runs.entry(stored.file).or_default() += u64::from(stored.len);
         self.placed.push(Placed {
-            level,
-            number,
-            summary,
+            level: place.level,
+            number: place.number,
+            summary: place.summary,
             stored,
+            before: place.before,
         });
-        // What is above names where it was before.
-        let above = self.frames.iter_mut();
-        let above: Vec<_> = above.filter_map(|frame| frame.stays.take()).collect();
-        for (_, before) in above {
+        if let Some(before) = place.before.filter(|_| place.stays) {
             self.not_kept(&before);
         }
-        self.put(number, summary, stored);
+        // What is above names where it was before.
+        let above = self.frames.iter_mut().map(|frame| &mut frame.place);
+        let above =
+            above.filter_map(|place| std::mem::take(&mut place.stays).then_some(place.before));
+        let above: Vec<_> = above.flatten().collect();
+        for before in above {
+            self.not_kept(&before);
+        }
+        self.put(&place, stored);
     }
 
     /// What lay there is written anew.
@@ -244,7 +363,7 @@ impl<T: Page> Walk<T> {
     /// # Panics
     /// If something is left to be written.
     pub(in crate::queue) fn finish(self) -> (Option<WrittenTree>, u32, Vec<Placed>) {
-        let is_done = self.frames.is_empty() && self.open.is_none();
+        let is_done = self.frames.is_empty() && self.open.is_none() && self.wanted.is_none();
         assert!(is_done, "some of a tree was not written");
         let written = self.root.map(|(summary, stored)| WrittenTree {
             level: self.tree.height,
@@ -258,7 +377,7 @@ impl<T: Page> Walk<T> {
 }
 
 /// The summary of a page with exact first times.
-fn exact<T: Page>(page: &T) -> Summary {
+pub(super) fn exact<T: Page>(page: &T) -> Summary {
     let mut summary = page.summary();
     for order in 0..DUES {
         summary.dues[order] = page.first_due(order);
@@ -266,7 +385,8 @@ fn exact<T: Page>(page: &T) -> Summary {
     summary
 }
 
-fn sum_of(branches: &[WrittenBranch]) -> Summary {
+/// What is below all of these.
+pub(super) fn sum_of(branches: &[WrittenBranch]) -> Summary {
     let mut all = Summary::default();
     for (_, summary, _) in branches {
         all.add(summary);
@@ -290,8 +410,9 @@ impl<T: Page> Tree<T> {
             number,
             summary,
             stored,
+            before,
         } = *placed;
-        if level == self.height && number == self.prefix && self.root.is_some() {
+        if self.height == level && self.prefix == number {
             if self.disk.changed <= epoch {
                 let mut before = self.disk.root.take();
                 self.disk.forget(&mut before);
@@ -303,13 +424,19 @@ impl<T: Page> Tree<T> {
         if level >= self.height || !self.covers(first) {
             return;
         }
-        let root = self.root.as_mut().expect("it covers the number");
+        let Some(root) = self.root.as_mut() else {
+            return self.disk.moved(before, stored);
+        };
         let (root, disk) = (Arc::make_mut(root), &mut self.disk);
         let place = (self.height, level, first);
-        if let Some(kept) = root.is_unchanged(place, epoch) {
-            disk.forget(&mut kept.clone());
-            let stored = disk.keep(stored);
-            root.keep(place, &mut self.summary, &summary, stored);
+        match root.since(place, epoch) {
+            Since::Changed => {}
+            Since::Absent => disk.moved(before, stored),
+            Since::Kept(mut kept) => {
+                disk.forget(&mut kept);
+                let stored = disk.keep(stored);
+                root.keep(place, &mut self.summary, &summary, stored);
+            }
         }
     }
 
@@ -326,6 +453,7 @@ impl<T: Page> Tree<T> {
                 number,
                 summary,
                 stored,
+                before: None,
             };
             self.keep(&placed, self.disk.epoch);
         }
@@ -349,20 +477,39 @@ impl<T: Page> Tree<T> {
     }
 }
 
+/// What became of a branch since an epoch ended.
+enum Since {
+    Changed,
+    /// Nothing: it is below what is absent.
+    Absent,
+    /// Nothing: this was stored of it.
+    Kept(Option<StoredPage>),
+}
+
+impl OnDisk {
+    /// Something that is below what is absent lies there now.
+    fn moved(&mut self, before: Option<StoredPage>, stored: StoredPage) {
+        let mut before = before;
+        self.forget(&mut before);
+        self.keep(stored);
+    }
+}
+
 impl<T: Page> Node<T> {
-    /// What is stored of a branch that has not changed since an epoch ended; `None` if it has.
-    fn is_unchanged(
-        &self,
-        (height, level, first): (u32, u32, u64),
-        epoch: u32,
-    ) -> Option<&Option<StoredPage>> {
-        let branch = self.branches[branch_of(first, height)].as_ref()?;
+    fn since(&self, (height, level, first): (u32, u32, u64), epoch: u32) -> Since {
+        let Some(branch) = self.branches[branch_of(first, height)].as_ref() else {
+            return Since::Changed;
+        };
         if height - 1 == level {
-            return (branch.changed <= epoch).then_some(&branch.stored);
+            return match branch.changed <= epoch {
+                true => Since::Kept(branch.stored),
+                false => Since::Changed,
+            };
         }
         match &branch.below {
-            Below::Node(node) => node.is_unchanged((height - 1, level, first), epoch),
-            Below::Page(_) => None,
+            Below::Node(node) => node.since((height - 1, level, first), epoch),
+            Below::Absent => Since::Absent,
+            Below::Page(_) => Since::Changed,
         }
     }
 
