@@ -151,6 +151,7 @@ impl Node {
             // No round begins by itself.
             checkpoint_log_bytes: u64::MAX,
             checkpoint_log_bytes_max: u64::MAX,
+            jobs_held_bytes_max: u64::MAX,
             tails_bytes: 1 << 20,
             catch_up_bytes: 0,
             segment_bytes: SEGMENT_BYTES,
@@ -246,6 +247,7 @@ impl Node {
                 self.tell(Input::ManifestWritten);
             }
             Effect::LoadGroup { group, bases } => self.loads.push((group, bases)),
+            Effect::LoadPages(_) => panic!("no operation needs what it does not have"),
             Effect::Stopped => self.stopped = true,
             Effect::DropSegments { .. } | Effect::DropFiles { .. } | Effect::JobsRan { .. } => {}
             Effect::Forward { .. } | Effect::ForwardClosed { .. } => {

@@ -192,7 +192,7 @@ impl KeyTable {
     /// # Errors
     /// The first that is not, as a sentence.
     pub(super) fn check(&self) -> Result<(), String> {
-        for (number, bucket) in self.0.from(0) {
+        for (number, bucket) in self.0.here() {
             let (first, bound) = (bucket.first_due(EXPIRIES), bucket.first);
             if bound > first || first == NEVER {
                 return Err(format!("bucket {number} says {bound}, its keys {first}"));

@@ -12,13 +12,11 @@ use crate::queue::job_queue::JobQueue;
 use crate::queue::jobs::ReplyRoom;
 use crate::queue::leaf::{Order, leaf_of, slot_of};
 use crate::queue::partition::{PartitionState, owner_of};
-use crate::queue::queues::QueueRecord;
 use crate::queue::scan::in_order;
 use crate::queue::sessions::view;
 use crate::queue::view::{
     Body, FinishedJob, JobCursor, JobState, JobView, QueueStats, SessionView,
 };
-use std::sync::Arc;
 
 impl JobQueue {
     /// A live job.
@@ -102,11 +100,16 @@ impl JobQueue {
     /// All queues at home here, by uid, with their counters.
     #[must_use]
     pub fn queues(&self) -> Vec<(QueueInfo, QueueStats)> {
-        let one = |(uid, record): (&QueueUid, &Arc<QueueRecord>)| {
-            let partition = &self.partitions[&(*uid, Partition(0))];
-            (record.info(*uid, false), partition.stats())
-        };
-        self.queues.iter().map(one).collect()
+        let queues = self.queues.keys();
+        queues.filter_map(|uid| self.queue(*uid)).collect()
+    }
+
+    /// A queue at home here, with its counters.
+    #[must_use]
+    pub fn queue(&self, uid: QueueUid) -> Option<(QueueInfo, QueueStats)> {
+        let record = self.queues.get(&uid)?;
+        let partition = &self.partitions[&(uid, Partition(0))];
+        Some((record.info(uid, false), partition.stats()))
     }
 
     /// Jobs that are live and not dead, over all partitions that live here.

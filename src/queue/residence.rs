@@ -67,17 +67,26 @@ pub struct PageWant {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Below {
+    Nothing,
     One(u64),
     Classes(u16),
     Due { order: usize, by: u64 },
 }
 
 impl PageWant {
+    /// This and nothing below it.
+    #[must_use]
+    pub fn only(at: AbsentPage) -> Self {
+        let below = Below::Nothing;
+        Self { at, below }
+    }
+
     /// Whether a page below the node is wanted, too, in whose branch this stands.
     #[must_use]
     pub fn lets_through(&self, number: u64, summary: &SummaryBytes) -> bool {
         let summary = read_summary(summary);
         match self.below {
+            Below::Nothing => false,
             Below::One(page) => number == page,
             Below::Classes(classes) => summary.classes & classes != 0,
             Below::Due { order, by } => summary.dues[order] <= by,
@@ -88,6 +97,7 @@ impl PageWant {
     #[must_use]
     pub fn pages_max(&self) -> usize {
         match self.below {
+            Below::Nothing => 0,
             Below::One(_) => 1,
             Below::Classes(_) | Below::Due { .. } => AHEAD,
         }
@@ -444,6 +454,12 @@ impl JobQueue {
             stats_need((queue, partition), state, &mut wants);
         }
         wants.0
+    }
+
+    /// What must be read before [`Self::queue`] can tell of a queue.
+    #[must_use]
+    pub fn pages_of_queue(&self, queue: QueueUid) -> Vec<PageWant> {
+        self.pages_of_stats(queue, Partition(0))
     }
 
     /// What must be read before [`Self::queues`] can tell of all queues.

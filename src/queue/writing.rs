@@ -40,6 +40,8 @@ use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+/// Pages that are read at once.
+const AHEAD: usize = 16;
 /// Bytes of a summary.
 const SUMMARY_BYTES: usize = 44;
 
@@ -88,8 +90,9 @@ pub struct LeftFiles {
 pub enum Piece {
     /// Nothing yet: much was looked at that stays where it is.
     Pause,
-    /// Nothing before this is read, with the bodies of its jobs, and given to the writer.
-    Read(AbsentPage),
+    /// Nothing before the first of these is read, with the bodies of its jobs, and given to the writer. The
+    /// others, pages behind it, are taken as well, in this order.
+    Read(Vec<AbsentPage>),
     /// The body of a job.
     Body {
         /// The job.
@@ -199,6 +202,8 @@ pub struct StateWriter {
     left: VecDeque<(Place, PageKind)>,
     walking: Option<(Place, Walking)>,
     leaf: Option<OpenLeaf>,
+    /// What was read before its turn.
+    ahead: VecDeque<StoredPart>,
     /// Of the partition whose leaves are written.
     payloads: BTreeMap<u64, (u64, u64)>,
     /// The lowest key of a page that a group has few of which can come next.
@@ -206,10 +211,35 @@ pub struct StateWriter {
     open_flat: Option<(PageKey, Same)>,
     written_flat: Flat,
     written: WrittenState,
-    kept: Kept,
+    /// `None`: nothing is to be remembered of it.
+    kept: Option<Kept>,
 }
 
 impl FrozenState {
+    /// All files that something of it is in.
+    #[must_use]
+    pub fn files(&self) -> LeftFiles {
+        let mut files = LeftFiles::default();
+        let flat = self.shared.flat.pages.values();
+        files.runs.extend(flat.map(|(stored, _)| stored.file));
+        for partition in self.shared.partitions.values() {
+            files.runs.extend(partition.leaves.runs());
+            files.runs.extend(partition.keys.tree().runs());
+            files.runs.extend(partition.finished.runs());
+            files.payloads.extend(partition.payloads.keys());
+        }
+        files
+    }
+
+    /// Begins to hand out all of it, wherever it is: `files` are all that it is in ([`Self::files`]), and
+    /// none may be dropped before the end.
+    #[must_use]
+    pub fn whole(&self, files: &Arc<LeftFiles>) -> StateWriter {
+        let mut writer = self.writer(files);
+        writer.kept = None;
+        writer
+    }
+
     /// Begins to write what is not on the disk, or in files that are left.
     #[must_use]
     pub fn writer(&self, files: &Arc<LeftFiles>) -> StateWriter {
@@ -222,6 +252,7 @@ impl FrozenState {
             files: Arc::clone(files),
             walking: None,
             leaf: None,
+            ahead: VecDeque::new(),
             payloads: BTreeMap::new(),
             flat: Some(Shared::first_key()),
             open_flat: None,
@@ -230,7 +261,7 @@ impl FrozenState {
                 pages: BTreeMap::new(),
             },
             written: WrittenState::default(),
-            kept: Kept::default(),
+            kept: Some(Kept::default()),
         }
     }
 }
@@ -260,6 +291,7 @@ impl StateWriter {
             let place = *place;
             let piece = match walking {
                 Walking::Leaves(walk) => match walk.next() {
+                    Some(Todo::Read) => return self.next_read(),
                     Some(Todo::Page { number, page }) => {
                         self.open_leaf(number, page);
                         continue;
@@ -267,6 +299,7 @@ impl StateWriter {
                     todo => todo.map(|todo| node_of(PageKind::Leaf, place, todo)),
                 },
                 Walking::Keys(walk) => match walk.next() {
+                    Some(Todo::Read) => return self.next_read(),
                     Some(Todo::Page { number, page }) => {
                         let bytes = put_keys(page.keys());
                         Some(page_of(key(PageKind::Keys, place, number), bytes))
@@ -274,6 +307,7 @@ impl StateWriter {
                     todo => todo.map(|todo| node_of(PageKind::Keys, place, todo)),
                 },
                 Walking::Finished(walk) => match walk.next() {
+                    Some(Todo::Read) => return self.next_read(),
                     Some(Todo::Page { number, page }) => {
                         let bytes = put_finished(&page);
                         Some(page_of(key(PageKind::Finished, place, number), bytes))
@@ -286,6 +320,19 @@ impl StateWriter {
             }
             self.end_tree();
         }
+    }
+
+    /// What is read ahead is taken; else it is to be read.
+    fn next_read(&mut self) -> Option<Piece> {
+        let wanted = self.wanted();
+        if let Some(part) = self.ahead.pop_front()
+            && wanted.first() == Some(&part.at)
+            && self.take(&part).is_ok()
+        {
+            return Some(Piece::Pause);
+        }
+        self.ahead.clear();
+        Some(Piece::Read(wanted))
     }
 
     /// The next tree; false if there is none.
@@ -342,8 +389,8 @@ impl StateWriter {
                 payloads,
             });
         }
-        if !placed.is_empty() {
-            self.kept.trees.push_back(KeptTree {
+        if let Some(kept) = self.kept.as_mut().filter(|_| !placed.is_empty()) {
+            kept.trees.push_back(KeptTree {
                 kind,
                 place,
                 epoch,
@@ -395,14 +442,35 @@ impl StateWriter {
         }
     }
 
-    /// What had to be read.
+    /// What must be read next.
+    fn wanted(&self) -> Vec<AbsentPage> {
+        let (place, walking) = self.walking.as_ref().expect("its tree is open");
+        let (kind, wanted) = match walking {
+            Walking::Leaves(walk) => (PageKind::Leaf, walk.wanted(AHEAD)),
+            Walking::Keys(walk) => (PageKind::Keys, walk.wanted(AHEAD)),
+            Walking::Finished(walk) => (PageKind::Finished, walk.wanted(AHEAD)),
+        };
+        let wanted = wanted.iter().map(|absent| AbsentPage {
+            key: key(kind, *place, absent.number),
+            level: u8::try_from(absent.level).expect("a tree has few levels"),
+            stored: absent.stored,
+        });
+        wanted.collect()
+    }
+
+    /// Something that was read.
     ///
     /// # Errors
     /// [`PageError`] if it cannot be what was written there: it is damaged.
-    ///
-    /// # Panics
-    /// If nothing had to.
-    pub fn read(&mut self, part: &StoredPart) -> Result<(), PageError> {
+    pub fn read(&mut self, part: StoredPart) -> Result<(), PageError> {
+        if self.wanted().first() == Some(&part.at) {
+            return self.take(&part);
+        }
+        self.ahead.push_back(part);
+        Ok(())
+    }
+
+    fn take(&mut self, part: &StoredPart) -> Result<(), PageError> {
         let key = part.at.key;
         let of_page = |what| PageError::of_page(key, what);
         let (place, walking) = self.walking.as_mut().expect("its tree is open");
@@ -443,7 +511,9 @@ impl StateWriter {
         open.bodies.push((slot as u8, at));
         let used = self.payloads.entry(at.file).or_default();
         *used = (used.0 + at.disk_bytes(), used.1 + 1);
-        self.kept.bodies.push_back((job, at, before));
+        if let Some(kept) = &mut self.kept {
+            kept.bodies.push_back((job, at, before));
+        }
     }
 
     /// The page or node that was handed out is written there.
@@ -504,8 +574,9 @@ impl StateWriter {
         assert!(is_done, "some of a state was not written");
         let pages = self.written_flat.pages.iter();
         self.written.pages = pages.map(|(key, (stored, _))| (*key, *stored)).collect();
-        self.kept.flat = Some(self.written_flat);
-        (self.written, self.kept)
+        let mut kept = self.kept.unwrap_or_default();
+        kept.flat = Some(self.written_flat);
+        (self.written, kept)
     }
 }
 
@@ -525,11 +596,7 @@ fn page_of(key: PageKey, bytes: Bytes) -> Piece {
 fn node_of<T>(kind: PageKind, place: Place, todo: Todo<T>) -> Piece {
     match todo {
         Todo::Pause => Piece::Pause,
-        Todo::Read(absent) => Piece::Read(AbsentPage {
-            key: key(kind, place, absent.number),
-            level: u8::try_from(absent.level).expect("a tree has few levels"),
-            stored: absent.stored,
-        }),
+        Todo::Read => unreachable!("what must be read was looked at before"),
         Todo::Page { number, .. } => unreachable!("page {number} was taken before"),
         Todo::Node {
             level,

@@ -357,6 +357,7 @@ impl Node {
                 queue_defaults: config.queue_defaults,
                 checkpoint_log_bytes: config.checkpoint_log_bytes,
                 checkpoint_log_bytes_max: config.checkpoint_log_max(superblock.shards, memory),
+                jobs_held_bytes_max: config.jobs_held(superblock.shards, memory),
                 tails_bytes: config.tails_bytes(superblock.shards, memory),
                 catch_up_bytes: CATCH_UP_BYTES_MAX,
                 segment_bytes: SEGMENT_BYTES,

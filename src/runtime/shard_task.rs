@@ -538,6 +538,7 @@ impl Driver {
             }
             Effect::ReadLog(piece) => self.read_log(piece),
             Effect::LoadGroup { group, bases } => self.order(Order::Load { group, bases }),
+            Effect::LoadPages(order) => self.order(Order::LoadPages(order)),
             Effect::WriteChunk {
                 round,
                 file,

@@ -14,9 +14,9 @@ use crate::base::ids::GroupId;
 use crate::base::report::Report;
 use crate::runtime::data_dir::{disk_full, names, sync_folder, unusable, write_durably};
 use crate::runtime::{space, sys};
-use crate::shard::effect::CheckpointFile;
+use crate::shard::effect::{CheckpointFile, PageOrder};
 use crate::shard::input::Input;
-use crate::shard::loading::load_group;
+use crate::shard::loading::{load_group, load_pages};
 use crate::snapshot::layout::{Owner, RootRef};
 use crate::snapshot::manifest::Manifest;
 use bytes::Bytes;
@@ -69,6 +69,8 @@ pub enum Order {
         /// Its bases, newest first.
         bases: Vec<RootRef>,
     },
+    /// Read pages of a group.
+    LoadPages(PageOrder),
 }
 
 /// The thread's state.
@@ -124,6 +126,7 @@ impl SnapshotFiles {
                 Ok(Order::Manifest(bytes)) => manifest = Some(bytes),
                 Ok(Order::Drop(files)) => self.drop_files(&files),
                 Ok(Order::Load { group, bases }) => tell(self.load(group, &bases)),
+                Ok(Order::LoadPages(order)) => tell(self.load_pages(&order)),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -252,6 +255,20 @@ impl SnapshotFiles {
             tracing::error!(%group, "a checkpoint is damaged: {what}");
         }
         Input::GroupLoaded { group, result }
+    }
+
+    fn load_pages(&mut self, order: &PageOrder) -> Input {
+        let mut read = reader(&self.folder);
+        let result = load_pages(&self.owner, order, &mut read);
+        let group = order.group;
+        if let Err(what) = &result {
+            tracing::warn!(%group, "pages cannot be read: {what}");
+        }
+        Input::PagesLoaded {
+            group,
+            reader: order.reader,
+            result,
+        }
     }
 
     fn path(&self, file: CheckpointFile) -> PathBuf {

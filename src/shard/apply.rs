@@ -22,11 +22,14 @@ impl ShardEngine {
     pub(super) fn apply_committed(&mut self, slot: usize) {
         while self.groups[slot].phase == Phase::Serving
             && !self.groups[slot].installing
+            && !self.groups[slot].pages.apply_waits()
             && self.groups[slot].raft.next_committed().is_some()
             && self.may_change_members(slot)
         {
-            if let Err(why) = self.apply_next(slot) {
-                return self.halt(slot, &why);
+            match self.apply_next(slot) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(why) => return self.halt(slot, &why),
             }
             self.counters.entries_applied_total += 1;
         }
@@ -57,7 +60,8 @@ impl ShardEngine {
         *counter = *counter - before + held;
     }
 
-    fn apply_next(&mut self, slot: usize) -> Result<(), String> {
+    /// Applies the next entry, unless it has to wait for pages.
+    fn apply_next(&mut self, slot: usize) -> Result<bool, String> {
         let group = &mut self.groups[slot];
         let entry = group.raft.next_committed();
         let entry = entry.expect("there is one to apply");
@@ -72,6 +76,11 @@ impl ShardEngine {
                     None => command_of(entry)?,
                 };
                 let at = ApplyAt { index, time };
+                let wants = group.queue.pages_needed(at, &command);
+                let Some(command) = self.has_pages(slot, (index, term), wants, command) else {
+                    return Ok(false);
+                };
+                let group = &mut self.groups[slot];
                 let outcome = group.queue.apply(at, &command);
                 group.raft.applied();
                 // What an earlier process proposed was counted by that one.
@@ -113,7 +122,7 @@ impl ShardEngine {
                 ));
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Answers who waited for the entry, and takes note of what its outcome means to the leader.
@@ -257,7 +266,8 @@ impl ShardEngine {
         let group = &mut self.groups[slot];
         let waiters = std::mem::take(&mut group.waiters);
         let polls = group.polls.take_all();
-        let reads: Vec<_> = group.reads.take_all().collect();
+        let reads = group.reads.take_all().chain(group.pages.take_held());
+        let reads: Vec<_> = reads.collect();
         for (_, waiter) in waiters {
             let (to, request) = match waiter {
                 Waiter::Client { to, request } | Waiter::Queue { to, request } => (to, request),

@@ -5,15 +5,19 @@ use crate::base::checksum::Hash128;
 use crate::base::ids::{GroupId, Partition, QueueUid};
 use crate::base::units::Lsn;
 use crate::queue::view::{BodyLocation, PageKey, PageKind, StoredPage};
-use crate::queue::{Piece, SummaryBytes, WrittenState};
+use crate::queue::{
+    AbsentPage, JobQueue, PartHolds, Piece, StoredPart, StoredTree, SummaryBytes, WrittenState,
+};
 use crate::snapshot::builder::{BuildError, RunBuilder};
 use crate::snapshot::layout::{
     BodyPlace, Branch, GroupMeta, Node, PageEntry, PageName, PayloadUse, Place, Root, RootRef,
     RunUse, TreeEntry,
 };
+use crate::snapshot::load::{self as read, NodeEntry, Part};
 use crate::snapshot::manifest::{ManifestBase, ManifestGroup};
 use crate::wal::record::{BaseRecord, RootLocation};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 pub(super) fn page_name(key: PageKey) -> PageName {
     PageName {
@@ -42,6 +46,104 @@ pub(super) fn stored_page(hash: Hash128, place: &Place) -> StoredPage {
         len: place.len,
         crc: place.crc,
     }
+}
+
+/// A part that is on the disk alone, as run files name it.
+pub(super) fn absent_entry(absent: &AbsentPage) -> NodeEntry {
+    NodeEntry {
+        name: page_name(absent.key),
+        level: absent.level,
+        hash: absent.stored.hash,
+        place: place(&absent.stored),
+    }
+}
+
+/// What was read, as the job machine takes it in; `None` for a name that this version never wrote.
+pub(super) fn stored_part(part: Part) -> Option<StoredPart> {
+    let at = AbsentPage {
+        key: page_key(&part.entry.name)?,
+        level: part.entry.level,
+        stored: stored_page(part.entry.hash, &part.entry.place),
+    };
+    let holds = match part.holds {
+        read::PartHolds::Page(bytes, bodies) => {
+            let bodies = bodies.into_iter().map(|(slot, place, bytes)| {
+                let BodyPlace { file, offset, len } = place;
+                (slot, BodyLocation { file, offset, len }, bytes)
+            });
+            PartHolds::Page(bytes, bodies.collect())
+        }
+        read::PartHolds::Node(branches) => {
+            let branches = branches.iter().map(|branch| {
+                let stored = stored_page(branch.hash, &branch.place);
+                (branch.slot, branch.summary, stored)
+            });
+            PartHolds::Node(branches.collect())
+        }
+    };
+    Some(StoredPart { at, holds })
+}
+
+/// A tree as a root names it, in the words of the job machine.
+pub(super) fn stored_tree(tree: &TreeEntry) -> Option<StoredTree> {
+    let runs = tree.runs.iter();
+    let payloads = tree.payloads.iter();
+    Some(StoredTree {
+        key: page_key(&tree.name)?,
+        level: tree.level,
+        summary: tree.summary,
+        stored: stored_page(tree.hash, &tree.place),
+        runs: runs.map(|used| (used.file, used.live_bytes)).collect(),
+        payloads: payloads
+            .map(|used| (used.file, (used.live_bytes, used.live_bodies)))
+            .collect(),
+    })
+}
+
+/// A hash over a state: what a checkpoint of it would have in its root, but for places. Equal for equal
+/// states, whatever of them is in memory, or on the disk.
+pub(super) fn state_hash(queue: &JobQueue) -> Hash128 {
+    let nowhere = |hash| StoredPage {
+        hash,
+        file: 0,
+        offset: 0,
+        len: 0,
+        crc: 0,
+    };
+    let mut writer = queue.freeze().writer(&Arc::default());
+    while let Some(piece) = writer.next_piece() {
+        match &piece {
+            Piece::Pause => {}
+            Piece::Read(absent) => panic!("{absent:?} is stored and in no file that is left"),
+            Piece::Body { job, .. } => {
+                let (file, offset, len) = (0, 0, 0);
+                writer.body_placed(*job, BodyLocation { file, offset, len });
+            }
+            Piece::Page { bytes, .. } => writer.placed(nowhere(Hash128::of(bytes))),
+            Piece::Node {
+                key,
+                level,
+                branches,
+            } => {
+                let (canonical, _) = node(*key, *level, branches).encode();
+                writer.placed(nowhere(Hash128::of(&canonical)));
+            }
+        }
+    }
+    let (state, _) = writer.finish();
+    let mut all = Vec::new();
+    let trees = state.trees.iter();
+    let trees = trees.map(|tree| (tree.key, tree.level, &tree.summary[..], tree.stored.hash));
+    let pages = state.pages.iter();
+    let pages = pages.map(|(key, stored)| (*key, 0, &[][..], stored.hash));
+    for (key, level, summary, hash) in pages.chain(trees) {
+        all.extend_from_slice(&[key.kind as u8, level, key.partition.0]);
+        all.extend_from_slice(&key.queue.to_u64().to_le_bytes());
+        all.extend_from_slice(&key.number.to_le_bytes());
+        all.extend_from_slice(summary);
+        all.extend_from_slice(&hash.0);
+    }
+    Hash128::of(&all)
 }
 
 /// Writes a page or a node of a group; where it lies.

@@ -27,10 +27,11 @@
 //! (`installing`). There is one round at a time.
 //!
 //! Pages and bodies are written once, until they change: a round writes anew what lives in files of which
-//! less than half is alive.
+//! less than half is alive, once these are much together. It looks at all pages then, and has those read
+//! that are not in memory.
 
 use super::bases::{add_piece, base_record, manifest_group, root};
-use super::effect::{CheckpointFile, Effect};
+use super::effect::{CheckpointFile, Effect, PageOrder, Reader};
 use super::engine::ShardEngine;
 use super::group::Phase as GroupPhase;
 use super::installing::Joins;
@@ -41,7 +42,9 @@ use crate::base::ids::ShardId;
 use crate::base::limits::BASES_KEPT;
 use crate::base::units::{Lsn, Monotonic};
 use crate::queue::view::BodyLocation;
-use crate::queue::{FrozenState, JobQueue, Kept, LeftFiles, Piece, StateWriter};
+use crate::queue::{
+    FrozenState, JobQueue, Kept, LeftFiles, PageWant, Piece, StateWriter, StoredPart,
+};
 use crate::raft::role::Role;
 use crate::snapshot::builder::{PayloadBuilder, RunBuilder};
 use crate::snapshot::layout::{FileHeader, FileKind, GroupMeta, Owner, file_number};
@@ -61,6 +64,11 @@ const SLICE_PLACES: usize = 1024;
 const OUTSTANDING_BYTES_MAX: usize = 4 << 20;
 /// A payload file is closed at this size, so that dead ones go piece by piece.
 const PAYLOAD_FILE_BYTES: u64 = 64 << 20;
+/// Files of which less than half is alive are rewritten once so much of them is dead, and a quarter of what
+/// is alive,
+const DEAD_BYTES_MAX: u64 = 16 << 20;
+/// or once there are so many: of each round one can be left.
+const SPARSE_FILES_MAX: usize = 16;
 /// A round that failed for lack of space is tried again after this.
 const RETRY: Duration = Duration::from_secs(5);
 /// The manifest is written at least this often while the log grows.
@@ -118,6 +126,8 @@ struct Writing {
     outstanding: usize,
     written: Vec<Written>,
     installs: Option<Box<JobQueue>>,
+    /// Pages that must be looked at are being read.
+    reads: bool,
     /// The body that is being written.
     encoded: Vec<u8>,
 }
@@ -127,6 +137,36 @@ struct Current {
     slot: usize,
     meta: GroupMeta,
     writer: StateWriter,
+}
+
+/// Files of one kind of which less than half is alive.
+#[derive(Default)]
+struct Sparse {
+    files: BTreeSet<u64>,
+    /// Bytes of all files that are alive.
+    alive: u64,
+    /// Bytes of the sparse ones that are not.
+    dead: u64,
+}
+
+impl Sparse {
+    fn note(&mut self, file: u64, alive: u64, total: u64) {
+        self.alive += alive;
+        if alive * 2 < total {
+            self.dead += total - alive;
+            self.files.insert(file);
+        }
+    }
+
+    /// Those, if moving what lives in them is worth the search for it among all that is alive.
+    fn worth_it(self) -> BTreeSet<u64> {
+        let is_much = self.dead >= DEAD_BYTES_MAX.max(self.alive / 4);
+        if is_much || self.files.len() > SPARSE_FILES_MAX {
+            self.files
+        } else {
+            BTreeSet::new()
+        }
+    }
 }
 
 /// The checkpoints of a shard.
@@ -141,6 +181,8 @@ pub(super) struct Checkpointer {
     files: BTreeMap<CheckpointFile, u64>,
     /// Run and payload files of which less than half is alive: the next round moves what lives.
     rewrite: Arc<LeftFiles>,
+    /// False once something that had to be moved could not be read.
+    rewrites: bool,
     /// The end of the log at the last cut.
     cut_at: Lsn,
     /// Log bytes found at the start, which count as since the last cut until there is one.
@@ -173,6 +215,7 @@ impl Checkpointer {
             phase: Phase::Idle,
             files,
             rewrite: Arc::default(),
+            rewrites: true,
             cut_at: log_end,
             carried,
             retry_at: None,
@@ -194,6 +237,12 @@ impl Checkpointer {
         matches!(self.phase, Phase::Idle)
     }
 
+    /// Whether what a round has written is being taken note of, step by step. A node and what is below it
+    /// may be told to lie in different rounds meanwhile, so that none is taken in or let go of.
+    pub(super) fn is_placing(&self) -> bool {
+        matches!(self.phase, Phase::Placing { .. })
+    }
+
     /// Whether the newest manifest is on its way.
     pub(super) fn manifest_under_way(&self) -> bool {
         self.manifest_under_way
@@ -202,7 +251,9 @@ impl Checkpointer {
     /// Whether the next slice can be made at once.
     pub(super) fn wants_a_turn(&self) -> bool {
         match &self.phase {
-            Phase::Writing(writing) => writing.outstanding < OUTSTANDING_BYTES_MAX,
+            Phase::Writing(writing) => {
+                !writing.reads && writing.outstanding < OUTSTANDING_BYTES_MAX
+            }
             Phase::Placing { .. } => true,
             _ => false,
         }
@@ -343,6 +394,7 @@ impl ShardEngine {
             outstanding: 0,
             written: Vec::new(),
             installs,
+            reads: false,
             encoded: Vec::new(),
         }));
     }
@@ -434,6 +486,15 @@ impl ShardEngine {
                     }
                 }
                 Some(Piece::Pause) => break,
+                Some(Piece::Read(absent)) => {
+                    writing.reads = true;
+                    self.effects.push(Effect::LoadPages(PageOrder {
+                        group,
+                        wants: absent.into_iter().map(PageWant::only).collect(),
+                        reader: Reader::Round(self.checkpoints.round),
+                    }));
+                    break;
+                }
                 Some(piece) => {
                     let added = add_piece(&mut writing.run, group, &piece);
                     let stored = added
@@ -445,6 +506,53 @@ impl ShardEngine {
             }
         }
         writing.current = Some(current);
+    }
+
+    /// Pages that the round must look at were read, or cannot be: then what is in sparse files stays there
+    /// from now on, and the round is made again without them.
+    pub(super) fn on_pages_of_round(
+        &mut self,
+        round: u64,
+        result: Result<Vec<StoredPart>, String>,
+    ) {
+        let is_current = self.checkpoints.round == round;
+        let Phase::Writing(writing) = &mut self.checkpoints.phase else {
+            return;
+        };
+        if !is_current || !std::mem::replace(&mut writing.reads, false) {
+            return;
+        }
+        let current = writing.current.as_mut().expect("its group reads");
+        let taken = result.and_then(|parts| {
+            let mut parts = parts.into_iter();
+            let taken = parts.try_for_each(|part| current.writer.read(part));
+            taken.map_err(|error| error.to_string())
+        });
+        if taken.is_err() {
+            self.give_up_rewriting();
+        }
+    }
+
+    fn give_up_rewriting(&mut self) {
+        let phase = std::mem::replace(&mut self.checkpoints.phase, Phase::Idle);
+        let Phase::Writing(writing) = phase else {
+            unreachable!("only a round that is being written reads");
+        };
+        for file in &writing.files {
+            self.checkpoints.files.remove(file);
+        }
+        let files = writing.files;
+        self.effects.push(Effect::DropFiles { files });
+        self.checkpoints.rewrite = Arc::default();
+        self.checkpoints.rewrites = false;
+        self.retry_round();
+    }
+
+    /// A round that came to nothing is made again after a while.
+    fn retry_round(&mut self) {
+        self.counters.checkpoint_rounds_failed_total += 1;
+        self.checkpoints.carried = self.config.checkpoint_log_bytes;
+        self.checkpoints.retry_at = Some(self.now.mono.plus(RETRY));
     }
 
     fn finish_group(&mut self, writing: &mut Writing, current: Current) {
@@ -551,9 +659,7 @@ impl ShardEngine {
                 return self.install_failed("it could not be written");
             }
         }
-        self.counters.checkpoint_rounds_failed_total += 1;
-        self.checkpoints.carried = self.config.checkpoint_log_bytes;
-        self.checkpoints.retry_at = Some(self.now.mono.plus(RETRY));
+        self.retry_round();
     }
 
     /// Whether no base in force names the file.
@@ -565,6 +671,7 @@ impl ShardEngine {
     fn step_placing(&mut self, mut written: Vec<Written>, mut group: usize) {
         let Some(current) = written.get_mut(group) else {
             self.checkpoints.phase = Phase::Placed { written };
+            self.take_late_pages();
             return self.append_bases();
         };
         let queue = match &mut current.installs {
@@ -573,6 +680,8 @@ impl ShardEngine {
         };
         if !queue.keep(&mut current.kept, SLICE_PLACES) {
             group += 1;
+            // What is stored now need not be in memory.
+            self.may_let_go = true;
         }
         self.checkpoints.phase = Phase::Placing { written, group };
     }
@@ -661,9 +770,10 @@ impl ShardEngine {
             return;
         }
         let groups = self.groups.iter();
-        let kept: BTreeSet<CheckpointFile> = groups
+        let mut kept: BTreeSet<CheckpointFile> = groups
             .flat_map(|group| group.base_files.iter().flat_map(BaseFiles::all))
             .collect();
+        kept.extend(self.installs.files());
         let all = self.checkpoints.files.keys();
         let files: Vec<CheckpointFile> = all.filter(|file| !kept.contains(file)).copied().collect();
         for file in &files {
@@ -699,20 +809,23 @@ impl ShardEngine {
                 *live.entry(file).or_default() += bytes;
             }
         }
-        let LeftFiles {
-            mut runs,
-            mut payloads,
-        } = LeftFiles::default();
-        for (file, bytes) in live {
-            let total = self.checkpoints.files.get(&file);
-            if total.is_some_and(|total| bytes * 2 < *total) {
-                match file {
-                    CheckpointFile::Run(file) => runs.insert(file),
-                    CheckpointFile::Payload(file) => payloads.insert(file),
-                };
+        let (mut runs, mut payloads) = (Sparse::default(), Sparse::default());
+        for (file, alive) in live {
+            let total = self.checkpoints.files.get(&file).copied();
+            let total = total.unwrap_or(alive);
+            match file {
+                CheckpointFile::Run(number) => runs.note(number, alive, total),
+                CheckpointFile::Payload(number) => payloads.note(number, alive, total),
             }
         }
-        self.checkpoints.rewrite = Arc::new(LeftFiles { runs, payloads });
+        let left = match self.checkpoints.rewrites {
+            true => LeftFiles {
+                runs: runs.worth_it(),
+                payloads: payloads.worth_it(),
+            },
+            false => LeftFiles::default(),
+        };
+        self.checkpoints.rewrite = Arc::new(left);
     }
 
     /// Writes a manifest if one is due.

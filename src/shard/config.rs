@@ -47,6 +47,8 @@ pub struct ShardConfig {
     /// A start has the log since the last round in memory, beside the jobs: at twice so many bytes
     /// enqueues wait for the round.
     pub checkpoint_log_bytes_max: u64,
+    /// Beyond so many bytes of jobs and keys in memory, those that a checkpoint has on the disk are let go of.
+    pub jobs_held_bytes_max: u64,
     /// What the groups hold together of applied entries for members that are behind, in bytes.
     pub tails_bytes: usize,
     /// A member that lacks more of a group than is in memory gets it from the log of the leader, if that

@@ -126,6 +126,10 @@ counters! {
     /// Memory that jobs take, in bytes: bodies and 512 for each live one, 192 for each key, results and
     /// 192 for each finished one that is kept.
     jobs_held_bytes: gauge,
+    /// Pages of jobs and keys read from the disk since the start was over.
+    pages_read_total: total,
+    /// Memory of pages that was given back, in bytes: they are on the disk.
+    pages_let_go_bytes_total: total,
     /// Whether enqueues are refused because jobs and keys take all the memory that they may.
     memory_full: gauge,
 }

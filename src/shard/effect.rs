@@ -9,6 +9,7 @@ use super::sparing::VoterSets;
 use super::wall::VotersClock;
 use crate::base::ids::{GroupId, NodeId, ShardId};
 use crate::base::members::ClusterMembers;
+use crate::queue::PageWant;
 use crate::raft::message::{Message, Voter};
 use crate::snapshot::layout::RootRef;
 use crate::wal::pieces::Piece;
@@ -23,6 +24,33 @@ pub enum CheckpointFile {
     Run(u64),
     /// Bodies of jobs.
     Payload(u64),
+}
+
+/// Who waits for pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reader {
+    /// The group itself.
+    Group,
+    /// This checkpoint round.
+    Round(u64),
+    /// A checkpoint on its way to another node.
+    Sending {
+        /// The node.
+        to: Voter,
+        /// The number under which it is asked for.
+        id: u64,
+    },
+}
+
+/// Pages that are to be read.
+#[derive(Debug)]
+pub struct PageOrder {
+    /// The group.
+    pub group: GroupId,
+    /// What is wanted.
+    pub wants: Vec<PageWant>,
+    /// Who waits for it.
+    pub reader: Reader,
 }
 
 /// What to do.
@@ -52,6 +80,9 @@ pub enum Effect {
         /// Its bases, newest first.
         bases: Vec<RootRef>,
     },
+    /// Read pages of a group off the shard thread, by
+    /// [`load_pages`](super::loading::load_pages); then `PagesLoaded`. Their files may be gone by then.
+    LoadPages(PageOrder),
     /// Append a chunk to a checkpoint file, which is made by its first chunk; then `ChunkWritten`.
     WriteChunk {
         /// The round that it belongs to.

@@ -1,6 +1,7 @@
 //! The engine of one core. This file is its table of contents: one line an input, then one short
 //! method a stage, in the order of the data path. What a stage decides is in the files beside it.
 
+use super::bases::state_hash;
 use super::changes::Questions;
 use super::checkpoint::Checkpointer;
 use super::config::ShardConfig;
@@ -26,6 +27,7 @@ use crate::base::ids::{GroupId, Incarnation, LogIndex, SessionId, ShardId, Term}
 use crate::base::limits::GROUP_UNCOMMITTED_BYTES_MAX;
 use crate::base::units::{GroupTime, Lsn, Monotonic, Now};
 use crate::queue::MACHINE_VERSION;
+use crate::queue::StoredPart;
 use crate::queue::check::check;
 use crate::queue::command::{Command, Op};
 use crate::raft::node::{Proposal, ProposeError, RaftNode};
@@ -104,6 +106,12 @@ pub struct ShardEngine {
     pub(super) disk_full: bool,
     pub(super) disk_exhausted: bool,
     pub(super) memory_full: bool,
+    /// Pages that were read while a checkpoint round was being placed, by slot.
+    pub(super) late_pages: Vec<(usize, Result<Vec<StoredPart>, String>)>,
+    /// Something has come that can be let go of.
+    pub(super) may_let_go: bool,
+    /// The slot whose turn it is to let go of pages.
+    pub(super) lets_go: usize,
     pub(super) next_poll: u64,
     pub(super) questions: Questions,
     /// Slots with work for the next drain.
@@ -222,6 +230,9 @@ impl ShardEngine {
             disk_full: false,
             disk_exhausted: false,
             memory_full: false,
+            late_pages: Vec::new(),
+            may_let_go: false,
+            lets_go: 0,
             next_poll: 1,
             questions: Questions::default(),
             written: VecDeque::new(),
@@ -267,6 +278,11 @@ impl ShardEngine {
             Input::SegmentReady { number } => self.wal.segment_ready(number),
             Input::LogRead { piece, bytes } => self.on_log_read(piece, bytes.as_ref()),
             Input::GroupLoaded { group, result } => self.on_group_loaded(group, result),
+            Input::PagesLoaded {
+                group,
+                reader,
+                result,
+            } => self.on_pages_loaded(group, reader, result),
             Input::ChunkWritten { bytes } => self.on_chunk_written(bytes),
             Input::FilesSynced { round } => self.on_files_synced(round),
             Input::RoundFailed { round } => self.on_round_failed(round),
@@ -308,6 +324,7 @@ impl ShardEngine {
         self.read_for_followers();
         self.start_due_round();
         self.step_round();
+        self.let_go_of_pages();
         self.write_due_manifest();
         self.step_stop();
         while let Some(slot) = self.dirty.pop() {
@@ -390,7 +407,7 @@ impl ShardEngine {
     #[must_use]
     pub fn state_hash(&self, group: GroupId) -> Option<(LogIndex, Hash128)> {
         let group = &self.groups[self.slot(group)];
-        let hash = || (group.raft.log().applied(), group.queue.state_hash());
+        let hash = || (group.raft.log().applied(), state_hash(&group.queue));
         (group.phase == Phase::Serving).then(hash)
     }
 
@@ -675,6 +692,7 @@ impl ShardEngine {
         self.collect_ready(slot);
         self.apply_committed(slot);
         self.note_role(slot);
+        self.answer_held(slot);
         self.answer_reads(slot);
         self.wake_polls(slot);
         self.wake_watches(slot);

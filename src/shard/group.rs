@@ -8,6 +8,7 @@ use super::liveness::Liveness;
 use super::loading::BaseFiles;
 use super::polls::{Place, Poll, Polls};
 use super::reads::Reads;
+use super::residence::PagesWanted;
 use super::waits::Waits;
 use crate::base::ids::{GroupId, Incarnation, LogIndex, Term, Voter};
 use crate::base::units::Monotonic;
@@ -71,6 +72,11 @@ impl Proposed {
         self.0.push_back((index, term, command));
     }
 
+    /// Keeps a command that was taken and cannot be applied yet.
+    pub(super) fn put_back(&mut self, index: LogIndex, term: Term, command: Command) {
+        self.0.push_front((index, term, command));
+    }
+
     /// The command of the entry that is applied next, if it was proposed here and kept.
     pub(super) fn take(&mut self, index: LogIndex, term: Term) -> Option<Command> {
         while self.0.front().is_some_and(|(at, ..)| *at <= index) {
@@ -104,6 +110,7 @@ pub(super) struct Group {
     pub(super) waiters: VecDeque<(LogIndex, Waiter)>,
     pub(super) polls: Polls,
     pub(super) reads: Reads,
+    pub(super) pages: PagesWanted,
     pub(super) waits: Waits,
     pub(super) changes: Changes,
     /// Its members may be others than those of the cluster.

@@ -1,11 +1,13 @@
 //! What happened: the only way into a [`ShardEngine`](super::engine::ShardEngine). Past tense.
 
+use super::effect::Reader;
 use super::loading::GroupState;
 use super::sparing::VoterSets;
 use super::wall::VotersClock;
 use crate::base::ids::{ConnId, GroupId, ShardId};
 use crate::base::members::ClusterMembers;
 use crate::base::units::{Lsn, WallTime};
+use crate::queue::StoredPart;
 use crate::raft::message::{Message, Voter};
 use crate::wal::pieces::Piece;
 use crate::wire::message::{Reply, Request};
@@ -125,6 +127,15 @@ pub enum Input {
         group: GroupId,
         /// Its state, or what is damaged, in a sentence for the operator.
         result: Result<GroupState, String>,
+    },
+    /// Pages of a group were read and verified, or could not be.
+    PagesLoaded {
+        /// The group.
+        group: GroupId,
+        /// Who waits for them.
+        reader: Reader,
+        /// They, each node before what is below it, or what is wrong, in a sentence for the operator.
+        result: Result<Vec<StoredPart>, String>,
     },
     /// A chunk of a checkpoint round was handed to the disk, or given up with its round.
     ChunkWritten {

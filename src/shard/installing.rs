@@ -31,7 +31,7 @@ use crate::base::ids::{GroupId, JobId};
 use crate::base::limits::BASES_KEPT;
 use crate::base::units::{Lsn, Monotonic};
 use crate::queue::view::PageKey;
-use crate::queue::{JobQueue, MACHINE_VERSION, StateLoader};
+use crate::queue::{JobQueue, MACHINE_VERSION, StateLoader, stored_pages};
 use crate::raft::follower::Installed;
 use crate::raft::membership::Membership;
 use crate::raft::message::{Checkpoint, Position, Voter};
@@ -160,15 +160,17 @@ impl Gathering {
             let version = head.machine_version;
             return Err(format!("it needs machine version {version}"));
         }
-        let is_rising = |one: &(JobId, Bytes), next: &(JobId, Bytes)| one.0 < next.0;
-        if !self.bodies.is_sorted_by(is_rising) {
-            return Err("a body is out of order or twice there".to_owned());
+        let mut bodies = self.bodies;
+        bodies.sort_unstable_by_key(|body| body.0);
+        if bodies.windows(2).any(|two| two[0].0 == two[1].0) {
+            return Err("a body is twice there".to_owned());
         }
-        let loader = StateLoader::new(group, self.pages).map_err(|error| error.to_string())?;
+        let pages = stored_pages(self.pages);
+        let loader = StateLoader::new(group, pages).map_err(|error| error.to_string())?;
         Ok(Loading {
             head,
             loader,
-            bodies: self.bodies,
+            bodies,
         })
     }
 }

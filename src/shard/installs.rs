@@ -26,6 +26,7 @@
 //! Deliberately absent: going on with a checkpoint that another leader began, or another start of this
 //! node; sending only the pages that changed.
 
+use super::effect::CheckpointFile;
 use super::engine::ShardEngine;
 use super::input::Loss;
 use super::installing::Receiving;
@@ -55,6 +56,11 @@ pub(super) struct Installs {
 }
 
 impl Installs {
+    /// Files that what is being sent is read from.
+    pub(super) fn files(&self) -> impl Iterator<Item = CheckpointFile> {
+        self.sending.values().flat_map(Sending::files)
+    }
+
     /// Whether the next step can be made at once.
     pub(super) fn wants_a_turn(&self) -> bool {
         let may_begin = self.receiving.is_none() && !self.offered.is_empty();

@@ -1,13 +1,20 @@
-//! Reading the hot state of a group from its bases: newest first, the one before if it is damaged.
+//! Reading the hot state of a group from its bases: newest first, the one before if it is damaged; and
+//! later what of it was left on the disk.
 //!
 //! Drivers run it off the shard thread; `read` is all that differs between a disk and a simulation.
 
-use super::effect::CheckpointFile;
-use crate::snapshot::layout::{Owner, PayloadUse, RootRef, RunUse};
-use crate::snapshot::load::{LoadedGroup, files_of_root, read_group};
+use super::bases::{absent_entry, stored_part};
+use super::effect::{CheckpointFile, PageOrder};
+use crate::queue::view::PageKind;
+use crate::queue::{StoredPart, SummaryBytes, is_read_at_start};
+use crate::snapshot::layout::{Owner, PageName, PayloadUse, RootRef, RunUse};
+use crate::snapshot::load::{Opened, Wanted, files_of_root, open_group, read_parts};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::fmt::Display;
+
+/// Pages are read ahead of what is wanted as long as the bodies of their jobs take no more.
+const BODIES_AHEAD_BYTES: u64 = 4 << 20;
 
 /// What a base keeps alive on this disk.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -48,8 +55,8 @@ impl BaseFiles {
 pub struct GroupState {
     /// Which base: 0 is the newest. A higher one means that those before it are damaged.
     pub base: usize,
-    /// Pages and bodies.
-    pub loaded: LoadedGroup,
+    /// Pages and bodies: what a start reads of them.
+    pub opened: Opened,
     /// The files of each base from this one on; a base whose root cannot be read ends the list,
     /// since it is of no use any more.
     pub files: Vec<BaseFiles>,
@@ -57,7 +64,7 @@ pub struct GroupState {
     pub damage: Vec<String>,
 }
 
-/// Loads a group from the newest of `bases` that is intact.
+/// Opens a group from the newest of `bases` that is intact, as far as that is read.
 ///
 /// `read` takes file, offset and length, and yields that many bytes, or fewer at the file's end.
 ///
@@ -70,24 +77,20 @@ pub fn load_group<E: Display>(
 ) -> Result<GroupState, String> {
     let mut damage = Vec::new();
     for (base, root) in bases.iter().enumerate() {
-        match read_group(owner, root, read) {
-            Ok(loaded) => {
-                let mut files = vec![BaseFiles::new(
-                    root,
-                    &loaded.run_files,
-                    &loaded.payload_files,
-                )];
-                for older in &bases[base + 1..] {
-                    let bytes = read(older.file, older.offset, older.len as usize);
+        match open_group(owner, root, &reads_at_start, read) {
+            Ok(opened) => {
+                let mut files = Vec::new();
+                for base in &bases[base..] {
+                    let bytes = read(base.file, base.offset, base.len as usize);
                     let Ok(bytes) = bytes else { break };
-                    let Ok((runs, payloads)) = files_of_root(&bytes, older.hash) else {
+                    let Ok((runs, payloads)) = files_of_root(&bytes, base.hash) else {
                         break;
                     };
-                    files.push(BaseFiles::new(older, &runs, &payloads));
+                    files.push(BaseFiles::new(base, &runs, &payloads));
                 }
                 return Ok(GroupState {
                     base,
-                    loaded,
+                    opened,
                     files,
                     damage,
                 });
@@ -96,4 +99,48 @@ pub fn load_group<E: Display>(
         }
     }
     Err(damage.join("; "))
+}
+
+fn reads_at_start(tree: &SummaryBytes, name: &PageName, level: u8, summary: &SummaryBytes) -> bool {
+    // What is of no known kind is read, and refused by name.
+    PageKind::from_u8(name.kind).is_none_or(|kind| is_read_at_start(kind, level, tree, summary))
+}
+
+/// Reads pages of a group, each with the bodies of its jobs.
+///
+/// `read` is that of [`load_group`].
+///
+/// # Errors
+/// The first thing that is wrong, in a sentence. A file may have been dropped meanwhile.
+pub fn load_pages<E: Display>(
+    owner: &Owner,
+    order: &PageOrder,
+    read: &mut dyn FnMut(u64, u64, usize) -> Result<Bytes, E>,
+) -> Result<Vec<StoredPart>, String> {
+    let filters: Vec<_> = order
+        .wants
+        .iter()
+        .map(|want| {
+            move |name: &PageName, _: u8, summary: &SummaryBytes| {
+                want.lets_through(name.number, summary)
+            }
+        })
+        .collect();
+    let wanted: Vec<_> = order
+        .wants
+        .iter()
+        .zip(&filters)
+        .map(|(want, lets_through)| Wanted {
+            from: absent_entry(&want.at),
+            lets_through,
+            pages_max: want.pages_max(),
+        })
+        .collect();
+    let parts = read_parts(owner, order.group, &wanted, BODIES_AHEAD_BYTES, read);
+    let parts = parts.map_err(|error| error.to_string())?.into_iter();
+    let parts = parts.map(|part| {
+        let name = part.entry.name;
+        stored_part(part).ok_or_else(|| format!("there is an unknown page {name}"))
+    });
+    parts.collect()
 }

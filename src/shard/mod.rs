@@ -11,7 +11,8 @@
 //! if that leads; `versions` raises the version of a group's machine. What is due and
 //! who is silent is found by `timers` and `liveness`; [`wall`] is the clock of the wall that the nodes have
 //! in common; `checkpoint` cuts the hot state of the groups so
-//! that the log stays short, and `opening` brings a group back from it. What the members of a group say
+//! that the log stays short, and `opening` brings a group back from it, of whose pages `residence` keeps
+//! what fits into memory. What the members of a group say
 //! to each other goes through `peers`, and `balance` spreads leaders over the nodes; who the members are
 //! decides `members`, and [`sparing`] which of them can go. What a
 //! follower lacks and memory does not hold any more is read from the log by `log_reads`. A checkpoint for a
@@ -59,6 +60,7 @@ pub mod placement;
 mod polls;
 mod reads;
 mod requests;
+mod residence;
 mod sending;
 pub mod sparing;
 mod timers;

@@ -7,7 +7,7 @@
 //! | damaged | the empty one of formation | the log is applied from its beginning |
 //! | damaged | damaged, or none | stops, alone, and names what is damaged |
 
-use super::bases::{damaged, page_key, root_ref, stored_page};
+use super::bases::{damaged, page_key, root_ref, stored_page, stored_part, stored_tree};
 use super::changes::Changes;
 use super::clock::GroupClock;
 use super::config::ShardConfig;
@@ -19,6 +19,7 @@ use super::liveness::Liveness;
 use super::loading::{BaseFiles, GroupState};
 use super::polls::Polls;
 use super::reads::Reads;
+use super::residence::PagesWanted;
 use super::waits::Waits;
 use crate::base::bugs::{self, Bug};
 use crate::base::checksum::Hash128;
@@ -34,6 +35,8 @@ use crate::raft::message::Voter;
 use crate::raft::node::{RaftConfig, RaftNode};
 use crate::raft::ready::{HardState, Standing};
 use crate::raft::recovering::Doubt;
+use crate::snapshot::layout::PageName;
+use crate::snapshot::load::{LoadedGroup, Opened, OpenedGroup};
 use crate::wal::record::{BaseRecord, GroupRow, HardState as LoggedHardState, RowStatus, Vote};
 use crate::wal::recovery::{GroupLog, GroupLogStatus};
 use crate::wal::writer::Ticket;
@@ -58,39 +61,15 @@ impl ShardEngine {
     fn install(&mut self, slot: usize, state: GroupState) -> Result<(), String> {
         let GroupState {
             base,
-            loaded,
+            opened,
             files,
             ..
         } = state;
         let group = &mut self.groups[slot];
-        let unknown = |name| format!("it has an unknown page {name}");
-        let mut pages = Vec::with_capacity(loaded.pages.len());
-        for (name, bytes) in loaded.pages {
-            pages.push((page_key(&name).ok_or_else(|| unknown(name))?, bytes));
-        }
-        let bodies = loaded.bodies;
-        let mut find = |job: JobId| {
-            let at = bodies.binary_search_by_key(&job, |body| body.job).ok()?;
-            let place = bodies[at].place;
-            let (file, offset, len) = (place.file, place.offset, place.len);
-            Some((bodies[at].bytes.clone(), BodyLocation { file, offset, len }))
+        let queue = match opened {
+            Opened::Some(opened) => queue_of(group.id, opened)?,
+            Opened::All(loaded) => whole_queue_of(group.id, loaded)?,
         };
-        let mut queue = JobQueue::absent(group.id);
-        queue
-            .load(&stored_pages(pages), &mut find)
-            .map_err(|error| error.to_string())?;
-        if loaded.is_kept {
-            let pages = loaded.directory.iter();
-            let pages = pages.map(|page| (page.name, 0, page.hash, page.place));
-            let nodes = loaded.nodes.iter();
-            // Bottom up.
-            let nodes = nodes.rev();
-            let nodes = nodes.map(|node| (node.name, node.level, node.hash, node.place));
-            for (name, level, hash, place) in pages.chain(nodes) {
-                let key = page_key(&name).ok_or_else(|| unknown(name))?;
-                queue.found(key, level, stored_page(hash, &place));
-            }
-        }
         group.queue = queue;
         group.bases.drain(..base);
         // An older base whose root cannot be read is of no use; the empty one of formation always is.
@@ -127,6 +106,58 @@ impl ShardEngine {
         self.groups[slot].phase = Phase::Serving;
         self.members_changed(slot);
     }
+}
+
+fn unknown(name: PageName) -> String {
+    format!("it has an unknown page {name}")
+}
+
+/// A state of which a start has read some.
+fn queue_of(group: GroupId, opened: OpenedGroup) -> Result<JobQueue, String> {
+    let mut pages = Vec::with_capacity(opened.pages.len());
+    let mut places = Vec::with_capacity(opened.pages.len());
+    for (entry, bytes) in opened.pages {
+        let key = page_key(&entry.name).ok_or_else(|| unknown(entry.name))?;
+        pages.push((key, bytes));
+        places.push((key, stored_page(entry.hash, &entry.place)));
+    }
+    let trees = opened.trees.iter();
+    let trees = trees.map(|tree| stored_tree(tree).ok_or_else(|| unknown(tree.name)));
+    let trees: Vec<_> = trees.collect::<Result<_, _>>()?;
+    let parts = opened.parts.into_iter();
+    let parts = parts.map(|part| {
+        let name = part.entry.name;
+        stored_part(part).ok_or_else(|| unknown(name))
+    });
+    let parts: Vec<_> = parts.collect::<Result<_, _>>()?;
+    let mut queue = JobQueue::absent(group);
+    queue
+        .open(&pages, &trees, &parts)
+        .map_err(|error| error.to_string())?;
+    for (key, stored) in places {
+        queue.found(key, 0, stored);
+    }
+    Ok(queue)
+}
+
+/// A state whose root is of format 1: it is written anew by the next checkpoint.
+fn whole_queue_of(group: GroupId, loaded: LoadedGroup) -> Result<JobQueue, String> {
+    let mut pages = Vec::with_capacity(loaded.pages.len());
+    for (name, bytes) in loaded.pages {
+        pages.push((page_key(&name).ok_or_else(|| unknown(name))?, bytes));
+    }
+    let bodies = loaded.bodies;
+    let mut find = |job: JobId| {
+        let at = bodies.binary_search_by_key(&job, |body| body.job).ok()?;
+        let place = bodies[at].place;
+        let (file, offset, len) = (place.file, place.offset, place.len);
+        Some((bodies[at].bytes.clone(), BodyLocation { file, offset, len }))
+    };
+    let mut queue = JobQueue::absent(group);
+    queue
+        .load(&stored_pages(pages), &mut find)
+        .map_err(|error| error.to_string())?;
+    Ok(queue)
 }
 
 /// The newest base that can be read is the one to begin with.
@@ -277,6 +308,7 @@ pub(super) fn open_group(
         waiters: VecDeque::new(),
         polls: Polls::default(),
         reads: Reads::default(),
+        pages: PagesWanted::default(),
         waits: Waits::default(),
         changes: Changes::default(),
         members_unsettled: false,

@@ -7,6 +7,7 @@
 use super::engine::ShardEngine;
 use super::input::Origin;
 use super::requests::Refusal;
+use super::residence::Held;
 use crate::base::code::Code;
 use crate::base::ids::{JobId, LogIndex, SessionId};
 use crate::base::limits::REPLY_JOBS_BYTES_MAX;
@@ -82,9 +83,25 @@ impl ShardEngine {
             if !from.is_engine() && !self.conns.contains_key(&from) {
                 continue;
             }
-            if let Err(refusal) = self.answer_read(slot, (from, request), body) {
-                self.refuse(from, request, &refusal);
-            }
+            self.answer_or_refuse(slot, (from, request), body);
+        }
+    }
+
+    /// Answers a read that is let through, once what it needs is here.
+    pub(super) fn answer_or_refuse(
+        &mut self,
+        slot: usize,
+        (from, request): (Origin, u64),
+        body: RequestBody,
+    ) {
+        let mut read = Some(Held::Read(body));
+        if self.is_held(slot, (from, request), &mut read) {
+            return;
+        }
+        if let Some(Held::Read(body)) = read
+            && let Err(refusal) = self.answer_read(slot, (from, request), body)
+        {
+            self.refuse(from, request, &refusal);
         }
     }
 

@@ -11,6 +11,7 @@ use super::input::Origin;
 use super::liveness::Heard;
 use super::placement::{home_group, shard_of};
 use super::polls::Poll;
+use super::residence::Held;
 use crate::base::code::Code;
 use crate::base::entry::EntryKind;
 use crate::base::ids::{GroupId, QueueUid, SessionId};
@@ -223,13 +224,13 @@ impl ShardEngine {
 
     /// Answers with a queue and the counters of its partition 0.
     pub(super) fn reply_queue(&mut self, slot: usize, to: Origin, request: u64, uid: QueueUid) {
-        let mut queues = self.groups[slot].queue.queues();
-        queues.retain(|(info, _)| info.uid == uid);
+        if self.is_held(slot, (to, request), &mut Some(Held::Queue(uid))) {
+            return;
+        }
         let stamp = self.stamp(slot);
-        let body = if queues.is_empty() {
-            ReplyBody::Outcome(Outcome::Rejected(Rejection::QueueChanged))
-        } else {
-            ReplyBody::Queues(queues)
+        let body = match self.groups[slot].queue.queue(uid) {
+            Some(queue) => ReplyBody::Queues(vec![queue]),
+            None => ReplyBody::Outcome(Outcome::Rejected(Rejection::QueueChanged)),
         };
         self.reply(to, request, Some(stamp), body);
     }

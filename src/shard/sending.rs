@@ -1,13 +1,15 @@
 //! A checkpoint for a node that lacks more than the log holds in memory.
 //!
-//! The state is frozen when it is asked for, which costs a pass over page pointers; pages and bodies are
-//! made a part at a time, when there is room for it on the way. Any member can do that, whoever leads:
+//! The state is frozen when it is asked for, which costs a pointer a tree; pages, each behind the bodies of
+//! its jobs, are made a part at a time, when there is room for it on the way. What is not in memory is read
+//! for it, from files that stay as long. Any member can do that, whoever leads:
 //! what it has applied is committed.
 //!
 //! A leader keeps the log from there on until the follower has caught up: else it would need another
 //! checkpoint as soon as it has this one, for ever. If the log grows faster than the checkpoint gets
 //! there, it is not kept any more ([`CHECKPOINT_TAIL_BYTES_MAX`]).
 
+use super::effect::{CheckpointFile, Effect, PageOrder, Reader};
 use super::engine::ShardEngine;
 use super::group::Phase;
 use super::installs::FORGET_AFTER;
@@ -17,7 +19,8 @@ use crate::base::limits::{
     CHECKPOINT_PART_BYTES, CHECKPOINT_PARTS_IN_FLIGHT, CHECKPOINT_TAIL_BYTES_MAX,
 };
 use crate::base::units::Monotonic;
-use crate::queue::{BodyCursor, FrozenState};
+use crate::queue::view::{BodyLocation, StoredPage};
+use crate::queue::{AbsentPage, FrozenState, LeftFiles, PageWant, Piece, StateWriter, StoredPart};
 use crate::raft::message::{Checkpoint, Voter};
 use crate::raft::progress::Progress;
 use crate::raft::role::Role;
@@ -25,6 +28,7 @@ use crate::snapshot::layout::GroupMeta;
 use crate::wire::checkpoint::{CheckpointHead, CheckpointItem, encode_item};
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A checkpoint that was not asked for since then lets another go to the same node.
@@ -55,18 +59,19 @@ pub(super) struct Sending {
 
 /// Makes the parts.
 struct Stream {
-    pages: FrozenState,
-    /// `None` at its end.
-    bodies: Option<BodyCursor>,
-    /// Pages come first.
-    pages_done: bool,
+    writer: StateWriter,
+    /// What it reads from, if it is not in memory: none of them may go.
+    files: Arc<LeftFiles>,
+    /// Pages are being read without which nothing more can be made.
+    reads: bool,
+    is_ended: bool,
     /// What is made and in no part yet.
     made: BytesMut,
     hasher: Hasher128,
 }
 
 impl Stream {
-    fn new(meta: &GroupMeta, pages: FrozenState) -> Self {
+    fn new(meta: &GroupMeta, state: &FrozenState) -> Self {
         let head = CheckpointHead {
             index: meta.index,
             term: meta.term,
@@ -77,56 +82,79 @@ impl Stream {
         };
         let mut made = BytesMut::new();
         encode_item(&CheckpointItem::Head(head), &mut made);
+        let files = Arc::new(state.files());
         Self {
-            bodies: Some(pages.bodies()),
-            pages,
-            pages_done: false,
+            writer: state.whole(&files),
+            files,
+            reads: false,
+            is_ended: false,
             made,
             hasher: Hasher128::default(),
         }
     }
 
-    /// The next part; the last one has the hash.
-    fn next_part(&mut self) -> (Bytes, Option<Hash128>) {
+    /// The next part, of which the last one has the hash; or what must be read first, or is being read.
+    fn next_part(&mut self) -> Result<(Bytes, Option<Hash128>), Vec<AbsentPage>> {
         // One byte more than the part takes: whether it is the last is known then.
-        while self.made.len() <= CHECKPOINT_PART_BYTES && self.bodies.is_some() {
-            self.make();
+        while self.made.len() <= CHECKPOINT_PART_BYTES && !self.is_ended {
+            if self.reads {
+                return Err(Vec::new());
+            }
+            self.make()?;
         }
         let len = self.made.len().min(CHECKPOINT_PART_BYTES);
         let part = self.made.split_to(len).freeze();
         self.hasher.update(&part);
-        let is_last = self.made.is_empty() && self.bodies.is_none();
-        (part, is_last.then(|| self.hasher.finish()))
+        let is_last = self.made.is_empty() && self.is_ended;
+        Ok((part, is_last.then(|| self.hasher.finish())))
     }
 
-    /// Makes the next few items.
-    fn make(&mut self) {
-        if !self.pages_done {
-            let pages = self.pages.next_pages(CHECKPOINT_PART_BYTES);
-            self.pages_done = pages.is_empty();
-            for (key, bytes) in pages {
-                encode_item(&CheckpointItem::Page(key, bytes), &mut self.made);
-            }
-            return;
-        }
-        let Some(cursor) = &mut self.bodies else {
-            return;
+    /// Makes the next item.
+    fn make(&mut self) -> Result<(), Vec<AbsentPage>> {
+        // It lies nowhere there: places are not sent.
+        let nowhere = StoredPage {
+            hash: Hash128::default(),
+            file: 0,
+            offset: 0,
+            len: 0,
+            crc: 0,
         };
-        let bodies = cursor.next_bodies(CHECKPOINT_PART_BYTES);
-        let is_end = bodies.is_empty();
-        for body in bodies {
-            let mut bytes = Vec::with_capacity(body.body.encoded_len());
-            body.body.encode_into(&mut bytes);
-            let item = CheckpointItem::Body(body.job, bytes.into());
-            encode_item(&item, &mut self.made);
+        match self.writer.next_piece() {
+            None => self.is_ended = true,
+            Some(Piece::Pause) => {}
+            Some(Piece::Read(absent)) => {
+                self.reads = true;
+                return Err(absent);
+            }
+            Some(Piece::Body { job, body }) => {
+                let mut bytes = Vec::with_capacity(body.encoded_len());
+                body.encode_into(&mut bytes);
+                encode_item(&CheckpointItem::Body(job, bytes.into()), &mut self.made);
+                let (file, offset, len) = (0, 0, 0);
+                self.writer
+                    .body_placed(job, BodyLocation { file, offset, len });
+            }
+            Some(Piece::Page { key, bytes, .. }) => {
+                encode_item(&CheckpointItem::Page(key, bytes), &mut self.made);
+                self.writer.placed(nowhere);
+            }
+            Some(Piece::Node { .. }) => self.writer.placed(nowhere),
         }
-        if is_end {
-            self.bodies = None;
-        }
+        Ok(())
     }
 }
 
 impl Sending {
+    /// Files that it reads from.
+    pub(super) fn files(&self) -> impl Iterator<Item = CheckpointFile> {
+        let files = self.stream.iter().map(|stream| &stream.files);
+        files.flat_map(|files| {
+            let runs = files.runs.iter().map(|file| CheckpointFile::Run(*file));
+            let payloads = files.payloads.iter();
+            runs.chain(payloads.map(|file| CheckpointFile::Payload(*file)))
+        })
+    }
+
     /// When it is forgotten if nothing more is heard of it.
     pub(super) fn forget_at(&self) -> Monotonic {
         self.heard.plus(FORGET_AFTER)
@@ -151,15 +179,15 @@ impl Sending {
             self.next = next;
         }
         // The last part was made, and is not among those that are missing.
-        let is_last = |stream: &Stream| stream.bodies.is_none() && stream.made.is_empty();
+        let is_last = |stream: &Stream| stream.is_ended && stream.made.is_empty();
         if self.parts.is_empty() && self.stream.as_ref().is_some_and(is_last) {
             self.stream = None;
         }
         true
     }
 
-    /// The next part that may leave, with its number.
-    fn next_to_send(&mut self) -> Option<(u64, Bytes, Option<Hash128>)> {
+    /// The next part that may leave, with its number; or what must be read first.
+    fn next_to_send(&mut self) -> Option<Result<(u64, Bytes, Option<Hash128>), Vec<AbsentPage>>> {
         if self.next >= self.first + CHECKPOINT_PARTS_IN_FLIGHT {
             return None;
         }
@@ -167,14 +195,17 @@ impl Sending {
         if place == self.parts.len() {
             let is_ended = self.parts.back().is_some_and(|(_, hash)| hash.is_some());
             let stream = self.stream.as_mut().filter(|_| !is_ended)?;
-            let part = stream.next_part();
+            let part = match stream.next_part() {
+                Ok(part) => part,
+                Err(absent) => return (!absent.is_empty()).then_some(Err(absent)),
+            };
             self.bytes += part.0.len();
             self.parts.push_back(part);
         }
         let (bytes, hash) = self.parts[place].clone();
         let number = self.next;
         self.next += 1;
-        Some((number, bytes, hash))
+        Some(Ok((number, bytes, hash)))
     }
 }
 
@@ -203,17 +234,61 @@ impl ShardEngine {
             return;
         }
         sending.heard = self.now.mono;
-        let raft = &self.groups[slot].raft;
-        while let Some((number, bytes, hash)) = sending.next_to_send() {
-            let part = Checkpoint::Part {
-                id,
-                number,
-                bytes,
-                hash,
-            };
-            self.peers.send_last(raft.carry(to, part));
-            self.counters.checkpoint_parts_sent_total += 1;
+        self.send_parts(slot, to);
+    }
+
+    /// Sends what may leave.
+    fn send_parts(&mut self, slot: usize, to: Voter) {
+        let Some(sending) = self.installs.sending.get_mut(&(to, slot)) else {
+            return;
+        };
+        let group = &self.groups[slot];
+        let id = sending.id;
+        while let Some(next) = sending.next_to_send() {
+            match next {
+                Ok((number, bytes, hash)) => {
+                    let part = Checkpoint::Part {
+                        id,
+                        number,
+                        bytes,
+                        hash,
+                    };
+                    self.peers.send_last(group.raft.carry(to, part));
+                    self.counters.checkpoint_parts_sent_total += 1;
+                }
+                Err(absent) => self.effects.push(Effect::LoadPages(PageOrder {
+                    group: group.id,
+                    wants: absent.into_iter().map(PageWant::only).collect(),
+                    reader: Reader::Sending { to, id },
+                })),
+            }
         }
+    }
+
+    /// Pages were read that are to be sent, or cannot be: then others may send a checkpoint, this node
+    /// cannot.
+    pub(super) fn on_pages_to_send(
+        &mut self,
+        slot: usize,
+        (to, id): (Voter, u64),
+        result: Result<Vec<StoredPart>, String>,
+    ) {
+        let sending = self.installs.sending.get_mut(&(to, slot));
+        let sending = sending.filter(|sending| sending.id == id);
+        let Some(stream) = sending.and_then(|sending| sending.stream.as_mut()) else {
+            return;
+        };
+        stream.reads = false;
+        let taken = result.and_then(|parts| {
+            let mut parts = parts.into_iter();
+            let taken = parts.try_for_each(|part| stream.writer.read(part));
+            taken.map_err(|error| error.to_string())
+        });
+        if taken.is_err() {
+            self.installs.sending.remove(&(to, slot));
+            return;
+        }
+        self.send_parts(slot, to);
     }
 
     /// Whether a checkpoint may be sent there: one at a time to each node.
@@ -233,7 +308,7 @@ impl ShardEngine {
         Sending {
             id,
             index: meta.index,
-            stream: Some(Stream::new(&meta, group.queue.freeze())),
+            stream: Some(Stream::new(&meta, &group.queue.freeze())),
             parts: VecDeque::new(),
             first: 0,
             next: 0,
@@ -324,10 +399,10 @@ mod tests {
             wall_offset_ms: 0,
             members: Vec::new(),
         };
-        let mut stream = Stream::new(&meta, queue.freeze());
+        let mut stream = Stream::new(&meta, &queue.freeze());
         let mut parts = Vec::new();
         loop {
-            let (bytes, hash) = stream.next_part();
+            let (bytes, hash) = stream.next_part().expect("all is in memory");
             parts.push((bytes.len(), hash.is_some()));
             if hash.is_some() {
                 return parts;

@@ -17,7 +17,7 @@ use crate::base::limits::POLLS_WAITING_MAX;
 use crate::base::units::Monotonic;
 use crate::queue::command::{Op, Outcome, Rejection};
 use crate::queue::view::JobState;
-use crate::wire::message::{ErrorReply, ReplyBody};
+use crate::wire::message::{ErrorReply, ReplyBody, RequestBody};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -241,7 +241,10 @@ impl ShardEngine {
                     Err(rejection) => ReplyBody::Outcome(Outcome::Rejected(rejection)),
                 }
             }
-            What::End(job) => self.job_answer(slot, job),
+            What::End(job) => {
+                let read = RequestBody::GetJob { job };
+                return self.answer_or_refuse(slot, (wait.to, wait.request), read);
+            }
         };
         let stamp = self.stamp(slot);
         self.reply(wait.to, wait.request, Some(stamp), body);
@@ -303,11 +306,18 @@ impl ShardEngine {
                 what: What::End(job),
                 ..
             }) = wait
-                && is_over(&self.job_answer(slot, *job))
+                && self.is_over(slot, *job)
             {
                 self.answer_wait(slot, number);
             }
         }
+    }
+
+    /// Whether a job that was not over when it was waited for is. Where its leaf is absent nothing has
+    /// happened to it since.
+    fn is_over(&self, slot: usize, job: JobId) -> bool {
+        let queue = &self.groups[slot].queue;
+        queue.pages_of_job(job).is_empty() && is_over(&self.job_answer(slot, job))
     }
 
     /// Nobody waits here any more: the group or the node stops.

@@ -12,9 +12,9 @@ use crate::base::limits::PEER_FRAME_BYTES_MAX;
 use crate::base::members::ClusterMembers;
 use crate::base::prng::Prng;
 use crate::raft::message::{Message, Voter};
-use crate::shard::effect::{CheckpointFile, Effect};
+use crate::shard::effect::{CheckpointFile, Effect, PageOrder};
 use crate::shard::input::{Input, Origin};
-use crate::shard::loading::load_group;
+use crate::shard::loading::{load_group, load_pages};
 use crate::shard::sparing::VoterSets;
 use crate::shard::wall::VotersClock;
 use crate::snapshot::layout::{Owner, RootRef};
@@ -49,6 +49,8 @@ pub enum Work {
     Piece(Piece),
     /// The state of a group is read.
     Group(GroupId, Vec<RootRef>),
+    /// Pages of a group are read.
+    Pages(PageOrder),
     /// So many bytes of a checkpoint file are written, not yet synced.
     Chunk(usize),
     /// The files of a checkpoint round are synced.
@@ -82,6 +84,16 @@ pub enum Out {
     Stopped,
 }
 
+/// The memory of a shard for jobs: of those that write many checkpoints one in two has none, so that all
+/// that can be on the disk alone is.
+#[must_use]
+pub fn jobs_held_bytes_max(checkpoint_log_bytes: u64) -> u64 {
+    let has_room = (checkpoint_log_bytes >> 17)
+        .trailing_zeros()
+        .is_multiple_of(2);
+    if has_room { u64::MAX } else { 0 }
+}
+
 /// Begins an effect.
 pub fn begin(disk: &mut SimDisk, effect: Effect) -> Begun {
     let work = match effect {
@@ -92,6 +104,7 @@ pub fn begin(disk: &mut SimDisk, effect: Effect) -> Begun {
         Effect::PrepareSegment { number } => Work::Segment(number),
         Effect::ReadLog(piece) => Work::Piece(piece),
         Effect::LoadGroup { group, bases } => Work::Group(group, bases),
+        Effect::LoadPages(order) => Work::Pages(order),
         Effect::WriteChunk {
             file,
             offset,
@@ -152,6 +165,15 @@ impl Work {
                 let result = load_group(owner, &bases, &mut read);
                 Input::GroupLoaded { group, result }
             }
+            Self::Pages(order) => {
+                let mut read = |file, offset, len| disk.read(file, offset, len);
+                let result = load_pages(owner, &order, &mut read);
+                Input::PagesLoaded {
+                    group: order.group,
+                    reader: order.reader,
+                    result,
+                }
+            }
             Self::Chunk(bytes) => Input::ChunkWritten { bytes },
             Self::Files(round, files) => {
                 disk.sync_files(&files);
@@ -201,7 +223,7 @@ impl Work {
         match self {
             Self::Batch(_) => 150,
             Self::Chunk(_) => 300,
-            Self::Group(..) | Self::Piece(_) => 500,
+            Self::Group(..) | Self::Pages(..) | Self::Piece(_) => 500,
             Self::Manifest => 1_000,
             Self::Segment(_) | Self::Files(..) => 2_000,
         }

@@ -476,6 +476,11 @@ impl World {
             self.ask(from, AUDIT_ID + at as u64, RequestBody::GetJob { job });
         }
         self.pump();
+        // Some have to be read from the disk.
+        let deadline = self.now.plus(Duration::from_secs(30));
+        while self.audit_answers < self.audit.len() && self.now < deadline {
+            self.step(false);
+        }
         assert_eq!(
             self.audit_answers,
             self.audit.len(),
@@ -592,6 +597,7 @@ fn open(
         queue_defaults: queue_defaults(),
         checkpoint_log_bytes: options.checkpoint_log_bytes,
         checkpoint_log_bytes_max: 2 * options.checkpoint_log_bytes,
+        jobs_held_bytes_max: driver::jobs_held_bytes_max(options.checkpoint_log_bytes),
         tails_bytes: 1 << 20,
         catch_up_bytes: 0,
         segment_bytes: options.segment_bytes,

@@ -354,7 +354,8 @@ pub struct Branch {
 
 impl Node {
     /// The canonical and the local part.
-    pub(super) fn encode(&self) -> (Vec<u8>, Vec<u8>) {
+    #[must_use]
+    pub fn encode(&self) -> (Vec<u8>, Vec<u8>) {
         let count = self.branches.len();
         let mut canonical = Vec::with_capacity(NODE_HEAD_BYTES + BRANCH_BYTES * count);
         let mut local = Vec::with_capacity(PLACE_BYTES * count);

@@ -6,14 +6,16 @@
 //!
 //! The first thing that is wrong ends the load: the caller then tries the older base of the group.
 
+mod parts;
+
 use crate::base::checksum::Hash128;
 use crate::base::ids::{GroupId, JobId, Partition, QueueUid};
 use crate::base::limits::LEAF_JOBS;
 use crate::snapshot::format1::RootV1;
 use crate::snapshot::header::HeaderError;
 use crate::snapshot::layout::{
-    BODY_HEAD_BYTES, BodyEntry, BodyPlace, FileHeader, FileKind, GroupMeta, HEADER_BYTES, Node,
-    Owner, PageEntry, PageName, PayloadUse, Place, Root, RootRef, RunUse,
+    BODY_HEAD_BYTES, BodyEntry, BodyPlace, FileHeader, FileKind, GroupMeta, HEADER_BYTES, Owner,
+    PageEntry, PageName, PayloadUse, Place, Root, RootRef, RunUse,
 };
 use crate::snapshot::view::{
     BodyError, Malformed, PackError, RootError, RootParts, check_bytes, check_hash, decode_bodies,
@@ -21,6 +23,8 @@ use crate::snapshot::view::{
 };
 use bytes::Bytes;
 use std::fmt;
+
+pub use parts::{Opened, OpenedGroup, Part, PartHolds, Wanted, open_group, read_parts};
 
 /// Neighbours are read together up to this many bytes; one larger item is read alone.
 pub const SPAN_BYTES_MAX: u64 = 1 << 20;
@@ -400,6 +404,13 @@ fn bad_page<E>(page: &PageEntry, error: PackError) -> LoadError<E> {
     }
 }
 
+/// What a root is.
+enum Named {
+    Trees(Root),
+    /// Of format 1, which names all pages and bodies.
+    All(Directory),
+}
+
 struct Files<'a, 'r, E> {
     owner: &'a Owner,
     read: &'a mut Read<'r, E>,
@@ -416,8 +427,8 @@ impl<'a, 'r, E> Files<'a, 'r, E> {
         }
     }
 
-    /// What a root names itself: pages, and the highest node of each tree.
-    fn root(&mut self, root: &RootRef) -> Result<(Directory, Vec<NodeEntry>), LoadError<E>> {
+    /// A root.
+    fn named(&mut self, root: &RootRef) -> Result<Named, LoadError<E>> {
         let span = Span {
             file: root.file,
             start: root.offset,
@@ -433,7 +444,7 @@ impl<'a, 'r, E> Files<'a, 'r, E> {
         let parts = RootParts::of(&bytes, root.hash).map_err(wrong)?;
         if parts.format() == 1 {
             let root = RootV1::decode(&parts).map_err(wrong)?;
-            let directory = Directory {
+            return Ok(Named::All(Directory {
                 run_files: root.run_files(),
                 meta: root.meta,
                 pages: root.pages,
@@ -441,10 +452,17 @@ impl<'a, 'r, E> Files<'a, 'r, E> {
                 bodies: root.bodies,
                 is_kept: false,
                 payload_files: root.payloads,
-            };
-            return Ok((directory, Vec::new()));
+            }));
         }
-        let root = Root::of_parts(&parts).map_err(wrong)?;
+        Ok(Named::Trees(Root::of_parts(&parts).map_err(wrong)?))
+    }
+
+    /// What a root names itself: pages, and the highest node of each tree.
+    fn root(&mut self, root: &RootRef) -> Result<(Directory, Vec<NodeEntry>), LoadError<E>> {
+        let root = match self.named(root)? {
+            Named::Trees(root) => root,
+            Named::All(directory) => return Ok((directory, Vec::new())),
+        };
         let tops = root.trees.iter().map(|tree| NodeEntry {
             name: tree.name,
             level: tree.level,
@@ -484,17 +502,7 @@ impl<'a, 'r, E> Files<'a, 'r, E> {
         let mut below = Vec::new();
         let found = self.items(nodes, |node| (node.name, node.place), Reading::Nodes)?;
         for (entry, bytes) in nodes.iter().zip(found) {
-            let bad_node = |error| LoadError::Node {
-                file: entry.place.file,
-                offset: entry.place.offset,
-                node: entry.name,
-                level: entry.level,
-                error,
-            };
-            let (canonical, local) =
-                open_pack(entry.hash, &entry.place, &bytes).map_err(bad_node)?;
-            let node = Node::decode((&entry.name, entry.level), canonical, local);
-            for branch in node.map_err(|error| bad_node(error.into()))?.branches {
+            for branch in parts::open_node(entry, &bytes)? {
                 let (hash, place) = (branch.hash, branch.place);
                 let name = PageName {
                     number: entry.name.number << 6 | u64::from(branch.slot),

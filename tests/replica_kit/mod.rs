@@ -191,6 +191,7 @@ impl Node {
             queue_defaults: QueueSettings::default(),
             checkpoint_log_bytes: self.checkpoint_log_bytes,
             checkpoint_log_bytes_max: 64 << 20,
+            jobs_held_bytes_max: u64::MAX,
             tails_bytes: 1 << 20,
             catch_up_bytes: self.catch_up_bytes,
             segment_bytes: self.segment_bytes,

@@ -39,6 +39,11 @@ pub(in crate::queue) enum Seen<'a, T> {
 pub(super) const NOT_SUMMED: &str = "it is not what is told above it";
 
 impl<T: Page> Tree<T> {
+    /// The run files that something of it is in.
+    pub(in crate::queue) fn runs(&self) -> impl Iterator<Item = u64> {
+        self.disk.runs.keys().copied()
+    }
+
     /// Whether nothing of it is absent.
     pub(in crate::queue) fn is_here(&self) -> bool {
         self.absent == 0

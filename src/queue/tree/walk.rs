@@ -27,8 +27,8 @@ pub(in crate::queue) type WrittenBranch = (u8, Summary, StoredPage);
 pub(in crate::queue) enum Todo<T> {
     /// Nothing yet: many pages were looked at that stay where they are.
     Pause,
-    /// Nothing before this is read, and taken in.
-    Read(Absent),
+    /// Nothing before something is read ([`Walk::wanted`]) and taken in.
+    Read,
     /// A page.
     Page {
         /// Its number.
@@ -193,14 +193,8 @@ impl<T: Page> Walk<T> {
             return Some(todo);
         }
         loop {
-            if let Some(wanted) = &self.wanted {
-                let (level, number) = (wanted.level, wanted.number);
-                let stored = wanted.before.expect("what is absent is stored");
-                return Some(Todo::Read(Absent {
-                    level,
-                    number,
-                    stored,
-                }));
+            if self.wanted.is_some() {
+                return Some(Todo::Read);
             }
             let frame = self.frames.last_mut()?;
             let Some(at) = bits(frame.left).next() else {
@@ -281,6 +275,30 @@ impl<T: Page> Walk<T> {
             }
             None => self.root = Some((place.summary, stored)),
         }
+    }
+
+    /// What must be read, and pages that will have to be next, up to `count` in all.
+    pub(in crate::queue) fn wanted(&self, count: usize) -> Vec<Absent> {
+        let absent = |place: &Place| {
+            let (level, number) = (place.level, place.number);
+            let stored = place.before.expect("what is absent is stored");
+            Absent {
+                level,
+                number,
+                stored,
+            }
+        };
+        let mut all: Vec<_> = self.wanted.iter().map(absent).collect();
+        if let (Some(Place { level: 0, .. }), Some(frame)) = (&self.wanted, self.frames.last()) {
+            let branches = bits(frame.left).map(|at| (at, frame.node.branch(at)));
+            let behind = branches.filter(|(_, branch)| matches!(branch.below, Below::Absent));
+            let behind = behind.map(|(at, branch)| {
+                let number = frame.place.number << super::BITS | at as u64;
+                absent(&self.place((0, number), branch.summary, branch.stored))
+            });
+            all.extend(behind.take(count - 1));
+        }
+        all
     }
 
     /// The page that had to be read.

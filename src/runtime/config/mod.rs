@@ -210,6 +210,13 @@ impl NodeConfig {
         part.clamp(TAILS_BYTES_MIN, TAILS_BYTES_MAX)
     }
 
+    /// Beyond so many bytes of jobs a shard lets go of those that are on the disk: half of what jobs may
+    /// take, so that there is room for those that are not yet.
+    #[must_use]
+    pub fn jobs_held(&self, shards: u16, memory: u64) -> u64 {
+        self.jobs_memory(memory) / 2 / u64::from(shards.max(1))
+    }
+
     /// The most that the log of a shard grows between two checkpoints, in bytes: all shards together
     /// have a sixteenth of the memory. A start reads up to four times this, and holds the jobs as well.
     #[must_use]

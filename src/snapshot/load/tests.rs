@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::snapshot::builder::{PayloadBuilder, RunBuilder};
-use crate::snapshot::layout::{Branch, SUMMARY_BYTES, TreeEntry};
+use crate::snapshot::layout::{Branch, Node, SUMMARY_BYTES, TreeEntry};
 use crate::snapshot::samples::{self, job, meta, name, owner};
 use std::collections::BTreeMap;
 
