@@ -154,6 +154,7 @@ fn figures_have_the_fields_that_programs_read() {
     let round = [
         "rto_ms",
         "exec_to_first_ms",
+        "node_phases_ms",
         "phases_ms",
         "acked",
         "lost",

@@ -22,7 +22,7 @@ use crate::loadtest::disk_probe::{DiskProbe, new_histogram};
 use crate::loadtest::first_job::{self, Marks, Source};
 use crate::loadtest::host::HostFacts;
 use crate::loadtest::html::{Chart, Page, Series};
-use crate::loadtest::node::{NodeCommand, NodePlan, Signal};
+use crate::loadtest::node::{Node, NodeCommand, NodePlan, Signal};
 use crate::loadtest::report::{Marked, Percentiles, bars, disk_line, millis, verdict};
 use crate::loadtest::setting::{self, Place};
 use crate::runtime::preflight;
@@ -94,9 +94,12 @@ pub struct Round {
     pub rto_ms: f64,
     /// From the exec of the new process to the same.
     pub exec_to_first_ms: f64,
-    /// `reaped` and `library` (the first ack through the client library) from the kill on, the
+    /// As the first client saw it. `reaped` and `library` (the first ack through the client library) from the kill on, the
     /// others from the exec on.
     pub phases_ms: BTreeMap<&'static str, f64>,
+    /// How long each part of the start took, as the node itself tells: `rrq_recovery_seconds`. Of several
+    /// nodes, the first one's.
+    pub node_phases_ms: BTreeMap<String, f64>,
     /// Jobs whose enqueue was acknowledged up to this round's audit.
     pub acked: u64,
     /// Acknowledged jobs that this round lost.
@@ -386,11 +389,17 @@ async fn one_round(
     let killed = tokio::task::spawn_blocking(move || {
         kill_and_restart(cluster, (signal, cold), &source, &ledger, &stop, watch)
     });
-    let (cluster, crash) = killed.await.expect("a round does not panic")?;
+    let (mut cluster, crash) = killed.await.expect("a round does not panic")?;
     load.make_room();
     let library = load.first_ack().await?;
     load.pause().await?;
-    Ok((cluster, crash.round(library, probe)))
+    let told = tokio::task::spawn_blocking(move || {
+        let phases = cluster.nodes_mut().first_mut().map(Node::start_phases);
+        phases.transpose().map(|phases| (cluster, phases))
+    });
+    let (cluster, phases) = told.await.expect("asking a node does not panic")?;
+    let round = crash.round(library, phases.unwrap_or_default(), probe);
+    Ok((cluster, round))
 }
 
 /// Where the first job of a queue may be taken from.
@@ -466,7 +475,12 @@ fn kill_and_restart(
 }
 
 impl Crash {
-    fn round(self, library: Instant, probe: &DiskProbe) -> Round {
+    fn round(
+        self,
+        library: Instant,
+        node_phases_ms: BTreeMap<String, f64>,
+        probe: &DiskProbe,
+    ) -> Round {
         let Self {
             killed,
             reaped,
@@ -484,6 +498,7 @@ impl Crash {
             rto_ms: millis(marks.acked - killed),
             exec_to_first_ms: millis(marks.acked - exec),
             phases_ms,
+            node_phases_ms,
             acked: 0,
             lost: 0,
             redelivered_after_ack: 0,

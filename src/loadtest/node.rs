@@ -6,11 +6,11 @@
 use crate::base::code::Code;
 use crate::base::report::Report;
 use crate::runtime::{process, sys};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::env;
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader, Read};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -23,6 +23,8 @@ use std::time::{Duration, Instant};
 const START_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a node may take to end once it has closed its output.
 const END_PATIENCE: Duration = Duration::from_millis(500);
+/// How long a node may take to tell its metrics.
+const METRICS_PATIENCE: Duration = Duration::from_secs(1);
 /// How much of a node's messages is kept to be shown.
 const LINES_KEPT: usize = 40;
 /// What jobs may take of memory; who sets it for the bench sets it for its node.
@@ -119,7 +121,9 @@ pub enum Signal {
 pub(super) struct Node {
     plan: NodePlan,
     child: Child,
-    ready: Receiver<()>,
+    ready: Receiver<SocketAddr>,
+    /// Where it tells its metrics, once it is ready.
+    admin: Option<SocketAddr>,
     said: Arc<Mutex<VecDeque<String>>>,
     errors: Option<JoinHandle<()>>,
 }
@@ -139,7 +143,10 @@ impl Node {
         let begun = Instant::now();
         loop {
             match self.ready.recv_timeout(Duration::from_millis(20)) {
-                Ok(()) => return Ok(()),
+                Ok(admin) => {
+                    self.admin = Some(admin);
+                    return Ok(());
+                }
                 Err(RecvTimeoutError::Disconnected) => return Err(self.failure()),
                 Err(RecvTimeoutError::Timeout) => self.check()?,
             }
@@ -147,6 +154,19 @@ impl Node {
                 return Err(self.failure());
             }
         }
+    }
+
+    /// How long each part of its start took, in milliseconds, as its metrics tell. Nothing if they
+    /// cannot be asked.
+    ///
+    /// # Errors
+    /// If it does not become ready: what it said.
+    pub(super) fn start_phases(&mut self) -> Result<BTreeMap<String, f64>, Report> {
+        if self.admin.is_none() {
+            self.wait_ready()?;
+        }
+        let text = self.admin.and_then(|admin| metrics(admin).ok());
+        Ok(phases_in(&text.unwrap_or_default()))
     }
 
     /// Starts a node without waiting.
@@ -186,9 +206,9 @@ impl Node {
         let said = Arc::new(Mutex::new(VecDeque::new()));
         if let Some(out) = child.stdout.take() {
             each_line(out, move |line| {
-                if line.contains(" ready: ") {
-                    // Nobody waits for it after a restart.
-                    let _ = sender.send(());
+                if let Some(admin) = admin_of(&line) {
+                    // Nobody may wait for it.
+                    let _ = sender.send(admin);
                 }
             });
         }
@@ -206,6 +226,7 @@ impl Node {
             plan,
             child,
             ready,
+            admin: None,
             said,
             errors,
         })
@@ -315,6 +336,33 @@ impl Drop for Node {
     }
 }
 
+/// Where a node that says to be ready has its metrics.
+fn admin_of(line: &str) -> Option<SocketAddr> {
+    let (_, said) = line.split_once(" ready: ")?;
+    let (_, admin) = said.split_once("admin ")?;
+    admin.split(',').next()?.parse().ok()
+}
+
+/// The metrics of a node as text.
+fn metrics(admin: SocketAddr) -> io::Result<String> {
+    let mut stream = TcpStream::connect(admin)?;
+    stream.set_read_timeout(Some(METRICS_PATIENCE))?;
+    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// The parts of a start in a node's metrics, in milliseconds.
+fn phases_in(metrics: &str) -> BTreeMap<String, f64> {
+    let phase = |line: &str| {
+        let rest = line.strip_prefix("rrq_recovery_seconds{phase=\"")?;
+        let (name, seconds) = rest.split_once("\"} ")?;
+        Some((name.to_owned(), seconds.parse::<f64>().ok()? * 1000.0))
+    };
+    metrics.lines().filter_map(phase).collect()
+}
+
 /// The code in the first line of a report.
 fn code_of(line: &str) -> Option<Code> {
     let number = line.strip_prefix("error[RRQ-")?.get(..4)?;
@@ -414,6 +462,17 @@ mod tests {
         let first = free_ports(3, 2).expect("a machine has free ports");
         assert!((first..first + 3).all(|port| is_free(port, 2)));
         assert!(first + 3 <= ephemeral_range_begin());
+    }
+
+    #[test]
+    fn a_node_says_where_its_metrics_are_and_they_tell_of_its_start() {
+        let line = "rrq-node 0.1.0 ready: clients 127.0.0.1:7411, admin 127.0.0.1:7480, 2 shards, data d, \
+                    stop with Ctrl-C or kill 7";
+        assert_eq!(admin_of(line), "127.0.0.1:7480".parse().ok());
+        assert_eq!(admin_of("warning: admin 127.0.0.1:7480,"), None);
+        let text = "rrq_jobs 7\nrrq_recovery_seconds{phase=\"open\"} 0.0025\n";
+        let phases = BTreeMap::from([("open".to_owned(), 2.5)]);
+        assert_eq!(phases_in(text), phases);
     }
 
     #[test]
