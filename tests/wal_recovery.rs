@@ -951,6 +951,34 @@ fn a_damaged_group_stays_reported_after_restarts() {
 }
 
 #[test]
+fn what_is_not_read_changes_nothing() {
+    const QUIET: usize = 4 * BLOCK;
+    let mut log = Log::fresh(64 * BLOCK);
+    log.base(1, 0, 0);
+    log.hard(1, hard(1, 1, 0));
+    log.sync();
+    for index in 1..=10 {
+        log.entry(1, index, 1, if index % 3 == 0 { 2 * BLOCK } else { 100 });
+        log.sync();
+    }
+    log.sync_proved();
+    let used = usize::try_from(log.writer.end_lsn().0).expect("small");
+    let (found, read) = log.disk.recover_in_part(QUIET);
+    assert_eq!(found, log.disk.recover());
+    let prepared = QUIET * (log.disk.files.len() - 1);
+    assert!(read <= used + QUIET + prepared, "{read} bytes of {used}");
+    for block in 0..used / BLOCK + 1 {
+        for byte in [0x00, 0xa5] {
+            let mut disk = log.disk.clone();
+            let file = disk.files.get_mut(&1).expect("the log is in it");
+            file[block * BLOCK..][..BLOCK].fill(byte);
+            let (found, _) = disk.recover_in_part(QUIET);
+            assert_eq!(found, disk.recover(), "block {block} filled with {byte:#x}");
+        }
+    }
+}
+
+#[test]
 fn a_later_entry_voids_the_suffix() {
     let log = sample();
     let recovered = log.disk.recover();

@@ -1,32 +1,38 @@
 //! Reads what a shard left: its log, by all segments and the newest manifest, and the list of its
 //! checkpoint files.
 //!
-//! Blocking, on plain threads, segments side by side: the disk gives 2 GB/s only to several readers
-//! or a long sequential one. The bytes are read, not mapped: entries stay slices of them while the
-//! files are used again. The last segment is synced before it is believed: what a dead process wrote
-//! may be readable and not durable yet.
+//! Blocking, on a plain thread a shard. The kernel is told beforehand of all that will be read, since the
+//! disk gives 2 GB/s only to who asks for much at once. The bytes are read, not mapped: entries stay slices
+//! of them while the files are used again. The last segment is synced before it is believed: what a dead
+//! process wrote may be readable and not durable yet.
 
 use crate::base::code::Code;
 use crate::base::report::Report;
 use crate::runtime::data_dir::unusable;
 use crate::runtime::snapshot_files::{find_files, manifests, read_manifest};
+use crate::runtime::sys;
 use crate::shard::effect::CheckpointFile;
 use crate::snapshot::layout::Owner;
 use crate::snapshot::manifest::Manifest;
+use crate::wal::batch::BatchHeader;
+use crate::wal::extent::{Extent, QUIET_BYTES};
 use crate::wal::recovery::{Recovered, Recovery, RecoveryError};
 use crate::wal::segment::SegmentHead;
 use crate::wal::writer::LogIdentity;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-/// What is read to find the head of a segment: a thousand groups.
+/// What is read of a segment before anything is known of it: the head of some two hundred groups.
+const FRONT_BYTES: usize = 64 << 10;
+/// What is read at the most to find the head: a thousand groups.
 const HEAD_BYTES: usize = 256 << 10;
-/// Segments read at once, a shard.
-const READERS: usize = 4;
+/// What is looked at in one go in search of the end of the log.
+const PIECE_BYTES: usize = 64 << 10;
 
 /// What a shard left behind.
 #[derive(Debug)]
@@ -67,23 +73,15 @@ pub fn read_log(
         recovery.proof(manifest.durable);
     }
     let plan = plan(segments)?;
-    for some in plan.chunks(READERS) {
-        let read = thread::scope(|scope| {
-            let readers: Vec<_> = some
-                .iter()
-                .map(|part| scope.spawn(move || part.read()))
-                .collect();
-            let joined = readers
-                .into_iter()
-                .map(|reader| reader.join().expect("panics end it all"));
-            joined.collect::<Vec<_>>()
-        });
-        for (part, bytes) in some.iter().zip(read) {
-            recovery.feed(
-                part.number,
-                bytes.map_err(|error| unusable(part.path, "read", &error))?,
-            );
-        }
+    for part in &plan {
+        part.fetch();
+    }
+    for part in plan {
+        let (number, path, length) = (part.number, part.path, part.length);
+        let bytes = part
+            .read()
+            .map_err(|error| unusable(path, "read", &error))?;
+        recovery.feed_front(number, bytes, length);
     }
     let recovered = recovery.finish().map_err(|error| refused(folder, &error))?;
     if let Some(torn) = recovered.torn {
@@ -101,59 +99,124 @@ pub fn read_log(
 struct Part<'a> {
     number: u64,
     path: &'a Path,
-    /// Only so many bytes; the rest was judged before and is as good as zero. `None`: all, and what
-    /// is read is synced first.
-    used: Option<usize>,
+    file: File,
+    /// Of the file.
+    length: usize,
+    /// The first bytes, the whole head if it is short.
+    front: Vec<u8>,
+    reach: Reach,
 }
 
-/// The head of a segment names the end of the one before, so that only the last is read whole. A
-/// process begins a segment of its own, so after a few quick restarts that is most of the work.
+/// How far a segment is read.
+enum Reach {
+    /// The rest was judged before and is as good as zero.
+    Judged(usize),
+    /// To its end, wherever that is; what is read is synced.
+    End(Extent),
+}
+
+/// The head of a segment names the end of the one before, so that only the last is searched for its end.
+/// A process begins a segment of its own, so after a few quick restarts that is most of the work.
 fn plan(segments: &[(u64, PathBuf)]) -> Result<Vec<Part<'_>>, Report> {
     let mut parts: Vec<Part<'_>> = Vec::new();
     let mut before: Option<SegmentHead> = None;
     for (number, path) in segments {
-        let head = read_head(path).map_err(|error| unusable(path, "read", &error))?;
-        let head = head.filter(|head| head.number == *number);
-        if let (Some(part), Some(before), Some(head)) = (parts.last_mut(), &before, &head)
-            && let Some(end) = head.previous.filter(|end| end.segment == part.number)
+        let part = Part::open(*number, path).map_err(|error| unusable(path, "read", &error))?;
+        let head = SegmentHead::read(&Bytes::copy_from_slice(&part.front))
+            .filter(|head| head.number == *number);
+        if let (Some(last), Some(before), Some(head)) = (parts.last_mut(), &before, &head)
+            && let Some(end) = head.previous.filter(|end| end.segment == last.number)
             && end.end_lsn > before.base_lsn
+            && let Ok(used) = usize::try_from(end.end_lsn.0 - before.base_lsn.0)
+            && used <= last.length
         {
-            part.used = usize::try_from(end.end_lsn.0 - before.base_lsn.0).ok();
+            last.reach = Reach::Judged(used);
         }
-        parts.push(Part {
-            number: *number,
-            path,
-            used: None,
-        });
+        parts.push(part);
         before = head;
     }
     Ok(parts)
 }
 
-/// The head, if it is intact and short: else the segment before is read whole.
-fn read_head(path: &Path) -> io::Result<Option<SegmentHead>> {
-    let mut bytes = Vec::with_capacity(HEAD_BYTES);
-    File::open(path)?
-        .take(HEAD_BYTES as u64)
-        .read_to_end(&mut bytes)?;
-    Ok(SegmentHead::read(&bytes.into()))
-}
-
-impl Part<'_> {
-    fn read(&self) -> io::Result<Bytes> {
-        let mut file = File::open(self.path)?;
+impl<'a> Part<'a> {
+    /// Opens a segment and reads its head, if it is intact and short: else the segment before is searched.
+    fn open(number: u64, path: &'a Path) -> io::Result<Self> {
+        let file = File::open(path)?;
         let length = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
-        let Some(used) = self.used.filter(|used| *used <= length) else {
-            let mut bytes = Vec::with_capacity(length + 1);
-            file.read_to_end(&mut bytes)?;
-            file.sync_data()?;
-            return Ok(bytes.into());
+        let mut front = Vec::new();
+        read_to(&file, &mut front, FRONT_BYTES.min(length))?;
+        let head_bytes = BatchHeader::decode(&front).map_or(0, |header| header.encoded_len());
+        if head_bytes > front.len() {
+            read_to(&file, &mut front, head_bytes.min(HEAD_BYTES).min(length))?;
+        }
+        let extent = Extent::new(number, &Bytes::copy_from_slice(&front), QUIET_BYTES);
+        Ok(Self {
+            number,
+            path,
+            file,
+            length,
+            front,
+            reach: Reach::End(extent),
+        })
+    }
+
+    /// Has the kernel fetch what will be read, whichever part is read first.
+    fn fetch(&self) {
+        let bytes = match &self.reach {
+            Reach::Judged(used) => *used,
+            Reach::End(extent) if extent.is_other() => return,
+            Reach::End(_) => self.length.min(QUIET_BYTES + self.front.len()),
         };
-        // Zeros that nobody touches take no memory.
-        let mut bytes = vec![0; length];
-        file.read_exact(&mut bytes[..used])?;
+        sys::will_read(&self.file, 0, bytes as u64);
+    }
+
+    fn read(self) -> io::Result<Bytes> {
+        let (file, length, mut bytes) = (&self.file, self.length, self.front);
+        match self.reach {
+            Reach::Judged(used) => {
+                bytes.truncate(used);
+                read_to(file, &mut bytes, used)?;
+            }
+            Reach::End(extent) if extent.is_other() => {}
+            Reach::End(extent) => thread::scope(|scope| {
+                // A sync may take as long as the reading.
+                let sync = scope.spawn(|| file.sync_data());
+                let read = read_to_end(file, length, &mut bytes, extent);
+                sync.join().expect("panics end it all").and(read)
+            })?,
+        }
         Ok(bytes.into())
     }
+}
+
+/// Reads a file that begins with `bytes` up to its last batch. Where that is, a look at the bytes behind it
+/// tells, which are not kept: fresh memory costs more than reading.
+fn read_to_end(
+    file: &File,
+    length: usize,
+    bytes: &mut Vec<u8>,
+    mut extent: Extent,
+) -> io::Result<()> {
+    let mut piece = [0; PIECE_BYTES];
+    let mut looked = bytes.len();
+    let mut wanted = extent.look(0, bytes);
+    while looked < wanted.min(length) {
+        let piece = &mut piece[..PIECE_BYTES.min(length - looked)];
+        file.read_exact_at(piece, looked as u64)?;
+        wanted = extent.look(looked, piece);
+        looked += piece.len();
+    }
+    read_to(file, bytes, extent.end().min(length))
+}
+
+/// Reads on until there are so many bytes of the file, which has them.
+fn read_to(file: &File, bytes: &mut Vec<u8>, to: usize) -> io::Result<()> {
+    let from = bytes.len();
+    if to > from {
+        bytes.resize(to, 0);
+        file.read_exact_at(&mut bytes[from..], from as u64)?;
+    }
+    Ok(())
 }
 
 /// The newest manifest of this log that is intact. A damaged one is no loss: the log repeats it.

@@ -462,6 +462,14 @@ pub fn drop_cached(file: &File) -> io::Result<()> {
     }
 }
 
+/// Tells the kernel that a part of a file is read soon: it begins to fetch all of it at once. A kernel
+/// that does not is only slower.
+pub fn will_read(file: &File, offset: u64, bytes: u64) {
+    let (offset, bytes) = (offset as libc::off_t, bytes as libc::off_t);
+    // SAFETY: takes no pointer, and the descriptor is open.
+    unsafe { libc::posix_fadvise(file.as_raw_fd(), offset, bytes, libc::POSIX_FADV_WILLNEED) };
+}
+
 /// How many pages of a file the kernel keeps in memory.
 ///
 /// # Errors

@@ -264,6 +264,11 @@ impl Checkpointer {
         (durable > self.manifest_durable && !self.manifest_under_way).then_some(self.manifest_at)
     }
 
+    /// The next manifest is due now.
+    pub(super) fn hasten_manifest(&mut self, now: Monotonic) {
+        self.manifest_at = now;
+    }
+
     fn header(&mut self, kind: FileKind) -> FileHeader {
         let start = if bugs::on(Bug::FileNamesReused) {
             1

@@ -529,6 +529,9 @@ impl ShardEngine {
         if !self.wal.completed(batch_seq) {
             return;
         }
+        if self.wal.take_large() {
+            self.checkpoints.hasten_manifest(self.now.mono);
+        }
         let durable = self.wal.durable_ticket();
         while self
             .written

@@ -10,7 +10,7 @@ use crate::base::units::Lsn;
 use crate::wal::batch::{BatchError, BatchHeader, SEG_HEAD};
 use crate::wal::codec::{RecordError, Records};
 use crate::wal::record::Record;
-use crate::wal::recovery::{Damage, RecoveryError};
+use crate::wal::recovery::{Damage, FileBytes, RecoveryError};
 use crate::wal::segment::{SegmentEnd, SegmentHead};
 use crate::wal::writer::LogIdentity;
 use bytes::Bytes;
@@ -20,7 +20,10 @@ use std::collections::BTreeMap;
 #[derive(Debug)]
 pub(super) struct Segment {
     pub(super) number: u64,
+    /// What was read of it.
     pub(super) bytes: Bytes,
+    /// The length of its file.
+    pub(super) length: usize,
     /// The position of its first byte.
     pub(super) base: Lsn,
     pub(super) epoch: u64,
@@ -94,18 +97,18 @@ enum Kind {
 pub(super) fn survey(
     identity: LogIdentity,
     segment_bytes: usize,
-    files: &BTreeMap<u64, Bytes>,
+    files: &BTreeMap<u64, FileBytes>,
 ) -> Result<Chain, RecoveryError> {
     let mut written: BTreeMap<u64, Segment> = BTreeMap::new();
     let mut headless = Vec::new();
     let mut suspects = BTreeMap::new();
     let mut recycled = BTreeMap::new();
-    for (number, bytes) in files {
-        if bytes.len() < segment_bytes {
-            let what = format!("{} bytes instead of {segment_bytes}", bytes.len());
+    for (number, file) in files {
+        if file.length < segment_bytes {
+            let what = format!("{} bytes instead of {segment_bytes}", file.length);
             suspects.insert(*number, (*number, what));
         }
-        match kind(identity, *number, bytes, &written)? {
+        match kind(identity, *number, file, &written)? {
             Kind::Written { segment } => {
                 written.insert(*number, segment);
             }
@@ -171,7 +174,7 @@ impl Chain {
         });
     }
 
-    fn find_missing(&mut self, files: &BTreeMap<u64, Bytes>) {
+    fn find_missing(&mut self, files: &BTreeMap<u64, FileBytes>) {
         for pair in self.segments.windows(2) {
             let previous = pair[1].previous_number();
             let missing = previous.filter(|number| *number > pair[0].number);
@@ -235,10 +238,10 @@ fn void_numbers(written: &BTreeMap<u64, Segment>) -> Void {
 fn kind(
     identity: LogIdentity,
     number: u64,
-    bytes: &Bytes,
+    file: &FileBytes,
     written: &BTreeMap<u64, Segment>,
 ) -> Result<Kind, RecoveryError> {
-    let (header, records) = match BatchHeader::read(bytes, 0) {
+    let (header, records) = match BatchHeader::read(&file.bytes, 0) {
         Ok((header, records)) if header.flags == SEG_HEAD => (header, records),
         Err(BatchError::Version(found)) => {
             return Err(RecoveryError::TooNew {
@@ -279,7 +282,8 @@ fn kind(
         Kind::Written {
             segment: Segment {
                 number,
-                bytes: bytes.clone(),
+                bytes: file.bytes.clone(),
+                length: file.length,
                 base: header.lsn,
                 epoch: header.epoch,
                 previous: head.previous,
@@ -327,7 +331,8 @@ fn check_identity(
 }
 
 /// A file without an intact head, if it was certainly written.
-fn adopt(number: u64, bytes: &Bytes, written: &BTreeMap<u64, Segment>) -> Option<Segment> {
+fn adopt(number: u64, file: &FileBytes, written: &BTreeMap<u64, Segment>) -> Option<Segment> {
+    let bytes = &file.bytes;
     // What was recycled comes from before the oldest segment; the one just before may be void.
     let before = written.range(..number).next().map(|(_, s)| s.base);
     let after = written.range(number + 1..).next().map(|(_, s)| s);
@@ -353,6 +358,7 @@ fn adopt(number: u64, bytes: &Bytes, written: &BTreeMap<u64, Segment>) -> Option
             let segment = Segment {
                 number,
                 bytes: bytes.clone(),
+                length: file.length,
                 base,
                 epoch: header.epoch,
                 previous: None,

@@ -17,6 +17,7 @@
 //! | [`ledger`] | what the writer repeats, and which segments may go |
 //! | [`writer`] | group commit: records in, batches out |
 //! | [`pieces`] | where the entries of a group lie, to be read again |
+//! | [`extent`] | how much of a segment a start must read |
 //! | `chain` | which files make up the log |
 //! | [`recovery`] | torn or corrupt: the decision table |
 //! | [`replay`] | what a hole means for each group |
@@ -33,6 +34,7 @@
 pub mod batch;
 mod chain;
 pub mod codec;
+pub mod extent;
 pub mod ledger;
 pub mod pieces;
 pub mod record;

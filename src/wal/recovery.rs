@@ -40,7 +40,8 @@
 //!
 //! # What the driver must do
 //!
-//! Feed every file of the shard's log, also those that were only prepared. Sync the files that were
+//! Feed every file of the shard's log, also those that were only prepared, each as far as its
+//! [`Extent`](crate::wal::extent::Extent) says. Sync the files that were
 //! read before the new log is written: what was read may not be durable yet, and the first head
 //! says that it is. Drop segments in the order in which they are reported.
 //!
@@ -216,7 +217,15 @@ pub struct Recovery {
     segment_bytes: usize,
     machine_version_max: u16,
     proof: Lsn,
-    files: BTreeMap<u64, Bytes>,
+    files: BTreeMap<u64, FileBytes>,
+}
+
+/// A file of the log, as far as it was read.
+#[derive(Debug)]
+pub(super) struct FileBytes {
+    pub(super) bytes: Bytes,
+    /// The length of the file. What was not read of it counts as never written.
+    pub(super) length: usize,
 }
 
 impl Recovery {
@@ -245,7 +254,19 @@ impl Recovery {
 
     /// The whole file of segment `number`, as read.
     pub fn feed(&mut self, number: u64, bytes: Bytes) {
-        self.files.insert(number, bytes);
+        let length = bytes.len();
+        self.feed_front(number, bytes, length);
+    }
+
+    /// The first bytes of the file of segment `number`, which has `length`. The rest is not looked at, as
+    /// if nobody had written it.
+    ///
+    /// # Panics
+    /// If there are more bytes than the file has.
+    pub fn feed_front(&mut self, number: u64, bytes: Bytes, length: usize) {
+        let read = bytes.len();
+        assert!(read <= length, "{read} bytes of a file of {length}");
+        self.files.insert(number, FileBytes { bytes, length });
     }
 
     /// Reads everything.
@@ -415,8 +436,8 @@ impl Reader {
             if proves(segment, from, limit, self.at) {
                 return Proof::Log;
             }
-            let bytes = segment.bytes.len() as u64;
-            is_cut_short |= bytes < self.segment_bytes && segment.base.0 + bytes < limit.0;
+            let length = segment.length as u64;
+            is_cut_short |= length < self.segment_bytes && segment.base.0 + length < limit.0;
         }
         if is_cut_short || self.proof > self.at || chain.lost_behind.is_some() {
             Proof::Outside
@@ -581,7 +602,7 @@ impl Reader {
         Ok(())
     }
 
-    fn finish(mut self, files: &BTreeMap<u64, Bytes>) -> Recovered {
+    fn finish(mut self, files: &BTreeMap<u64, FileBytes>) -> Recovered {
         // The last segment ends where the log does; the others where the next one begins.
         let ends = self.old.iter().skip(1).map(|old| old.end_lsn);
         let ends = ends.chain(std::iter::once(self.at)).collect::<Vec<_>>();

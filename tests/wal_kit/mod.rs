@@ -15,6 +15,7 @@ use rrq::base::ids::{
 use rrq::base::members::Member;
 use rrq::base::units::{GroupTime, Lsn};
 use rrq::wal::batch::BatchHeader;
+use rrq::wal::extent::Extent;
 use rrq::wal::record::{BaseRecord, HardState, Record, RootLocation, Vote};
 use rrq::wal::recovery::{GroupLogStatus, Recovered, Recovery, RecoveryError};
 use rrq::wal::writer::{LogIdentity, LogStart, LogWriter, Ticket, WalWrite};
@@ -109,6 +110,27 @@ impl Disk {
             recovery.feed(*number, Bytes::copy_from_slice(bytes));
         }
         recovery.finish()
+    }
+
+    /// What is found if no more is read than a start reads, and how many bytes that are.
+    pub(crate) fn recover_in_part(&self, quiet: usize) -> (Recovered, usize) {
+        let mut recovery = Recovery::with_segment_bytes(identity(), self.segment_bytes);
+        let mut all = 0;
+        for (number, bytes) in &self.files {
+            let front = Bytes::copy_from_slice(&bytes[..2 * BLOCK]);
+            let mut extent = Extent::new(*number, &front, quiet);
+            let mut read = front.len();
+            let mut wanted = extent.look(0, &front);
+            while wanted > read && read < bytes.len() {
+                wanted = extent.look(read, &bytes[read..][..BLOCK]);
+                read += BLOCK;
+            }
+            all += read;
+            let kept = extent.end().clamp(front.len(), bytes.len());
+            let front = Bytes::copy_from_slice(&bytes[..kept]);
+            recovery.feed_front(*number, front, bytes.len());
+        }
+        (recovery.finish().expect("the log is ours"), all)
     }
 
     pub(crate) fn recover(&self) -> Recovered {
