@@ -18,7 +18,7 @@ use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Registered buffers of an executor; glommio locks three times as much if it may. More makes the
 /// start slower; a batch that does not fit takes ordinary memory.
@@ -33,6 +33,11 @@ const KERNEL_MIN: (u32, u32) = (5, 8);
 const FILES_SHARD: u64 = 32 + REFUSED_MAX as u64;
 /// Standard streams, locks, and the guests of the admin port.
 const FILES_NODE: u64 = 64 + GUESTS_MAX as u64;
+
+/// A port in use is tried again for so long before anybody asks who holds it,
+const PORT_GRACE: Duration = Duration::from_millis(50);
+/// so often.
+const PORT_RETRY: Duration = Duration::from_micros(500);
 
 const MORE_MEMLOCK: &str =
     "ulimit -l unlimited   (systemd: LimitMEMLOCK=infinity; Docker: --ulimit memlock=-1)";
@@ -356,6 +361,12 @@ fn bind(address: SocketAddr, purpose: &str, flag: &str, wait: bool) -> Result<Tc
             .fix(format!(
                 "{flag} with an address of this machine and a port that is free"
             )));
+        }
+        // What a process that was killed held is let go of within milliseconds; to find out who holds a port
+        // takes tens of them.
+        if wait && begun.elapsed() < PORT_GRACE {
+            std::thread::sleep(PORT_RETRY);
+            continue;
         }
         let holder = process::listener_of(address);
         let alive = holder.is_none_or(process::is_alive);
