@@ -38,6 +38,12 @@ use std::time::{Duration, Instant};
 const SPARES_MAX: usize = 4;
 /// Spares made ahead when there is nothing else to do.
 const SPARES_AHEAD: usize = 2;
+/// Spares are made so long after the start at the earliest: sixteen MiB of zeros on their way to the disk
+/// would hold up the first jobs.
+const AHEAD_AFTER: Duration = Duration::from_millis(250);
+/// For the same reason the second segment of a process waits for a spare so long: one is on its way, what
+/// the process before had prepared. The first is not full sooner.
+const SUCCESSOR_AFTER: Duration = Duration::from_millis(100);
 /// With no room, how often it is tried again.
 const RETRY_EVERY: Duration = Duration::from_millis(100);
 const ZEROS_BYTES: usize = 1 << 20;
@@ -64,7 +70,7 @@ pub fn find(folder: &Path, data_dir: &Path, count: Arc<AtomicUsize>) -> Result<F
         data_dir: data_dir.to_owned(),
         spares: Vec::new(),
         next_spare: 0,
-        may_make_ahead: false,
+        ahead_from: None,
         lacks_descriptors: false,
         count,
     };
@@ -157,7 +163,8 @@ pub struct Pool {
     data_dir: PathBuf,
     spares: Vec<PathBuf>,
     next_spare: u64,
-    may_make_ahead: bool,
+    /// When spares may be made ahead.
+    ahead_from: Option<Instant>,
     /// That descriptors are missing was said, and they are missing still.
     lacks_descriptors: bool,
     /// How many spares there are, for who judges the room on the disk.
@@ -176,13 +183,23 @@ impl Pool {
         mut ready: impl FnMut(u64),
     ) -> Result<(), Report> {
         let mut wanted: VecDeque<u64> = VecDeque::new();
+        // When a segment may be made anew.
+        let mut make_from = Instant::now();
+        let mut is_first = true;
         loop {
             self.count.store(self.spares.len(), Relaxed);
             let idle = wanted.is_empty();
             let first = match idle {
-                true if self.wants_spares() => orders.recv_timeout(Duration::ZERO),
-                true => orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                false => orders.recv_timeout(RETRY_EVERY),
+                true => match self.wants_spares_from() {
+                    Some(at) => orders.recv_timeout(at.saturating_duration_since(Instant::now())),
+                    None => orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                },
+                false => {
+                    orders.recv_timeout(match make_from.checked_duration_since(Instant::now()) {
+                        Some(wait) if !wait.is_zero() => wait,
+                        _ => RETRY_EVERY,
+                    })
+                }
             };
             match first {
                 Ok(Order::Prepare(number)) => wanted.push_back(number),
@@ -190,13 +207,15 @@ impl Pool {
                     self.recycle(&numbers)
                         .map_err(|error| self.failed("drop segments", &error))?;
                 }
-                Ok(Order::MayMakeAhead(may)) => self.may_make_ahead = may,
+                Ok(Order::MayMakeAhead(may)) => {
+                    self.ahead_from = may.then(|| Instant::now() + AHEAD_AFTER);
+                }
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
                 Err(RecvTimeoutError::Timeout) if idle => {
-                    match self.make_spare() {
+                    match self.make_spare(true) {
                         Ok(path) => self.spares.push(path),
                         Err(error) if error.kind() == io::ErrorKind::StorageFull => {
-                            self.may_make_ahead = false;
+                            self.ahead_from = None;
                         }
                         Err(error) if self.passes(&error) => std::thread::sleep(RETRY_EVERY),
                         Err(error) => return Err(self.failed("make a spare segment", &error)),
@@ -206,8 +225,16 @@ impl Pool {
                 Err(RecvTimeoutError::Timeout) => {}
             }
             while let Some(&number) = wanted.front() {
+                if self.spares.is_empty() && Instant::now() < make_from {
+                    break;
+                }
                 match self.prepare(number) {
-                    Ok(()) => ready(number),
+                    Ok(()) => {
+                        ready(number);
+                        if std::mem::take(&mut is_first) {
+                            make_from = Instant::now() + SUCCESSOR_AFTER;
+                        }
+                    }
                     Err(error) if error.kind() == io::ErrorKind::StorageFull => {
                         if space::give_up_ballast(&self.data_dir) {
                             continue;
@@ -238,14 +265,15 @@ impl Pool {
             .fix("look for errors of the disk (dmesg), then start again: nothing acknowledged is lost")
     }
 
-    fn wants_spares(&self) -> bool {
-        self.may_make_ahead && self.spares.len() < SPARES_AHEAD
+    /// When the next spare is to be made ahead, if one is.
+    fn wants_spares_from(&self) -> Option<Instant> {
+        self.ahead_from.filter(|_| self.spares.len() < SPARES_AHEAD)
     }
 
     fn prepare(&mut self, number: u64) -> io::Result<()> {
         let spare = match self.spares.pop() {
             Some(spare) => spare,
-            None => self.make_spare()?,
+            None => self.make_spare(false)?,
         };
         let path = self.folder.join(format!("{number:016x}.seg"));
         let named = fs::rename(&spare, &path).and_then(|()| sync_folder(&self.folder));
@@ -255,14 +283,20 @@ impl Pool {
         named
     }
 
-    fn make_spare(&mut self) -> io::Result<PathBuf> {
+    /// Makes a spare; `gently` when nobody waits for it: then never much of it is on its way to the disk,
+    /// and the log's own writes come in between.
+    fn make_spare(&mut self, gently: bool) -> io::Result<PathBuf> {
         let path = self.spare_path();
         let temporary = path.with_extension("tmp");
         let make = || {
             let mut file = File::create(&temporary)?;
             let zeros = vec![0; ZEROS_BYTES];
-            for _ in 0..SEGMENT_BYTES / ZEROS_BYTES {
+            for portion in 0..SEGMENT_BYTES / ZEROS_BYTES {
                 file.write_all(&zeros)?;
+                if gently {
+                    let (at, bytes) = (portion * ZEROS_BYTES, ZEROS_BYTES);
+                    sys::write_back(&file, at as u64, bytes as u64)?;
+                }
             }
             file.sync_data()?;
             fs::rename(&temporary, &path)

@@ -71,6 +71,8 @@ const DEAD_BYTES_MAX: u64 = 16 << 20;
 const SPARSE_FILES_MAX: usize = 16;
 /// A round that failed for lack of space is tried again after this.
 const RETRY: Duration = Duration::from_secs(5);
+/// A round that is due at the start waits for so long, since its writes would hold up the first jobs.
+const ROUNDS_AFTER: Duration = Duration::from_millis(200);
 /// The manifest is written at least this often while the log grows.
 const MANIFEST_EVERY: Duration = Duration::from_secs(10);
 
@@ -291,7 +293,8 @@ impl ShardEngine {
     pub(super) fn start_due_round(&mut self) {
         let checkpoints = &self.checkpoints;
         let log_bytes = checkpoints.log_bytes(self.wal.end_lsn());
-        let waits = checkpoints.retry_at.is_some_and(|at| at > self.now.mono);
+        let waits = checkpoints.retry_at.is_some_and(|at| at > self.now.mono)
+            || self.now.mono < self.started.plus(ROUNDS_AFTER);
         let is_due = log_bytes >= self.config.checkpoint_log_bytes
             && checkpoints.is_idle()
             && !waits
