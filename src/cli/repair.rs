@@ -74,7 +74,7 @@ pub(super) fn run(args: &RepairArgs, output: Output) -> Result<(), Report> {
     if done {
         // A checkpoint that is written needs a file that no start has written before.
         if shards.iter().any(Shard::is_salvaged) {
-            dir.begin()?;
+            dir.begin()?.write()?;
         }
         for shard in &mut shards {
             shard.repair(&dir)?;

@@ -13,7 +13,8 @@
 //! A new directory gets its shards' folders first, then the superblock, marked as forming until
 //! every shard has served for the first time. So a superblock that is missing or forming beside
 //! empty folders is a first start that was cut short, and is taken up again; beside a log it is a
-//! loss, and refused. The start number is raised, in at least one copy, before the log is opened.
+//! loss, and refused. The start number is raised, in at least one copy, before anything is written to
+//! the log; reading it goes on meanwhile.
 //!
 //! A node that is to be one of several has a directory without a cluster until the cluster is formed
 //! (`peers/forming.rs`); what belongs to none has no log.
@@ -38,6 +39,8 @@ use std::time::{Duration, Instant};
 
 const COPIES: [&str; 2] = ["superblock.0", "superblock.1"];
 const LOCK: &str = "lock";
+/// As long as any.
+const PID_DIGITS: usize = 10;
 
 /// How long a start waits for what a dying process still holds: its writes can take seconds.
 pub const HOLDER_PATIENCE: Duration = Duration::from_secs(30);
@@ -56,11 +59,12 @@ pub struct DataDir {
     stale: usize,
     /// Nothing is made yet but the lock.
     new: bool,
-    _lock: File,
+    lock: File,
 }
 
 impl DataDir {
-    /// Opens the directory, or makes it, and takes its lock; see [`Self::begin`].
+    /// Opens the directory, or makes it, and takes its lock, which says whose it is once
+    /// [`Self::begin`]'s is written.
     ///
     /// # Errors
     /// By name, whatever keeps this process from working on it.
@@ -100,7 +104,7 @@ impl DataDir {
             superblock,
             stale,
             new: found == Found::Nothing,
-            _lock: lock,
+            lock,
         };
         if !dir.new {
             fits(&dir.path, &dir.superblock, config)?;
@@ -127,21 +131,30 @@ impl DataDir {
             dev: true,
             ..NodeConfig::default()
         };
-        Self::open(&config, 1)
+        let dir = Self::open(&config, 1)?;
+        sign_lock(&dir.lock, path)?;
+        Ok(dir)
     }
 
-    /// Raises the start number; a new directory gets its folders first. To be done before the log
-    /// is opened, and after all that could still refuse the start.
+    /// Raises the start number; a new directory gets its folders first. To be done after all that could
+    /// still refuse the start. The log may be read before what this gives is written, not more.
     ///
     /// # Errors
     /// If the directory cannot be written.
-    pub fn begin(&mut self) -> Result<(), Report> {
+    pub fn begin(&mut self) -> Result<RaisedStart, Report> {
         if self.new {
             make_folders(&self.path, self.superblock.shards)?;
         }
         self.superblock.start += 1;
         self.superblock.generation += 1;
-        self.write_copy(self.stale, self.new)
+        let lock = self.lock.try_clone();
+        Ok(RaisedStart {
+            lock: lock.map_err(|error| unusable(&self.path.join(LOCK), "open", &error))?,
+            path: self.path.clone(),
+            copy: self.stale,
+            bytes: self.superblock.encode(),
+            probe: self.new,
+        })
     }
 
     /// Where it is.
@@ -178,8 +191,8 @@ impl DataDir {
     pub fn settle(&mut self) -> Result<(), Report> {
         self.superblock.forming = false;
         self.superblock.generation += 1;
-        self.write_copy(0, false)?;
-        self.write_copy(1, false)
+        self.write_copy(0)?;
+        self.write_copy(1)
     }
 
     /// Becomes a member of a cluster.
@@ -200,9 +213,9 @@ impl DataDir {
             .collect();
         superblock.members_as_of = LogIndex(0);
         superblock.generation += 1;
-        self.write_copy(0, false)?;
+        self.write_copy(0)?;
         self.superblock.generation += 1;
-        self.write_copy(1, false)
+        self.write_copy(1)
     }
 
     /// The members of the cluster are these now. Nothing is written if they are those that were known.
@@ -216,9 +229,9 @@ impl DataDir {
         self.superblock.members.clone_from(&known.members);
         self.superblock.members_as_of = known.as_of;
         self.superblock.generation += 1;
-        self.write_copy(0, false)?;
+        self.write_copy(0)?;
         self.superblock.generation += 1;
-        self.write_copy(1, false)
+        self.write_copy(1)
     }
 
     /// Goes on with starts behind this one, which an older image of the directory does not know of.
@@ -228,8 +241,8 @@ impl DataDir {
     pub fn raise_start(&mut self, start: u64) -> Result<(), Report> {
         self.superblock.start = self.superblock.start.max(start);
         self.superblock.generation += 1;
-        self.write_copy(0, false)?;
-        self.write_copy(1, false)
+        self.write_copy(0)?;
+        self.write_copy(1)
     }
 
     fn check_logs(&self) -> Result<(), Report> {
@@ -247,22 +260,54 @@ impl DataDir {
         Ok(())
     }
 
-    fn write_copy(&self, copy: usize, probe: bool) -> Result<(), Report> {
-        let name = COPIES[copy];
-        let bytes = self.superblock.encode();
-        let write = || write_durably(&self.path, name, &bytes, probe);
-        let result = write().or_else(|error| {
-            if error.kind() == io::ErrorKind::StorageFull && space::give_up_ballast(&self.path) {
-                return write();
-            }
-            Err(error)
-        });
-        result.map_err(|error| match error.kind() {
-            io::ErrorKind::StorageFull => disk_full(&self.path),
-            io::ErrorKind::InvalidInput if probe => preflight::no_direct_io(&self.path, &error),
-            _ => unusable(&self.path.join(name), "write", &error),
-        })
+    fn write_copy(&self, copy: usize) -> Result<(), Report> {
+        write_copy(&self.path, copy, &self.superblock.encode(), false)
     }
+}
+
+/// What a start is to write first: the superblock with its number, and its process into the lock. Both wait
+/// for the disk.
+#[derive(Debug)]
+#[must_use = "nothing of this start may be written before its number is"]
+pub struct RaisedStart {
+    lock: File,
+    path: PathBuf,
+    copy: usize,
+    bytes: Vec<u8>,
+    probe: bool,
+}
+
+impl RaisedStart {
+    /// Whether the directory is new, so that what it cannot do shows itself only now.
+    #[must_use]
+    pub fn is_first(&self) -> bool {
+        self.probe
+    }
+
+    /// Writes it; the superblock is durable afterwards.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write(self) -> Result<(), Report> {
+        write_copy(&self.path, self.copy, &self.bytes, self.probe)?;
+        sign_lock(&self.lock, &self.path)
+    }
+}
+
+fn write_copy(path: &Path, copy: usize, bytes: &[u8], probe: bool) -> Result<(), Report> {
+    let name = COPIES[copy];
+    let write = || write_durably(path, name, bytes, probe);
+    let result = write().or_else(|error| {
+        if error.kind() == io::ErrorKind::StorageFull && space::give_up_ballast(path) {
+            return write();
+        }
+        Err(error)
+    });
+    result.map_err(|error| match error.kind() {
+        io::ErrorKind::StorageFull => disk_full(path),
+        io::ErrorKind::InvalidInput if probe => preflight::no_direct_io(path, &error),
+        _ => unusable(&path.join(name), "write", &error),
+    })
 }
 
 /// What a directory says of itself, nothing touched; `None` if it is new or was never finished.
@@ -591,7 +636,7 @@ fn stale_copy(copies: &[Result<Superblock, SuperblockError>; 2]) -> usize {
 /// Locks the directory; a dying holder is waited for, a living one is named.
 fn take_lock(path: &Path) -> Result<File, Report> {
     let lock_path = path.join(LOCK);
-    let mut file = OpenOptions::new()
+    let file = OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
@@ -611,14 +656,18 @@ fn take_lock(path: &Path) -> Result<File, Report> {
         }
         std::thread::sleep(HOLDER_RETRY);
     }
-    let pid = std::process::id();
-    let written = file.set_len(0).and_then(|()| writeln!(file, "{pid}"));
-    if let Err(error) = written
-        && error.kind() != io::ErrorKind::StorageFull
-    {
-        return Err(unusable(&lock_path, "write", &error));
-    }
     Ok(file)
+}
+
+/// Writes whose lock it is: over the one before, without cutting the file, which takes longer.
+fn sign_lock(mut lock: &File, path: &Path) -> Result<(), Report> {
+    let pid = std::process::id();
+    match writeln!(lock, "{pid:<PID_DIGITS$}") {
+        Err(error) if error.kind() != io::ErrorKind::StorageFull => {
+            Err(unusable(&path.join(LOCK), "write", &error))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn locked(path: &Path, holder: Option<u32>, alive: bool) -> Report {

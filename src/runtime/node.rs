@@ -4,7 +4,8 @@
 //!    formed yet waits until it is;
 //! 2. the poker, then all executors, before any of them works: a busy pinned executor would delay
 //!    the start of the next;
-//! 3. on plain threads, a shard each: find the segments, read the log, tell the shard;
+//! 3. on plain threads, a shard each: find the segments, read the log, tell the shard; meanwhile the
+//!    number of this start goes into a superblock, and a shard begins when it is there;
 //! 4. when every shard serves: one line on standard output;
 //! 5. not in the way of the first job: both superblocks, ballast, spare segments.
 //!
@@ -18,7 +19,7 @@ use crate::base::members::ClusterMembers;
 use crate::base::report::Report;
 use crate::runtime::api::Api;
 use crate::runtime::config::{self, Asked, NoConfig, NodeConfig};
-use crate::runtime::data_dir::{self, DataDir, fits_members};
+use crate::runtime::data_dir::{self, DataDir, RaisedStart, fits_members};
 use crate::runtime::desk::Desk;
 use crate::runtime::listener::Admission;
 use crate::runtime::mesh::{Letter, Mesh};
@@ -41,9 +42,9 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// From the signal to the end of the process, whatever the shards do.
@@ -104,9 +105,17 @@ pub fn run(config: NodeConfig) -> Result<(), Report> {
         [] => None,
         _ => Some(preflight::peer_listener(&config)?),
     };
-    dir.begin()?;
+    let raised = dir.begin()?;
+    let begun_on_disk = Arc::new(Gate::default());
     let addresses = Addresses::of(&clients, &admin)?;
     let (events, inbox) = channel();
+    if raised.is_first() || peers.is_some() {
+        // Nothing was begun yet that could go on meanwhile; other nodes hear of the number first.
+        raised.write()?;
+        begun_on_disk.open();
+    } else {
+        write_meanwhile(raised, &begun_on_disk, &events)?;
+    }
     watch_signals(events.clone())?;
 
     let pulses: Vec<Arc<Pulse>> = (0..shards).map(|_| Arc::default()).collect();
@@ -143,6 +152,7 @@ pub fn run(config: NodeConfig) -> Result<(), Report> {
         begun,
         process,
         roster,
+        begun_on_disk,
     };
     node.metrics
         .recovered("open", begun.elapsed().as_secs_f64());
@@ -259,6 +269,50 @@ struct Node {
     process: u64,
     /// The other nodes, if there may be some.
     roster: Option<Arc<Roster>>,
+    /// Open once the number of this start is durable.
+    begun_on_disk: Arc<Gate>,
+}
+
+/// What several threads wait for.
+#[derive(Default)]
+struct Gate {
+    is_open: Mutex<bool>,
+    opened: Condvar,
+}
+
+impl Gate {
+    fn open(&self) {
+        *self.is_open.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.opened.notify_all();
+    }
+
+    fn wait(&self) {
+        let is_open = self.is_open.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.opened.wait_while(is_open, |is_open| !*is_open);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// Writes the superblock while executors start and logs are read. If it cannot be written, the gate stays
+/// shut and the process ends.
+fn write_meanwhile(
+    raised: RaisedStart,
+    gate: &Arc<Gate>,
+    events: &Sender<Event>,
+) -> Result<(), Report> {
+    let (gate, events) = (gate.clone(), events.clone());
+    let write = move || match raised.write() {
+        Ok(()) => gate.open(),
+        Err(report) => {
+            let _ = events.send(Event::Failed(report));
+        }
+    };
+    let started = std::thread::Builder::new()
+        .name("rrq-superblock".to_owned())
+        .spawn(write);
+    started
+        .map(drop)
+        .map_err(|error| no_thread("superblock", &error))
 }
 
 impl Node {
@@ -422,7 +476,7 @@ impl Node {
 
             let (boxes, events) = (self.boxes.clone(), self.events.clone());
             let (wal, identity) = (self.dir.wal(shard), self.identity(shard));
-            let metrics = self.metrics.clone();
+            let (metrics, gate) = (self.metrics.clone(), self.begun_on_disk.clone());
             self.thread(&format!("rrq-log-{shard}"), move || {
                 let mine = &boxes[usize::from(shard)];
                 let begun = Instant::now();
@@ -434,6 +488,7 @@ impl Node {
                     )?;
                     let remains = recover::recover(&folder, identity, owner, &found.segments)?;
                     metrics.recovered("replay", begun.elapsed().as_secs_f64());
+                    gate.wait();
                     mine.send(Letter::Recovered(Box::new(remains)));
                     found
                         .pool
