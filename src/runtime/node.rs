@@ -59,6 +59,7 @@ const RING_DEPTH: usize = 128;
 pub fn main_with_args(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     // Before any thread: afterwards it costs 12 ms.
     sys::register_membarrier();
+    sys::fetch_program();
     let loaded = match config::load(args, config::environment()) {
         Ok(Asked::Run(loaded)) => loaded,
         Ok(Asked::Check(loaded, format)) => return preflight::main(loaded, format),

@@ -9,7 +9,7 @@
 use crate::base::code::Code;
 use crate::base::report::Report;
 use crate::runtime::data_dir::unusable;
-use crate::runtime::snapshot_files::{find_files, manifests, read_manifest};
+use crate::runtime::snapshot_files::{fetch_newest, find_files, manifests, read_manifest};
 use crate::runtime::sys;
 use crate::shard::effect::CheckpointFile;
 use crate::snapshot::layout::Owner;
@@ -53,8 +53,9 @@ pub fn recover(
     owner: Owner,
     segments: &[(u64, PathBuf)],
 ) -> Result<Remains, Report> {
-    let log = read_log(folder, identity, owner, segments)?;
     let files = find_files(folder).map_err(|error| unusable(folder, "read", &error))?;
+    fetch_newest(folder, &files);
+    let log = read_log(folder, identity, owner, segments)?;
     Ok(Remains { log, files })
 }
 

@@ -462,6 +462,31 @@ pub fn drop_cached(file: &File) -> io::Result<()> {
     }
 }
 
+/// Has the kernel fetch the code and the constants of this program, all at once, and a thread map them:
+/// else a cold start waits for the disk at each piece that it comes to. After
+/// [`register_membarrier`]. A kernel that does not know how is only slower.
+pub fn fetch_program() {
+    unsafe extern "C" {
+        static __executable_start: u8;
+        static etext: u8;
+    }
+    let (from, to) = (
+        (&raw const __executable_start).addr(),
+        (&raw const etext).addr(),
+    );
+    let advise = move |advice| {
+        // SAFETY: both symbols are the linker's, around what is mapped for reading as long as the process
+        // lives; neither advice changes what is there.
+        unsafe { libc::madvise(std::ptr::without_provenance_mut(from), to - from, advice) };
+    };
+    advise(libc::MADV_WILLNEED);
+    let populate = move || advise(libc::MADV_POPULATE_READ);
+    // Without it pages are mapped one by one.
+    let _ = std::thread::Builder::new()
+        .name("rrq-text".to_owned())
+        .spawn(populate);
+}
+
 /// Tells the kernel that a part of a file is read soon: it begins to fetch all of it at once. A kernel
 /// that does not is only slower.
 pub fn will_read(file: &File, offset: u64, bytes: u64) {
