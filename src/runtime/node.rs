@@ -431,6 +431,7 @@ impl Node {
                 }],
             },
             process: self.process,
+            replay_budget: config.replay_budget,
             listener,
             admission: Admission::new(
                 self.metrics.clients.clone(),

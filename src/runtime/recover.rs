@@ -26,6 +26,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::thread;
+use std::time::{Duration, Instant};
 
 /// What is read of a segment before anything is known of it: the head of some two hundred groups.
 const FRONT_BYTES: usize = 64 << 10;
@@ -41,6 +42,24 @@ pub struct Remains {
     pub log: Recovered,
     /// Its checkpoint files with their lengths.
     pub files: BTreeMap<CheckpointFile, u64>,
+    /// How long the reading took.
+    pub read_in: Duration,
+}
+
+/// Of a log of fewer bytes the time to read it back tells nothing.
+const TELLING_BYTES: u64 = 4 << 20;
+/// Bytes of log that a shard reads back in a second, unless its last start has told.
+const USUAL_RATE: u64 = 400 << 20;
+
+/// How many bytes of log a start reads back, and applies, in `budget`, given that this one took so long
+/// for so many.
+#[must_use]
+pub fn bytes_within(budget: Duration, bytes: u64, took: Duration) -> u64 {
+    let rate = match bytes {
+        TELLING_BYTES.. => bytes as f64 / took.as_secs_f64().max(0.001),
+        _ => USUAL_RATE as f64,
+    };
+    (rate * budget.as_secs_f64()) as u64
 }
 
 /// Reads a shard, and removes what its checkpoints have left half done.
@@ -53,10 +72,15 @@ pub fn recover(
     owner: Owner,
     segments: &[(u64, PathBuf)],
 ) -> Result<Remains, Report> {
+    let begun = Instant::now();
     let files = find_files(folder).map_err(|error| unusable(folder, "read", &error))?;
     fetch_newest(folder, &files);
     let log = read_log(folder, identity, owner, segments)?;
-    Ok(Remains { log, files })
+    Ok(Remains {
+        log,
+        files,
+        read_in: begun.elapsed(),
+    })
 }
 
 /// Reads the log of a shard; changes nothing.
@@ -268,4 +292,17 @@ fn refused(folder: &Path, error: &RecoveryError) -> Report {
         }
     };
     report.location(error.to_string()).why(untouched)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_log_tells_how_fast_logs_are_read_back() {
+        let ms = Duration::from_millis;
+        assert_eq!(bytes_within(ms(10), 8 << 20, ms(40)), 2 << 20);
+        let usual = USUAL_RATE / 100;
+        assert_eq!(bytes_within(ms(10), 4096, ms(40)), usual);
+    }
 }

@@ -22,7 +22,7 @@ use crate::runtime::mesh::{Letter, Mesh};
 use crate::runtime::metrics::{NodeMetrics, ShardMetrics};
 use crate::runtime::peers::link::Links;
 use crate::runtime::poker::Pulse;
-use crate::runtime::recover::Remains;
+use crate::runtime::recover::{self, Remains};
 use crate::runtime::wal_writer::WalWriter;
 use crate::runtime::{process, segments, snapshot_files, sys};
 use crate::shard::config::ShardConfig;
@@ -92,6 +92,8 @@ pub struct Parts {
     pub process: u64,
     /// What to say to clients.
     pub hello: ServerHello,
+    /// How long a start may read the log back.
+    pub replay_budget: Duration,
     /// The bound socket.
     pub listener: TcpListener,
     /// Who may come in.
@@ -309,6 +311,11 @@ pub async fn run(parts: Parts) {
     let begun = Instant::now();
     let LogIdentity { disk, wal_set, .. } = parts.config.identity;
     let (start, process) = (parts.config.start_number, parts.process);
+    let replay = Replay {
+        budget: parts.replay_budget,
+        bytes: remains.log.bytes,
+        read_in: remains.read_in,
+    };
     let mut driver = Driver {
         engine: ShardEngine::new(parts.config, remains.log, remains.files, now()),
         wal: Rc::new(WalWriter::new(parts.wal_folder)),
@@ -328,6 +335,7 @@ pub async fn run(parts: Parts) {
         },
         stopped: false,
         begun,
+        replay,
         disk,
         wal_set,
         start,
@@ -388,6 +396,7 @@ struct Driver {
     stopped: bool,
     /// When the log was read.
     begun: Instant,
+    replay: Replay,
     disk: DiskId,
     wal_set: u32,
     start: u32,
@@ -396,6 +405,16 @@ struct Driver {
     installs_failed: u64,
     /// What the voters' clocks said last; on shard 0.
     clock: Option<VotersClock>,
+}
+
+/// What this start tells the next ones.
+struct Replay {
+    /// How long it may take.
+    budget: Duration,
+    /// The log that was found.
+    bytes: u64,
+    /// How long it took to read.
+    read_in: Duration,
 }
 
 /// Whether the live jobs of all shards take what they may. It ends a little below the bound, so that
@@ -689,8 +708,16 @@ impl Driver {
             }
             glommio::spawn_local(listener::accept(listener, self.hub.clone(), admission)).detach();
             self.pulse.set_opening(false);
-            let seconds = self.begun.elapsed().as_secs_f64();
-            self.hub.metrics.recovered("groups", seconds);
+            let opened_in = self.begun.elapsed();
+            let metrics = &self.hub.metrics;
+            metrics.recovered("groups", opened_in.as_secs_f64());
+            let Replay {
+                budget,
+                bytes,
+                read_in,
+            } = self.replay;
+            let tail = recover::bytes_within(budget, bytes, read_in + opened_in);
+            self.engine.bound_tail(tail);
             self.hub.numbers().serving.store(true, Relaxed);
             self.order_segments(segments::Order::MayMakeAhead(true));
             tell(&self.events, Event::Serving(self.hub.shard));

@@ -6,8 +6,10 @@
 //!            entries)
 //! ```
 //!
-//! A round is due after so many bytes of log. Each group's cut is an entry of its log, so that all
-//! replicas cut at the same index; applying it freezes the state, which costs some pointers a queue.
+//! A round is due after so many bytes of log as a start reads back in the time that it may take; later, if
+//! the last one wrote much that nobody gains from: what would have been over by then. Each group's cut is an
+//! entry of its log, so that all replicas cut at the same index; applying it freezes the state, which costs
+//! some pointers a queue.
 //! What has changed since the last round is then written, bottom up ([`crate::queue::StateWriter`]), in
 //! slices, one a turn, with a bounded number of bytes on the way to the disk.
 //!
@@ -73,6 +75,10 @@ const SPARSE_FILES_MAX: usize = 16;
 const RETRY: Duration = Duration::from_secs(5);
 /// A round that is due at the start waits for so long, since its writes would hold up the first jobs.
 const ROUNDS_AFTER: Duration = Duration::from_millis(200);
+/// What a round has written needlessly is at most this part of the log between two rounds,
+const NEEDLESS_PART: u64 = 12;
+/// unless that were so many times what a start reads back in its time.
+const TAILS_MAX: u64 = 4;
 /// The manifest is written at least this often while the log grows.
 const MANIFEST_EVERY: Duration = Duration::from_secs(10);
 
@@ -190,6 +196,14 @@ pub(super) struct Checkpointer {
     /// Log bytes found at the start, which count as since the last cut until there is one.
     carried: u64,
     retry_at: Option<Monotonic>,
+    /// Bytes of log that a start reads back in the time that it may take.
+    tail_bytes: u64,
+    /// What had been written when the round under way began, in bytes.
+    written_before: u64,
+    /// What the newest bases need of what is on disk, in bytes.
+    live_bytes: u64,
+    /// What the last round wrote beyond that by which it made that grow, in bytes.
+    needless_bytes: u64,
     manifest_sequence: u64,
     manifest_under_way: bool,
     /// The durable end of the log that the newest manifest knows.
@@ -206,6 +220,7 @@ impl Checkpointer {
         start_number: u32,
         files: BTreeMap<CheckpointFile, u64>,
         (log_end, carried): (Lsn, u64),
+        tail_bytes: u64,
         now: Monotonic,
     ) -> Self {
         Self {
@@ -221,6 +236,10 @@ impl Checkpointer {
             cut_at: log_end,
             carried,
             retry_at: None,
+            tail_bytes,
+            written_before: 0,
+            live_bytes: 0,
+            needless_bytes: 0,
             manifest_sequence: u64::from(start_number) << 32,
             manifest_under_way: false,
             manifest_durable: Lsn(0),
@@ -232,6 +251,21 @@ impl Checkpointer {
     /// Bytes of log since the last cut.
     pub(super) fn log_bytes(&self, log_end: Lsn) -> u64 {
         self.carried + (log_end.0 - self.cut_at.0)
+    }
+
+    /// Bytes of log after which a round is due.
+    fn due_bytes(&self) -> u64 {
+        let tails = self.tail_bytes..=self.tail_bytes.saturating_mul(TAILS_MAX);
+        let worth = self.needless_bytes.saturating_mul(NEEDLESS_PART);
+        worth.clamp(*tails.start(), *tails.end())
+    }
+
+    /// A round is published that has brought the bytes written up to `written`; what it leaves needed
+    /// is known.
+    fn note_cost(&mut self, written: u64, live_before: u64) {
+        let wrote = written - self.written_before;
+        let grown = self.live_bytes.saturating_sub(live_before);
+        self.needless_bytes = wrote.saturating_sub(grown);
     }
 
     /// Whether no round is under way.
@@ -295,7 +329,8 @@ impl ShardEngine {
         let log_bytes = checkpoints.log_bytes(self.wal.end_lsn());
         let waits = checkpoints.retry_at.is_some_and(|at| at > self.now.mono)
             || self.now.mono < self.started.plus(ROUNDS_AFTER);
-        let is_due = log_bytes >= self.config.checkpoint_log_bytes
+        let due_bytes = checkpoints.due_bytes();
+        let is_due = log_bytes >= due_bytes.min(self.config.checkpoint_log_bytes_max)
             && checkpoints.is_idle()
             && !waits
             && !self.stopping();
@@ -303,6 +338,12 @@ impl ShardEngine {
         if is_due && !self.is_loading() {
             self.start_round(|_| true);
         }
+    }
+
+    /// The driver has measured how many bytes of log a start reads back in the time that it may take.
+    /// Fewer than the configuration has are not bothered with.
+    pub fn bound_tail(&mut self, bytes: u64) {
+        self.checkpoints.tail_bytes = bytes.max(self.config.checkpoint_log_bytes);
     }
 
     /// Whether the bases of a group are not known yet. Nothing new is written until then: what a crash
@@ -345,6 +386,7 @@ impl ShardEngine {
         }
         if !waiting.is_empty() || !frozen.is_empty() {
             self.checkpoints.round += 1;
+            self.checkpoints.written_before = self.counters.checkpoint_bytes_total;
             self.checkpoints.phase = Phase::Freezing { waiting, frozen };
             self.write_if_frozen();
         }
@@ -559,7 +601,7 @@ impl ShardEngine {
     /// A round that came to nothing is made again after a while.
     fn retry_round(&mut self) {
         self.counters.checkpoint_rounds_failed_total += 1;
-        self.checkpoints.carried = self.config.checkpoint_log_bytes;
+        self.checkpoints.carried = self.checkpoints.due_bytes();
         self.checkpoints.retry_at = Some(self.now.mono.plus(RETRY));
     }
 
@@ -764,7 +806,12 @@ impl ShardEngine {
         }
         self.counters.checkpoint_rounds_total += u64::from(!is_install);
         self.drop_unreferenced_files();
+        let live_before = self.checkpoints.live_bytes;
         self.choose_files_to_rewrite();
+        if !is_install {
+            let written = self.counters.checkpoint_bytes_total;
+            self.checkpoints.note_cost(written, live_before);
+        }
         self.write_manifest();
     }
 
@@ -817,6 +864,7 @@ impl ShardEngine {
                 *live.entry(file).or_default() += bytes;
             }
         }
+        self.checkpoints.live_bytes = live.values().sum();
         let (mut runs, mut payloads) = (Sparse::default(), Sparse::default());
         for (file, alive) in live {
             let total = self.checkpoints.files.get(&file).copied();
@@ -896,5 +944,32 @@ impl Current {
             meta: frozen.meta,
             writer: frozen.state.writer(files),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::ids::{ClusterId, DiskId};
+
+    #[test]
+    fn rounds_come_as_often_as_a_start_needs_them_and_later_if_they_write_in_vain() {
+        const MIB: u64 = 1 << 20;
+        let (cluster, disk) = (ClusterId::default(), DiskId::default());
+        let (owner, now) = (Owner { cluster, disk }, Monotonic(0));
+        let log = (Lsn(0), 0);
+        let mut rounds =
+            Checkpointer::new(owner, ShardId(0), 1, BTreeMap::new(), log, 4 * MIB, now);
+        assert_eq!(rounds.due_bytes(), 4 * MIB);
+        // All that was written stays: jobs that wait.
+        rounds.live_bytes = 5 * MIB;
+        rounds.note_cost(5 * MIB, 0);
+        assert_eq!(rounds.due_bytes(), 4 * MIB);
+        // As much was over by then as came.
+        rounds.written_before = 5 * MIB;
+        rounds.note_cost(6 * MIB, 5 * MIB);
+        assert_eq!(rounds.due_bytes(), 12 * MIB);
+        rounds.note_cost(60 * MIB, 5 * MIB);
+        assert_eq!(rounds.due_bytes(), 16 * MIB);
     }
 }

@@ -184,14 +184,18 @@ impl ShardEngine {
             disk: config.identity.disk,
         };
         // Each start takes a segment of its own, so that a few quick ones call for a round too.
-        let held = (segments.len().saturating_sub(1) * config.segment_bytes) as u64;
-        let log = (wal.end_lsn(), bytes.max(held));
+        let held = match segments.len() {
+            0..=2 => 0,
+            more => more * config.segment_bytes,
+        };
+        let log = (wal.end_lsn(), bytes.max(held as u64));
         let checkpoints = Checkpointer::new(
             owner,
             config.shard,
             config.start_number,
             files,
             log,
+            config.checkpoint_log_bytes,
             now.mono,
         );
         let mut groups = Vec::new();

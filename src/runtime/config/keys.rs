@@ -14,6 +14,7 @@ use crate::base::limits::{
 use crate::wal::record::MACHINE_VERSION_MAX;
 use crate::wire::{BackoffKind, DeadPolicy};
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 /// A key of the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +93,7 @@ pub const KEYS: &[Key] = &[
     with_flag("log.level", "--log-level"),
     with_flag("log.format", "--log-format"),
     key("checkpoint.min_log_bytes"),
+    key("checkpoint.replay_budget"),
     key("upgrade.machine_version"),
 ];
 
@@ -198,6 +200,9 @@ pub(super) fn set(config: &mut NodeConfig, key: &str, text: &str) -> Result<(), 
         "checkpoint.min_log_bytes" => {
             config.checkpoint_log_bytes = size(text, 1 << 20..=1 << 30)?;
         }
+        "checkpoint.replay_budget" => {
+            config.replay_budget = Duration::from_millis(duration(text, 1..=60_000)?);
+        }
         "upgrade.machine_version" if text == "latest" => {
             config.machine_version_max = MACHINE_VERSION_MAX;
         }
@@ -272,6 +277,7 @@ pub(super) fn show(config: &NodeConfig, key: &str) -> String {
         "log.level" => config.log_level.to_string().to_lowercase(),
         "log.format" => if config.log_json { "json" } else { "text" }.to_owned(),
         "checkpoint.min_log_bytes" => show_size(config.checkpoint_log_bytes),
+        "checkpoint.replay_budget" => show_duration(config.replay_budget.as_millis() as u64),
         "upgrade.machine_version" if config.machine_version_max == MACHINE_VERSION_MAX => {
             "latest".to_owned()
         }

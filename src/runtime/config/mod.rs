@@ -34,6 +34,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use value::Refusal;
 
 /// Names the configuration file, as `--config` does.
@@ -97,8 +98,10 @@ pub struct NodeConfig {
     pub log_level: tracing::Level,
     /// Whether logs are JSON.
     pub log_json: bool,
-    /// A checkpoint is cut each so many bytes of log.
+    /// No checkpoint is cut after fewer bytes of log, a shard.
     pub checkpoint_log_bytes: u64,
+    /// How long a start may read back the log since the last checkpoint.
+    pub replay_budget: Duration,
     /// The highest version of the job machine that this node proposes.
     pub machine_version_max: u16,
 }
@@ -153,7 +156,8 @@ impl Default for NodeConfig {
             queue_defaults: QueueSettings::default(),
             log_level: tracing::Level::INFO,
             log_json: false,
-            checkpoint_log_bytes: 32 << 20,
+            checkpoint_log_bytes: 8 << 20,
+            replay_budget: Duration::from_millis(10),
             machine_version_max: MACHINE_VERSION_MAX,
         }
     }
