@@ -40,7 +40,7 @@ const PROVOKED: &[(Code, &str, &str)] = &[
     (Code::Unreachable, "tests/cli_enqueue.rs", "a_server_that_is_away_is_named_with_what_to_do"),
     (Code::Busy, "tests/node_clients.rs", "a_client_too_many_is_told_so"),
     (Code::DiskFull, "tests/node_full_disk.rs", "a_full_disk_stops_new_jobs_only_and_everything_goes_on_when_there_is_room"),
-    (Code::MemoryFull, "tests/overload.rs", "a_backlog_that_takes_all_memory_stops_new_jobs_only"),
+    (Code::MemoryFull, "tests/overload.rs", "jobs_in_flight_that_take_all_memory_stop_new_jobs_only"),
     (Code::MembersRefused, "tests/cluster_members.rs", "what_cannot_be_is_refused_by_name"),
     (Code::Stopping, "tests/node_kill.rs", "a_stop_is_told_to_who_waits"),
     (Code::BadRequest, "tests/node_clients.rs", "what_is_no_protocol_is_answered_once_and_cut_off"),

@@ -9,7 +9,7 @@
 //! | it panics without io_uring or locked memory | [`preflight`] asks first |
 //! | the first park waits for an RCU grace period | [`sys::register_membarrier`], in `main` |
 //! | a first file that is empty spoils all reads | only whole segments are opened, [`wal_writer`] |
-//! | a runnable task starves all I/O | no loops on executors; long work on [`segments`]' and [`snapshot_files`]' threads |
+//! | a runnable task starves all I/O | no loops on executors; long work on [`segments`]', [`snapshot_files`]' and [`snapshot_reads`]' threads |
 //! | a panic ends one executor alone | the hook in [`node`] ends the process |
 //!
 //! Threads: one executor a shard ([`shard_task`]); a shard's two helpers, for the files of its log
@@ -41,6 +41,7 @@ pub mod repair;
 pub mod segments;
 pub mod shard_task;
 pub mod snapshot_files;
+pub mod snapshot_reads;
 pub mod space;
 pub mod supervisor;
 pub mod sys;

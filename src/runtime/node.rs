@@ -29,6 +29,7 @@ use crate::runtime::peers::{connector, forming};
 use crate::runtime::poker::{self, Mailbox, Pulse};
 use crate::runtime::shard_task::{self, Event, Parts};
 use crate::runtime::snapshot_files::{self, SnapshotFiles};
+use crate::runtime::snapshot_reads::{self, SnapshotReads};
 use crate::runtime::space::{self, Space};
 use crate::runtime::{admin, logs, preflight, process, recover, segments, supervisor, sys};
 use crate::shard::config::ShardConfig;
@@ -254,6 +255,7 @@ struct Helpers {
     shard: u16,
     segments: Receiver<segments::Order>,
     snapshots: Receiver<snapshot_files::Order>,
+    reads: Receiver<snapshot_reads::Order>,
 }
 
 struct Node {
@@ -353,12 +355,14 @@ impl Node {
         for (shard, listener) in (0..self.shards()).zip(clients) {
             let (segments, segment_orders) = channel();
             let (snapshots, snapshot_orders) = channel();
+            let (reads, read_orders) = channel();
             helpers.push(Helpers {
                 shard,
                 segments: segment_orders,
                 snapshots: snapshot_orders,
+                reads: read_orders,
             });
-            let parts = self.parts(shard, listener, segments, snapshots);
+            let parts = self.parts(shard, listener, segments, (snapshots, reads));
             let placement = match allowed.get(usize::from(shard)) {
                 Some(&core) if pinned => Placement::Fixed(core),
                 _ => Placement::Unbound,
@@ -385,7 +389,7 @@ impl Node {
         shard: u16,
         listener: TcpListener,
         segments: Sender<segments::Order>,
-        snapshots: Sender<snapshot_files::Order>,
+        (snapshots, reads): (Sender<snapshot_files::Order>, Sender<snapshot_reads::Order>),
     ) -> Parts {
         let (config, superblock) = (&self.config, &self.dir.superblock);
         let memory = process::memory_limit();
@@ -448,19 +452,21 @@ impl Node {
             wal_folder: self.dir.wal(shard),
             segments,
             snapshots,
+            reads,
             events: self.events.clone(),
             metrics: self.metrics.clone(),
             desk: self.desk.clone(),
         }
     }
 
-    /// Two threads a shard. One reads the log and then looks after its files; the other after the
-    /// checkpoints, so that a slow sync there does not hold up a segment.
+    /// Three threads a shard. One reads the log and then looks after its files; one writes checkpoints, so
+    /// that a slow sync there does not hold up a segment; and one reads them.
     fn start_helpers(&self, helpers: Vec<Helpers>) -> Result<(), Report> {
         for Helpers {
             shard,
             segments,
             snapshots,
+            reads,
         } in helpers
         {
             let (data_dir, folder) = (self.dir.path().to_owned(), self.dir.shard(shard));
@@ -469,7 +475,14 @@ impl Node {
                 cluster: superblock.cluster,
                 disk: superblock.disk,
             };
-            let files = SnapshotFiles::new(folder.clone(), data_dir.clone(), owner);
+            let pages = SnapshotReads::new(folder.clone(), owner);
+            let boxes = self.boxes.clone();
+            self.thread(&format!("rrq-pages-{shard}"), move || {
+                let mine = &boxes[usize::from(shard)];
+                pages.obey(&reads, |input| mine.send(Letter::Happened(input)));
+            })?;
+
+            let files = SnapshotFiles::new(folder.clone(), data_dir.clone());
             let boxes = self.boxes.clone();
             self.thread(&format!("rrq-files-{shard}"), move || {
                 let mine = &boxes[usize::from(shard)];

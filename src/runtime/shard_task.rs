@@ -24,7 +24,7 @@ use crate::runtime::peers::link::Links;
 use crate::runtime::poker::Pulse;
 use crate::runtime::recover::{self, Remains};
 use crate::runtime::wal_writer::WalWriter;
-use crate::runtime::{process, segments, snapshot_files, sys};
+use crate::runtime::{process, segments, snapshot_files, snapshot_reads, sys};
 use crate::shard::config::ShardConfig;
 use crate::shard::effect::Effect;
 use crate::shard::engine::ShardEngine;
@@ -112,6 +112,8 @@ pub struct Parts {
     pub segments: Sender<segments::Order>,
     /// To the thread of the checkpoints.
     pub snapshots: Sender<snapshot_files::Order>,
+    /// Orders to the thread that reads checkpoints.
+    pub reads: Sender<snapshot_reads::Order>,
     /// To the node.
     pub events: Sender<Event>,
     /// Where numbers are published.
@@ -324,6 +326,7 @@ pub async fn run(parts: Parts) {
         pulse: parts.pulse,
         segments: parts.segments,
         snapshots: parts.snapshots,
+        reads: parts.reads,
         events: parts.events,
         door: Some((sys::adopt_listener(parts.listener), parts.admission)),
         letters,
@@ -386,6 +389,7 @@ struct Driver {
     wal: Rc<WalWriter>,
     segments: Sender<segments::Order>,
     snapshots: Sender<snapshot_files::Order>,
+    reads: Sender<snapshot_reads::Order>,
     events: Sender<Event>,
     /// The listener until the shard serves.
     door: Option<(glommio::net::TcpListener, Admission)>,
@@ -556,8 +560,10 @@ impl Driver {
                 self.order_segments(segments::Order::Drop(numbers));
             }
             Effect::ReadLog(piece) => self.read_log(piece),
-            Effect::LoadGroup { group, bases } => self.order(Order::Load { group, bases }),
-            Effect::LoadPages(order) => self.order(Order::LoadPages(order)),
+            Effect::LoadGroup { group, bases } => {
+                self.read(snapshot_reads::Order::Group { group, bases });
+            }
+            Effect::LoadPages(order) => self.read(snapshot_reads::Order::Pages(order)),
             Effect::WriteChunk {
                 round,
                 file,
@@ -677,6 +683,10 @@ impl Driver {
 
     fn order(&self, order: snapshot_files::Order) {
         let _ = self.snapshots.send(order);
+    }
+
+    fn read(&self, order: snapshot_reads::Order) {
+        let _ = self.reads.send(order);
     }
 
     /// What this node tells the others of itself.

@@ -1,4 +1,4 @@
-//! The files of a shard's checkpoints, written and read by a thread of the shard's own.
+//! The files of a shard's checkpoints, written by a thread of the shard's own, and how they are read.
 //!
 //! ```text
 //! run-<start>-<n>.run       pages and roots of one round
@@ -10,14 +10,11 @@
 //! writing again by another process. A round whose files cannot be written is given up: they are
 //! removed, the log stays, nothing is lost.
 
-use crate::base::ids::GroupId;
 use crate::base::report::Report;
 use crate::runtime::data_dir::{disk_full, names, sync_folder, unusable, write_durably};
 use crate::runtime::{space, sys};
-use crate::shard::effect::{CheckpointFile, PageOrder};
+use crate::shard::effect::CheckpointFile;
 use crate::shard::input::Input;
-use crate::shard::loading::{load_group, load_pages};
-use crate::snapshot::layout::{Owner, RootRef};
 use crate::snapshot::manifest::Manifest;
 use bytes::Bytes;
 use std::collections::btree_map::Entry;
@@ -65,15 +62,6 @@ pub enum Order {
     Manifest(Bytes),
     /// Unlink files.
     Drop(Vec<CheckpointFile>),
-    /// Read a group.
-    Load {
-        /// The group.
-        group: GroupId,
-        /// Its bases, newest first.
-        bases: Vec<RootRef>,
-    },
-    /// Read pages of a group.
-    LoadPages(PageOrder),
 }
 
 /// The thread's state.
@@ -81,7 +69,6 @@ pub enum Order {
 pub struct SnapshotFiles {
     folder: PathBuf,
     data_dir: PathBuf,
-    owner: Owner,
     open: BTreeMap<CheckpointFile, Open>,
     given_up: BTreeSet<u64>,
 }
@@ -96,11 +83,10 @@ struct Open {
 impl SnapshotFiles {
     /// For the checkpoints in `folder`.
     #[must_use]
-    pub fn new(folder: PathBuf, data_dir: PathBuf, owner: Owner) -> Self {
+    pub fn new(folder: PathBuf, data_dir: PathBuf) -> Self {
         Self {
             folder,
             data_dir,
-            owner,
             open: BTreeMap::new(),
             given_up: BTreeSet::new(),
         }
@@ -128,8 +114,6 @@ impl SnapshotFiles {
                 Ok(Order::Sync { round, files }) => tell(self.sync(round, &files)),
                 Ok(Order::Manifest(bytes)) => manifest = Some(bytes),
                 Ok(Order::Drop(files)) => self.drop_files(&files),
-                Ok(Order::Load { group, bases }) => tell(self.load(group, &bases)),
-                Ok(Order::LoadPages(order)) => tell(self.load_pages(&order)),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -244,34 +228,6 @@ impl SnapshotFiles {
             fs::remove_file(self.folder.join(manifest_name(all.remove(0))))?;
         }
         Ok(())
-    }
-
-    fn load(&mut self, group: GroupId, bases: &[RootRef]) -> Input {
-        let mut read = reader(&self.folder);
-        let result = load_group(&self.owner, bases, &mut read);
-        // The state may come from an older checkpoint and the log; the operator must hear of it.
-        let damage: &[String] = match &result {
-            Ok(state) => &state.damage,
-            Err(what) => std::slice::from_ref(what),
-        };
-        for what in damage {
-            tracing::error!(%group, "a checkpoint is damaged: {what}");
-        }
-        Input::GroupLoaded { group, result }
-    }
-
-    fn load_pages(&mut self, order: &PageOrder) -> Input {
-        let mut read = reader(&self.folder);
-        let result = load_pages(&self.owner, order, &mut read);
-        let group = order.group;
-        if let Err(what) = &result {
-            tracing::warn!(%group, "pages cannot be read: {what}");
-        }
-        Input::PagesLoaded {
-            group,
-            reader: order.reader,
-            result,
-        }
     }
 
     fn path(&self, file: CheckpointFile) -> PathBuf {

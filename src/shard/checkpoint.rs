@@ -73,6 +73,9 @@ const DEAD_BYTES_MAX: u64 = 16 << 20;
 const SPARSE_FILES_MAX: usize = 16;
 /// A round that failed for lack of space is tried again after this.
 const RETRY: Duration = Duration::from_secs(5);
+/// Memory is short: a round is due after so much log, or a sixteenth of that memory. A small job takes six
+/// times as much memory as log.
+const PRESSED_LOG_BYTES: u64 = 1 << 20;
 /// A round that is due at the start waits for so long, since its writes would hold up the first jobs.
 const ROUNDS_AFTER: Duration = Duration::from_millis(200);
 /// What a round has written needlessly is at most this part of the log between two rounds,
@@ -330,7 +333,12 @@ impl ShardEngine {
         let waits = checkpoints.retry_at.is_some_and(|at| at > self.now.mono)
             || self.now.mono < self.started.plus(ROUNDS_AFTER);
         let due_bytes = checkpoints.due_bytes();
-        let is_due = log_bytes >= due_bytes.min(self.config.checkpoint_log_bytes_max)
+        // Only what is stored can be let go of.
+        let lacks_memory = self.counters.jobs_held_bytes > self.config.jobs_held_bytes_max
+            && !self.may_let_go
+            && log_bytes >= PRESSED_LOG_BYTES.max(self.config.jobs_held_bytes_max / 16);
+        let is_due = (lacks_memory
+            || log_bytes >= due_bytes.min(self.config.checkpoint_log_bytes_max))
             && checkpoints.is_idle()
             && !waits
             && !self.stopping();

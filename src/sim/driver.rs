@@ -88,10 +88,10 @@ pub enum Out {
 /// that can be on the disk alone is.
 #[must_use]
 pub fn jobs_held_bytes_max(checkpoint_log_bytes: u64) -> u64 {
-    let has_room = (checkpoint_log_bytes >> 17)
+    let has_none = (checkpoint_log_bytes >> 17)
         .trailing_zeros()
         .is_multiple_of(2);
-    if has_room { u64::MAX } else { 0 }
+    if has_none { 0 } else { u64::MAX }
 }
 
 /// Begins an effect.

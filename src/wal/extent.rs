@@ -15,7 +15,7 @@
 //!
 //! A damaged batch is told from the end of the log by a later batch that proves it. Batches follow each
 //! other without gaps, so a later one begins within the length of what is damaged, and reading goes on
-//! from there. A batch is not longer than half of the quiet bytes, but for one that holds a single large
+//! from there. A batch is not longer than a fifth of the quiet bytes, but for one that holds a single large
 //! entry; that one is proved by a manifest as soon as it is durable
 //! ([`crate::wal::writer::LogWriter::take_large`]).
 //!
@@ -27,8 +27,9 @@ use crate::wal::batch::{BATCH_HEADER_BYTES, BatchError, BatchHeader};
 use crate::wal::segment::SegmentHead;
 use bytes::Bytes;
 
-/// Reading stops when so many bytes have shown no batch.
-pub const QUIET_BYTES: usize = 2 * BATCH_BYTES_MAX;
+/// Reading stops when so many bytes have shown no batch: more than all batches that can be on their way
+/// to the disk at once, and the next.
+pub const QUIET_BYTES: usize = 5 * BATCH_BYTES_MAX;
 
 /// What tells a batch of the file from other bytes.
 #[derive(Clone, Copy, Debug)]
