@@ -342,12 +342,13 @@ fn of_requests(code: Code) -> Entry {
         ),
         Code::MemoryFull => new(
             "jobs and keys take all the memory that they may: new jobs must wait",
-            "The bodies of all live jobs and 512 bytes for each, 192 bytes for each key that is remembered, \
-             and the results of finished jobs that are kept and 192 bytes for each, reach \
+            "What is in memory reaches limits.jobs_memory_max: the bodies of jobs and 512 bytes for each, 192 \
+             bytes for each key that is remembered, the results of finished jobs that are kept and 192 bytes \
+             for each. Jobs that wait are on the disk alone once a checkpoint has stored them, those in \
+             flight are not.",
+            "Let workers finish jobs, keep fewer finished jobs (retain) or keys for a shorter time \
+             (idempotency_window); nothing needs to be restarted. On a machine with more memory, a larger \
              limits.jobs_memory_max.",
-            "Let workers finish jobs, purge what nobody needs, keep fewer finished jobs (retain) or keys \
-             for a shorter time (idempotency_window); nothing needs to be restarted. On a \
-             machine with more memory, a larger limits.jobs_memory_max.",
             "Jobs are handed out and acknowledged all the while. Enqueues resume by themselves at \
              15/16 of the bound.",
         ),

@@ -3,7 +3,7 @@
 //! `apply` is total (every command has an outcome), deterministic (equal states and commands give
 //! equal states and outcomes) and synchronous. It reads no clock: time comes with the entry and is
 //! clamped so that it never falls. Queues are in `queues.rs`, jobs in `jobs.rs`, reads in `reads.rs`
-//! and `scan.rs`, pages in `page.rs`, `load.rs` and `frozen.rs`.
+//! and `scan.rs`, pages in `page.rs`, `load.rs` and `frozen.rs`, which of them are here in `residence.rs`.
 
 use crate::base::ids::{GroupId, LogIndex, Partition, QueueUid, SessionId};
 use crate::base::limits::{ADVANCE_ITEMS_MAX, ATTACH_TOKENS_MAX};

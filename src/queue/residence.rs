@@ -20,7 +20,7 @@
 
 use crate::base::checksum::Hash128;
 use crate::base::ids::{GroupId, JobId, Partition, QueueUid};
-use crate::base::limits::{ADVANCE_ITEMS_MAX, LEAF_JOBS, PRIORITIES, SCAN_STEP_JOBS};
+use crate::base::limits::{ADVANCE_ITEMS_MAX, ITEMS_MAX, LEAF_JOBS, PRIORITIES, SCAN_STEP_JOBS};
 use crate::base::units::GroupTime;
 use crate::queue::command::{Command, JobFilter, NewJob, Op, PurgeStates};
 use crate::queue::deadlines::Place;
@@ -315,7 +315,9 @@ impl JobQueue {
 
     fn lease_needs(&self, place: Place, max: u32, wants: &mut Wants) {
         let state = self.partitions.get(&place);
-        let Some(state) = state.filter(|state| !state.head.config.paused) else {
+        let state = state.filter(|state| !state.head.config.paused);
+        // More is refused.
+        let Some(state) = state.filter(|_| max as usize <= ITEMS_MAX) else {
             return;
         };
         let mut left = max;

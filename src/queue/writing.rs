@@ -676,26 +676,10 @@ impl JobQueue {
         !kept.bodies.is_empty() || !kept.trees.is_empty()
     }
 
-    /// A page or node of this state was read from there: it needs not be written again. `level` is 0 of
-    /// a page. What is not of this state is left alone.
-    pub fn found(&mut self, key: PageKey, level: u8, stored: StoredPage) {
-        let place = (key.queue, key.partition);
-        let level = u32::from(level);
-        let state = self.partitions.get_mut(&place);
-        match (key.kind, state) {
-            (PageKind::Leaf, Some(state)) => state.leaves.found(level, key.number, stored),
-            (PageKind::Keys, Some(state)) => {
-                state.keys.tree_mut().found(level, key.number, stored);
-            }
-            (PageKind::Finished, Some(state)) => {
-                state.history.pages_mut().found(level, key.number, stored);
-            }
-            (PageKind::Leaf | PageKind::Keys | PageKind::Finished | PageKind::Reasons, _) => {}
-            _ => {
-                let flat = Arc::make_mut(&mut self.flat);
-                flat.pages.insert(key, (stored, Same::Bytes));
-            }
-        }
+    /// A page of which a group has few was read from there: it needs not be written again.
+    pub fn found(&mut self, key: PageKey, stored: StoredPage) {
+        let flat = Arc::make_mut(&mut self.flat);
+        flat.pages.insert(key, (stored, Same::Bytes));
     }
 
     /// Remembers where the body of a job is on this node's disk; nothing if the job is gone.

@@ -135,7 +135,7 @@ fn queue_of(group: GroupId, opened: OpenedGroup) -> Result<JobQueue, String> {
         .open(&pages, &trees, &parts)
         .map_err(|error| error.to_string())?;
     for (key, stored) in places {
-        queue.found(key, 0, stored);
+        queue.found(key, stored);
     }
     Ok(queue)
 }

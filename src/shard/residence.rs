@@ -3,12 +3,16 @@
 //!
 //! An entry that needs such a page waits with all behind it; its group alone waits. A read that needs one
 //! waits by itself. What is read may be out of date when it comes, or its file dropped: then it is asked for
-//! again by what is true by then. Only what cannot be read twice over is damaged, and stops the group.
+//! again by what is true by then. Only what cannot be read twice over is damaged: the group stops if an entry
+//! needs it; a read is refused.
 
+use super::bases::damaged;
 use super::effect::{Effect, PageOrder, Reader};
 use super::engine::ShardEngine;
 use super::group::Phase;
 use super::input::Origin;
+use super::requests::Refusal;
+use crate::base::code::Code;
 use crate::base::ids::{GroupId, LogIndex, QueueUid, Term};
 use crate::queue::command::Command;
 use crate::queue::{PageWant, StoredPart};
@@ -200,11 +204,25 @@ impl ShardEngine {
             // A file may have been dropped since it was asked for, and a read may fail in passing.
             Err(_) if group.pages.failures == 0 => group.pages.failures = 1,
             Err(what) => {
-                let why = super::bases::damaged(group.id, &what);
-                return self.halt(slot, &why);
+                let why = damaged(group.id, &what);
+                return self.cannot_read(slot, &why);
             }
         }
         self.mark(slot);
+    }
+
+    /// Pages are damaged: the group cannot go on if the next entry needs them, and who asked to read them is
+    /// told.
+    fn cannot_read(&mut self, slot: usize, why: &str) {
+        let pages = &mut self.groups[slot].pages;
+        if pages.apply_waits {
+            return self.halt(slot, why);
+        }
+        pages.failures = 0;
+        let held: Vec<_> = pages.take_held().collect();
+        for (from, request) in held {
+            self.refuse(from, request, &Refusal::new(Code::GroupHalted, why));
+        }
     }
 
     /// Lets go of pages while more is in memory than is to be, a few at a time.

@@ -57,6 +57,14 @@ pub(super) struct Sending {
     heard: Monotonic,
 }
 
+/// What comes next.
+enum Next {
+    /// This part leaves: its number, its bytes, and of the last one the hash of all.
+    Part(u64, Bytes, Option<Hash128>),
+    /// This is read, without which nothing more can be made.
+    Read(Vec<AbsentPage>),
+}
+
 /// Makes the parts.
 struct Stream {
     writer: StateWriter,
@@ -187,7 +195,7 @@ impl Sending {
     }
 
     /// The next part that may leave, with its number; or what must be read first.
-    fn next_to_send(&mut self) -> Option<Result<(u64, Bytes, Option<Hash128>), Vec<AbsentPage>>> {
+    fn next_to_send(&mut self) -> Option<Next> {
         if self.next >= self.first + CHECKPOINT_PARTS_IN_FLIGHT {
             return None;
         }
@@ -197,7 +205,7 @@ impl Sending {
             let stream = self.stream.as_mut().filter(|_| !is_ended)?;
             let part = match stream.next_part() {
                 Ok(part) => part,
-                Err(absent) => return (!absent.is_empty()).then_some(Err(absent)),
+                Err(absent) => return (!absent.is_empty()).then_some(Next::Read(absent)),
             };
             self.bytes += part.0.len();
             self.parts.push_back(part);
@@ -205,7 +213,7 @@ impl Sending {
         let (bytes, hash) = self.parts[place].clone();
         let number = self.next;
         self.next += 1;
-        Some(Ok((number, bytes, hash)))
+        Some(Next::Part(number, bytes, hash))
     }
 }
 
@@ -246,7 +254,7 @@ impl ShardEngine {
         let id = sending.id;
         while let Some(next) = sending.next_to_send() {
             match next {
-                Ok((number, bytes, hash)) => {
+                Next::Part(number, bytes, hash) => {
                     let part = Checkpoint::Part {
                         id,
                         number,
@@ -256,7 +264,7 @@ impl ShardEngine {
                     self.peers.send_last(group.raft.carry(to, part));
                     self.counters.checkpoint_parts_sent_total += 1;
                 }
-                Err(absent) => self.effects.push(Effect::LoadPages(PageOrder {
+                Next::Read(absent) => self.effects.push(Effect::LoadPages(PageOrder {
                     group: group.id,
                     wants: absent.into_iter().map(PageWant::only).collect(),
                     reader: Reader::Sending { to, id },

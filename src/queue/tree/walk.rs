@@ -457,42 +457,6 @@ impl<T: Page> Tree<T> {
             }
         }
     }
-
-    /// A page (level 0) or node was read from there when the tree was made.
-    pub(in crate::queue) fn found(&mut self, level: u32, number: u64, stored: StoredPage) {
-        let summary = if level == self.height && number == self.prefix {
-            Some(self.summary)
-        } else {
-            self.summary_of(level, number)
-        };
-        if let Some(summary) = summary {
-            let placed = Placed {
-                level,
-                number,
-                summary,
-                stored,
-                before: None,
-            };
-            self.keep(&placed, self.disk.epoch);
-        }
-    }
-
-    fn summary_of(&self, level: u32, number: u64) -> Option<Summary> {
-        let first = number << (super::BITS * level);
-        let mut node = self.root.as_deref().filter(|_| self.covers(first))?;
-        let mut height = self.height;
-        while height > level {
-            let branch = node.branches[branch_of(first, height)].as_ref()?;
-            if height - 1 == level {
-                return Some(branch.summary);
-            }
-            let Below::Node(below) = &branch.below else {
-                return None;
-            };
-            (node, height) = (below, height - 1);
-        }
-        None
-    }
 }
 
 /// What became of a branch since an epoch ended.

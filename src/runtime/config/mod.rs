@@ -198,8 +198,8 @@ impl NodeConfig {
         }
     }
 
-    /// What jobs and keys may take, in bytes: a quarter of the memory unless it is set, since a start
-    /// has most of it twice.
+    /// What jobs and keys may take, in bytes: a quarter of the memory unless it is set, since a checkpoint
+    /// of another node that is installed comes to it.
     #[must_use]
     pub fn jobs_memory(&self, memory: u64) -> u64 {
         self.jobs_memory_max.unwrap_or(memory / 4)
