@@ -399,10 +399,10 @@ impl ShardEngine {
         })
     }
 
-    /// Jobs that are live and not dead, over all groups.
+    /// Jobs that are live and not dead, over all groups that have not stopped.
     #[must_use]
     pub fn live_jobs(&self) -> u64 {
-        let groups = self.groups.iter();
+        let groups = self.groups.iter().filter(|group| !group.is_halted());
         groups.map(|group| group.queue.live_jobs()).sum()
     }
 

@@ -12,6 +12,8 @@ use std::time::Duration;
 const JUMP_MS: u64 = 30_000;
 /// What is left of a disk that failed may be read so much later, or lost at the next start.
 const SOON_MS: u64 = 200;
+/// Until then others have told a node that its disk has lost what it had called safe.
+const FOUND_WITHIN: Duration = Duration::from_secs(3);
 
 /// Between one and 2^`below` - 1 milliseconds, short ones as often as long ones.
 fn up_to(below: u64, prng: &mut Prng) -> Duration {
@@ -67,7 +69,15 @@ impl Cluster<'_> {
                     self.die_soon(node, prng.below(10_000));
                 }
             }
-            Fault::PowerLoss => (0..nodes).for_each(|node| self.die(node)),
+            Fault::PowerLoss => {
+                // What a disk has lost and called safe is known to who has heard of it, and to nobody once
+                // all have forgotten: the README does not promise that.
+                let lies = |node: &usize| self.nodes[*node].lies_until > self.now;
+                match (0..nodes).find(lies) {
+                    Some(liar) => self.die(liar),
+                    None => (0..nodes).for_each(|node| self.die(node)),
+                }
+            }
             Fault::Pause => {
                 let until = self.now.plus(up_to(12, prng));
                 self.resume(node);
@@ -117,6 +127,7 @@ impl Cluster<'_> {
                 let shard = prng.below(disks.len() as u64) as usize;
                 disks[shard].lie(writes);
                 self.nodes[node].is_harmed = true;
+                self.nodes[node].lies_until = self.now.plus(FOUND_WITHIN);
                 self.die_soon(node, prng.below(SOON_MS * 1_000));
             }
             Fault::Rot | Fault::Zeroed | Fault::Misdirected | Fault::Stale => {

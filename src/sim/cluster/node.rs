@@ -58,6 +58,8 @@ pub(super) struct Node {
     pub(super) image: Option<Image>,
     /// A disk has lost what it had said was safe.
     pub(super) is_harmed: bool,
+    /// Until then nobody may have told it that a disk has lost what it had said was safe.
+    pub(super) lies_until: Monotonic,
     /// The next log write fails.
     pub(super) write_fails: bool,
     /// Checkpoint files cannot be read before.
@@ -107,6 +109,7 @@ impl Node {
             image: None,
             is_harmed: false,
             write_fails: false,
+            lies_until: Monotonic(0),
             unreadable_until: Monotonic(0),
             was_unreadable: false,
             full_until: Monotonic(0),
