@@ -174,6 +174,8 @@ const HUNTS: &[(Bug, Where, u64)] = &[
     (Bug::FileNamesReused, Where::Anywhere, 20),
     (Bug::RoundWaitsUnserved, Where::Storage, 100),
     (Bug::FilesNeverDropped, Where::Anywhere, 20),
+    (Bug::AbsentIsNothing, Where::Storage, 100),
+    (Bug::LetGoInFlight, Where::Storage, 100),
     (Bug::StaleTokenAccepted, Where::Anywhere, 20),
     (Bug::TokenReused, Where::Anywhere, 20),
     (Bug::SupersededApplied, Where::Anywhere, 100),

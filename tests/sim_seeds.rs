@@ -22,6 +22,7 @@ fn no_promise_is_broken_by_crashes_anywhere() {
         total.crashes += report.crashes;
         total.crashes_in_recovery += report.crashes_in_recovery;
         total.rounds += report.rounds;
+        total.pages_read += report.pages_read;
         total.tails_cut += report.tails_cut;
         total.operated += report.operated;
     }
@@ -31,7 +32,7 @@ fn no_promise_is_broken_by_crashes_anywhere() {
         total.crashes_in_recovery > 0 && total.tails_cut > 0 && total.rounds > 0,
         "{total:?}"
     );
-    assert!(total.operated > 0, "{total:?}");
+    assert!(total.operated > 0 && total.pages_read > 0, "{total:?}");
     println!("{total:?}");
 }
 
@@ -56,6 +57,7 @@ fn a_cluster_keeps_its_promises_whatever_befalls_it() {
     assert!(total.acked > 0 && total.finished > 0, "{total:?}");
     assert!(total.operated > 0 && total.changes_sent > 0, "{total:?}");
     assert!(total.installs > 0 && total.entries_read > 0, "{total:?}");
+    assert!(total.pages_read > 0, "{total:?}");
 }
 
 #[test]

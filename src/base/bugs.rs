@@ -96,6 +96,10 @@ pub enum Bug {
     RoundWaitsUnserved,
     /// Files of a checkpoint that was replaced stay for ever.
     FilesNeverDropped,
+    /// What is on the disk alone is taken for what is not there.
+    AbsentIsNothing,
+    /// A leaf is let go of although somebody runs a job in it.
+    LetGoInFlight,
 
     // Queues.
     /// A token of an earlier grant is still accepted.
@@ -130,7 +134,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 53] = [
+    pub const ALL: [Self; 55] = [
         Self::AckBeforeSync,
         Self::AppendedBeforeSync,
         Self::VoteBeforeSync,
@@ -171,6 +175,8 @@ impl Bug {
         Self::FileNamesReused,
         Self::RoundWaitsUnserved,
         Self::FilesNeverDropped,
+        Self::AbsentIsNothing,
+        Self::LetGoInFlight,
         Self::StaleTokenAccepted,
         Self::TokenReused,
         Self::SupersededApplied,

@@ -32,7 +32,9 @@ use crate::queue::page::{
     PageError, put_finished, put_keys, put_leaf, put_reasons, read_finished, read_keys,
 };
 use crate::queue::queues::QueueRecord;
-use crate::queue::residence::{AbsentPage, PartHolds, StoredPart, read_branches, read_stored_leaf};
+use crate::queue::residence::{
+    AHEAD, AbsentPage, PartHolds, StoredPart, read_branches, read_stored_leaf,
+};
 use crate::queue::sessions::Session;
 use crate::queue::tree::{NEVER, Placed, Summary, Todo, Walk, WrittenTree};
 use crate::queue::view::{BodyLocation, PageKey, PageKind, StoredPage};
@@ -40,8 +42,6 @@ use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-/// Pages that are read at once.
-const AHEAD: usize = 16;
 /// Bytes of a summary.
 const SUMMARY_BYTES: usize = 44;
 

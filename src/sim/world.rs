@@ -93,6 +93,8 @@ pub struct RunReport {
     pub crashes_in_recovery: u64,
     /// Checkpoint rounds published.
     pub rounds: u64,
+    /// Pages that were on the disk alone and needed.
+    pub pages_read: u64,
     /// Torn tails cut.
     pub tails_cut: u64,
     /// Queues made, changed and deleted by the operator.
@@ -436,6 +438,7 @@ impl World {
     fn restart(&mut self) {
         self.report.crashes += 1;
         self.report.rounds += self.engine.counters().checkpoint_rounds_total;
+        self.report.pages_read += self.engine.counters().pages_read_total;
         self.events.clear();
         self.disk.crash(&mut self.prng);
         self.now = self.now.plus(Duration::from_millis(self.prng.below(500)));

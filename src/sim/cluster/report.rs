@@ -40,6 +40,8 @@ pub struct RunReport {
     pub installs: u64,
     /// Entries that a node read from its log for another.
     pub entries_read: u64,
+    /// Pages that were on a disk alone and needed.
+    pub pages_read: u64,
     /// Disks that were lost.
     pub disks_lost: u64,
     /// Those of them whose place another has taken.
@@ -88,6 +90,7 @@ impl RunReport {
         self.rounds += other.rounds;
         self.installs += other.installs;
         self.entries_read += other.entries_read;
+        self.pages_read += other.pages_read;
         self.disks_lost += other.disks_lost;
         self.disks_replaced += other.disks_replaced;
         self.tails_cut += other.tails_cut;
