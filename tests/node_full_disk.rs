@@ -154,22 +154,6 @@ fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// Whether the log of each shard has made two files ahead.
-fn has_spares(data: &Path) -> bool {
-    let inside = |folder: &Path, prefix: &str| -> Vec<PathBuf> {
-        let found = fs::read_dir(folder).expect("it is there");
-        let paths = found.map(|entry| entry.expect("it can be listed").path());
-        let begins = |path: &PathBuf| {
-            let name = path.file_name().expect("it has one").to_string_lossy();
-            name.starts_with(prefix)
-        };
-        paths.filter(begins).collect()
-    };
-    let shards = inside(data, "shard-");
-    let mut logs = shards.iter().flat_map(|shard| inside(shard, "wal-"));
-    logs.all(|log| inside(&log, "spare-").len() >= 2)
-}
-
 #[test]
 fn a_full_disk_stops_new_jobs_only_and_everything_goes_on_when_there_is_room() {
     let Some(disk) = Disk::mount(folder("full-disk"), "400m") else {
@@ -184,8 +168,7 @@ fn a_full_disk_stops_new_jobs_only_and_everything_goes_on_when_there_is_room() {
         .into_iter()
         .collect();
 
-    // Made soon after the start, not before it serves.
-    until("log made ahead", || has_spares(&data).then_some(()));
+    node_support::wait_for_spares(&data);
     let filler = disk.fill();
     let refusal = until("a refusal", || match worker.enqueue(1) {
         Ok(added) => {

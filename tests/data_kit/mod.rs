@@ -3,7 +3,7 @@
 // Each test program uses its own part of it.
 #![allow(dead_code)]
 
-use super::node_support::Node;
+use super::node_support::{Node, wait_for_spares};
 use rrq::base::code::Code;
 use rrq::base::ids::JobId;
 use rrq::client::{Client, NewJob, Options, Start};
@@ -163,6 +163,8 @@ pub(crate) fn make(data: &Path, older: Option<&Path>) -> Vec<Known> {
     }
     let mut node = Node::start(data, ARGS);
     known.extend(block_on(fill(&node, 2)));
+    // With a segment behind it the last one is missed if it is not there.
+    wait_for_spares(data);
     node.signal("-KILL");
     node.wait();
     known

@@ -247,3 +247,27 @@ pub(crate) fn http(address: SocketAddr, path: &str) -> (u16, String) {
     let body = answer.split_once("\r\n\r\n").expect("a body").1;
     (status, body.to_owned())
 }
+
+/// Waits until the log of each shard has its next segment and two more files ahead: they are made soon after
+/// a start, not before it serves.
+pub(crate) fn wait_for_spares(data: &Path) {
+    let inside = |folder: &Path, prefix: &str| -> Vec<PathBuf> {
+        let found = std::fs::read_dir(folder).expect("it is there");
+        let paths = found.map(|entry| entry.expect("it can be listed").path());
+        let begins = |path: &PathBuf| {
+            let name = path.file_name().expect("it has one").to_string_lossy();
+            name.starts_with(prefix)
+        };
+        paths.filter(begins).collect()
+    };
+    let begun = Instant::now();
+    let is_made = || {
+        let shards = inside(data, "shard-");
+        let mut logs = shards.iter().flat_map(|shard| inside(shard, "wal-"));
+        logs.all(|log| inside(&log, "spare-").len() >= 2)
+    };
+    while !is_made() {
+        assert!(begun.elapsed() < DEADLINE, "waited in vain for spares");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
