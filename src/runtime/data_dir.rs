@@ -33,7 +33,7 @@ use crate::snapshot::superblock::{Superblock, SuperblockError, choose};
 use crate::wire::peer::Formation;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -660,9 +660,10 @@ fn take_lock(path: &Path) -> Result<File, Report> {
 }
 
 /// Writes whose lock it is: over the one before, without cutting the file, which takes longer.
-fn sign_lock(mut lock: &File, path: &Path) -> Result<(), Report> {
+fn sign_lock(lock: &File, path: &Path) -> Result<(), Report> {
     let pid = std::process::id();
-    match writeln!(lock, "{pid:<PID_DIGITS$}") {
+    let signed = format!("{pid:<PID_DIGITS$}\n");
+    match lock.write_all_at(signed.as_bytes(), 0) {
         Err(error) if error.kind() != io::ErrorKind::StorageFull => {
             Err(unusable(&path.join(LOCK), "write", &error))
         }
@@ -755,4 +756,22 @@ pub fn disk_full(path: &Path) -> Report {
     )
     .why("a start needs some MiB for the log; nothing is lost")
     .fix("make room, then start again")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_that_is_signed_again_names_one_holder() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join(LOCK);
+        let lock = File::create(&path).expect("it can be made");
+        lock.write_all_at(b"4294967295\n", 0)
+            .expect("an earlier holder");
+        for _ in 0..2 {
+            sign_lock(&lock, folder.path()).expect("it can be written");
+            assert_eq!(holder(&path), Some(std::process::id()));
+        }
+    }
 }

@@ -38,7 +38,7 @@ use std::time::{Duration, Instant};
 const SPARES_MAX: usize = 4;
 /// Spares made ahead when there is nothing else to do.
 const SPARES_AHEAD: usize = 2;
-/// Spares are made so long after the start at the earliest: sixteen MiB of zeros on their way to the disk
+/// Spares are made so long after they may be, at the start or when there is room again: sixteen MiB of zeros on their way to the disk
 /// would hold up the first jobs.
 const AHEAD_AFTER: Duration = Duration::from_millis(250);
 /// For the same reason the second segment of a process waits for a spare so long: one is on its way, what
@@ -72,6 +72,7 @@ pub fn find(folder: &Path, data_dir: &Path, count: Arc<AtomicUsize>) -> Result<F
         next_spare: 0,
         ahead_from: None,
         lacks_descriptors: false,
+        is_left: false,
         count,
     };
     for name in names {
@@ -92,6 +93,7 @@ pub fn find(folder: &Path, data_dir: &Path, count: Arc<AtomicUsize>) -> Result<F
         }
     }
     segments.sort();
+    pool.is_left = !segments.is_empty();
     Ok(Found { segments, pool })
 }
 
@@ -167,6 +169,8 @@ pub struct Pool {
     ahead_from: Option<Instant>,
     /// That descriptors are missing was said, and they are missing still.
     lacks_descriptors: bool,
+    /// Segments of an earlier process were found: what it had prepared will be a spare soon.
+    is_left: bool,
     /// How many spares there are, for who judges the room on the disk.
     count: Arc<AtomicUsize>,
 }
@@ -183,6 +187,8 @@ impl Pool {
         mut ready: impl FnMut(u64),
     ) -> Result<(), Report> {
         let mut wanted: VecDeque<u64> = VecDeque::new();
+        // Orders that came while a spare was made.
+        let mut came: VecDeque<Order> = VecDeque::new();
         // When a segment may be made anew.
         let mut make_from = Instant::now();
         let mut is_first = true;
@@ -190,6 +196,7 @@ impl Pool {
             self.count.store(self.spares.len(), Relaxed);
             let idle = wanted.is_empty();
             let first = match idle {
+                _ if !came.is_empty() => came.pop_front().ok_or(RecvTimeoutError::Timeout),
                 true => match self.wants_spares_from() {
                     Some(at) => orders.recv_timeout(at.saturating_duration_since(Instant::now())),
                     None => orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -212,7 +219,11 @@ impl Pool {
                 }
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
                 Err(RecvTimeoutError::Timeout) if idle => {
-                    match self.make_spare(true) {
+                    let mut is_wanted = || {
+                        came.extend(orders.try_iter());
+                        came.iter().any(|order| matches!(order, Order::Prepare(_)))
+                    };
+                    match self.make_spare(&mut is_wanted) {
                         Ok(path) => self.spares.push(path),
                         Err(error) if error.kind() == io::ErrorKind::StorageFull => {
                             self.ahead_from = None;
@@ -231,7 +242,7 @@ impl Pool {
                 match self.prepare(number) {
                     Ok(()) => {
                         ready(number);
-                        if std::mem::take(&mut is_first) {
+                        if std::mem::take(&mut is_first) && self.is_left {
                             make_from = Instant::now() + SUCCESSOR_AFTER;
                         }
                     }
@@ -273,7 +284,7 @@ impl Pool {
     fn prepare(&mut self, number: u64) -> io::Result<()> {
         let spare = match self.spares.pop() {
             Some(spare) => spare,
-            None => self.make_spare(false)?,
+            None => self.make_spare(&mut || true)?,
         };
         let path = self.folder.join(format!("{number:016x}.seg"));
         let named = fs::rename(&spare, &path).and_then(|()| sync_folder(&self.folder));
@@ -283,17 +294,17 @@ impl Pool {
         named
     }
 
-    /// Makes a spare; `gently` when nobody waits for it: then never much of it is on its way to the disk,
-    /// and the log's own writes come in between.
-    fn make_spare(&mut self, gently: bool) -> io::Result<PathBuf> {
+    /// Makes a spare, gently until it is wanted: then never much of it is on its way to the disk, and the
+    /// log's own writes come in between.
+    fn make_spare(&mut self, is_wanted: &mut dyn FnMut() -> bool) -> io::Result<PathBuf> {
         let path = self.spare_path();
         let temporary = path.with_extension("tmp");
-        let make = || {
+        let mut make = || {
             let mut file = File::create(&temporary)?;
             let zeros = vec![0; ZEROS_BYTES];
             for portion in 0..SEGMENT_BYTES / ZEROS_BYTES {
                 file.write_all(&zeros)?;
-                if gently {
+                if !is_wanted() {
                     let (at, bytes) = (portion * ZEROS_BYTES, ZEROS_BYTES);
                     sys::write_back(&file, at as u64, bytes as u64)?;
                 }
