@@ -110,7 +110,10 @@ impl ShardFiles {
 
     /// Its log, as a start would take it; changes nothing.
     pub(super) fn log(&self) -> Result<Recovered, Report> {
-        recover::read_log(&self.folder, self.identity, self.owner, &self.segments()?)
+        // There is time to look at all of it.
+        let quiet = usize::MAX;
+        let segments = self.segments()?;
+        recover::read_log(&self.folder, self.identity, self.owner, &segments, quiet)
     }
 
     /// Its newest manifest that is intact.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   pages_needed(command) ──> what must be read first ──> the driver reads it ──> take_part
-//!        └─> nothing: apply                                                          │
+//!        └─> nothing: apply        (needs.rs)                                        │
 //!                   ^ ──────────────────────────────────────────────────────────────┘
 //! ```
 //!
@@ -14,38 +14,29 @@
 //! - A leaf with a job in flight is always here: its session gives it back at once, and a token whose
 //!   leaf is absent is therefore stale.
 //! - Finished jobs that are retained are all here. Keys come when they are needed and stay.
-//!
-//! Asking for more than a command turns out to need costs time and nothing else; asking for less is a bug,
-//! at which `apply` panics.
 
 use crate::base::bugs::{self, Bug};
-use crate::base::checksum::Hash128;
-use crate::base::ids::{GroupId, JobId, Partition, QueueUid};
-use crate::base::limits::{ADVANCE_ITEMS_MAX, ITEMS_MAX, LEAF_JOBS, PRIORITIES, SCAN_STEP_JOBS};
-use crate::base::units::GroupTime;
-use crate::queue::command::{Command, JobFilter, NewJob, Op, PurgeStates};
-use crate::queue::deadlines::Place;
+use crate::base::ids::{GroupId, JobId};
+use crate::base::limits::LEAF_JOBS;
 use crate::queue::history::FinishedPage;
 use crate::queue::job_queue::JobQueue;
-use crate::queue::jobs::ReplyRoom;
-use crate::queue::keys::{Bucket, EXPIRIES, bucket_of};
-use crate::queue::leaf::{IN_FLIGHT, Leaf, Leaves, Order, READY, class_of, leaf_of};
+use crate::queue::keys::Bucket;
+use crate::queue::leaf::{IN_FLIGHT, Leaf};
 use crate::queue::load::{Loading, body_of, check_owner, check_version};
 use crate::queue::page::{
     LEAF_BYTES, PageError, read_finished, read_keys, read_leaf, read_reasons,
 };
 use crate::queue::partition::PartitionState;
-use crate::queue::record::Record;
-use crate::queue::tree::{Absent, Page, Seen, Summary, Tree};
-use crate::queue::view::{ApplyAt, BodyLocation, JobScan, JobState, PageKey, PageKind, StoredPage};
+use crate::queue::tree::{Absent, Summary, WrittenBranch};
+use crate::queue::view::{BodyLocation, PageKey, PageKind, StoredPage};
 use crate::queue::writing::{StoredTree, SummaryBytes, read_summary};
 use bytes::Bytes;
+use std::fmt;
 use std::ops::Bound;
+use std::sync::Arc;
 
-/// Pages that are read at once where one after the other will be needed.
-pub(super) const AHEAD: usize = 16;
-/// Likewise, where all of them are.
-const AHEAD_OF_ALL: usize = 256;
+/// What is wrong with a page that has such a sequence.
+const NEVER_GIVEN: &str = "a sequence was never given out";
 
 /// A page that is on this node's disk alone, or a node above pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,69 +49,105 @@ pub struct AbsentPage {
     pub stored: StoredPage,
 }
 
-/// What must be read before something can be done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PageWant {
-    /// A page, or a node and some of the pages below it.
-    pub at: AbsentPage,
-    below: Below,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Below {
-    Nothing,
-    One(u64),
-    Classes(u16),
-    Due { order: usize, by: u64 },
-}
-
-impl PageWant {
-    /// This and nothing below it.
-    #[must_use]
-    pub fn only(at: AbsentPage) -> Self {
-        let below = Below::Nothing;
-        Self { at, below }
-    }
-
-    /// Whether a page below the node is wanted, too, in whose branch this stands.
-    #[must_use]
-    pub fn lets_through(&self, number: u64, summary: &SummaryBytes) -> bool {
-        let summary = read_summary(summary);
-        match self.below {
-            Below::Nothing => false,
-            Below::One(page) => number == page,
-            Below::Classes(classes) => summary.classes & classes != 0,
-            Below::Due { order, by } => summary.dues[order] <= by,
-        }
-    }
-
-    /// How many pages below the node are read at the most.
-    #[must_use]
-    pub fn pages_max(&self) -> usize {
-        match self.below {
-            Below::Nothing => 0,
-            Below::One(_) => 1,
-            Below::Classes(_) | Below::Due { .. } => AHEAD,
-        }
-    }
-}
-
-/// A page or node of a tree as it was read from this node's disk.
-#[derive(Clone, Debug)]
+/// A page or node of a tree as it was read from this node's disk: decoded, so that taking it in costs a
+/// shard little.
 pub struct StoredPart {
     /// What it is, and where it was read.
     pub at: AbsentPage,
-    /// What it holds.
-    pub holds: PartHolds,
+    pub(super) holds: Holds,
 }
 
 /// What a part holds.
-#[derive(Clone, Debug)]
-pub enum PartHolds {
-    /// A page, and the bodies of its jobs by slot.
-    Page(Bytes, Vec<(u8, BodyLocation, Bytes)>),
-    /// The branches of a node.
-    Node(Vec<(u8, SummaryBytes, StoredPage)>),
+pub(super) enum Holds {
+    Leaf(Arc<Leaf>),
+    Keys(Arc<Bucket>),
+    Finished(Arc<FinishedPage>),
+    Node(Vec<WrittenBranch>),
+}
+
+// Without what it holds, which is much.
+impl fmt::Debug for StoredPart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("StoredPart").field(&self.at).finish()
+    }
+}
+
+impl StoredPart {
+    /// A page of a group, of its bytes and of the bodies of its jobs by slot. All of it is looked at: not
+    /// on the thread of a shard.
+    ///
+    /// # Errors
+    /// [`PageError`] if it cannot be what was written there: it is damaged. No bytes make it panic.
+    pub fn page(
+        group: GroupId,
+        at: AbsentPage,
+        bytes: &Bytes,
+        bodies: &[(u8, BodyLocation, Bytes)],
+    ) -> Result<Self, PageError> {
+        let number = at.key.number;
+        let of_page = |what| PageError::of_page(at.key, what);
+        let holds = match at.key.kind {
+            PageKind::Leaf => Holds::Leaf(Arc::new(leaf_of_page((group, at.key), bytes, bodies)?)),
+            PageKind::Keys => {
+                let keys = read_keys(bytes, number).map_err(of_page)?;
+                Holds::Keys(Arc::new(Bucket::of_keys(keys)))
+            }
+            PageKind::Finished => {
+                let jobs = read_finished(bytes, number).map_err(of_page)?;
+                Holds::Finished(Arc::new(FinishedPage::of_jobs(jobs)))
+            }
+            _ => return Err(of_page("there are no trees of such pages")),
+        };
+        Ok(Self { at, holds })
+    }
+
+    /// A node, of its branches by slot.
+    #[must_use]
+    pub fn node(at: AbsentPage, branches: &[(u8, SummaryBytes, StoredPage)]) -> Self {
+        let branches = branches.iter();
+        let branches =
+            branches.map(|(slot, summary, stored)| (*slot, read_summary(summary), *stored));
+        let holds = Holds::Node(branches.collect());
+        Self { at, holds }
+    }
+}
+
+/// A leaf, of its page's bytes and of the bodies of its jobs.
+fn leaf_of_page(
+    (group, key): (GroupId, PageKey),
+    bytes: &Bytes,
+    bodies: &[(u8, BodyLocation, Bytes)],
+) -> Result<Leaf, PageError> {
+    let of_page = |what| PageError::of_page(key, what);
+    let mut leaf = Leaf::default();
+    let (records, reasons) = bytes.split_at(bytes.len().min(LEAF_BYTES));
+    let mut bodies = bodies.iter();
+    for (slot, record) in read_leaf(records).map_err(of_page)? {
+        let seq = key.number.checked_mul(LEAF_JOBS);
+        let seq = seq.and_then(|first| first.checked_add(slot));
+        let seq = seq.filter(|seq| *seq <= JobId::SEQ_MAX);
+        let seq = seq.ok_or_else(|| of_page(NEVER_GIVEN))?;
+        let id = JobId::new(group, key.queue, key.partition, seq);
+        let body = bodies.next().filter(|body| u64::from(body.0) == slot);
+        let (_, at, body) = body.ok_or_else(|| PageError::of_body(Some(id), "it is missing"))?;
+        let body = body_of(&record, body).map_err(|what| PageError::of_body(Some(id), what))?;
+        let slot = slot as usize;
+        leaf.insert(slot, record, body);
+        leaf.set_location(slot, *at);
+    }
+    if bodies.next().is_some() {
+        return Err(of_page("it has a body without a job"));
+    }
+    if !reasons.is_empty() {
+        for (slot, reason) in read_reasons(reasons).map_err(of_page)? {
+            let slot = usize::from(slot);
+            if leaf.records()[slot].state.is_none() {
+                return Err(of_page("a reason is of a job that is not live"));
+            }
+            leaf.set_reason(slot, reason);
+        }
+    }
+    Ok(leaf)
 }
 
 /// A tree with no more in it is read whole at a start.
@@ -144,408 +171,66 @@ pub fn is_read_at_start(
         }
 }
 
-/// What is wanted, so far.
-#[derive(Default)]
-struct Wants(Vec<PageWant>);
-
-impl Wants {
-    fn add(&mut self, kind: PageKind, place: Place, absent: Absent, below: Below) {
-        let key = PageKey {
-            kind,
-            queue: place.0,
-            partition: place.1,
-            number: absent.number,
-        };
-        let level = u8::try_from(absent.level).expect("a tree has few levels");
-        let stored = absent.stored;
-        let at = AbsentPage { key, level, stored };
-        if self.0.iter().all(|want| want.at != at) {
-            self.0.push(PageWant { at, below });
-        }
-    }
-
-    /// A page, if it exists and is not here.
-    fn page<T: Page>(&mut self, kind: PageKind, place: Place, tree: &Tree<T>, number: u64) {
-        if let Some(Seen::Absent(absent)) = tree.page(number) {
-            self.add(kind, place, absent, Below::One(number));
-        }
-    }
-
-    /// The next few leaves of some classes that are not here.
-    fn leaves(&mut self, place: Place, leaves: &Leaves, (from, classes): (u64, u16), count: usize) {
-        let of_class = |summary: &Summary| summary.classes & classes != 0;
-        for absent in leaves.all_absent(from, of_class).take(count) {
-            self.add(PageKind::Leaf, place, absent, Below::Classes(classes));
-            if absent.level != 0 {
-                return;
-            }
-        }
-    }
-
-    /// The leaves of the jobs of some classes, one class after the other and in each from a sequence on,
-    /// until `wants_more` does not; and a few behind the first that is not here.
-    fn jobs(
-        &mut self,
-        place: Place,
-        leaves: &Leaves,
-        classes: impl Iterator<Item = (usize, u64)>,
-        mut wants_more: impl FnMut(&Record) -> bool,
-    ) {
-        if leaves.is_here() {
-            return;
-        }
-        for (class, from_seq) in classes {
-            let bit = 1 << class;
-            let mut from = Some(leaf_of(from_seq));
-            while let Some(number) = from {
-                let seen = leaves.look(number, |summary| summary.classes & bit != 0);
-                let Some((number, seen)) = seen else { break };
-                let Seen::Here(leaf) = seen else {
-                    return self.leaves(place, leaves, (number, bit), AHEAD);
-                };
-                let first = from_seq.saturating_sub(number * LEAF_JOBS);
-                let slots = leaf.of_class(class).filter(|slot| *slot as u64 >= first);
-                for slot in slots {
-                    if !wants_more(&leaf.records()[slot]) {
-                        return;
-                    }
-                }
-                from = number.checked_add(1);
-            }
-        }
-    }
-}
-
-/// The classes of a scan, each with the sequence where it begins.
-fn classes_of(state: JobState, priority: u8, seq: u64) -> impl Iterator<Item = (usize, u64)> {
-    let priorities = match state {
-        JobState::Pending => priority..PRIORITIES as u8,
-        JobState::Delayed | JobState::InFlight | JobState::Dead => 0..1,
-    };
-    let first = priorities.start;
-    priorities.map(move |priority| {
-        let from = if priority == first { seq } else { 0 };
-        (class_of(state, priority), from)
-    })
-}
-
 impl JobQueue {
-    /// What must be read and taken in before `command` can be applied; nothing if it can be. There may be
-    /// more to read after that.
-    #[must_use]
-    pub fn pages_needed(&self, at: ApplyAt, command: &Command) -> Vec<PageWant> {
-        let mut wants = Wants::default();
-        let is_lease = matches!(command.op, Op::Lease { .. });
-        if is_lease && bugs::on(Bug::AbsentIsNothing) {
-            return wants.0;
-        }
-        match &command.op {
-            Op::Enqueue {
-                queue,
-                partition,
-                items,
-            } => self.enqueue_needs((*queue, *partition), items, &mut wants),
-            Op::Lease {
-                queue,
-                partition,
-                max,
-                ..
-            } => self.lease_needs((*queue, *partition), *max, &mut wants),
-            Op::Cancel { items } | Op::RequeueDead { items } | Op::DeleteDead { items } => {
-                for job in items {
-                    self.job_needs(*job, &mut wants);
-                }
-            }
-            Op::Purge {
-                queue,
-                partition,
-                states,
-            } => self.purge_needs((*queue, *partition), *states, &mut wants),
-            Op::SweepDead {
-                queue,
-                partition,
-                from_seq,
-                ..
-            } => {
-                let place = (*queue, *partition);
-                if let Some(state) = self.partitions.get(&place) {
-                    let classes = classes_of(JobState::Dead, 0, *from_seq);
-                    wants.jobs(place, &state.leaves, classes, first_of(SCAN_STEP_JOBS + 1));
-                }
-            }
-            Op::Advance { limit } => self.advance_needs(at.time, *limit, &mut wants),
-            // Tokens are of jobs in flight, and so are those that a session gives back.
-            Op::OpenSession { .. }
-            | Op::CloseSession { .. }
-            | Op::Attach { .. }
-            | Op::EndLeases { .. }
-            | Op::DropSession { .. }
-            | Op::Extend { .. }
-            | Op::Ack { .. }
-            | Op::Nack { .. }
-            | Op::Release { .. }
-            | Op::Bury { .. }
-            // What goes whole is not looked at.
-            | Op::CreateQueue { .. }
-            | Op::AlterQueue { .. }
-            | Op::DeleteQueue { .. }
-            | Op::PauseQueue { .. }
-            | Op::DrainQueue { .. }
-            | Op::ResumeQueue { .. }
-            | Op::ChangePartitions(_)
-            | Op::PartitionsChanged { .. }
-            | Op::SetWallOffset { .. } => {}
-        }
-        wants.0
-    }
-
-    fn enqueue_needs(&self, place: Place, items: &[NewJob], wants: &mut Wants) {
-        let Some(state) = self.partitions.get(&place) else {
-            return;
-        };
-        if !state.leaves.is_here() {
-            let first = state.head.next_seq;
-            let last = first + items.len() as u64;
-            for number in leaf_of(first)..=leaf_of(last) {
-                wants.page(PageKind::Leaf, place, &state.leaves, number);
-            }
-        }
-        if !state.keys.tree().is_here() {
-            for key in items.iter().filter_map(|item| item.key.as_ref()) {
-                let bucket = bucket_of(Hash128::of(key)).into();
-                wants.page(PageKind::Keys, place, state.keys.tree(), bucket);
-            }
-        }
-    }
-
-    fn lease_needs(&self, place: Place, max: u32, wants: &mut Wants) {
-        let state = self.partitions.get(&place);
-        let state = state.filter(|state| !state.head.config.paused);
-        // More is refused.
-        let Some(state) = state.filter(|_| max as usize <= ITEMS_MAX) else {
-            return;
-        };
-        let mut left = max;
-        let mut room = ReplyRoom::default();
-        let classes = (0..PRIORITIES).map(|class| (class, 0));
-        wants.jobs(place, &state.leaves, classes, |record| {
-            // One that was granted too often is not, and the next is.
-            left = left.saturating_sub(u32::from(record.lease_gen != u32::MAX));
-            room.takes(record.payload_len) && left != 0
-        });
-    }
-
-    fn job_needs(&self, job: JobId, wants: &mut Wants) {
-        let place = (job.queue(), job.partition());
-        let state = self.partitions.get(&place);
-        if let Some(state) = state.filter(|_| job.group() == self.group) {
-            wants.page(PageKind::Leaf, place, &state.leaves, leaf_of(job.seq()));
-        }
-    }
-
-    fn purge_needs(&self, place: Place, states: PurgeStates, wants: &mut Wants) {
-        let Some(state) = self.partitions.get(&place) else {
-            return;
-        };
-        let of = |wanted: bool, classes: u16| if wanted { classes } else { 0 };
-        let classes = of(states.pending, READY)
-            | of(states.delayed, 1 << class_of(JobState::Delayed, 0))
-            | of(states.dead, 1 << class_of(JobState::Dead, 0));
-        wants.leaves(place, &state.leaves, (0, classes), AHEAD_OF_ALL);
-    }
-
-    fn advance_needs(&self, time: GroupTime, limit: u32, wants: &mut Wants) {
-        let time = self.time.max(time.min(GroupTime::MAX));
-        let wall = time.wall(self.wall_offset_ms).0;
-        let count = limit.min(ADVANCE_ITEMS_MAX) as usize;
-        for order in Order::ALL {
-            let by = match order {
-                Order::Delays | Order::Leases => time.0,
-                Order::RunAts | Order::Ttls => wall,
-            };
-            let order = order as usize;
-            for place in self.links.deadlines.until(Order::ALL[order], by) {
-                let leaves = &self.partitions[&place].leaves;
-                for absent in leaves.absent_due(order, by, count, AHEAD) {
-                    let below = Below::Due { order, by };
-                    wants.add(PageKind::Leaf, place, absent, below);
-                }
-            }
-        }
-        for place in self.links.deadlines.keys_until(time.0) {
-            let keys = self.partitions[&place].keys.tree();
-            let order = EXPIRIES;
-            for absent in keys.absent_due(order, time.0, count, AHEAD) {
-                let by = time.0;
-                wants.add(PageKind::Keys, place, absent, Below::Due { order, by });
-            }
-        }
-    }
-
-    /// What must be read before [`Self::job`] can tell of a job.
-    #[must_use]
-    pub fn pages_of_job(&self, job: JobId) -> Vec<PageWant> {
-        let mut wants = Wants::default();
-        self.job_needs(job, &mut wants);
-        wants.0
-    }
-
-    /// What must be read before [`Self::job_by_key`] can answer.
-    #[must_use]
-    pub fn pages_of_key(&self, queue: QueueUid, partition: Partition, key: &[u8]) -> Vec<PageWant> {
-        let mut wants = Wants::default();
-        let place = (queue, partition);
-        if let Some(state) = self.partitions.get(&place) {
-            let hash = Hash128::of(key);
-            wants.page(
-                PageKind::Keys,
-                place,
-                state.keys.tree(),
-                bucket_of(hash).into(),
-            );
-            if wants.0.is_empty()
-                && let Some(known) = state.keys.get(hash)
-            {
-                wants.page(PageKind::Leaf, place, &state.leaves, leaf_of(known.seq));
-            }
-        }
-        wants.0
-    }
-
-    /// What must be read before [`Self::scan`] can take this step.
-    #[must_use]
-    pub fn pages_of_scan(&self, scan: &JobScan) -> Vec<PageWant> {
-        let mut wants = Wants::default();
-        let place = (scan.queue, scan.partition);
-        if let Some(state) = self.partitions.get(&place) {
-            let lists_all = scan.filter == JobFilter::default() && scan.limit != 0;
-            let count = match lists_all {
-                true => SCAN_STEP_JOBS.min(scan.limit as usize),
-                false => SCAN_STEP_JOBS,
-            };
-            let cursor = scan.cursor.unwrap_or_default();
-            let classes = classes_of(scan.state, cursor.priority, cursor.seq);
-            wants.jobs(place, &state.leaves, classes, first_of(count + 1));
-        }
-        wants.0
-    }
-
-    /// What must be read before [`Self::peek`] can tell of so many jobs.
-    #[must_use]
-    pub fn pages_of_peek(
-        &self,
-        queue: QueueUid,
-        partition: Partition,
-        state: JobState,
-        limit: usize,
-    ) -> Vec<PageWant> {
-        let mut wants = Wants::default();
-        let place = (queue, partition);
-        if let Some(at) = self.partitions.get(&place) {
-            let mut room = ReplyRoom::default();
-            let mut left = limit;
-            wants.jobs(place, &at.leaves, classes_of(state, 0, 0), |record| {
-                left = left.saturating_sub(1);
-                room.takes(record.payload_len) && left != 0
-            });
-        }
-        wants.0
-    }
-
-    /// What must be read before the counters of a partition can be told, which say how long the oldest
-    /// job has waited.
-    #[must_use]
-    pub fn pages_of_stats(&self, queue: QueueUid, partition: Partition) -> Vec<PageWant> {
-        let mut wants = Wants::default();
-        if let Some(state) = self.partitions.get(&(queue, partition)) {
-            stats_need((queue, partition), state, &mut wants);
-        }
-        wants.0
-    }
-
-    /// What must be read before [`Self::queue`] can tell of a queue.
-    #[must_use]
-    pub fn pages_of_queue(&self, queue: QueueUid) -> Vec<PageWant> {
-        self.pages_of_stats(queue, Partition(0))
-    }
-
-    /// What must be read before [`Self::queues`] can tell of all queues.
-    #[must_use]
-    pub fn pages_of_queues(&self) -> Vec<PageWant> {
-        let mut wants = Wants::default();
-        for uid in self.queues.keys() {
-            let place = (*uid, Partition(0));
-            stats_need(place, &self.partitions[&place], &mut wants);
-        }
-        wants.0
-    }
-
     /// Takes in what was read; false if it is here, or is not what is wanted any more.
     ///
     /// # Errors
     /// [`PageError`] if it cannot be what was written there: it is damaged.
-    pub fn take_part(&mut self, part: &StoredPart) -> Result<bool, PageError> {
+    pub fn take_part(&mut self, part: StoredPart) -> Result<bool, PageError> {
         let key = part.at.key;
         let of_page = |what| PageError::of_page(key, what);
         let place = (key.queue, key.partition);
-        let (group, version) = (self.group, self.version);
         let Some(state) = self.partitions.get_mut(&place) else {
             return Ok(false);
         };
-        let (number, stored) = (key.number, part.at.stored);
-        let at = (number, stored);
-        match (&part.holds, key.kind) {
-            (PartHolds::Node(branches), kind) => {
+        let at = (key.number, part.at.stored);
+        let next_seq = state.head.next_seq;
+        let taken = match part.holds {
+            Holds::Node(branches) => {
                 let absent = Absent {
                     level: part.at.level.into(),
-                    number,
-                    stored,
+                    number: key.number,
+                    stored: part.at.stored,
                 };
-                let branches = read_branches(branches);
-                let taken = match kind {
+                match key.kind {
                     PageKind::Leaf => state.leaves.take_node(absent, branches),
                     PageKind::Keys => state.keys.tree_mut().take_node(absent, branches),
                     _ => state.history.pages_mut().take_node(absent, branches),
-                };
-                taken.map_err(of_page)
+                }
             }
-            (PartHolds::Page(bytes, bodies), PageKind::Leaf) => {
-                let place = (group, key, state.head.next_seq);
-                let leaf = read_stored_leaf(place, version, bytes, bodies)?;
-                let held: Vec<_> = leaf.owned().collect();
-                for (_, owner) in &held {
-                    check_owner(&self.links.sessions, *owner).map_err(of_page)?;
+            Holds::Leaf(leaf) => {
+                let first = key.number * LEAF_JOBS;
+                for slot in leaf.live_slots() {
+                    let record = &leaf.records()[slot];
+                    if first + slot as u64 >= next_seq {
+                        return Err(of_page(NEVER_GIVEN));
+                    }
+                    check_version(self.version, record).map_err(of_page)?;
+                    check_owner(&self.links.sessions, record.owner).map_err(of_page)?;
                 }
-                let bytes = leaf.held_bytes();
-                if !state.leaves.take_page(at, leaf).map_err(of_page)? {
-                    return Ok(false);
+                let taken = state.leaves.take_page(at, Arc::clone(&leaf));
+                if taken == Ok(true) {
+                    self.links.held_bytes += leaf.held_bytes();
+                    for (slot, owner) in leaf.owned() {
+                        let seq = first + slot as u64;
+                        let id = JobId::new(self.group, key.queue, key.partition, seq);
+                        self.links.sessions.hold(owner, id);
+                    }
                 }
-                self.links.held_bytes += bytes;
-                for (slot, owner) in held {
-                    let seq = number * LEAF_JOBS + slot as u64;
-                    let id = JobId::new(group, key.queue, key.partition, seq);
-                    self.links.sessions.hold(owner, id);
-                }
-                Ok(true)
+                taken
             }
-            (PartHolds::Page(bytes, _), PageKind::Keys) => {
-                let keys = read_keys(bytes, number).map_err(of_page)?;
-                if keys.iter().any(|key| key.seq >= state.head.next_seq) {
-                    return Err(of_page("a key names a sequence that was never given out"));
+            Holds::Keys(bucket) => {
+                if bucket.keys().iter().any(|key| key.seq >= next_seq) {
+                    return Err(of_page(NEVER_GIVEN));
                 }
-                let bucket = Bucket::of_keys(keys);
-                let bytes = bucket.held_bytes();
+                let held_bytes = bucket.held_bytes();
                 let taken = state.keys.tree_mut().take_page(at, bucket);
-                let taken = taken.map_err(of_page)?;
-                self.links.held_bytes += if taken { bytes } else { 0 };
-                Ok(taken)
+                self.links.held_bytes += if taken == Ok(true) { held_bytes } else { 0 };
+                taken
             }
-            (PartHolds::Page(bytes, _), _) => {
-                let page = FinishedPage::of_jobs(read_finished(bytes, number).map_err(of_page)?);
-                let pages = state.history.pages_mut();
-                pages.take_page(at, page).map_err(of_page)
-            }
-        }
+            Holds::Finished(page) => state.history.pages_mut().take_page(at, page),
+        };
+        taken.map_err(of_page)
     }
 
     /// Lets go of pages that are stored until so many bytes of memory are free, or none can go. It begins
@@ -590,7 +275,7 @@ impl JobQueue {
         &mut self,
         pages: &[(PageKey, Bytes)],
         trees: &[StoredTree],
-        parts: &[StoredPart],
+        parts: Vec<StoredPart>,
     ) -> Result<(), PageError> {
         let mut loading = Loading::of_pages(self.group, pages)?;
         for tree in trees {
@@ -604,46 +289,6 @@ impl JobQueue {
     }
 }
 
-/// A leaf, of its page's bytes and of the bodies of its jobs.
-pub(super) fn read_stored_leaf(
-    (group, key, next_seq): (GroupId, PageKey, u64),
-    version: u16,
-    bytes: &Bytes,
-    bodies: &[(u8, BodyLocation, Bytes)],
-) -> Result<Leaf, PageError> {
-    let of_page = |what| PageError::of_page(key, what);
-    let mut leaf = Leaf::default();
-    let (records, reasons) = bytes.split_at(bytes.len().min(LEAF_BYTES));
-    let mut bodies = bodies.iter();
-    for (slot, record) in read_leaf(records).map_err(of_page)? {
-        let seq = key.number.checked_mul(LEAF_JOBS);
-        let seq = seq.and_then(|first| first.checked_add(slot));
-        let seq = seq.filter(|seq| *seq < next_seq);
-        let seq = seq.ok_or_else(|| of_page("a sequence was never given out"))?;
-        check_version(version, &record).map_err(of_page)?;
-        let id = JobId::new(group, key.queue, key.partition, seq);
-        let body = bodies.next().filter(|body| u64::from(body.0) == slot);
-        let (_, at, body) = body.ok_or_else(|| PageError::of_body(Some(id), "it is missing"))?;
-        let body = body_of(&record, body).map_err(|what| PageError::of_body(Some(id), what))?;
-        let slot = slot as usize;
-        leaf.insert(slot, record, body);
-        leaf.set_location(slot, *at);
-    }
-    if bodies.next().is_some() {
-        return Err(of_page("it has a body without a job"));
-    }
-    if !reasons.is_empty() {
-        for (slot, reason) in read_reasons(reasons).map_err(of_page)? {
-            let slot = usize::from(slot);
-            if leaf.records()[slot].state.is_none() {
-                return Err(of_page("a reason is of a job that is not live"));
-            }
-            leaf.set_reason(slot, reason);
-        }
-    }
-    Ok(leaf)
-}
-
 impl PartitionState {
     /// Lets go of the last leaf below `before` that can go; its number, and the memory that it took.
     fn let_go_below(&mut self, before: u64) -> Option<(u64, u64)> {
@@ -653,28 +298,4 @@ impl PartitionState {
         let leaf = self.leaves.let_go(number)?;
         Some((number, leaf.held_bytes()))
     }
-}
-
-fn stats_need(place: Place, state: &PartitionState, wants: &mut Wants) {
-    if let Some((_, Seen::Absent(absent))) = state.leaves.oldest_ready() {
-        wants.add(PageKind::Leaf, place, absent, Below::Classes(READY));
-    }
-}
-
-/// Wants so many.
-fn first_of(count: usize) -> impl FnMut(&Record) -> bool {
-    let mut left = count;
-    move |_| {
-        left = left.saturating_sub(1);
-        left != 0
-    }
-}
-
-/// Branches as a tree has them.
-pub(super) fn read_branches(
-    branches: &[(u8, SummaryBytes, StoredPage)],
-) -> Vec<(u8, Summary, StoredPage)> {
-    let branches = branches.iter();
-    let branches = branches.map(|(slot, summary, stored)| (*slot, read_summary(summary), *stored));
-    branches.collect()
 }

@@ -39,7 +39,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 pub(super) use residence::{Absent, Seen};
-pub(super) use walk::{Placed, Todo, Walk, WrittenTree};
+pub(super) use walk::{Placed, Todo, Walk, WrittenBranch, WrittenTree};
 
 /// Branches of a node.
 const FAN_OUT: usize = NODE_BRANCHES as usize;

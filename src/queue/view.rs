@@ -235,6 +235,13 @@ pub struct BodyLocation {
 }
 
 impl BodyLocation {
+    /// Nowhere: for who wants to see a state's bodies, not to write them.
+    pub const NOWHERE: Self = Self {
+        file: 0,
+        offset: 0,
+        len: 0,
+    };
+
     /// Bytes of the file that it takes, head and padding included.
     #[must_use]
     pub fn disk_bytes(&self) -> u64 {
@@ -255,6 +262,20 @@ pub struct StoredPage {
     pub len: u32,
     /// The checksum of these bytes.
     pub crc: u32,
+}
+
+impl StoredPage {
+    /// What has this hash, and lies nowhere: for who wants to see a state's pages, not to write them.
+    #[must_use]
+    pub fn nowhere(hash: Hash128) -> Self {
+        Self {
+            hash,
+            file: 0,
+            offset: 0,
+            len: 0,
+            crc: 0,
+        }
+    }
 }
 
 /// Names a page of a group's hot state. Pages sort by kind, then queue, partition, number.

@@ -28,13 +28,10 @@ use crate::queue::history::FinishedPage;
 use crate::queue::job_queue::JobQueue;
 use crate::queue::keys::Bucket;
 use crate::queue::leaf::Leaf;
-use crate::queue::page::{
-    PageError, put_finished, put_keys, put_leaf, put_reasons, read_finished, read_keys,
-};
+use crate::queue::needs::AHEAD;
+use crate::queue::page::{PageError, put_finished, put_keys, put_leaf, put_reasons};
 use crate::queue::queues::QueueRecord;
-use crate::queue::residence::{
-    AHEAD, AbsentPage, PartHolds, StoredPart, read_branches, read_stored_leaf,
-};
+use crate::queue::residence::{AbsentPage, Holds, StoredPart};
 use crate::queue::sessions::Session;
 use crate::queue::tree::{NEVER, Placed, Summary, Todo, Walk, WrittenTree};
 use crate::queue::view::{BodyLocation, PageKey, PageKind, StoredPage};
@@ -322,12 +319,13 @@ impl StateWriter {
         }
     }
 
-    /// What is read ahead is taken; else it is to be read.
+    /// What is read ahead is taken. If it is not what is wanted, that is to be read: whoever reads is told
+    /// what is wrong with it.
     fn next_read(&mut self) -> Option<Piece> {
         let wanted = self.wanted();
         if let Some(part) = self.ahead.pop_front()
             && wanted.first() == Some(&part.at)
-            && self.take(&part).is_ok()
+            && self.take(part).is_ok()
         {
             return Some(Piece::Pause);
         }
@@ -464,41 +462,24 @@ impl StateWriter {
     /// [`PageError`] if it cannot be what was written there: it is damaged.
     pub fn read(&mut self, part: StoredPart) -> Result<(), PageError> {
         if self.wanted().first() == Some(&part.at) {
-            return self.take(&part);
+            return self.take(part);
         }
         self.ahead.push_back(part);
         Ok(())
     }
 
-    fn take(&mut self, part: &StoredPart) -> Result<(), PageError> {
-        let key = part.at.key;
-        let of_page = |what| PageError::of_page(key, what);
-        let (place, walking) = self.walking.as_mut().expect("its tree is open");
-        let group = &self.shared.group;
-        let head = &self.shared.partitions[place].head;
-        let read = match (&part.holds, walking) {
-            (PartHolds::Node(branches), walking) => {
-                let branches = read_branches(branches);
-                match walking {
-                    Walking::Leaves(walk) => walk.read_node(branches),
-                    Walking::Keys(walk) => walk.read_node(branches),
-                    Walking::Finished(walk) => walk.read_node(branches),
-                }
-            }
-            (PartHolds::Page(bytes, bodies), Walking::Leaves(walk)) => {
-                let of = (group.group, key, head.next_seq);
-                walk.read_page(read_stored_leaf(of, group.version, bytes, bodies)?)
-            }
-            (PartHolds::Page(bytes, _), Walking::Keys(walk)) => {
-                let keys = read_keys(bytes, key.number).map_err(of_page)?;
-                walk.read_page(Bucket::of_keys(keys))
-            }
-            (PartHolds::Page(bytes, _), Walking::Finished(walk)) => {
-                let jobs = read_finished(bytes, key.number).map_err(of_page)?;
-                walk.read_page(FinishedPage::of_jobs(jobs))
-            }
+    fn take(&mut self, part: StoredPart) -> Result<(), PageError> {
+        let (_, walking) = self.walking.as_mut().expect("its tree is open");
+        let taken = match (part.holds, walking) {
+            (Holds::Leaf(leaf), Walking::Leaves(walk)) => walk.read_page(leaf),
+            (Holds::Keys(bucket), Walking::Keys(walk)) => walk.read_page(bucket),
+            (Holds::Finished(page), Walking::Finished(walk)) => walk.read_page(page),
+            (Holds::Node(branches), Walking::Leaves(walk)) => walk.read_node(branches),
+            (Holds::Node(branches), Walking::Keys(walk)) => walk.read_node(branches),
+            (Holds::Node(branches), Walking::Finished(walk)) => walk.read_node(branches),
+            _ => Err("it is of another kind than was asked for"),
         };
-        read.map_err(of_page)
+        taken.map_err(|what| PageError::of_page(part.at.key, what))
     }
 
     /// The body that was handed out is written there.

@@ -12,8 +12,9 @@
 //! | a runnable task starves all I/O | no loops on executors; long work on [`segments`]', [`snapshot_files`]' and [`snapshot_reads`]' threads |
 //! | a panic ends one executor alone | the hook in [`node`] ends the process |
 //!
-//! Threads: one executor a shard ([`shard_task`]); a shard's two helpers, for the files of its log
-//! and of its checkpoints; poker, signals, space, admin; in a cluster one for each other node, and one
+//! Threads: one executor a shard ([`shard_task`]); a shard's three helpers, for the files of its log, for
+//! writing its checkpoints and for reading them; two that end with the start, for the superblock and for
+//! fetching the program; poker, signals, space, admin; in a cluster one for each other node, and one
 //! that accepts them ([`peers`]).
 
 pub mod admin;

@@ -5,7 +5,8 @@
 //! 2. the poker, then all executors, before any of them works: a busy pinned executor would delay
 //!    the start of the next;
 //! 3. on plain threads, a shard each: find the segments, read the log, tell the shard; meanwhile the
-//!    number of this start goes into a superblock, and a shard begins when it is there;
+//!    number of this start goes into a superblock (before, on a node of a cluster and at a first start), and
+//!    a shard begins when it is there;
 //! 4. when every shard serves: one line on standard output;
 //! 5. not in the way of the first job: both superblocks, ballast, spare segments.
 //!
@@ -502,8 +503,8 @@ impl Node {
                         metrics.shards[usize::from(shard)].spares.clone(),
                     )?;
                     let remains = recover::recover(&folder, identity, owner, &found.segments)?;
-                    metrics.recovered("replay", begun.elapsed().as_secs_f64());
                     gate.wait();
+                    metrics.recovered("replay", begun.elapsed().as_secs_f64());
                     mine.send(Letter::Recovered(Box::new(remains)));
                     found
                         .pool

@@ -15,7 +15,7 @@ use crate::shard::effect::CheckpointFile;
 use crate::snapshot::layout::Owner;
 use crate::snapshot::manifest::Manifest;
 use crate::wal::batch::BatchHeader;
-use crate::wal::extent::{Extent, QUIET_BYTES};
+use crate::wal::extent::{QUIET_BYTES, find_end};
 use crate::wal::recovery::{Recovered, Recovery, RecoveryError};
 use crate::wal::segment::SegmentHead;
 use crate::wal::writer::LogIdentity;
@@ -32,9 +32,6 @@ use std::time::{Duration, Instant};
 const FRONT_BYTES: usize = 64 << 10;
 /// What is read at the most to find the head: a thousand groups.
 const HEAD_BYTES: usize = 256 << 10;
-/// What is looked at in one go in search of the end of the log.
-const PIECE_BYTES: usize = 64 << 10;
-
 /// What a shard left behind.
 #[derive(Debug)]
 pub struct Remains {
@@ -44,22 +41,6 @@ pub struct Remains {
     pub files: BTreeMap<CheckpointFile, u64>,
     /// How long the reading took.
     pub read_in: Duration,
-}
-
-/// Of a log of fewer bytes the time to read it back tells nothing.
-const TELLING_BYTES: u64 = 4 << 20;
-/// Bytes of log that a shard reads back in a second, unless its last start has told.
-const USUAL_RATE: u64 = 400 << 20;
-
-/// How many bytes of log a start reads back, and applies, in `budget`, given that this one took so long
-/// for so many.
-#[must_use]
-pub fn bytes_within(budget: Duration, bytes: u64, took: Duration) -> u64 {
-    let rate = match bytes {
-        TELLING_BYTES.. => bytes as f64 / took.as_secs_f64().max(0.001),
-        _ => USUAL_RATE as f64,
-    };
-    (rate * budget.as_secs_f64()) as u64
 }
 
 /// Reads a shard, and removes what its checkpoints have left half done.
@@ -75,7 +56,7 @@ pub fn recover(
     let begun = Instant::now();
     let files = find_files(folder).map_err(|error| unusable(folder, "read", &error))?;
     fetch_newest(folder, &files);
-    let log = read_log(folder, identity, owner, segments)?;
+    let log = read_log(folder, identity, owner, segments, QUIET_BYTES)?;
     Ok(Remains {
         log,
         files,
@@ -83,7 +64,8 @@ pub fn recover(
     })
 }
 
-/// Reads the log of a shard; changes nothing.
+/// Reads the log of a shard; changes nothing. The last segment is read until `quiet` bytes have shown no
+/// batch: [`QUIET_BYTES`] at a start; who has the time looks at all of it (`usize::MAX`).
 ///
 /// # Errors
 /// If a file cannot be read, or the log is not this shard's.
@@ -92,6 +74,7 @@ pub fn read_log(
     identity: LogIdentity,
     owner: Owner,
     segments: &[(u64, PathBuf)],
+    quiet: usize,
 ) -> Result<Recovered, Report> {
     let mut recovery = Recovery::new(identity);
     if let Some(manifest) = newest_manifest(folder, identity, owner)? {
@@ -99,12 +82,13 @@ pub fn read_log(
     }
     let plan = plan(segments)?;
     for part in &plan {
-        part.fetch();
+        part.fetch(quiet)
+            .map_err(|error| unusable(part.path, "read", &error))?;
     }
     for part in plan {
         let (number, path, length) = (part.number, part.path, part.length);
         let bytes = part
-            .read()
+            .read(quiet)
             .map_err(|error| unusable(path, "read", &error))?;
         recovery.feed_front(number, bytes, length);
     }
@@ -120,15 +104,14 @@ pub fn read_log(
     Ok(recovered)
 }
 
-/// What is to be read of a segment.
+/// What is to be read of a segment. Its file is opened when it is read: there may be many.
 struct Part<'a> {
     number: u64,
     path: &'a Path,
-    file: File,
     /// Of the file.
     length: usize,
     /// The first bytes, the whole head if it is short.
-    front: Vec<u8>,
+    front: Bytes,
     reach: Reach,
 }
 
@@ -136,8 +119,10 @@ struct Part<'a> {
 enum Reach {
     /// The rest was judged before and is as good as zero.
     Judged(usize),
+    /// It has the head of another: it was prepared and never written.
+    Other,
     /// To its end, wherever that is; what is read is synced.
-    End(Extent),
+    End,
 }
 
 /// The head of a segment names the end of the one before, so that only the last is searched for its end.
@@ -146,9 +131,13 @@ fn plan(segments: &[(u64, PathBuf)]) -> Result<Vec<Part<'_>>, Report> {
     let mut parts: Vec<Part<'_>> = Vec::new();
     let mut before: Option<SegmentHead> = None;
     for (number, path) in segments {
-        let part = Part::open(*number, path).map_err(|error| unusable(path, "read", &error))?;
-        let head = SegmentHead::read(&Bytes::copy_from_slice(&part.front))
-            .filter(|head| head.number == *number);
+        let (mut part, head) =
+            Part::open(*number, path).map_err(|error| unusable(path, "read", &error))?;
+        let is_other = head.as_ref().is_some_and(|head| head.number != *number);
+        if is_other {
+            part.reach = Reach::Other;
+        }
+        let head = head.filter(|_| !is_other);
         if let (Some(last), Some(before), Some(head)) = (parts.last_mut(), &before, &head)
             && let Some(end) = head.previous.filter(|end| end.segment == last.number)
             && end.end_lsn > before.base_lsn
@@ -164,8 +153,9 @@ fn plan(segments: &[(u64, PathBuf)]) -> Result<Vec<Part<'_>>, Report> {
 }
 
 impl<'a> Part<'a> {
-    /// Opens a segment and reads its head, if it is intact and short: else the segment before is searched.
-    fn open(number: u64, path: &'a Path) -> io::Result<Self> {
+    /// Reads the front of a segment, and its head, if that is intact and short: else the segment before is
+    /// searched.
+    fn open(number: u64, path: &'a Path) -> io::Result<(Self, Option<SegmentHead>)> {
         let file = File::open(path)?;
         let length = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
         let mut front = Vec::new();
@@ -174,64 +164,54 @@ impl<'a> Part<'a> {
         if head_bytes > front.len() {
             read_to(&file, &mut front, head_bytes.min(HEAD_BYTES).min(length))?;
         }
-        let extent = Extent::new(number, &Bytes::copy_from_slice(&front), QUIET_BYTES);
-        Ok(Self {
+        let front = Bytes::from(front);
+        let head = SegmentHead::read(&front);
+        let part = Self {
             number,
             path,
-            file,
             length,
             front,
-            reach: Reach::End(extent),
-        })
+            reach: Reach::End,
+        };
+        Ok((part, head))
     }
 
     /// Has the kernel fetch what will be read, whichever part is read first.
-    fn fetch(&self) {
-        let bytes = match &self.reach {
-            Reach::Judged(used) => *used,
-            Reach::End(extent) if extent.is_other() => return,
-            Reach::End(_) => self.length.min(QUIET_BYTES + self.front.len()),
+    fn fetch(&self, quiet: usize) -> io::Result<()> {
+        let bytes = match self.reach {
+            Reach::Judged(used) => used,
+            Reach::Other => return Ok(()),
+            Reach::End => self.length.min(self.front.len().saturating_add(quiet)),
         };
-        sys::will_read(&self.file, 0, bytes as u64);
+        sys::will_read(&File::open(self.path)?, 0, bytes as u64);
+        Ok(())
     }
 
-    fn read(self) -> io::Result<Bytes> {
-        let (file, length, mut bytes) = (&self.file, self.length, self.front);
-        match self.reach {
-            Reach::Judged(used) => {
-                bytes.truncate(used);
-                read_to(file, &mut bytes, used)?;
-            }
-            Reach::End(extent) if extent.is_other() => {}
-            Reach::End(extent) => thread::scope(|scope| {
-                // A sync may take as long as the reading.
-                let sync = scope.spawn(|| file.sync_data());
-                let read = read_to_end(file, length, &mut bytes, extent);
-                sync.join().expect("panics end it all").and(read)
-            })?,
+    fn read(self, quiet: usize) -> io::Result<Bytes> {
+        let (length, front) = (self.length, self.front);
+        let used = match self.reach {
+            Reach::Judged(used) if used <= front.len() => return Ok(front.slice(..used)),
+            Reach::Other => return Ok(front),
+            Reach::Judged(used) => Some(used),
+            Reach::End => None,
+        };
+        let file = File::open(self.path)?;
+        let mut bytes = front.to_vec();
+        if let Some(used) = used {
+            read_to(&file, &mut bytes, used)?;
+            return Ok(bytes.into());
         }
+        thread::scope(|scope| {
+            // A sync may take as long as the reading.
+            let sync = scope.spawn(|| file.sync_data());
+            // What only tells the end is not kept: fresh memory costs more than reading.
+            let read = |from: usize, piece: &mut [u8]| file.read_exact_at(piece, from as u64);
+            let end = find_end(self.number, &front, (length, quiet), read);
+            let read = end.and_then(|end| read_to(&file, &mut bytes, end));
+            sync.join().expect("panics end it all").and(read)
+        })?;
         Ok(bytes.into())
     }
-}
-
-/// Reads a file that begins with `bytes` up to its last batch. Where that is, a look at the bytes behind it
-/// tells, which are not kept: fresh memory costs more than reading.
-fn read_to_end(
-    file: &File,
-    length: usize,
-    bytes: &mut Vec<u8>,
-    mut extent: Extent,
-) -> io::Result<()> {
-    let mut piece = [0; PIECE_BYTES];
-    let mut looked = bytes.len();
-    let mut wanted = extent.look(0, bytes);
-    while looked < wanted.min(length) {
-        let piece = &mut piece[..PIECE_BYTES.min(length - looked)];
-        file.read_exact_at(piece, looked as u64)?;
-        wanted = extent.look(looked, piece);
-        looked += piece.len();
-    }
-    read_to(file, bytes, extent.end().min(length))
 }
 
 /// Reads on until there are so many bytes of the file, which has them.
@@ -292,17 +272,4 @@ fn refused(folder: &Path, error: &RecoveryError) -> Report {
         }
     };
     report.location(error.to_string()).why(untouched)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_long_log_tells_how_fast_logs_are_read_back() {
-        let ms = Duration::from_millis;
-        assert_eq!(bytes_within(ms(10), 8 << 20, ms(40)), 2 << 20);
-        let usual = USUAL_RATE / 100;
-        assert_eq!(bytes_within(ms(10), 4096, ms(40)), usual);
-    }
 }

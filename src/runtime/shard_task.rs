@@ -22,7 +22,7 @@ use crate::runtime::mesh::{Letter, Mesh};
 use crate::runtime::metrics::{NodeMetrics, ShardMetrics};
 use crate::runtime::peers::link::Links;
 use crate::runtime::poker::Pulse;
-use crate::runtime::recover::{self, Remains};
+use crate::runtime::recover::Remains;
 use crate::runtime::wal_writer::WalWriter;
 use crate::runtime::{process, segments, snapshot_files, snapshot_reads, sys};
 use crate::shard::config::ShardConfig;
@@ -726,8 +726,8 @@ impl Driver {
                 bytes,
                 read_in,
             } = self.replay;
-            let tail = recover::bytes_within(budget, bytes, read_in + opened_in);
-            self.engine.bound_tail(tail);
+            let took = read_in + opened_in;
+            self.engine.bound_tail(budget, (bytes, took));
             self.hub.numbers().serving.store(true, Relaxed);
             self.order_segments(segments::Order::MayMakeAhead(true));
             tell(&self.events, Event::Serving(self.hub.shard));

@@ -33,10 +33,7 @@ impl ShardEngine {
             }
             self.counters.entries_applied_total += 1;
         }
-        let group = &mut self.groups[slot];
-        let held_bytes = group.queue.held_bytes();
-        let before = std::mem::replace(&mut group.held_bytes, held_bytes);
-        self.counters.jobs_held_bytes = self.counters.jobs_held_bytes - before + held_bytes;
+        self.count_held(slot);
         // While it loads, an older base may turn out to be the one to start from.
         if self.groups[slot].phase == Phase::Serving {
             let needed = self.entries_needed(slot);
@@ -50,6 +47,15 @@ impl ShardEngine {
             }
         }
         self.count_entries(slot);
+    }
+
+    /// Counts the memory of a group's jobs.
+    pub(super) fn count_held(&mut self, slot: usize) {
+        let group = &mut self.groups[slot];
+        let held = group.queue.held_bytes();
+        let before = std::mem::replace(&mut group.held_bytes, held);
+        let counter = &mut self.counters.jobs_held_bytes;
+        *counter = *counter - before + held;
     }
 
     pub(super) fn count_entries(&mut self, slot: usize) {
@@ -77,7 +83,8 @@ impl ShardEngine {
                 };
                 let at = ApplyAt { index, time };
                 let wants = group.queue.pages_needed(at, &command);
-                let Some(command) = self.has_pages(slot, (index, term), wants, command) else {
+                let command = self.unless_pages_lack(slot, (index, term), wants, command);
+                let Some(command) = command else {
                     return Ok(false);
                 };
                 let group = &mut self.groups[slot];
@@ -266,8 +273,7 @@ impl ShardEngine {
         let group = &mut self.groups[slot];
         let waiters = std::mem::take(&mut group.waiters);
         let polls = group.polls.take_all();
-        let reads = group.reads.take_all().chain(group.pages.take_held());
-        let reads: Vec<_> = reads.collect();
+        let reads: Vec<_> = group.reads.take_all().collect();
         for (_, waiter) in waiters {
             let (to, request) = match waiter {
                 Waiter::Client { to, request } | Waiter::Queue { to, request } => (to, request),

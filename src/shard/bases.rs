@@ -6,14 +6,14 @@ use crate::base::ids::{GroupId, Partition, QueueUid};
 use crate::base::units::Lsn;
 use crate::queue::view::{BodyLocation, PageKey, PageKind, StoredPage};
 use crate::queue::{
-    AbsentPage, JobQueue, PartHolds, Piece, StoredPart, StoredTree, SummaryBytes, WrittenState,
+    AbsentPage, JobQueue, Piece, StoredPart, StoredTree, SummaryBytes, WrittenState,
 };
 use crate::snapshot::builder::{BuildError, RunBuilder};
 use crate::snapshot::layout::{
     BodyPlace, Branch, GroupMeta, Node, PageEntry, PageName, PayloadUse, Place, Root, RootRef,
     RunUse, TreeEntry,
 };
-use crate::snapshot::load::{self as read, NodeEntry, Part};
+use crate::snapshot::load::{NodeEntry, Part, PartHolds};
 use crate::snapshot::manifest::{ManifestBase, ManifestGroup};
 use crate::wal::record::{BaseRecord, RootLocation};
 use std::collections::BTreeMap;
@@ -58,38 +58,45 @@ pub(super) fn absent_entry(absent: &AbsentPage) -> NodeEntry {
     }
 }
 
-/// What was read, as the job machine takes it in; `None` for a name that this version never wrote.
-pub(super) fn stored_part(part: Part) -> Option<StoredPart> {
+/// What was read of a group, as the job machine takes it in.
+///
+/// # Errors
+/// A sentence, if this version never wrote such a part, or it is damaged.
+pub(super) fn stored_part(group: GroupId, part: Part) -> Result<StoredPart, String> {
     let at = AbsentPage {
-        key: page_key(&part.entry.name)?,
+        key: known_key(&part.entry.name)?,
         level: part.entry.level,
         stored: stored_page(part.entry.hash, &part.entry.place),
     };
-    let holds = match part.holds {
-        read::PartHolds::Page(bytes, bodies) => {
+    match part.holds {
+        PartHolds::Page(bytes, bodies) => {
             let bodies = bodies.into_iter().map(|(slot, place, bytes)| {
                 let BodyPlace { file, offset, len } = place;
                 (slot, BodyLocation { file, offset, len }, bytes)
             });
-            PartHolds::Page(bytes, bodies.collect())
+            let bodies: Vec<_> = bodies.collect();
+            let page = StoredPart::page(group, at, &bytes, &bodies);
+            page.map_err(|error| error.to_string())
         }
-        read::PartHolds::Node(branches) => {
+        PartHolds::Node(branches) => {
             let branches = branches.iter().map(|branch| {
                 let stored = stored_page(branch.hash, &branch.place);
                 (branch.slot, branch.summary, stored)
             });
-            PartHolds::Node(branches.collect())
+            Ok(StoredPart::node(at, &branches.collect::<Vec<_>>()))
         }
-    };
-    Some(StoredPart { at, holds })
+    }
 }
 
 /// A tree as a root names it, in the words of the job machine.
-pub(super) fn stored_tree(tree: &TreeEntry) -> Option<StoredTree> {
+///
+/// # Errors
+/// A sentence, if this version never wrote such a tree.
+pub(super) fn stored_tree(tree: &TreeEntry) -> Result<StoredTree, String> {
     let runs = tree.runs.iter();
     let payloads = tree.payloads.iter();
-    Some(StoredTree {
-        key: page_key(&tree.name)?,
+    Ok(StoredTree {
+        key: known_key(&tree.name)?,
         level: tree.level,
         summary: tree.summary,
         stored: stored_page(tree.hash, &tree.place),
@@ -103,30 +110,20 @@ pub(super) fn stored_tree(tree: &TreeEntry) -> Option<StoredTree> {
 /// A hash over a state: what a checkpoint of it would have in its root, but for places. Equal for equal
 /// states, whatever of them is in memory, or on the disk.
 pub(super) fn state_hash(queue: &JobQueue) -> Hash128 {
-    let nowhere = |hash| StoredPage {
-        hash,
-        file: 0,
-        offset: 0,
-        len: 0,
-        crc: 0,
-    };
     let mut writer = queue.freeze().writer(&Arc::default());
     while let Some(piece) = writer.next_piece() {
         match &piece {
             Piece::Pause => {}
             Piece::Read(absent) => panic!("{absent:?} is stored and in no file that is left"),
-            Piece::Body { job, .. } => {
-                let (file, offset, len) = (0, 0, 0);
-                writer.body_placed(*job, BodyLocation { file, offset, len });
-            }
-            Piece::Page { bytes, .. } => writer.placed(nowhere(Hash128::of(bytes))),
+            Piece::Body { job, .. } => writer.body_placed(*job, BodyLocation::NOWHERE),
+            Piece::Page { bytes, .. } => writer.placed(StoredPage::nowhere(Hash128::of(bytes))),
             Piece::Node {
                 key,
                 level,
                 branches,
             } => {
                 let (canonical, _) = node(*key, *level, branches).encode();
-                writer.placed(nowhere(Hash128::of(&canonical)));
+                writer.placed(StoredPage::nowhere(Hash128::of(&canonical)));
             }
         }
     }
@@ -292,6 +289,11 @@ pub(super) fn manifest_group(bases: &[BaseRecord]) -> ManifestGroup {
         newest: manifest_base(&bases[0]),
         previous: bases.get(1).map(manifest_base),
     }
+}
+
+/// The page that a name stands for, or that it is unknown, in a sentence.
+pub(super) fn known_key(name: &PageName) -> Result<PageKey, String> {
+    page_key(name).ok_or_else(|| format!("it has an unknown page {name}"))
 }
 
 /// The page that a name in a root stands for; `None` for a name that this version never wrote.

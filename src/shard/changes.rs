@@ -20,6 +20,7 @@ use super::effect::Effect;
 use super::engine::ShardEngine;
 use super::input::Origin;
 use super::placement::shard_of;
+use super::reads::Held;
 use crate::base::ids::{GroupId, LogIndex, QueueUid};
 use crate::base::units::Monotonic;
 use crate::queue::command::{Command, Op, Outcome, PartitionChange};
@@ -118,7 +119,7 @@ impl ShardEngine {
                 let stamp = self.stamp(slot);
                 self.reply(to, request, Some(stamp), ReplyBody::Outcome(outcome));
             }
-            None => self.reply_queue(slot, to, request, queue),
+            None => self.answer_when_here(slot, (to, request), Held::Queue(queue)),
         }
     }
 

@@ -32,7 +32,11 @@
 //! less than half is alive, once these are much together. It looks at all pages then, and has those read
 //! that are not in memory.
 
-use super::bases::{add_piece, base_record, manifest_group, root};
+mod due;
+mod files;
+
+use self::files::MANIFEST_EVERY;
+use super::bases::{add_piece, base_record, root};
 use super::effect::{CheckpointFile, Effect, PageOrder, Reader};
 use super::engine::ShardEngine;
 use super::group::Phase as GroupPhase;
@@ -50,13 +54,14 @@ use crate::queue::{
 use crate::raft::role::Role;
 use crate::snapshot::builder::{PayloadBuilder, RunBuilder};
 use crate::snapshot::layout::{FileHeader, FileKind, GroupMeta, Owner, file_number};
-use crate::snapshot::manifest::Manifest;
 use crate::wal::record::{BaseRecord, Record};
 use crate::wal::writer::Ticket;
 use bytes::Bytes;
+use std::time::Duration;
+
+pub(super) use due::Due;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
 
 /// Bytes encoded in one step.
 const SLICE_BYTES: usize = 128 << 10;
@@ -66,24 +71,8 @@ const SLICE_PLACES: usize = 1024;
 const OUTSTANDING_BYTES_MAX: usize = 4 << 20;
 /// A payload file is closed at this size, so that dead ones go piece by piece.
 const PAYLOAD_FILE_BYTES: u64 = 64 << 20;
-/// Files of which less than half is alive are rewritten once so much of them is dead, and a quarter of what
-/// is alive,
-const DEAD_BYTES_MAX: u64 = 16 << 20;
-/// or once there are so many: of each round one can be left.
-const SPARSE_FILES_MAX: usize = 16;
-/// A round that failed for lack of space is tried again after this.
-const RETRY: Duration = Duration::from_secs(5);
-/// Memory is short: a round is due after so much log, or a sixteenth of that memory. A small job takes six
-/// times as much memory as log.
-const PRESSED_LOG_BYTES: u64 = 1 << 20;
-/// A round that is due at the start waits for so long, since its writes would hold up the first jobs.
-const ROUNDS_AFTER: Duration = Duration::from_millis(200);
-/// What a round has written needlessly is at most this part of the log between two rounds,
-const NEEDLESS_PART: u64 = 12;
-/// unless that were so many times what a start reads back in its time.
-const TAILS_MAX: u64 = 4;
-/// The manifest is written at least this often while the log grows.
-const MANIFEST_EVERY: Duration = Duration::from_secs(10);
+/// Rounds that leave sparse files alone after what lives in them could not be read.
+const REWRITES_AFTER: u64 = 16;
 
 /// A group's state, frozen at a cut.
 pub(super) struct Frozen {
@@ -150,36 +139,6 @@ struct Current {
     writer: StateWriter,
 }
 
-/// Files of one kind of which less than half is alive.
-#[derive(Default)]
-struct Sparse {
-    files: BTreeSet<u64>,
-    /// Bytes of all files that are alive.
-    alive: u64,
-    /// Bytes of the sparse ones that are not.
-    dead: u64,
-}
-
-impl Sparse {
-    fn note(&mut self, file: u64, alive: u64, total: u64) {
-        self.alive += alive;
-        if alive * 2 < total {
-            self.dead += total - alive;
-            self.files.insert(file);
-        }
-    }
-
-    /// Those, if moving what lives in them is worth the search for it among all that is alive.
-    fn worth_it(self) -> BTreeSet<u64> {
-        let is_much = self.dead >= DEAD_BYTES_MAX.max(self.alive / 4);
-        if is_much || self.files.len() > SPARSE_FILES_MAX {
-            self.files
-        } else {
-            BTreeSet::new()
-        }
-    }
-}
-
 /// The checkpoints of a shard.
 pub(super) struct Checkpointer {
     owner: Owner,
@@ -192,21 +151,9 @@ pub(super) struct Checkpointer {
     files: BTreeMap<CheckpointFile, u64>,
     /// Run and payload files of which less than half is alive: the next round moves what lives.
     rewrite: Arc<LeftFiles>,
-    /// False once something that had to be moved could not be read.
-    rewrites: bool,
-    /// The end of the log at the last cut.
-    cut_at: Lsn,
-    /// Log bytes found at the start, which count as since the last cut until there is one.
-    carried: u64,
-    retry_at: Option<Monotonic>,
-    /// Bytes of log that a start reads back in the time that it may take.
-    tail_bytes: u64,
-    /// What had been written when the round under way began, in bytes.
-    written_before: u64,
-    /// What the newest bases need of what is on disk, in bytes.
-    live_bytes: u64,
-    /// What the last round wrote beyond that by which it made that grow, in bytes.
-    needless_bytes: u64,
+    /// The round from which on it does: something that had to be moved could not be read.
+    rewrites_from: u64,
+    due: Due,
     manifest_sequence: u64,
     manifest_under_way: bool,
     /// The durable end of the log that the newest manifest knows.
@@ -216,14 +163,13 @@ pub(super) struct Checkpointer {
 }
 
 impl Checkpointer {
-    /// A checkpointer that finds these files on disk and this much log to replay.
+    /// A checkpointer that finds these files on disk.
     pub(super) fn new(
         owner: Owner,
         shard: ShardId,
         start_number: u32,
         files: BTreeMap<CheckpointFile, u64>,
-        (log_end, carried): (Lsn, u64),
-        tail_bytes: u64,
+        due: Due,
         now: Monotonic,
     ) -> Self {
         Self {
@@ -235,14 +181,8 @@ impl Checkpointer {
             phase: Phase::Idle,
             files,
             rewrite: Arc::default(),
-            rewrites: true,
-            cut_at: log_end,
-            carried,
-            retry_at: None,
-            tail_bytes,
-            written_before: 0,
-            live_bytes: 0,
-            needless_bytes: 0,
+            rewrites_from: 0,
+            due,
             manifest_sequence: u64::from(start_number) << 32,
             manifest_under_way: false,
             manifest_durable: Lsn(0),
@@ -253,22 +193,7 @@ impl Checkpointer {
 
     /// Bytes of log since the last cut.
     pub(super) fn log_bytes(&self, log_end: Lsn) -> u64 {
-        self.carried + (log_end.0 - self.cut_at.0)
-    }
-
-    /// Bytes of log after which a round is due.
-    fn due_bytes(&self) -> u64 {
-        let tails = self.tail_bytes..=self.tail_bytes.saturating_mul(TAILS_MAX);
-        let worth = self.needless_bytes.saturating_mul(NEEDLESS_PART);
-        worth.clamp(*tails.start(), *tails.end())
-    }
-
-    /// A round is published that has brought the bytes written up to `written`; what it leaves needed
-    /// is known.
-    fn note_cost(&mut self, written: u64, live_before: u64) {
-        let wrote = written - self.written_before;
-        let grown = self.live_bytes.saturating_sub(live_before);
-        self.needless_bytes = wrote.saturating_sub(grown);
+        self.due.log_bytes(log_end)
     }
 
     /// Whether no round is under way.
@@ -280,6 +205,17 @@ impl Checkpointer {
     /// may be told to lie in different rounds meanwhile, so that none is taken in or let go of.
     pub(super) fn is_placing(&self) -> bool {
         matches!(self.phase, Phase::Placing { .. })
+    }
+
+    /// When a round is due that only waits for its time.
+    pub(super) fn next_round(
+        &self,
+        log_end: Lsn,
+        log_max: u64,
+        now: Monotonic,
+    ) -> Option<Monotonic> {
+        let waits = self.due.waits_until(log_end, log_max, now);
+        waits.filter(|_| self.is_idle())
     }
 
     /// Whether the newest manifest is on its way.
@@ -303,11 +239,6 @@ impl Checkpointer {
         (durable > self.manifest_durable && !self.manifest_under_way).then_some(self.manifest_at)
     }
 
-    /// The next manifest is due now.
-    pub(super) fn hasten_manifest(&mut self, now: Monotonic) {
-        self.manifest_at = now;
-    }
-
     fn header(&mut self, kind: FileKind) -> FileHeader {
         let start = if bugs::on(Bug::FileNamesReused) {
             1
@@ -329,18 +260,14 @@ impl ShardEngine {
     /// Starts a round if one is due.
     pub(super) fn start_due_round(&mut self) {
         let checkpoints = &self.checkpoints;
-        let log_bytes = checkpoints.log_bytes(self.wal.end_lsn());
-        let waits = checkpoints.retry_at.is_some_and(|at| at > self.now.mono)
-            || self.now.mono < self.started.plus(ROUNDS_AFTER);
-        let due_bytes = checkpoints.due_bytes();
+        let held_max = self.config.jobs_held_bytes_max;
         // Only what is stored can be let go of.
-        let lacks_memory = self.counters.jobs_held_bytes > self.config.jobs_held_bytes_max
-            && !self.may_let_go
-            && log_bytes >= PRESSED_LOG_BYTES.max(self.config.jobs_held_bytes_max / 16);
-        let is_due = (lacks_memory
-            || log_bytes >= due_bytes.min(self.config.checkpoint_log_bytes_max))
+        let lacks_memory = self.counters.jobs_held_bytes > held_max && !self.may_let_go;
+        let held_max = lacks_memory.then_some(held_max);
+        let log_max = self.config.checkpoint_log_bytes_max;
+        let due = &checkpoints.due;
+        let is_due = due.is_due(self.wal.end_lsn(), log_max, held_max, self.now.mono)
             && checkpoints.is_idle()
-            && !waits
             && !self.stopping();
         // Looked at last: there may be many groups.
         if is_due && !self.is_loading() {
@@ -348,10 +275,11 @@ impl ShardEngine {
         }
     }
 
-    /// The driver has measured how many bytes of log a start reads back in the time that it may take.
-    /// Fewer than the configuration has are not bothered with.
-    pub fn bound_tail(&mut self, bytes: u64) {
-        self.checkpoints.tail_bytes = bytes.max(self.config.checkpoint_log_bytes);
+    /// The driver has measured how long this start took to read back so many bytes of log; one may take
+    /// `budget`.
+    pub fn bound_tail(&mut self, budget: Duration, read: (u64, Duration)) {
+        let least = self.config.checkpoint_log_bytes;
+        self.checkpoints.due.bound_tail(budget, read, least);
     }
 
     /// Whether the bases of a group are not known yet. Nothing new is written until then: what a crash
@@ -370,9 +298,8 @@ impl ShardEngine {
 
     /// Starts a round over the groups that serve and that `choose` names.
     pub(super) fn start_round(&mut self, choose: impl Fn(&super::group::Group) -> bool) {
-        self.checkpoints.retry_at = None;
-        self.checkpoints.cut_at = self.wal.end_lsn();
-        self.checkpoints.carried = 0;
+        let written = self.counters.checkpoint_bytes_total;
+        self.checkpoints.due.cut(self.wal.end_lsn(), written);
         let mut waiting = BTreeSet::new();
         let mut frozen = VecDeque::new();
         for slot in 0..self.groups.len() {
@@ -394,7 +321,6 @@ impl ShardEngine {
         }
         if !waiting.is_empty() || !frozen.is_empty() {
             self.checkpoints.round += 1;
-            self.checkpoints.written_before = self.counters.checkpoint_bytes_total;
             self.checkpoints.phase = Phase::Freezing { waiting, frozen };
             self.write_if_frozen();
         }
@@ -489,9 +415,13 @@ impl ShardEngine {
 
     fn step_writing(&mut self, mut writing: Box<Writing>) {
         let next = writing.current.take().or_else(|| {
-            let files = &self.checkpoints.rewrite;
+            // Who stops has no time to look at all pages.
+            let files = match self.stopping() {
+                true => Arc::default(),
+                false => Arc::clone(&self.checkpoints.rewrite),
+            };
             let frozen = writing.queue.pop_front();
-            frozen.map(|frozen| Current::new(frozen, files))
+            frozen.map(|frozen| Current::new(frozen, &files))
         });
         let Some(current) = next else {
             return self.finish_writing(writing);
@@ -567,7 +497,7 @@ impl ShardEngine {
     }
 
     /// Pages that the round must look at were read, or cannot be: then what is in sparse files stays there
-    /// from now on, and the round is made again without them.
+    /// for some rounds, and this one is made again without them.
     pub(super) fn on_pages_of_round(
         &mut self,
         round: u64,
@@ -599,18 +529,21 @@ impl ShardEngine {
         for file in &writing.files {
             self.checkpoints.files.remove(file);
         }
-        let files = writing.files;
-        self.effects.push(Effect::DropFiles { files });
+        self.effects.push(Effect::DropFiles {
+            files: writing.files.clone(),
+        });
         self.checkpoints.rewrite = Arc::default();
-        self.checkpoints.rewrites = false;
+        self.checkpoints.rewrites_from = self.checkpoints.round + REWRITES_AFTER;
+        if writing.installs.is_some() {
+            return self.install_failed("it could not be written");
+        }
         self.retry_round();
     }
 
     /// A round that came to nothing is made again after a while.
     fn retry_round(&mut self) {
         self.counters.checkpoint_rounds_failed_total += 1;
-        self.checkpoints.carried = self.checkpoints.due_bytes();
-        self.checkpoints.retry_at = Some(self.now.mono.plus(RETRY));
+        self.checkpoints.due.retry(self.now.mono);
     }
 
     fn finish_group(&mut self, writing: &mut Writing, current: Current) {
@@ -720,12 +653,6 @@ impl ShardEngine {
         self.retry_round();
     }
 
-    /// Whether no base in force names the file.
-    fn is_of_round(&self, file: CheckpointFile) -> bool {
-        let mut kept = self.groups.iter().flat_map(|group| &group.base_files);
-        !kept.any(|files| files.all().any(|kept| kept == file))
-    }
-
     fn step_placing(&mut self, mut written: Vec<Written>, mut group: usize) {
         let Some(current) = written.get_mut(group) else {
             self.checkpoints.phase = Phase::Placed { written };
@@ -814,128 +741,14 @@ impl ShardEngine {
         }
         self.counters.checkpoint_rounds_total += u64::from(!is_install);
         self.drop_unreferenced_files();
-        let live_before = self.checkpoints.live_bytes;
-        self.choose_files_to_rewrite();
-        if !is_install {
-            let written = self.counters.checkpoint_bytes_total;
-            self.checkpoints.note_cost(written, live_before);
+        let live = self.choose_files_to_rewrite();
+        let due = &mut self.checkpoints.due;
+        if is_install {
+            due.live(live);
+        } else {
+            due.published(self.counters.checkpoint_bytes_total, live);
         }
         self.write_manifest();
-    }
-
-    /// Drops files that no base in force names. While the bases of a group are not known, because
-    /// it is loading or halted, everything stays.
-    pub(super) fn drop_unreferenced_files(&mut self) {
-        let unknown = |group: &super::group::Group| {
-            group.phase != GroupPhase::Serving && group.bases[0].root.is_some()
-        };
-        if self.groups.iter().any(unknown) && !bugs::on(Bug::OrphansDroppedEarly) {
-            return;
-        }
-        let groups = self.groups.iter();
-        let mut kept: BTreeSet<CheckpointFile> = groups
-            .flat_map(|group| group.base_files.iter().flat_map(BaseFiles::all))
-            .collect();
-        kept.extend(self.installs.files());
-        let all = self.checkpoints.files.keys();
-        let files: Vec<CheckpointFile> = all.filter(|file| !kept.contains(file)).copied().collect();
-        for file in &files {
-            self.checkpoints.files.remove(file);
-        }
-        if !files.is_empty() && !bugs::on(Bug::FilesNeverDropped) {
-            self.effects.push(Effect::DropFiles { files });
-        }
-    }
-
-    /// Once, when the bases of all groups are known: what a crash left is dropped.
-    pub(super) fn drop_orphans(&mut self) {
-        let is_known = !self.is_loading() || bugs::on(Bug::OrphansDroppedEarly);
-        if !self.checkpoints.orphans_dropped && is_known {
-            self.checkpoints.orphans_dropped = true;
-            self.drop_unreferenced_files();
-            self.choose_files_to_rewrite();
-        }
-    }
-
-    fn choose_files_to_rewrite(&mut self) {
-        let mut live: BTreeMap<CheckpointFile, u64> = BTreeMap::new();
-        let newest = self
-            .groups
-            .iter()
-            .filter_map(|group| group.base_files.first());
-        for files in newest {
-            let runs = files.runs.iter();
-            let runs = runs.map(|(file, bytes)| (CheckpointFile::Run(*file), *bytes));
-            let payloads = files.payloads.iter();
-            let payloads = payloads.map(|(file, bytes)| (CheckpointFile::Payload(*file), *bytes));
-            for (file, bytes) in runs.chain(payloads) {
-                *live.entry(file).or_default() += bytes;
-            }
-        }
-        self.checkpoints.live_bytes = live.values().sum();
-        let (mut runs, mut payloads) = (Sparse::default(), Sparse::default());
-        for (file, alive) in live {
-            let total = self.checkpoints.files.get(&file).copied();
-            let total = total.unwrap_or(alive);
-            match file {
-                CheckpointFile::Run(number) => runs.note(number, alive, total),
-                CheckpointFile::Payload(number) => payloads.note(number, alive, total),
-            }
-        }
-        let left = match self.checkpoints.rewrites {
-            true => LeftFiles {
-                runs: runs.worth_it(),
-                payloads: payloads.worth_it(),
-            },
-            false => LeftFiles::default(),
-        };
-        self.checkpoints.rewrite = Arc::new(left);
-    }
-
-    /// Writes a manifest if one is due.
-    pub(super) fn write_due_manifest(&mut self) {
-        let due = self.checkpoints.next_manifest(self.wal.durable_lsn());
-        if due.is_some_and(|at| at <= self.now.mono) {
-            self.write_manifest();
-        }
-    }
-
-    /// Writes the manifest: the second anchor of the bases, and a proof of what is durable.
-    pub(super) fn write_manifest(&mut self) {
-        if self.checkpoints.manifest_under_way {
-            return;
-        }
-        let durable = if bugs::on(Bug::ManifestClaimsEarly) {
-            self.wal.end_lsn()
-        } else {
-            self.wal.durable_lsn()
-        };
-        let checkpoints = &mut self.checkpoints;
-        checkpoints.manifest_under_way = true;
-        checkpoints.manifest_durable = durable;
-        checkpoints.manifest_at = self.now.mono.plus(MANIFEST_EVERY);
-        checkpoints.manifest_sequence += 1;
-        let manifest = Manifest {
-            owner: checkpoints.owner,
-            shard: checkpoints.shard,
-            wal_set: self.config.identity.wal_set,
-            start: checkpoints.start_number.into(),
-            sequence: checkpoints.manifest_sequence,
-            durable,
-            groups: self
-                .groups
-                .iter()
-                .map(|group| manifest_group(&group.bases))
-                .collect(),
-        };
-        self.effects.push(Effect::WriteManifest {
-            bytes: manifest.encode().into(),
-        });
-    }
-
-    /// The manifest is durable.
-    pub(super) fn on_manifest_written(&mut self) {
-        self.checkpoints.manifest_under_way = false;
     }
 }
 
@@ -952,32 +765,5 @@ impl Current {
             meta: frozen.meta,
             writer: frozen.state.writer(files),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::base::ids::{ClusterId, DiskId};
-
-    #[test]
-    fn rounds_come_as_often_as_a_start_needs_them_and_later_if_they_write_in_vain() {
-        const MIB: u64 = 1 << 20;
-        let (cluster, disk) = (ClusterId::default(), DiskId::default());
-        let (owner, now) = (Owner { cluster, disk }, Monotonic(0));
-        let log = (Lsn(0), 0);
-        let mut rounds =
-            Checkpointer::new(owner, ShardId(0), 1, BTreeMap::new(), log, 4 * MIB, now);
-        assert_eq!(rounds.due_bytes(), 4 * MIB);
-        // All that was written stays: jobs that wait.
-        rounds.live_bytes = 5 * MIB;
-        rounds.note_cost(5 * MIB, 0);
-        assert_eq!(rounds.due_bytes(), 4 * MIB);
-        // As much was over by then as came.
-        rounds.written_before = 5 * MIB;
-        rounds.note_cost(6 * MIB, 5 * MIB);
-        assert_eq!(rounds.due_bytes(), 12 * MIB);
-        rounds.note_cost(60 * MIB, 5 * MIB);
-        assert_eq!(rounds.due_bytes(), 16 * MIB);
     }
 }

@@ -29,8 +29,10 @@ pub enum CheckpointFile {
 /// Who waits for pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reader {
-    /// The group itself.
-    Group,
+    /// The next entry of the group.
+    Apply,
+    /// Reads of clients.
+    Reads,
     /// This checkpoint round.
     Round(u64),
     /// A checkpoint on its way to another node.

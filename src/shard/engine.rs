@@ -3,10 +3,10 @@
 
 use super::bases::state_hash;
 use super::changes::Questions;
-use super::checkpoint::Checkpointer;
+use super::checkpoint::{Checkpointer, Due};
 use super::config::ShardConfig;
 use super::counters::Counters;
-use super::effect::{CheckpointFile, Effect};
+use super::effect::{CheckpointFile, Effect, Reader};
 use super::group::{Group, Phase, Waiter};
 use super::input::{Input, Origin};
 use super::installs::Installs;
@@ -107,7 +107,7 @@ pub struct ShardEngine {
     pub(super) disk_exhausted: bool,
     pub(super) memory_full: bool,
     /// Pages that were read while a checkpoint round was being placed, by slot.
-    pub(super) late_pages: Vec<(usize, Result<Vec<StoredPart>, String>)>,
+    pub(super) late_pages: Vec<(usize, Reader, Result<Vec<StoredPart>, String>)>,
     /// Something has come that can be let go of.
     pub(super) may_let_go: bool,
     /// The slot whose turn it is to let go of pages.
@@ -194,8 +194,7 @@ impl ShardEngine {
             config.shard,
             config.start_number,
             files,
-            log,
-            config.checkpoint_log_bytes,
+            Due::new(log, config.checkpoint_log_bytes, now.mono),
             now.mono,
         );
         let mut groups = Vec::new();
@@ -354,10 +353,21 @@ impl ShardEngine {
         let manifest = self.checkpoints.next_manifest(self.wal.durable_lsn());
         let (peers, installs) = (self.peers.next_deadline(), self.installs.next_deadline());
         let balance = self.next_balance();
-        [timer, self.beacon_at, manifest, peers, installs, balance]
-            .into_iter()
-            .flatten()
-            .min()
+        let (log_end, log_max) = (self.wal.end_lsn(), self.config.checkpoint_log_bytes_max);
+        let round = self.checkpoints.next_round(log_end, log_max, self.now.mono);
+        let round = round.filter(|_| !self.stopping());
+        [
+            timer,
+            self.beacon_at,
+            manifest,
+            peers,
+            installs,
+            balance,
+            round,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// What was counted since the start.
@@ -532,9 +542,6 @@ impl ShardEngine {
     fn on_wal_synced(&mut self, batch_seq: u64) {
         if !self.wal.completed(batch_seq) {
             return;
-        }
-        if self.wal.take_large() {
-            self.checkpoints.hasten_manifest(self.now.mono);
         }
         let durable = self.wal.durable_ticket();
         while self

@@ -8,7 +8,7 @@ use super::liveness::Liveness;
 use super::loading::BaseFiles;
 use super::polls::{Place, Poll, Polls};
 use super::reads::Reads;
-use super::residence::PagesWanted;
+use super::residence::Waiting;
 use super::waits::Waits;
 use crate::base::ids::{GroupId, Incarnation, LogIndex, Term, Voter};
 use crate::base::units::Monotonic;
@@ -110,7 +110,7 @@ pub(super) struct Group {
     pub(super) waiters: VecDeque<(LogIndex, Waiter)>,
     pub(super) polls: Polls,
     pub(super) reads: Reads,
-    pub(super) pages: PagesWanted,
+    pub(super) pages: Waiting,
     pub(super) waits: Waits,
     pub(super) changes: Changes,
     /// Its members may be others than those of the cluster.

@@ -3,12 +3,14 @@
 //!
 //! Drivers run it off the shard thread; `read` is all that differs between a disk and a simulation.
 
-use super::bases::{absent_entry, stored_part};
+use super::bases::{absent_entry, known_key, stored_page, stored_part, stored_tree};
 use super::effect::{CheckpointFile, PageOrder};
-use crate::queue::view::PageKind;
-use crate::queue::{StoredPart, SummaryBytes, is_read_at_start};
+use crate::queue::view::{PageKey, PageKind, StoredPage};
+use crate::queue::{StoredPart, StoredTree, SummaryBytes, is_read_at_start};
 use crate::snapshot::layout::{Owner, PageName, PayloadUse, RootRef, RunUse};
-use crate::snapshot::load::{Opened, Wanted, files_of_root, open_group, read_parts};
+use crate::snapshot::load::{
+    LoadedGroup, Opened, OpenedGroup, Wanted, files_of_root, open_group, read_parts,
+};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -55,8 +57,8 @@ impl BaseFiles {
 pub struct GroupState {
     /// Which base: 0 is the newest. A higher one means that those before it are damaged.
     pub base: usize,
-    /// Pages and bodies: what a start reads of them.
-    pub opened: Opened,
+    /// Pages and bodies.
+    pub loaded: Loaded,
     /// The files of each base from this one on; a base whose root cannot be read ends the list,
     /// since it is of no use any more.
     pub files: Vec<BaseFiles>,
@@ -64,7 +66,25 @@ pub struct GroupState {
     pub damage: Vec<String>,
 }
 
-/// Opens a group from the newest of `bases` that is intact, as far as that is read.
+/// What a start has read of a group.
+#[derive(Debug)]
+pub enum Loaded {
+    /// What it needs.
+    Needed {
+        /// The pages of which a group has few, in the order of their keys.
+        pages: Vec<(PageKey, Bytes)>,
+        /// Where each of them lies.
+        places: Vec<StoredPage>,
+        /// The trees of the others.
+        trees: Vec<StoredTree>,
+        /// What was read of those, each node before what is below it.
+        parts: Vec<StoredPart>,
+    },
+    /// All of it: its root is of format 1.
+    Whole(LoadedGroup),
+}
+
+/// Loads a group from the newest of `bases` that is intact, as far as a start needs it.
 ///
 /// `read` takes file, offset and length, and yields that many bytes, or fewer at the file's end.
 ///
@@ -77,28 +97,68 @@ pub fn load_group<E: Display>(
 ) -> Result<GroupState, String> {
     let mut damage = Vec::new();
     for (base, root) in bases.iter().enumerate() {
-        match open_group(owner, root, &reads_at_start, read) {
-            Ok(opened) => {
-                let mut files = Vec::new();
-                for base in &bases[base..] {
-                    let bytes = read(base.file, base.offset, base.len as usize);
+        match load_base(owner, root, read) {
+            Ok((loaded, own)) => {
+                let mut files = vec![own];
+                for older in &bases[base + 1..] {
+                    let bytes = read(older.file, older.offset, older.len as usize);
                     let Ok(bytes) = bytes else { break };
-                    let Ok((runs, payloads)) = files_of_root(&bytes, base.hash) else {
+                    let Ok((runs, payloads)) = files_of_root(&bytes, older.hash) else {
                         break;
                     };
-                    files.push(BaseFiles::new(base, &runs, &payloads));
+                    files.push(BaseFiles::new(older, &runs, &payloads));
                 }
                 return Ok(GroupState {
                     base,
-                    opened,
+                    loaded,
                     files,
                     damage,
                 });
             }
-            Err(error) => damage.push(error.to_string()),
+            Err(what) => damage.push(what),
         }
     }
     Err(damage.join("; "))
+}
+
+fn load_base<E: Display>(
+    owner: &Owner,
+    root: &RootRef,
+    read: &mut dyn FnMut(u64, u64, usize) -> Result<Bytes, E>,
+) -> Result<(Loaded, BaseFiles), String> {
+    let opened = open_group(owner, root, &reads_at_start, read);
+    match opened.map_err(|error| error.to_string())? {
+        Opened::Some(opened) => {
+            let named = &opened.root;
+            let files = BaseFiles::new(root, &named.run_files(), &named.payload_files());
+            Ok((needed(opened)?, files))
+        }
+        Opened::All(group) => {
+            let files = BaseFiles::new(root, &group.run_files, &group.payload_files);
+            Ok((Loaded::Whole(group), files))
+        }
+    }
+}
+
+/// What was read of a group, in the words of the job machine.
+fn needed(opened: OpenedGroup) -> Result<Loaded, String> {
+    let OpenedGroup { root, pages, parts } = opened;
+    let named = root.pages.iter().zip(pages);
+    let pages = named.map(|(entry, bytes)| Ok((known_key(&entry.name)?, bytes)));
+    let places = root.pages.iter();
+    let places = places.map(|entry| stored_page(entry.hash, &entry.place));
+    let parts = parts.into_iter();
+    let parts = parts.map(|part| stored_part(root.meta.group, part));
+    Ok(Loaded::Needed {
+        pages: pages.collect::<Result<_, String>>()?,
+        places: places.collect(),
+        trees: root
+            .trees
+            .iter()
+            .map(stored_tree)
+            .collect::<Result<_, _>>()?,
+        parts: parts.collect::<Result<_, _>>()?,
+    })
 }
 
 fn reads_at_start(tree: &SummaryBytes, name: &PageName, level: u8, summary: &SummaryBytes) -> bool {
@@ -138,9 +198,5 @@ pub fn load_pages<E: Display>(
         .collect();
     let parts = read_parts(owner, order.group, &wanted, BODIES_AHEAD_BYTES, read);
     let parts = parts.map_err(|error| error.to_string())?.into_iter();
-    let parts = parts.map(|part| {
-        let name = part.entry.name;
-        stored_part(part).ok_or_else(|| format!("there is an unknown page {name}"))
-    });
-    parts.collect()
+    parts.map(|part| stored_part(order.group, part)).collect()
 }

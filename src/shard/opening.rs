@@ -7,7 +7,7 @@
 //! | damaged | the empty one of formation | the log is applied from its beginning |
 //! | damaged | damaged, or none | stops, alone, and names what is damaged |
 
-use super::bases::{damaged, page_key, root_ref, stored_page, stored_part, stored_tree};
+use super::bases::{damaged, known_key, root_ref};
 use super::changes::Changes;
 use super::clock::GroupClock;
 use super::config::ShardConfig;
@@ -16,10 +16,10 @@ use super::engine::ShardEngine;
 use super::following::Following;
 use super::group::{Group, Phase, Proposed};
 use super::liveness::Liveness;
-use super::loading::{BaseFiles, GroupState};
+use super::loading::{BaseFiles, GroupState, Loaded};
 use super::polls::Polls;
 use super::reads::Reads;
-use super::residence::PagesWanted;
+use super::residence::Waiting;
 use super::waits::Waits;
 use crate::base::bugs::{self, Bug};
 use crate::base::checksum::Hash128;
@@ -35,8 +35,7 @@ use crate::raft::message::Voter;
 use crate::raft::node::{RaftConfig, RaftNode};
 use crate::raft::ready::{HardState, Standing};
 use crate::raft::recovering::Doubt;
-use crate::snapshot::layout::PageName;
-use crate::snapshot::load::{LoadedGroup, Opened, OpenedGroup};
+use crate::snapshot::load::LoadedGroup;
 use crate::wal::record::{BaseRecord, GroupRow, HardState as LoggedHardState, RowStatus, Vote};
 use crate::wal::recovery::{GroupLog, GroupLogStatus};
 use crate::wal::writer::Ticket;
@@ -61,15 +60,28 @@ impl ShardEngine {
     fn install(&mut self, slot: usize, state: GroupState) -> Result<(), String> {
         let GroupState {
             base,
-            opened,
+            loaded,
             files,
             ..
         } = state;
         let group = &mut self.groups[slot];
-        let queue = match opened {
-            Opened::Some(opened) => queue_of(group.id, opened)?,
-            Opened::All(loaded) => whole_queue_of(group.id, loaded)?,
-        };
+        let mut queue = JobQueue::absent(group.id);
+        match loaded {
+            Loaded::Needed {
+                pages,
+                places,
+                trees,
+                parts,
+            } => {
+                let opened = queue.open(&pages, &trees, parts);
+                opened.map_err(|error| error.to_string())?;
+                for ((key, _), stored) in pages.iter().zip(places) {
+                    queue.found(*key, stored);
+                }
+            }
+            // It is written anew by the next checkpoint.
+            Loaded::Whole(group) => load_whole(&mut queue, group)?,
+        }
         group.queue = queue;
         group.bases.drain(..base);
         // An older base whose root cannot be read is of no use; the empty one of formation always is.
@@ -108,56 +120,21 @@ impl ShardEngine {
     }
 }
 
-fn unknown(name: PageName) -> String {
-    format!("it has an unknown page {name}")
-}
-
-/// A state of which a start has read some.
-fn queue_of(group: GroupId, opened: OpenedGroup) -> Result<JobQueue, String> {
-    let mut pages = Vec::with_capacity(opened.pages.len());
-    let mut places = Vec::with_capacity(opened.pages.len());
-    for (entry, bytes) in opened.pages {
-        let key = page_key(&entry.name).ok_or_else(|| unknown(entry.name))?;
-        pages.push((key, bytes));
-        places.push((key, stored_page(entry.hash, &entry.place)));
-    }
-    let trees = opened.trees.iter();
-    let trees = trees.map(|tree| stored_tree(tree).ok_or_else(|| unknown(tree.name)));
-    let trees: Vec<_> = trees.collect::<Result<_, _>>()?;
-    let parts = opened.parts.into_iter();
-    let parts = parts.map(|part| {
-        let name = part.entry.name;
-        stored_part(part).ok_or_else(|| unknown(name))
-    });
-    let parts: Vec<_> = parts.collect::<Result<_, _>>()?;
-    let mut queue = JobQueue::absent(group);
-    queue
-        .open(&pages, &trees, &parts)
-        .map_err(|error| error.to_string())?;
-    for (key, stored) in places {
-        queue.found(key, stored);
-    }
-    Ok(queue)
-}
-
-/// A state whose root is of format 1: it is written anew by the next checkpoint.
-fn whole_queue_of(group: GroupId, loaded: LoadedGroup) -> Result<JobQueue, String> {
-    let mut pages = Vec::with_capacity(loaded.pages.len());
-    for (name, bytes) in loaded.pages {
-        pages.push((page_key(&name).ok_or_else(|| unknown(name))?, bytes));
-    }
-    let bodies = loaded.bodies;
+/// Loads all of a group, whose root is of format 1.
+fn load_whole(queue: &mut JobQueue, group: LoadedGroup) -> Result<(), String> {
+    let pages = group.pages.into_iter();
+    let pages = pages.map(|(name, bytes)| Ok((known_key(&name)?, bytes)));
+    let pages: Vec<_> = pages.collect::<Result<_, String>>()?;
+    let bodies = group.bodies;
     let mut find = |job: JobId| {
         let at = bodies.binary_search_by_key(&job, |body| body.job).ok()?;
         let place = bodies[at].place;
         let (file, offset, len) = (place.file, place.offset, place.len);
         Some((bodies[at].bytes.clone(), BodyLocation { file, offset, len }))
     };
-    let mut queue = JobQueue::absent(group);
     queue
         .load(&stored_pages(pages), &mut find)
-        .map_err(|error| error.to_string())?;
-    Ok(queue)
+        .map_err(|error| error.to_string())
 }
 
 /// The newest base that can be read is the one to begin with.
@@ -308,7 +285,7 @@ pub(super) fn open_group(
         waiters: VecDeque::new(),
         polls: Polls::default(),
         reads: Reads::default(),
-        pages: PagesWanted::default(),
+        pages: Waiting::default(),
         waits: Waits::default(),
         changes: Changes::default(),
         members_unsettled: false,

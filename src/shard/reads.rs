@@ -7,9 +7,8 @@
 use super::engine::ShardEngine;
 use super::input::Origin;
 use super::requests::Refusal;
-use super::residence::Held;
 use crate::base::code::Code;
-use crate::base::ids::{JobId, LogIndex, SessionId};
+use crate::base::ids::{JobId, LogIndex, QueueUid, SessionId};
 use crate::base::limits::REPLY_JOBS_BYTES_MAX;
 use crate::queue::command::{Outcome, Rejection};
 use crate::queue::view::SessionView;
@@ -26,6 +25,16 @@ pub(super) struct Reads {
     waiting: BTreeMap<u64, (Origin, u64, RequestBody)>,
     /// Let through once this index is applied.
     sure: VecDeque<(LogIndex, u64)>,
+    /// Let through, and waiting for pages that are on the disk alone.
+    held: Vec<(Origin, u64, Held)>,
+}
+
+/// A read that may have to wait for pages.
+pub(super) enum Held {
+    /// Of a client.
+    Read(RequestBody),
+    /// The queue that a command has made or changed.
+    Queue(QueueUid),
 }
 
 impl Reads {
@@ -45,11 +54,19 @@ impl Reads {
         None
     }
 
+    /// Those that wait for pages.
+    pub(super) fn take_held(&mut self) -> Vec<(Origin, u64, Held)> {
+        std::mem::take(&mut self.held)
+    }
+
     /// All that wait: who asked, and which request.
     pub(super) fn take_all(&mut self) -> impl Iterator<Item = (Origin, u64)> {
         self.sure.clear();
+        let held = self.take_held().into_iter();
+        let held = held.map(|(from, request, _)| (from, request));
         let waiting = std::mem::take(&mut self.waiting).into_values();
-        waiting.map(|(from, request, _)| (from, request))
+        let waiting = waiting.map(|(from, request, _)| (from, request));
+        held.chain(waiting)
     }
 }
 
@@ -79,28 +96,32 @@ impl ShardEngine {
             let Some((from, request, body)) = group.reads.take(applied) else {
                 return;
             };
-            // The connection may have closed.
-            if !from.is_engine() && !self.conns.contains_key(&from) {
-                continue;
-            }
-            self.answer_or_refuse(slot, (from, request), body);
+            self.answer_when_here(slot, (from, request), Held::Read(body));
         }
     }
 
     /// Answers a read that is let through, once what it needs is here.
-    pub(super) fn answer_or_refuse(
+    pub(super) fn answer_when_here(
         &mut self,
         slot: usize,
         (from, request): (Origin, u64),
-        body: RequestBody,
+        read: Held,
     ) {
-        let mut read = Some(Held::Read(body));
-        if self.is_held(slot, (from, request), &mut read) {
+        // The connection may have closed.
+        if !from.is_engine() && !self.conns.contains_key(&from) {
             return;
         }
-        if let Some(Held::Read(body)) = read
-            && let Err(refusal) = self.answer_read(slot, (from, request), body)
-        {
+        if self.needs_pages(slot, &read) {
+            return self.groups[slot].reads.held.push((from, request, read));
+        }
+        let answered = match read {
+            Held::Read(body) => self.answer_read(slot, (from, request), body),
+            Held::Queue(uid) => {
+                self.reply_queue(slot, from, request, uid);
+                Ok(())
+            }
+        };
+        if let Err(refusal) = answered {
             self.refuse(from, request, &refusal);
         }
     }

@@ -11,7 +11,6 @@ use super::input::Origin;
 use super::liveness::Heard;
 use super::placement::{home_group, shard_of};
 use super::polls::Poll;
-use super::residence::Held;
 use crate::base::code::Code;
 use crate::base::entry::EntryKind;
 use crate::base::ids::{GroupId, QueueUid, SessionId};
@@ -224,9 +223,6 @@ impl ShardEngine {
 
     /// Answers with a queue and the counters of its partition 0.
     pub(super) fn reply_queue(&mut self, slot: usize, to: Origin, request: u64, uid: QueueUid) {
-        if self.is_held(slot, (to, request), &mut Some(Held::Queue(uid))) {
-            return;
-        }
         let stamp = self.stamp(slot);
         let body = match self.groups[slot].queue.queue(uid) {
             Some(queue) => ReplyBody::Queues(vec![queue]),

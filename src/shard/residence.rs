@@ -1,105 +1,98 @@
 //! Pages that a group needs and that are on the disk alone: asked for, taken in, and let go of when memory
 //! is short.
 //!
-//! An entry that needs such a page waits with all behind it; its group alone waits. A read that needs one
-//! waits by itself. What is read may be out of date when it comes, or its file dropped: then it is asked for
-//! again by what is true by then. Only what cannot be read twice over is damaged: the group stops if an entry
-//! needs it; a read is refused.
+//! An entry that needs such a page waits with all behind it; its group alone waits. Reads wait by themselves:
+//! what one asks for never keeps an entry waiting, nor entries a read. What is read may be out of date when it
+//! comes, or its file dropped: then it is asked for again by what is true by then. Only what cannot be read
+//! twice over is damaged: the group stops if an entry needs it; a read is refused.
 
 use super::bases::damaged;
 use super::effect::{Effect, PageOrder, Reader};
 use super::engine::ShardEngine;
 use super::group::Phase;
-use super::input::Origin;
+use super::reads::Held;
 use super::requests::Refusal;
 use crate::base::code::Code;
-use crate::base::ids::{GroupId, LogIndex, QueueUid, Term};
+use crate::base::ids::{GroupId, LogIndex, Term};
 use crate::queue::command::Command;
-use crate::queue::{PageWant, StoredPart};
+use crate::queue::{PageError, PageWant, StoredPart};
 use crate::wire::message::RequestBody;
-use std::collections::VecDeque;
 
 /// Memory that is freed in one step.
 const LET_GO_BYTES: u64 = 4 << 20;
+/// Memory that groups whose reads wait may have beyond what all may.
+const READS_BYTES_MAX: u64 = 64 << 20;
+
+/// What somebody in a group waits for.
+#[derive(Clone, Copy, Default)]
+pub(super) struct PagesWanted {
+    /// Pages are being read.
+    under_way: bool,
+    /// They could not be read.
+    failed: bool,
+}
 
 /// What a group waits for.
 #[derive(Default)]
-pub(super) struct PagesWanted {
-    /// Some are being read.
-    under_way: bool,
-    /// The next entry cannot be applied without some.
-    apply_waits: bool,
-    /// How often in a row they could not be read.
-    failures: u32,
-    /// Reads that wait.
-    held: VecDeque<(Origin, u64, Held)>,
+pub(super) struct Waiting {
+    /// The next entry.
+    apply: PagesWanted,
+    /// The reads that are held.
+    reads: PagesWanted,
 }
 
-/// A read that waits for pages.
-pub(super) enum Held {
-    /// Of a client.
-    Read(RequestBody),
-    /// The queue that a command has made or changed.
-    Queue(QueueUid),
-}
-
-impl PagesWanted {
+impl Waiting {
     /// Whether the next entry has to wait.
     pub(super) fn apply_waits(&self) -> bool {
-        self.apply_waits && self.under_way
+        self.apply.under_way
     }
 
-    /// All reads that wait: who asked, and which request.
-    pub(super) fn take_held(&mut self) -> impl Iterator<Item = (Origin, u64)> {
-        let held = std::mem::take(&mut self.held).into_iter();
-        held.map(|(from, request, _)| (from, request))
+    fn of(&mut self, reader: Reader) -> &mut PagesWanted {
+        match reader {
+            Reader::Reads => &mut self.reads,
+            _ => &mut self.apply,
+        }
     }
 }
 
 impl ShardEngine {
-    /// Whether the command of the entry that is next needs nothing that is not here. If it does, that is
-    /// asked for, and the command is kept.
-    pub(super) fn has_pages(
+    /// The command of the entry that is next, if all that it needs is here. Else that is asked for, and the
+    /// command is kept.
+    pub(super) fn unless_pages_lack(
         &mut self,
         slot: usize,
         (index, term): (LogIndex, Term),
         wants: Vec<PageWant>,
         command: Command,
     ) -> Option<Command> {
-        let group = &mut self.groups[slot];
-        group.pages.apply_waits = !wants.is_empty();
         if wants.is_empty() {
             return Some(command);
         }
+        let group = &mut self.groups[slot];
         group.proposed.put_back(index, term, command);
-        self.read_pages(slot, wants);
+        self.read_pages(slot, Reader::Apply, wants);
         None
     }
 
-    /// Asks for pages of a group, unless some are on their way.
-    fn read_pages(&mut self, slot: usize, wants: Vec<PageWant>) {
+    /// Asks for pages of a group, unless some are on their way to the same.
+    fn read_pages(&mut self, slot: usize, reader: Reader, wants: Vec<PageWant>) {
         let group = &mut self.groups[slot];
-        if !std::mem::replace(&mut group.pages.under_way, true) {
+        let wanted = group.pages.of(reader);
+        if !std::mem::replace(&mut wanted.under_way, true) {
             self.effects.push(Effect::LoadPages(PageOrder {
                 group: group.id,
                 wants,
-                reader: Reader::Group,
+                reader,
             }));
         }
     }
 
-    /// Whether a read needs pages that are not here. It is held then.
-    pub(super) fn is_held(
-        &mut self,
-        slot: usize,
-        (from, request): (Origin, u64),
-        held: &mut Option<Held>,
-    ) -> bool {
+    /// Whether a read needs pages that are not here, which are asked for.
+    pub(super) fn needs_pages(&mut self, slot: usize, read: &Held) -> bool {
         let queue = &self.groups[slot].queue;
-        let wants = match held {
-            None => return false,
-            Some(Held::Queue(uid)) => queue.pages_of_queue(*uid),
-            Some(Held::Read(body)) => match body {
+        let wants = match read {
+            Held::Queue(uid) => queue.pages_of_queue(*uid),
+            Held::Read(body) => match body {
                 RequestBody::GetJob { job } | RequestBody::WaitJob { job, .. } => {
                     queue.pages_of_job(*job)
                 }
@@ -129,31 +122,21 @@ impl ShardEngine {
                 _ => Vec::new(),
             },
         };
-        if wants.is_empty() {
-            return false;
+        let needs = !wants.is_empty();
+        if needs {
+            self.read_pages(slot, Reader::Reads, wants);
         }
-        let held = held.take().expect("it was just looked at");
-        let pages = &mut self.groups[slot].pages;
-        pages.held.push_back((from, request, held));
-        self.read_pages(slot, wants);
-        true
+        needs
     }
 
     /// Goes on with the reads that waited for pages.
     pub(super) fn answer_held(&mut self, slot: usize) {
-        let pages = &mut self.groups[slot].pages;
-        if pages.under_way || pages.held.is_empty() {
+        let group = &mut self.groups[slot];
+        if group.pages.reads.under_way {
             return;
         }
-        for (from, request, held) in std::mem::take(&mut pages.held) {
-            // The connection may have closed.
-            if !from.is_engine() && !self.conns.contains_key(&from) {
-                continue;
-            }
-            match held {
-                Held::Read(body) => self.answer_or_refuse(slot, (from, request), body),
-                Held::Queue(uid) => self.reply_queue(slot, from, request, uid),
-            }
+        for (from, request, held) in group.reads.take_held() {
+            self.answer_when_here(slot, (from, request), held);
         }
     }
 
@@ -165,10 +148,10 @@ impl ShardEngine {
         result: Result<Vec<StoredPart>, String>,
     ) {
         match reader {
-            Reader::Group if self.checkpoints.is_placing() => {
-                self.late_pages.push((self.slot(group), result));
+            Reader::Apply | Reader::Reads if self.checkpoints.is_placing() => {
+                self.late_pages.push((self.slot(group), reader, result));
             }
-            Reader::Group => self.take_pages(self.slot(group), result),
+            Reader::Apply | Reader::Reads => self.take_pages(self.slot(group), reader, result),
             Reader::Round(round) => self.on_pages_of_round(round, result),
             Reader::Sending { to, id } => self.on_pages_to_send(self.slot(group), (to, id), result),
         }
@@ -176,51 +159,47 @@ impl ShardEngine {
 
     /// Takes in what was read while a round was placed. Of that, what the round has moved is asked for again.
     pub(super) fn take_late_pages(&mut self) {
-        for (slot, result) in std::mem::take(&mut self.late_pages) {
-            self.take_pages(slot, result);
+        for (slot, reader, result) in std::mem::take(&mut self.late_pages) {
+            self.take_pages(slot, reader, result);
         }
     }
 
-    fn take_pages(&mut self, slot: usize, result: Result<Vec<StoredPart>, String>) {
+    fn take_pages(&mut self, slot: usize, reader: Reader, result: Result<Vec<StoredPart>, String>) {
         let group = &mut self.groups[slot];
-        group.pages.under_way = false;
+        let wanted = group.pages.of(reader);
+        let before = std::mem::take(wanted);
         if group.phase != Phase::Serving {
             return;
         }
         let queue = &mut group.queue;
         let taken = result.and_then(|parts| {
-            let taken = parts.iter().try_fold(0, |count, part| {
+            let taken = parts.into_iter().try_fold(0, |count, part| {
                 let taken = queue.take_part(part)?;
                 Ok(count + u64::from(taken))
             });
-            taken.map_err(|error: crate::queue::PageError| error.to_string())
+            taken.map_err(|error: PageError| error.to_string())
         });
         match taken {
             Ok(count) => {
-                group.pages.failures = 0;
                 self.counters.pages_read_total += count;
                 self.may_let_go = true;
             }
             // A file may have been dropped since it was asked for, and a read may fail in passing.
-            Err(_) if group.pages.failures == 0 => group.pages.failures = 1,
+            Err(_) if !before.failed => wanted.failed = true,
             Err(what) => {
                 let why = damaged(group.id, &what);
-                return self.cannot_read(slot, &why);
+                return self.cannot_read(slot, reader, &why);
             }
         }
         self.mark(slot);
     }
 
-    /// Pages are damaged: the group cannot go on if the next entry needs them, and who asked to read them is
-    /// told.
-    fn cannot_read(&mut self, slot: usize, why: &str) {
-        let pages = &mut self.groups[slot].pages;
-        if pages.apply_waits {
+    /// Pages are damaged: the group cannot go on without them, or those who asked to read them are told.
+    fn cannot_read(&mut self, slot: usize, reader: Reader, why: &str) {
+        if reader == Reader::Apply {
             return self.halt(slot, why);
         }
-        pages.failures = 0;
-        let held: Vec<_> = pages.take_held().collect();
-        for (from, request) in held {
+        for (from, request, _) in self.groups[slot].reads.take_held() {
             self.refuse(from, request, &Refusal::new(Code::GroupHalted, why));
         }
     }
@@ -238,21 +217,21 @@ impl ShardEngine {
         for _ in 0..self.groups.len() {
             let slot = self.lets_go % self.groups.len();
             let group = &mut self.groups[slot];
-            // What it waits for may need what it has already.
-            if group.pages.under_way {
+            // What waits may need what is here already.
+            let may_read = group.pages.reads.under_way && too_much <= READS_BYTES_MAX;
+            if group.pages.apply.under_way || may_read {
                 self.lets_go += 1;
                 continue;
             }
             let gone = group.queue.let_go(left);
             freed += gone;
             left = left.saturating_sub(gone);
-            group.held_bytes -= gone;
+            self.count_held(slot);
             if left == 0 {
                 break;
             }
             self.lets_go += 1;
         }
-        self.counters.jobs_held_bytes -= freed;
         self.counters.pages_let_go_bytes_total += freed;
         // What can go next is what the next checkpoint stores, or what is read.
         self.may_let_go = freed >= too_much.min(LET_GO_BYTES) && freed < too_much;

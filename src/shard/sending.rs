@@ -119,14 +119,8 @@ impl Stream {
 
     /// Makes the next item.
     fn make(&mut self) -> Result<(), Vec<AbsentPage>> {
-        // It lies nowhere there: places are not sent.
-        let nowhere = StoredPage {
-            hash: Hash128::default(),
-            file: 0,
-            offset: 0,
-            len: 0,
-            crc: 0,
-        };
+        // Places are not sent.
+        let nowhere = StoredPage::nowhere(Hash128::default());
         match self.writer.next_piece() {
             None => self.is_ended = true,
             Some(Piece::Pause) => {}
@@ -138,9 +132,7 @@ impl Stream {
                 let mut bytes = Vec::with_capacity(body.encoded_len());
                 body.encode_into(&mut bytes);
                 encode_item(&CheckpointItem::Body(job, bytes.into()), &mut self.made);
-                let (file, offset, len) = (0, 0, 0);
-                self.writer
-                    .body_placed(job, BodyLocation { file, offset, len });
+                self.writer.body_placed(job, BodyLocation::NOWHERE);
             }
             Some(Piece::Page { key, bytes, .. }) => {
                 encode_item(&CheckpointItem::Page(key, bytes), &mut self.made);

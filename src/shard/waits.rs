@@ -10,6 +10,7 @@
 use super::engine::ShardEngine;
 use super::input::Origin;
 use super::polls::Place;
+use super::reads::Held;
 use super::requests::Refusal;
 use crate::base::code::Code;
 use crate::base::ids::{JobId, Partition, QueueUid};
@@ -242,8 +243,8 @@ impl ShardEngine {
                 }
             }
             What::End(job) => {
-                let read = RequestBody::GetJob { job };
-                return self.answer_or_refuse(slot, (wait.to, wait.request), read);
+                let read = Held::Read(RequestBody::GetJob { job });
+                return self.answer_when_here(slot, (wait.to, wait.request), read);
             }
         };
         let stamp = self.stamp(slot);

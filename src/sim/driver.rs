@@ -19,6 +19,7 @@ use crate::shard::sparing::VoterSets;
 use crate::shard::wall::VotersClock;
 use crate::snapshot::layout::{Owner, RootRef};
 use crate::snapshot::manifest::Manifest;
+use crate::wal::extent::{QUIET_BYTES, find_end};
 use crate::wal::pieces::Piece;
 use crate::wal::recovery::{Recovered, Recovery, RecoveryError};
 use crate::wal::writer::LogIdentity;
@@ -93,6 +94,9 @@ pub fn jobs_held_bytes_max(checkpoint_log_bytes: u64) -> u64 {
         .is_multiple_of(2);
     if has_none { 0 } else { u64::MAX }
 }
+
+/// What a start reads of a segment before anything is known of it.
+const FRONT_BYTES: usize = 4 << 10;
 
 /// Begins an effect.
 pub fn begin(disk: &mut SimDisk, effect: Effect) -> Begun {
@@ -252,7 +256,14 @@ pub fn recover(
         recovery.proof(manifest.durable);
     }
     for (number, bytes) in disk.segments() {
-        recovery.feed(number, bytes);
+        let length = bytes.len();
+        let front = bytes.slice(..FRONT_BYTES.min(length));
+        let read = |from: usize, piece: &mut [u8]| {
+            piece.copy_from_slice(&bytes[from..][..piece.len()]);
+            Ok::<_, RecoveryError>(())
+        };
+        let end = find_end(number, &front, (length, QUIET_BYTES), read)?;
+        recovery.feed_front(number, bytes.slice(..end), length);
     }
     recovery.finish()
 }

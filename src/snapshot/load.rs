@@ -40,8 +40,6 @@ pub struct LoadedGroup {
     pub directory: Vec<PageEntry>,
     /// The nodes of its trees; none in format 1.
     pub nodes: Vec<NodeEntry>,
-    /// Whether what the directory and the nodes name can be kept by the next checkpoint: it has packs.
-    pub is_kept: bool,
     /// What of each run file is alive, without the root.
     pub run_files: Vec<RunUse>,
     /// What of each payload file is alive.
@@ -280,7 +278,6 @@ pub fn read_group<E>(
         meta: directory.meta,
         directory: directory.pages,
         nodes: directory.nodes,
-        is_kept: directory.is_kept,
         run_files: directory.run_files,
         payload_files: directory.payload_files,
         pages,

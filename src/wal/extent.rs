@@ -15,21 +15,46 @@
 //!
 //! A damaged batch is told from the end of the log by a later batch that proves it. Batches follow each
 //! other without gaps, so a later one begins within the length of what is damaged, and reading goes on
-//! from there. A batch is not longer than a fifth of the quiet bytes, but for one that holds a single large
-//! entry; that one is proved by a manifest as soon as it is durable
-//! ([`crate::wal::writer::LogWriter::take_large`]).
+//! from there: no batch is as long as the quiet bytes.
 //!
 //! Left out: damage to more bytes in a row than are quiet, behind the last manifest, together with a crash.
 
-use crate::base::limits::{BATCH_BYTES_MAX, BLOCK_BYTES};
+use crate::base::limits::{BATCH_BYTES_MAX, BLOCK_BYTES, ENTRY_BYTES_MAX};
 use crate::base::units::Lsn;
 use crate::wal::batch::{BATCH_HEADER_BYTES, BatchError, BatchHeader};
 use crate::wal::segment::SegmentHead;
 use bytes::Bytes;
 
-/// Reading stops when so many bytes have shown no batch: more than all batches that can be on their way
-/// to the disk at once, and the next.
-pub const QUIET_BYTES: usize = 5 * BATCH_BYTES_MAX;
+/// Reading stops when so many bytes have shown no batch: a batch is full, or holds a single entry that is
+/// larger, and there is room for both.
+pub const QUIET_BYTES: usize = ENTRY_BYTES_MAX + 2 * BATCH_BYTES_MAX;
+/// What is looked at in one go.
+pub const PIECE_BYTES: usize = 64 << 10;
+
+/// Looks for the end of what is written in the file of segment `number`, which has `length` bytes and begins
+/// with `front`: how much of it to believe. The rest is as good as never written. `quiet` is [`QUIET_BYTES`];
+/// less in tests, or `usize::MAX` to look at all of it. `read` gives the bytes from an offset on.
+///
+/// # Errors
+/// Those of `read`.
+pub fn find_end<E>(
+    number: u64,
+    front: &Bytes,
+    (length, quiet): (usize, usize),
+    mut read: impl FnMut(usize, &mut [u8]) -> Result<(), E>,
+) -> Result<usize, E> {
+    let mut extent = Extent::new(number, front, quiet);
+    let mut piece = [0; PIECE_BYTES];
+    let mut looked = front.len();
+    let mut wanted = extent.look(0, front);
+    while looked < wanted.min(length) {
+        let piece = &mut piece[..PIECE_BYTES.min(length - looked)];
+        read(looked, piece)?;
+        wanted = extent.look(looked, piece);
+        looked += piece.len();
+    }
+    Ok(extent.end.clamp(front.len(), length))
+}
 
 /// What tells a batch of the file from other bytes.
 #[derive(Clone, Copy, Debug)]
@@ -44,7 +69,7 @@ enum Kind {
 
 /// Tells, while a segment is looked at from its front, how far to look, and how much of it to read.
 #[derive(Clone, Debug)]
-pub struct Extent {
+struct Extent {
     kind: Kind,
     quiet: usize,
     /// What lies before was looked at.
@@ -55,9 +80,8 @@ pub struct Extent {
 
 impl Extent {
     /// Of segment `number`, whose file begins with `front`. If the head does not fit into `front`, the
-    /// file counts as one without a head. `quiet` is [`QUIET_BYTES`], or less in tests.
-    #[must_use]
-    pub fn new(number: u64, front: &Bytes, quiet: usize) -> Self {
+    /// file counts as one without a head.
+    fn new(number: u64, front: &Bytes, quiet: usize) -> Self {
         let head = SegmentHead::read(front);
         let kind = match (head, BatchHeader::decode(front)) {
             (Some(head), Ok(header)) if head.number == number => Kind::Written {
@@ -76,17 +100,10 @@ impl Extent {
         }
     }
 
-    /// Whether the file belongs to another segment: it was prepared and never written. Nothing behind
-    /// its head matters.
-    #[must_use]
-    pub fn is_other(&self) -> bool {
-        matches!(self.kind, Kind::Other)
-    }
-
     /// Looks at `read`, the file's bytes from `from` on; pieces come one after the other and begin on a
     /// block. How many bytes of the file to look at, from its front: it rises with what is found.
-    pub fn look(&mut self, from: usize, read: &[u8]) -> usize {
-        if self.is_other() {
+    fn look(&mut self, from: usize, read: &[u8]) -> usize {
+        if matches!(self.kind, Kind::Other) {
             return 0;
         }
         while let Some(rest) = self.at.checked_sub(from).and_then(|at| read.get(at..))
@@ -100,13 +117,7 @@ impl Extent {
                 None => self.at += BLOCK_BYTES,
             }
         }
-        self.end + self.quiet
-    }
-
-    /// Where the last batch ends that was found: what lies behind is as good as never written.
-    #[must_use]
-    pub fn end(&self) -> usize {
-        self.end
+        self.end.saturating_add(self.quiet)
     }
 
     /// The length of the batch at the start of `rest`, if something there looks like one.
@@ -165,39 +176,46 @@ mod tests {
         for blocks in blocks {
             add(&vec![1; blocks * BLOCK_BYTES - BATCH_HEADER_BYTES], 0);
         }
-        bytes.resize(256 * BLOCK_BYTES, 0);
+        bytes.resize(bytes.len().max(256 * BLOCK_BYTES), 0);
         bytes
     }
 
-    /// How much is read of a file, a block at a time.
-    fn reach(number: u64, file: &[u8]) -> usize {
-        let front = Bytes::copy_from_slice(&file[..2 * BLOCK_BYTES]);
-        let mut extent = Extent::new(number, &front, QUIET);
-        let mut read = front.len();
-        let mut wanted = extent.look(0, &front);
-        while wanted > read && read < file.len() {
-            wanted = extent.look(read, &file[read..][..BLOCK_BYTES]);
-            read += BLOCK_BYTES;
-        }
-        assert!(extent.end() + QUIET == wanted || extent.is_other());
-        read
+    /// How much of a file is looked at, a piece at a time, and how much is believed.
+    fn reach(number: u64, file: &[u8]) -> (usize, usize) {
+        let front = Bytes::copy_from_slice(&file[..BLOCK_BYTES]);
+        let mut looked = front.len();
+        let read = |from: usize, piece: &mut [u8]| -> Result<(), ()> {
+            assert_eq!(from, looked, "pieces come one after the other");
+            piece.copy_from_slice(&file[from..][..piece.len()]);
+            looked += piece.len();
+            Ok(())
+        };
+        let end = find_end(number, &front, (file.len(), QUIET), read);
+        (looked, end.expect("all can be read"))
+    }
+
+    /// Whole pieces, as far as there is something to be looked at.
+    fn pieces(wanted: usize) -> usize {
+        BLOCK_BYTES + (wanted - BLOCK_BYTES).next_multiple_of(PIECE_BYTES)
     }
 
     #[test]
     fn reading_stops_some_way_behind_the_last_batch() {
-        assert_eq!(reach(7, &segment(&[])), BLOCK_BYTES + QUIET);
-        assert_eq!(reach(7, &segment(&[1, 3, 20])), 25 * BLOCK_BYTES + QUIET);
+        for blocks in [&[][..], &[1, 3, 20]] {
+            let end = (1 + blocks.iter().sum::<usize>()) * BLOCK_BYTES;
+            let looked = pieces(end + QUIET);
+            assert_eq!(reach(7, &segment(blocks)), (looked, end));
+        }
     }
 
     #[test]
     fn of_a_prepared_file_only_the_head_counts() {
         for number in [6, 8] {
             let file = segment(&[1, 3]);
-            let mut extent = Extent::new(number, &file.clone().into(), QUIET);
-            assert!(extent.is_other());
-            assert_eq!((extent.look(0, &file), extent.end()), (0, 0));
+            assert_eq!(reach(number, &file), (BLOCK_BYTES, BLOCK_BYTES));
         }
-        assert_eq!(reach(7, &vec![0; 64 * BLOCK_BYTES]), QUIET);
+        let zeros = vec![0; 256 * BLOCK_BYTES];
+        assert_eq!(reach(7, &zeros), (pieces(QUIET), BLOCK_BYTES));
     }
 
     #[test]
@@ -207,16 +225,34 @@ mod tests {
             let mut file = whole.clone();
             file[block * BLOCK_BYTES..][..BLOCK_BYTES].fill(0xa5);
             // The rest is found from what is intact behind the damage.
-            let lost = [1, 3, 6, 8].map(|end| end * BLOCK_BYTES);
-            let wanted = if block == 6 { lost[2] } else { lost[3] };
-            assert_eq!(reach(7, &file), wanted + QUIET, "block {block}");
+            let end = if block == 6 { 6 } else { 8 };
+            let (looked, believed) = reach(7, &file);
+            assert!(looked >= end * BLOCK_BYTES + QUIET, "block {block}");
+            assert_eq!(believed, end * BLOCK_BYTES, "block {block}");
         }
+    }
+
+    #[test]
+    fn a_batch_of_one_large_entry_is_no_end_either_if_its_head_is_damaged() {
+        let entry = ENTRY_BYTES_MAX.div_ceil(BLOCK_BYTES) + 1;
+        let mut file = segment(&[1, entry, 1]);
+        let end = (1 + 1 + entry + 1) * BLOCK_BYTES;
+        file.resize(end + BLOCK_BYTES, 0);
+        file[2 * BLOCK_BYTES..][..BLOCK_BYTES].fill(0xa5);
+        let front = Bytes::copy_from_slice(&file[..BLOCK_BYTES]);
+        let read = |from: usize, piece: &mut [u8]| -> Result<(), ()> {
+            piece.copy_from_slice(&file[from..][..piece.len()]);
+            Ok(())
+        };
+        let found = find_end(7, &front, (file.len(), QUIET_BYTES), read);
+        assert_eq!(found, Ok(end));
     }
 
     #[test]
     fn a_file_without_a_head_is_read_as_far_as_there_are_batches_of_any_segment() {
         let mut file = segment(&[1, 3, 20]);
         file[..BLOCK_BYTES].fill(0);
-        assert_eq!(reach(9, &file), 25 * BLOCK_BYTES + QUIET);
+        let end = 25 * BLOCK_BYTES;
+        assert_eq!(reach(9, &file), (pieces(end + QUIET), end));
     }
 }

@@ -158,8 +158,6 @@ pub struct LogWriter {
     claimed_lsn: Lsn,
     /// Durable up to here with records worth a proof.
     unproved_lsn: Lsn,
-    /// A large batch became durable.
-    large: bool,
 
     ready: BTreeSet<u64>,
     next_wanted: u64,
@@ -222,7 +220,6 @@ impl LogWriter {
             durable_ticket: Ticket(0),
             claimed_lsn: start.lsn,
             unproved_lsn: start.lsn,
-            large: false,
             ready: BTreeSet::new(),
             next_wanted: start.segment,
         }
@@ -523,7 +520,6 @@ impl LogWriter {
             if batch.flags == SEG_HEAD {
                 self.ledger.durable_head(batch.segment);
             }
-            self.large |= batch.buffer.len() > BATCH_BYTES_MAX;
             // A single large entry may have made it larger than a batch.
             let is_usual = batch.buffer.capacity() <= 2 * self.batch_bytes_max;
             if is_usual && self.spare_buffers.len() < BATCHES_IN_FLIGHT_MAX {
@@ -538,13 +534,6 @@ impl LogWriter {
         }
         self.ledger.durable(self.durable_lsn);
         self.durable_lsn > before
-    }
-
-    /// Whether a batch of more than [`BATCH_BYTES_MAX`] became durable since the last call. Something
-    /// outside the log is to prove that: a start that finds it damaged may not look for what follows it
-    /// ([`crate::wal::extent`]).
-    pub fn take_large(&mut self) -> bool {
-        std::mem::take(&mut self.large)
     }
 
     /// All records with this ticket or an earlier one are durable.

@@ -248,8 +248,8 @@ pub(crate) fn http(address: SocketAddr, path: &str) -> (u16, String) {
     (status, body.to_owned())
 }
 
-/// Waits until the log of each shard has its next segment and two more files ahead: they are made soon after
-/// a start, not before it serves.
+/// Waits until the log of each shard has two files ahead. They are made soon after a start, not before it
+/// serves; the next segment, which takes the first of them, comes before.
 pub(crate) fn wait_for_spares(data: &Path) {
     let inside = |folder: &Path, prefix: &str| -> Vec<PathBuf> {
         let found = std::fs::read_dir(folder).expect("it is there");

@@ -15,7 +15,7 @@ use rrq::base::ids::{
 use rrq::base::members::Member;
 use rrq::base::units::{GroupTime, Lsn};
 use rrq::wal::batch::BatchHeader;
-use rrq::wal::extent::Extent;
+use rrq::wal::extent::find_end;
 use rrq::wal::record::{BaseRecord, HardState, Record, RootLocation, Vote};
 use rrq::wal::recovery::{GroupLogStatus, Recovered, Recovery, RecoveryError};
 use rrq::wal::writer::{LogIdentity, LogStart, LogWriter, Ticket, WalWrite};
@@ -118,17 +118,14 @@ impl Disk {
         let mut all = 0;
         for (number, bytes) in &self.files {
             let front = Bytes::copy_from_slice(&bytes[..2 * BLOCK]);
-            let mut extent = Extent::new(*number, &front, quiet);
-            let mut read = front.len();
-            let mut wanted = extent.look(0, &front);
-            while wanted > read && read < bytes.len() {
-                wanted = extent.look(read, &bytes[read..][..BLOCK]);
-                read += BLOCK;
-            }
-            all += read;
-            let kept = extent.end().clamp(front.len(), bytes.len());
-            let front = Bytes::copy_from_slice(&bytes[..kept]);
-            recovery.feed_front(*number, front, bytes.len());
+            let read = |from: usize, piece: &mut [u8]| -> Result<(), ()> {
+                piece.copy_from_slice(&bytes[from..][..piece.len()]);
+                all += piece.len();
+                Ok(())
+            };
+            let end = find_end(*number, &front, (bytes.len(), quiet), read);
+            let kept = &bytes[..end.expect("all can be read")];
+            recovery.feed_front(*number, Bytes::copy_from_slice(kept), bytes.len());
         }
         (recovery.finish().expect("the log is ours"), all)
     }

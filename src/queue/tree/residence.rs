@@ -172,15 +172,15 @@ impl<T: Page> Tree<T> {
     pub(in crate::queue) fn take_page(
         &mut self,
         (number, stored): (u64, StoredPage),
-        page: T,
+        page: Arc<T>,
     ) -> Result<bool, &'static str> {
         let absent = Absent {
             level: 0,
             number,
             stored,
         };
-        let summary = exact(&page);
-        self.take(absent, &summary, Below::Page(Arc::new(page)), 0)
+        let summary = exact(page.as_ref());
+        self.take(absent, &summary, Below::Page(page), 0)
     }
 
     /// Takes in a node that was absent, likewise; what is below it is absent.

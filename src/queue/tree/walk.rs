@@ -304,23 +304,24 @@ impl<T: Page> Walk<T> {
     /// The page that had to be read.
     ///
     /// # Errors
-    /// If it is not what is told above it.
+    /// If it is not what is told above it. It is still to be read then.
     ///
     /// # Panics
     /// If none had to.
-    pub(in crate::queue) fn read_page(&mut self, page: T) -> Result<(), &'static str> {
-        let place = self.wanted.take().expect("a page had to be read");
-        if exact(&page) != place.summary {
+    pub(in crate::queue) fn read_page(&mut self, page: Arc<T>) -> Result<(), &'static str> {
+        let place = self.wanted.expect("a page had to be read");
+        if exact(page.as_ref()) != place.summary {
             return Err(super::residence::NOT_SUMMED);
         }
-        self.ready = Some((place, Arc::new(page)));
+        self.wanted = None;
+        self.ready = Some((place, page));
         Ok(())
     }
 
     /// The node that had to be read.
     ///
     /// # Errors
-    /// If it is not what is told above it.
+    /// If it is not what is told above it. It is still to be read then.
     ///
     /// # Panics
     /// If none had to.
@@ -328,11 +329,12 @@ impl<T: Page> Walk<T> {
         &mut self,
         branches: Vec<WrittenBranch>,
     ) -> Result<(), &'static str> {
-        let place = self.wanted.take().expect("a node had to be read");
+        let place = self.wanted.expect("a node had to be read");
         if sum_of(&branches) != place.summary {
             return Err(super::residence::NOT_SUMMED);
         }
         let (node, _) = Node::of_absent(branches)?;
+        self.wanted = None;
         self.frames.push(Frame::new(node, place));
         Ok(())
     }

@@ -98,9 +98,9 @@ pub struct NodeConfig {
     pub log_level: tracing::Level,
     /// Whether logs are JSON.
     pub log_json: bool,
-    /// No checkpoint is cut after fewer bytes of log, a shard.
+    /// No checkpoint is cut after fewer bytes of log, a shard, unless memory is short.
     pub checkpoint_log_bytes: u64,
-    /// How long a start may read back the log since the last checkpoint.
+    /// How long a start may read back, and apply, the log between two checkpoints.
     pub replay_budget: Duration,
     /// The highest version of the job machine that this node proposes.
     pub machine_version_max: u16,

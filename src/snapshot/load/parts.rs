@@ -6,8 +6,7 @@
 use super::{Files, LoadError, NodeEntry, Read, Reading, open_page};
 use crate::base::ids::{GroupId, JobId};
 use crate::snapshot::layout::{
-    BodyEntry, BodyPlace, Branch, Node, Owner, PageEntry, PageName, RootRef, SummaryBytes,
-    TreeEntry,
+    BodyEntry, BodyPlace, Branch, Node, Owner, PageEntry, PageName, Root, RootRef, SummaryBytes,
 };
 use crate::snapshot::view::open_pack;
 use bytes::Bytes;
@@ -15,11 +14,11 @@ use bytes::Bytes;
 /// What a root names, and some of what is below it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenedGroup {
-    /// The pages that a group has few of, ascending by name: where each lies, and its bytes.
-    pub pages: Vec<(PageEntry, Bytes)>,
-    /// The trees of the others.
-    pub trees: Vec<TreeEntry>,
-    /// What was read of them, each node before what is below it.
+    /// The root: the pages that a group has few of, and the trees of the others.
+    pub root: Root,
+    /// Those pages.
+    pub pages: Vec<Bytes>,
+    /// What was read of the trees, each node before what is below it.
     pub parts: Vec<Part>,
 }
 
@@ -55,18 +54,19 @@ impl<'a, 'r, E> Files<'a, 'r, E> {
     /// Opens a group whose root is of format 2: its pages, and of its trees what `reads` lets through.
     pub(super) fn open(
         &mut self,
-        group: GroupId,
-        (pages, trees): (Vec<PageEntry>, Vec<TreeEntry>),
+        root: Root,
         reads: &dyn Fn(&SummaryBytes, &PageName, u8, &SummaryBytes) -> bool,
     ) -> Result<OpenedGroup, LoadError<E>> {
         let of = |page: &PageEntry| (page.name, page.place);
-        let found = self.items(&pages, of, Reading::Pages)?;
-        let opened = pages.into_iter().zip(found).map(|(entry, bytes)| {
-            let (page, _) = open_page((group, true), &entry, &bytes)?;
-            Ok((entry, page))
+        let group = root.meta.group;
+        let found = self.items(&root.pages, of, Reading::Pages)?;
+        let opened = root.pages.iter().zip(found).map(|(entry, bytes)| {
+            let (page, _) = open_page((group, true), entry, &bytes)?;
+            Ok(page)
         });
         let pages = opened.collect::<Result<_, _>>()?;
-        let filters: Vec<_> = trees
+        let filters: Vec<_> = root
+            .trees
             .iter()
             .map(|tree| {
                 move |name: &PageName, level: u8, summary: &SummaryBytes| {
@@ -74,7 +74,7 @@ impl<'a, 'r, E> Files<'a, 'r, E> {
                 }
             })
             .collect();
-        let tops = trees.iter().zip(&filters);
+        let tops = root.trees.iter().zip(&filters);
         let tops = tops.filter(|(tree, reads)| reads(&tree.name, tree.level, &tree.summary));
         let wanted = tops.map(|(tree, lets_through)| Wanted {
             from: NodeEntry {
@@ -88,11 +88,7 @@ impl<'a, 'r, E> Files<'a, 'r, E> {
         });
         let wanted: Vec<_> = wanted.collect();
         let parts = self.parts(group, &wanted, u64::MAX)?;
-        Ok(OpenedGroup {
-            pages,
-            trees,
-            parts,
-        })
+        Ok(OpenedGroup { root, pages, parts })
     }
 
     fn parts(
@@ -248,10 +244,7 @@ pub fn open_group<E>(
 ) -> Result<Opened, LoadError<E>> {
     let mut files = Files::new(owner, read);
     match files.named(root)? {
-        super::Named::Trees(root) => {
-            let opened = files.open(root.meta.group, (root.pages, root.trees), reads)?;
-            Ok(Opened::Some(opened))
-        }
+        super::Named::Trees(root) => files.open(root, reads).map(Opened::Some),
         super::Named::All(_) => super::read_group(owner, root, read).map(Opened::All),
     }
 }

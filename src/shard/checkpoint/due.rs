@@ -1,0 +1,204 @@
+//! When a checkpoint round is due: as often as a start needs it, and later where it writes in vain.
+
+use crate::base::units::{Lsn, Monotonic};
+use std::time::Duration;
+
+/// A round that failed is tried again after this.
+const RETRY: Duration = Duration::from_secs(5);
+/// Memory is short: a round is due after so much log, or a sixteenth of that memory. A small job takes six
+/// times as much memory as log.
+const PRESSED_LOG_BYTES: u64 = 1 << 20;
+/// A round that is due at the start waits for so long, since its writes would hold up the first jobs.
+const ROUNDS_AFTER: Duration = Duration::from_millis(200);
+/// Of a log of fewer bytes the time to read it back tells nothing.
+const TELLING_BYTES: u64 = 4 << 20;
+/// Bytes of log that a shard reads back in a second, unless this start has told.
+const USUAL_RATE: u64 = 400 << 20;
+/// What a round has written needlessly is at most this part of the log between two rounds,
+const NEEDLESS_PART: u64 = 12;
+/// unless that were so many times what a start reads back in its time.
+const TAILS_MAX: u64 = 4;
+
+/// When the next round is due.
+pub(in crate::shard) struct Due {
+    /// The end of the log at the last cut.
+    cut_at: Lsn,
+    /// Log bytes that count as since the last cut, until there is one: found at the start, or those of a
+    /// round that failed.
+    carried: u64,
+    /// What the round under way has cut off, in bytes of log.
+    cut_off: u64,
+    /// Not before this.
+    not_before: Monotonic,
+    /// Bytes of log that a start reads back in the time that it may take.
+    tail_bytes: u64,
+    /// What had been written when the round under way began, in bytes.
+    written_before: u64,
+    /// What the newest bases need of what is on disk, in bytes.
+    live_bytes: u64,
+    /// What the last round wrote beyond that by which it made that grow, in bytes.
+    needless_bytes: u64,
+}
+
+impl Due {
+    /// At a start that found this much log to replay.
+    pub(in crate::shard) fn new(
+        (log_end, found): (Lsn, u64),
+        tail_bytes: u64,
+        now: Monotonic,
+    ) -> Self {
+        Self {
+            cut_at: log_end,
+            carried: found,
+            cut_off: 0,
+            not_before: now.plus(ROUNDS_AFTER),
+            tail_bytes,
+            written_before: 0,
+            live_bytes: 0,
+            needless_bytes: 0,
+        }
+    }
+
+    /// This start took so long to read back, and apply, so many bytes of log: a start may take `budget`.
+    /// The tail is no shorter than `least`.
+    pub(super) fn bound_tail(
+        &mut self,
+        budget: Duration,
+        (bytes, took): (u64, Duration),
+        least: u64,
+    ) {
+        let rate = match bytes {
+            TELLING_BYTES.. => bytes as f64 / took.as_secs_f64().max(0.001),
+            _ => USUAL_RATE as f64,
+        };
+        self.tail_bytes = least.max((rate * budget.as_secs_f64()) as u64);
+    }
+
+    /// Bytes of log since the last cut.
+    pub(super) fn log_bytes(&self, log_end: Lsn) -> u64 {
+        self.carried + (log_end.0 - self.cut_at.0)
+    }
+
+    /// Whether a round is due. `log_max` bytes of log are too many in any case; `held_max` is the memory
+    /// that jobs may take, if only a round can free some of it.
+    pub(super) fn is_due(
+        &self,
+        log_end: Lsn,
+        log_max: u64,
+        held_max: Option<u64>,
+        now: Monotonic,
+    ) -> bool {
+        let log_bytes = self.log_bytes(log_end);
+        let presses = |held_max: u64| log_bytes >= PRESSED_LOG_BYTES.max(held_max / 16);
+        let is_due = log_bytes >= self.bytes().min(log_max) || held_max.is_some_and(presses);
+        is_due && now >= self.not_before
+    }
+
+    /// Bytes of log after which a round is due.
+    fn bytes(&self) -> u64 {
+        let latest = self.tail_bytes.saturating_mul(TAILS_MAX);
+        let worth = self.needless_bytes.saturating_mul(NEEDLESS_PART);
+        worth.clamp(self.tail_bytes, latest)
+    }
+
+    /// A round cuts here; so many bytes of checkpoints have been written before it.
+    pub(super) fn cut(&mut self, log_end: Lsn, written: u64) {
+        self.cut_off = self.log_bytes(log_end);
+        (self.cut_at, self.carried) = (log_end, 0);
+        self.written_before = written;
+    }
+
+    /// The round came to nothing: the log is as long as if there had been none, and it is made again after
+    /// a while.
+    pub(super) fn retry(&mut self, now: Monotonic) {
+        self.carried += std::mem::take(&mut self.cut_off);
+        self.not_before = now.plus(RETRY);
+    }
+
+    /// When a round is due for which there is log enough already, if it is not yet.
+    pub(super) fn waits_until(
+        &self,
+        log_end: Lsn,
+        log_max: u64,
+        now: Monotonic,
+    ) -> Option<Monotonic> {
+        let is_enough = self.log_bytes(log_end) >= self.bytes().min(log_max);
+        (is_enough && now < self.not_before).then_some(self.not_before)
+    }
+
+    /// The newest bases need so many bytes of what is on disk.
+    pub(super) fn live(&mut self, bytes: u64) {
+        self.live_bytes = bytes;
+    }
+
+    /// A round is published that has brought the bytes written up to `written`, and the bytes needed to
+    /// `live`.
+    pub(super) fn published(&mut self, written: u64, live: u64) {
+        let wrote = written - self.written_before;
+        let grown = live.saturating_sub(self.live_bytes);
+        self.needless_bytes = wrote.saturating_sub(grown);
+        self.live_bytes = live;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn rounds_come_as_often_as_a_start_needs_them_and_later_if_they_write_in_vain() {
+        let mut due = Due::new((Lsn(0), 0), 4 * MIB, Monotonic(0));
+        assert_eq!(due.bytes(), 4 * MIB);
+        // All that was written stays: jobs that wait.
+        due.published(5 * MIB, 5 * MIB);
+        assert_eq!(due.bytes(), 4 * MIB);
+        // As much was over by then as came.
+        due.cut(Lsn(4 * MIB), 5 * MIB);
+        due.published(6 * MIB, 5 * MIB);
+        assert_eq!(due.bytes(), 12 * MIB);
+        due.published(60 * MIB, 5 * MIB);
+        assert_eq!(due.bytes(), 16 * MIB);
+    }
+
+    #[test]
+    fn a_round_waits_for_the_first_jobs_and_after_a_failure() {
+        let start = Monotonic(0);
+        let mut due = Due::new((Lsn(0), 9 * MIB), 4 * MIB, start);
+        let is_due = |due: &Due, now| due.is_due(Lsn(0), u64::MAX, None, now);
+        let soon = start.plus(ROUNDS_AFTER);
+        assert_eq!((is_due(&due, start), is_due(&due, soon)), (false, true));
+        assert_eq!(due.waits_until(Lsn(0), u64::MAX, start), Some(soon));
+        assert_eq!(due.waits_until(Lsn(0), u64::MAX, soon), None);
+        due.cut(Lsn(0), 0);
+        assert!(!is_due(&due, soon), "nothing has come since");
+        due.retry(soon);
+        let later = soon.plus(RETRY);
+        assert_eq!((is_due(&due, soon), is_due(&due, later)), (false, true));
+        assert_eq!(due.log_bytes(Lsn(MIB)), 10 * MIB, "no round has cut it");
+    }
+
+    #[test]
+    fn a_long_log_tells_how_fast_logs_are_read_back() {
+        let mut due = Due::new((Lsn(0), 0), 0, Monotonic(0));
+        let ms = Duration::from_millis;
+        due.bound_tail(ms(10), (8 * MIB, ms(40)), 0);
+        assert_eq!(due.bytes(), 2 * MIB);
+        due.bound_tail(ms(10), (4096, ms(40)), 0);
+        assert_eq!(due.bytes(), USUAL_RATE / 100);
+        due.bound_tail(ms(10), (4096, ms(40)), 8 * MIB);
+        assert_eq!(due.bytes(), 8 * MIB);
+    }
+
+    #[test]
+    fn a_round_is_due_earlier_where_memory_is_short_and_the_log_is_bounded() {
+        let due = Due::new((Lsn(0), 3 * MIB), 4 * MIB, Monotonic(0));
+        let now = Monotonic(0).plus(ROUNDS_AFTER);
+        let is_due = |log_max, held_max| due.is_due(Lsn(0), log_max, held_max, now);
+        assert!(!is_due(u64::MAX, None));
+        assert!(is_due(3 * MIB, None));
+        assert!(is_due(u64::MAX, Some(48 * MIB)));
+        assert!(!is_due(u64::MAX, Some(49 * MIB)));
+    }
+}
