@@ -6,6 +6,7 @@
 
 use crate::base::code::Code;
 use crate::base::ids::{GroupId, JobId, LogIndex, Partition, QueueUid, SessionId, Token};
+use crate::queue::view::JobState;
 use bytes::Bytes;
 
 /// A command with the session that asks it.
@@ -421,6 +422,19 @@ pub struct PurgeStates {
     pub delayed: bool,
     /// Dead jobs.
     pub dead: bool,
+}
+
+impl PurgeStates {
+    /// The states.
+    pub(super) fn all(self) -> impl Iterator<Item = JobState> {
+        let wanted = [
+            (self.pending, JobState::Pending),
+            (self.delayed, JobState::Delayed),
+            (self.dead, JobState::Dead),
+        ];
+        let wanted = wanted.into_iter();
+        wanted.filter_map(|(is_wanted, state)| is_wanted.then_some(state))
+    }
 }
 
 /// How long a failed job waits before its next attempt.

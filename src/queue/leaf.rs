@@ -13,9 +13,10 @@
 
 use crate::base::limits::{LEAF_JOBS, PRIORITIES};
 use crate::queue::body::StoredBody;
+use crate::queue::command::PurgeStates;
 use crate::queue::partition::held_bytes;
 use crate::queue::record::Record;
-use crate::queue::tree::{DUES, NEVER, Page, Seen, Summary, Tree, bits};
+use crate::queue::tree::{DUES, Fate, NEVER, Page, Seen, Summary, Tree, bits};
 use crate::queue::view::{BodyLocation, JobState};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,6 +31,7 @@ const REASONED: usize = PRIORITIES + 3;
 pub(super) const READY: u16 = (1 << PRIORITIES) - 1;
 /// Classes that a job stands in one of.
 const STATES: usize = PRIORITIES + 3;
+const ALL_STATES: u16 = (1 << STATES) - 1;
 
 /// An order of times; what waits in it is told by records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +81,22 @@ pub(super) fn class_of(state: JobState, priority: u8) -> usize {
         JobState::Delayed => DELAYED,
         JobState::InFlight => IN_FLIGHT,
         JobState::Dead => DEAD,
+    }
+}
+
+/// What a purge of some states makes of the leaves with these classes.
+pub(super) fn purged(states: PurgeStates, summary: &Summary) -> Fate {
+    let classes = states.all().fold(0, |all, state| match state {
+        JobState::Pending => all | READY,
+        _ => all | 1 << class_of(state, 0),
+    });
+    let classes_of_jobs = summary.classes & ALL_STATES;
+    if classes_of_jobs & classes == 0 {
+        Fate::Stay
+    } else if classes_of_jobs & !classes == 0 {
+        Fate::Go
+    } else {
+        Fate::Mixed
     }
 }
 
@@ -184,6 +202,11 @@ impl Leaf {
     /// Where the body of a slot is on this node's disk.
     pub(super) fn location(&self, slot: usize) -> Option<BodyLocation> {
         self.locations.get(slot).copied().flatten()
+    }
+
+    /// Where the bodies of its jobs are on this node's disk, as far as they are.
+    pub(super) fn locations(&self) -> impl Iterator<Item = BodyLocation> {
+        self.locations.iter().copied().flatten()
     }
 
     /// The last failures, by slot.

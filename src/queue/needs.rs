@@ -17,11 +17,11 @@ use crate::queue::deadlines::Place;
 use crate::queue::job_queue::JobQueue;
 use crate::queue::jobs::ReplyRoom;
 use crate::queue::keys::{EXPIRIES, bucket_of};
-use crate::queue::leaf::{Leaves, Order, READY, class_of, leaf_of};
+use crate::queue::leaf::{Leaves, Order, READY, class_of, leaf_of, purged};
 use crate::queue::partition::PartitionState;
 use crate::queue::record::Record;
 use crate::queue::residence::AbsentPage;
-use crate::queue::tree::{Absent, Page, Seen, Summary, Tree};
+use crate::queue::tree::{Absent, Fate, Page, Seen, Summary, Tree};
 use crate::queue::view::{ApplyAt, JobScan, JobState, PageKey, PageKind};
 use crate::queue::writing::{SummaryBytes, read_summary};
 
@@ -73,6 +73,23 @@ impl PageWant {
             Below::Nothing => 0,
             Below::One(_) => 1,
             Below::Classes(_) | Below::Due { .. } => AHEAD,
+        }
+    }
+}
+
+/// What is absent of the leaves that a purge takes, or of those that it leaves.
+#[derive(Default)]
+struct Side {
+    jobs: u64,
+    /// The first of them.
+    first: Vec<Absent>,
+}
+
+impl Side {
+    fn add(&mut self, absent: Absent, summary: &Summary) {
+        self.jobs += summary.live;
+        if self.first.len() < AHEAD_OF_ALL {
+            self.first.push(absent);
         }
     }
 }
@@ -280,11 +297,28 @@ impl JobQueue {
         let Some(state) = self.partitions.get(&place) else {
             return;
         };
-        let of = |wanted: bool, classes: u16| if wanted { classes } else { 0 };
-        let classes = of(states.pending, READY)
-            | of(states.delayed, 1 << class_of(JobState::Delayed, 0))
-            | of(states.dead, 1 << class_of(JobState::Dead, 0));
-        wants.leaves(place, &state.leaves, (0, classes), AHEAD_OF_ALL);
+        let (mut nodes, mut mixed) = (Vec::new(), Vec::new());
+        let (mut going, mut staying) = (Side::default(), Side::default());
+        state.leaves.each_absent(
+            |absent, summary| match (purged(states, summary), absent.level) {
+                (Fate::Stay, _) => staying.add(absent, summary),
+                (_, 1..) => nodes.push(absent),
+                (Fate::Go, 0) => going.add(absent, summary),
+                (Fate::Mixed, 0) => mixed.push(absent),
+            },
+        );
+        let below = Below::Nothing;
+        for absent in nodes.iter().chain(&mixed).take(AHEAD_OF_ALL) {
+            wants.add(PageKind::Leaf, place, *absent, below);
+        }
+        if nodes.is_empty() {
+            // What lives in payload files is told by either.
+            let fewer = std::cmp::min_by_key(going, staying, |side| side.jobs);
+            for absent in fewer.first {
+                let below = Below::Classes(u16::MAX);
+                wants.add(PageKind::Leaf, place, absent, below);
+            }
+        }
     }
 
     fn advance_needs(&self, time: GroupTime, limit: u32, wants: &mut Wants) {

@@ -16,15 +16,17 @@
 //! of the partition, but never against a live job: whatever is too much goes, the oldest first, a
 //! bounded number an entry. Until then the partition stands in the group's surplus.
 
-use crate::base::ids::{JobId, Partition, QueueUid, SessionId};
-use crate::base::limits::{FINISHED_HELD_BYTES, JOB_HELD_BYTES, KEY_HELD_BYTES, REASON_BYTES_MAX};
+use crate::base::ids::{GroupId, JobId, Partition, QueueUid, SessionId};
+use crate::base::limits::{
+    FINISHED_HELD_BYTES, JOB_HELD_BYTES, KEY_HELD_BYTES, PRIORITIES, REASON_BYTES_MAX,
+};
 use crate::base::units::WallTime;
 use crate::queue::body::StoredBody;
-use crate::queue::command::{DeadPolicy, PartitionConfig};
+use crate::queue::command::{DeadPolicy, PartitionConfig, PurgeStates};
 use crate::queue::deadlines::{Deadlines, Place};
 use crate::queue::history::{Finished, History};
 use crate::queue::keys::{KeyRecord, KeyTable};
-use crate::queue::leaf::{Leaves, leaf_of, slot_of};
+use crate::queue::leaf::{Leaves, leaf_of, purged, slot_of};
 use crate::queue::record::Record;
 use crate::queue::sessions::Sessions;
 use crate::queue::settings::share;
@@ -157,6 +159,63 @@ impl PartitionState {
             .note_jobs(place_of(id), &before, self.leaves.summary());
     }
 
+    /// Takes all jobs of some states out; how many that were. Leaves of which nothing stays go without a
+    /// look, most of all if they are absent: [`JobQueue::pages_needed`] tells what must be here.
+    ///
+    /// [`JobQueue::pages_needed`]: crate::queue::JobQueue::pages_needed
+    pub(super) fn purge(
+        &mut self,
+        (group, place): (GroupId, Place),
+        states: PurgeStates,
+        on: &mut Links,
+    ) -> u64 {
+        let live = self.head.live();
+        let before = *self.leaves.summary();
+        let fate = |summary: &Summary| purged(states, summary);
+        let mut gone = Vec::new();
+        self.leaves.drop_pages(&fate, &mut |leaf| gone.push(leaf));
+        let whole = before.live - self.leaves.summary().live;
+        self.head.stats.bytes -= before.bytes - self.leaves.summary().bytes;
+        on.deadlines
+            .note_jobs(place, &before, self.leaves.summary());
+        for leaf in &gone {
+            on.held_bytes -= leaf.held_bytes();
+        }
+        let mut rest = Vec::new();
+        for state in states.all() {
+            let before = rest.len() as u64;
+            match state {
+                JobState::Pending => {
+                    let priorities = 0..PRIORITIES as u8;
+                    rest.extend(priorities.flat_map(|of| self.leaves.of_state(state, of, 0)));
+                }
+                _ => rest.extend(self.leaves.of_state(state, 0, 0)),
+            }
+            *self.counter(state) = rest.len() as u64 - before;
+        }
+        for seq in rest {
+            self.remove(JobId::new(group, place.0, place.1, seq), on);
+        }
+        // What lives in payload files is told by the leaves that went, or by those that stayed.
+        let mut stays_absent = false;
+        self.leaves.each_absent(|_, _| stays_absent = true);
+        if stays_absent {
+            let seen: usize = gone.iter().map(|leaf| leaf.live_slots().count()).sum();
+            assert_eq!(whole, seen as u64, "a leaf went before it was here");
+            for at in gone.iter().flat_map(|leaf| leaf.locations()) {
+                self.leave_payload(at);
+            }
+        } else {
+            self.payloads.clear();
+            for (_, leaf) in self.leaves.here() {
+                for at in leaf.locations() {
+                    note_payload(&mut self.payloads, at);
+                }
+            }
+        }
+        live - self.head.live()
+    }
+
     /// Remembers where the body of a job is on this node's disk, and where it was before; nothing if the
     /// job is gone.
     pub(super) fn set_body_location(
@@ -179,8 +238,7 @@ impl PartitionState {
         if let Some(before) = before {
             self.leave_payload(before);
         }
-        let used = self.payloads.entry(at.file).or_default();
-        *used = (used.0 + at.disk_bytes(), used.1 + 1);
+        note_payload(&mut self.payloads, at);
     }
 
     fn leave_payload(&mut self, at: BodyLocation) {
@@ -412,6 +470,12 @@ impl PartitionState {
             on.sessions.let_go(record.owner, id);
         }
     }
+}
+
+/// The body of a live job lies there.
+fn note_payload(payloads: &mut BTreeMap<u64, (u64, u64)>, at: BodyLocation) {
+    let used = payloads.entry(at.file).or_default();
+    *used = (used.0 + at.disk_bytes(), used.1 + 1);
 }
 
 /// The partition of a job.

@@ -10,7 +10,7 @@
 
 use crate::base::bugs::{self, Bug};
 use crate::base::ids::{GroupId, JobId, LogIndex, Partition, QueueUid};
-use crate::base::limits::{CHANGES_MAX, GROUPS_MAX, PRIORITIES, QUEUES_MAX};
+use crate::base::limits::{CHANGES_MAX, GROUPS_MAX, QUEUES_MAX};
 use crate::queue::command::{
     Outcome, PartitionChange, PartitionConfig, PurgeStates, QueueInfo, QueueSettings, Rejection,
 };
@@ -296,24 +296,9 @@ impl JobQueue {
         let Some(partition) = self.partitions.get_mut(&(uid, number)) else {
             return Outcome::Rejected(Rejection::QueueChanged);
         };
-        let leaves = &partition.leaves;
-        let mut jobs = Vec::new();
-        if states.pending {
-            let classes = 0..PRIORITIES as u8;
-            jobs.extend(classes.flat_map(|class| leaves.of_state(JobState::Pending, class, 0)));
-        }
-        if states.delayed {
-            jobs.extend(leaves.of_state(JobState::Delayed, 0, 0));
-        }
-        if states.dead {
-            jobs.extend(leaves.of_state(JobState::Dead, 0, 0));
-        }
-        for seq in &jobs {
-            let id = JobId::new(self.group, uid, number, *seq);
-            partition.remove(id, &mut self.links);
-        }
+        let place = (self.group, (uid, number));
         Outcome::Purged {
-            jobs: jobs.len() as u64,
+            jobs: partition.purge(place, states, &mut self.links),
         }
     }
 

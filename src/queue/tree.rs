@@ -29,6 +29,7 @@
 //!
 //! Left out on purpose: what a page holds.
 
+mod dropping;
 mod residence;
 mod walk;
 
@@ -38,6 +39,7 @@ use crate::queue::view::StoredPage;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+pub(super) use dropping::Fate;
 pub(super) use residence::{Absent, Seen};
 pub(super) use walk::{Placed, Todo, Walk, WrittenBranch, WrittenTree};
 
@@ -130,7 +132,16 @@ enum Below<T> {
     Absent,
 }
 
-// Derived, these would ask for `T: Clone`, or copy it.
+// Derived, these would ask for the same of `T`, or copy it.
+impl<T> Default for Node<T> {
+    fn default() -> Self {
+        Self {
+            used: 0,
+            branches: [const { None }; FAN_OUT],
+        }
+    }
+}
+
 impl<T> Clone for Node<T> {
     fn clone(&self) -> Self {
         Self {
@@ -179,13 +190,7 @@ impl<T> Default for Spare<T> {
 
 impl<T: Page> Spare<T> {
     fn node(&mut self) -> Arc<Node<T>> {
-        let fresh = || {
-            Arc::new(Node {
-                used: 0,
-                branches: [const { None }; FAN_OUT],
-            })
-        };
-        self.node.take().unwrap_or_else(fresh)
+        self.node.take().unwrap_or_default()
     }
 
     /// An empty branch of a node of this level.

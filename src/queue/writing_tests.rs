@@ -723,6 +723,68 @@ fn a_start_reads_the_jobs_in_flight_and_a_lease_the_next() {
 }
 
 #[test]
+fn a_purge_reads_no_leaf_of_which_nothing_stays() {
+    let states = |pending, delayed| PurgeStates {
+        pending,
+        delayed,
+        dead: true,
+    };
+    // What waits without delay and with one, and of the purge the states, the nodes that it reads, the
+    // pages, and the leaves that are here afterwards. Of a backlog with 100 jobs in flight, those.
+    for (waits, delayed, purge, nodes, pages, here) in [
+        (20_000, 0, states(true, true), 4, 0, vec![0, 1]),
+        (1_000, 19_000, states(true, true), 4, 0, vec![0, 1]),
+        // Something stays that is absent: the leaf of both kinds, and what goes, which is less.
+        (1_000, 19_000, states(true, false), 0, 14, vec![0, 1, 15]),
+        // That leaf, and what stays, which is less.
+        (1_000, 19_000, states(false, true), 4, 14, (0..16).collect()),
+    ] {
+        let (mut whole, mut disk) = (waiting(waits), Disk::default());
+        let later = NewJob {
+            start: Start::After(1_000_000),
+            ..NewJob::default()
+        };
+        for _ in 0..delayed / 1000 {
+            apply(&mut whole, 0, enqueue(vec![later.clone(); 1000]));
+        }
+        apply(&mut whole, 1, lease(100));
+        let (state, _) = checkpoint(&mut whole, &mut disk);
+        let mut machine = disk.open(&state);
+        let at = ApplyAt {
+            index: LogIndex(2),
+            time: GroupTime(2),
+        };
+        let command = Command {
+            session: None,
+            op: Op::Purge {
+                queue: uid(1),
+                partition: Partition(0),
+                states: purge,
+            },
+        };
+        let mut read = (0, 0);
+        loop {
+            let wants = machine.pages_needed(at, &command);
+            let Some(want) = wants.first() else { break };
+            let count = disk.read_wanted(&mut machine, &[*want]);
+            match want.at.level {
+                0 => read.1 += count,
+                _ => read.0 += count,
+            }
+        }
+        assert_eq!(read, (nodes, pages), "{purge:?}");
+        assert_eq!(machine.apply(at, &command), whole.apply(at, &command));
+        let leaves = &machine.partitions[&(uid(1), Partition(0))].leaves;
+        let left: Vec<u64> = leaves.here().map(|(number, _)| number).collect();
+        assert_eq!(left, here, "{purge:?}");
+        check(&machine).expect("all invariants hold");
+        let (state, _) = checkpoint_absent(&mut machine, &mut disk, &mut Prng::new(1));
+        let (of_whole, _) = checkpoint(&mut whole, &mut disk);
+        assert_eq!(named(&state), named(&of_whole));
+    }
+}
+
+#[test]
 fn bodies_are_what_was_enqueued() {
     let (mut machine, mut disk) = (rich(), Disk::default());
     let (state, _) = checkpoint(&mut machine, &mut disk);

@@ -2,7 +2,7 @@
 //! it go. Nothing of this changes what the tree holds.
 
 use super::walk::{WrittenBranch, exact, sum_of};
-use super::{BITS, Below, Branch, FAN_OUT, Node, Page, Summary, Tree, bits, branch_of};
+use super::{BITS, Below, Branch, Node, Page, Summary, Tree, bits, branch_of};
 use crate::queue::view::StoredPage;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -50,7 +50,7 @@ impl<T: Page> Tree<T> {
     }
 
     /// The root, if it is absent.
-    fn absent_root(&self) -> Option<Absent> {
+    pub(super) fn absent_root(&self) -> Option<Absent> {
         let stored = self.disk.root.filter(|_| self.root.is_none())?;
         Some(Absent {
             level: self.height,
@@ -120,6 +120,16 @@ impl<T: Page> Tree<T> {
                 }
             }
         })
+    }
+
+    /// What is absent, with what is in it, but for what is below absent nodes.
+    pub(in crate::queue) fn each_absent(&self, mut look: impl FnMut(Absent, &Summary)) {
+        match (&self.root, self.absent_root()) {
+            _ if self.is_here() => {}
+            (Some(root), _) => each_absent_below(root, (self.height, self.prefix), &mut look),
+            (None, Some(root)) => look(root, &self.summary),
+            (None, None) => {}
+        }
     }
 
     /// The pages that are here, rising.
@@ -304,10 +314,7 @@ impl<T: Page> Node<T> {
     pub(super) fn of_absent(
         branches: Vec<WrittenBranch>,
     ) -> Result<(Arc<Self>, u64), &'static str> {
-        let mut node = Self {
-            used: 0,
-            branches: [const { None }; FAN_OUT],
-        };
+        let mut node = Self::default();
         let count = branches.len() as u64;
         for (slot, summary, stored) in branches {
             let place = node.branches.get_mut(usize::from(slot));
@@ -321,6 +328,21 @@ impl<T: Page> Node<T> {
             node.used |= 1 << slot;
         }
         Ok((Arc::new(node), count))
+    }
+}
+
+fn each_absent_below<T: Page>(
+    node: &Node<T>,
+    (level, prefix): (u32, u64),
+    look: &mut impl FnMut(Absent, &Summary),
+) {
+    for at in bits(node.used) {
+        let (branch, number) = (node.branch(at), prefix << BITS | at as u64);
+        match &branch.below {
+            Below::Page(_) => {}
+            Below::Node(node) => each_absent_below(node, (level - 1, number), look),
+            Below::Absent => look(branch.absent(level - 1, number), &branch.summary),
+        }
     }
 }
 
