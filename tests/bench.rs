@@ -93,6 +93,18 @@ fn a_rate_is_not_exceeded() {
 }
 
 #[test]
+fn what_fills_the_queues_first_is_there_and_counts_for_nothing() {
+    let args = ["--fill", "3000", "--rate", "400", "--duration", "1s"];
+    let found = figures("load-fill.json", &args);
+    assert!(number(&found, "enqueued_per_s") <= 440.0, "{found}");
+    let backlog = found["seconds"][0]["backlog"].as_u64();
+    assert!(
+        backlog.is_some_and(|jobs| (3000..4000).contains(&jobs)),
+        "{found}"
+    );
+}
+
+#[test]
 fn what_cannot_be_measured_is_refused() {
     for (args, words) in [
         (&["--window", "0"][..], "--window must be 1 to"),

@@ -194,6 +194,7 @@ Examples:
   rrq-bench load --batch 64 --duration 30s
   rrq-bench load --consumers 32 --rate 50000 --json result.json --html result.html
   rrq-bench load --nodes 3 --consumers 32
+  rrq-bench load --consumers 32 --fill 10000000
   rrq-bench load 127.0.0.1:7411 --producers 1 --window 1")]
 struct Load {
     /// A node that runs [default: one of its own, which goes at the end]
@@ -235,6 +236,9 @@ struct Load {
     /// Jobs that may be there at once while consumers work [default: twice what the windows hold]
     #[arg(long, value_name = "N")]
     backlog: Option<u64>,
+    /// Jobs that are put into the queues first, before the load begins; they are worked with the others
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    fill: u64,
     /// How long is measured
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = time)]
     duration: Duration,
@@ -461,6 +465,7 @@ impl Load {
             nack_rate: self.nack_rate,
             rate: self.rate,
             backlog: self.backlog,
+            fill: self.fill,
             duration: self.duration,
             warm_up: self.warm_up,
             address: self.address,

@@ -151,6 +151,11 @@ impl Books {
         self.lately.replace(new_histogram())
     }
 
+    /// Jobs that were asked for so far.
+    pub(super) fn asked(&self) -> u64 {
+        self.next.get()
+    }
+
     /// Jobs that are asked for or there.
     pub(super) fn backlog(&self) -> u64 {
         let counts = self.counts.get();

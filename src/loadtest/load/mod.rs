@@ -3,7 +3,7 @@
 //! ```text
 //! producers --enqueue--> queues --lease--> consumers --ack-->      one connection each
 //!     '--------------- room, while the backlog is bounded ---'
-//! warm-up | measured: counts, latencies, CPU, bytes | ending: what is there is worked | audit
+//! fill | warm-up | measured: counts, latencies, CPU, bytes | ending: what is there is worked | audit
 //! ```
 //!
 //! Latencies count from the moment at which a request was due. Without a rate that is when it was
@@ -45,6 +45,10 @@ use tokio::task::JoinSet;
 
 /// What is left is worked as long as this does not pass without a job.
 const ENDING_PATIENCE: Duration = Duration::from_secs(45);
+/// The load remembers each job while consumers work: 12 bytes.
+const FILL_MAX: u64 = 100_000_000;
+/// Jobs of a request that fills.
+const FILL_BATCH: u64 = 64;
 
 /// What to do.
 #[derive(Clone, Debug)]
@@ -69,8 +73,11 @@ pub struct Options {
     pub nack_rate: u8,
     /// Jobs a second, over all producers; `None` = as fast as answers come.
     pub rate: Option<u64>,
-    /// Jobs that may be there at once where consumers work; `None` = twice what all windows hold.
+    /// Jobs that may be there at once where consumers work, beside those of `fill`; `None` = twice what
+    /// all windows hold.
     pub backlog: Option<u64>,
+    /// Jobs that are there before the load begins.
+    pub fill: u64,
     /// How long is measured.
     pub duration: Duration,
     /// How long the load is on before.
@@ -105,6 +112,7 @@ impl Default for Options {
             nack_rate: 0,
             rate: None,
             backlog: None,
+            fill: 0,
             duration: Duration::from_secs(10),
             warm_up: Duration::from_secs(2),
             address: None,
@@ -155,6 +163,7 @@ fn check(options: &Options) -> Result<(), Report> {
         ("--delayed", options.delayed.into(), 0, 100),
         ("--nack-rate", options.nack_rate.into(), 0, 90),
         ("--rate", options.rate.unwrap_or(1), 1, 100_000_000),
+        ("--fill", options.fill, 0, FILL_MAX),
     ];
     for (flag, given, least, most) in bounds {
         if !(least..=most).contains(&given) {
@@ -308,7 +317,10 @@ struct Run<'a> {
 impl Run<'_> {
     async fn with(&self, targets: &[Target]) -> Result<Outcome, Report> {
         let books = Rc::new(Books::new(self.backlog_max()));
-        let mut producers = self.producers(targets, &books).await?;
+        if self.options.fill > 0 {
+            self.fill(targets, &books).await?;
+        }
+        let mut producers = self.producers(targets, &books, self.shape()).await?;
         let mut consumers = self.consumers(targets, &books).await?;
         let mut seconds = Vec::new();
         let mut from = self.mark(&books).await?;
@@ -359,30 +371,55 @@ impl Run<'_> {
             ..
         } = *self.options;
         let windows = u64::from(producers * batch + consumers) * u64::from(window);
-        (consumers > 0).then(|| self.options.backlog.unwrap_or(2 * windows))
+        (consumers > 0).then(|| self.options.backlog.unwrap_or(2 * windows) + self.options.fill)
     }
 
-    async fn producers(
-        &self,
-        targets: &[Target],
-        books: &Rc<Books>,
-    ) -> Result<JoinSet<Result<(), Report>>, Report> {
+    /// Puts the first jobs into the queues, as fast as they are taken. Refused ones are not made up for.
+    async fn fill(&self, targets: &[Target], books: &Rc<Books>) -> Result<(), Report> {
+        let begun = Instant::now();
+        let shape = Shape {
+            batch: FILL_BATCH,
+            delayed: 0,
+            every: None,
+            until: Some(self.options.fill),
+            ..self.shape()
+        };
+        let mut producers = self.producers(targets, books, shape).await?;
+        while let Some(ended) = producers.join_next().await {
+            ended.expect("a producer does not panic")?;
+        }
+        let (jobs, seconds) = (books.counts().enqueued, begun.elapsed().as_secs_f64());
+        (self.options.say)(&format!("fill     {jobs} jobs in {seconds:.1} s"));
+        Ok(())
+    }
+
+    fn shape(&self) -> Shape {
         let Options {
             producers, batch, ..
         } = *self.options;
-        // Each has its share of the rate, and they begin one after the other.
+        // Each has its share of the rate.
         let every = self.options.rate.map(|rate| {
             let requests = f64::from(producers) * f64::from(batch);
             Duration::from_secs_f64(requests / rate as f64)
         });
-        let shape = Shape {
+        Shape {
             window: self.options.window as usize,
             batch: batch.into(),
             payload: self.options.payload,
             priorities: self.options.priorities,
             delayed: self.options.delayed,
             every,
-        };
+            until: None,
+        }
+    }
+
+    async fn producers(
+        &self,
+        targets: &[Target],
+        books: &Rc<Books>,
+        shape: Shape,
+    ) -> Result<JoinSet<Result<(), Report>>, Report> {
+        let producers = self.options.producers;
         let mut links = Vec::new();
         for number in 0..producers as usize {
             let target = &targets[number % targets.len()];
@@ -393,7 +430,8 @@ impl Run<'_> {
         let begin = Instant::now();
         for (number, (link, target)) in links.into_iter().enumerate() {
             let books = books.clone();
-            let offset = every.unwrap_or_default() * number as u32 / producers;
+            // With a rate they begin one after the other.
+            let offset = shape.every.unwrap_or_default() * number as u32 / producers;
             let begin = begin + offset;
             let seed = number as u64;
             let producer = Producer::new(link, books, shape.clone(), target.queue, seed, begin);

@@ -28,6 +28,9 @@ pub(super) struct Shape {
     pub(super) delayed: u8,
     /// Between two requests of one connection; `None` = as fast as answers come.
     pub(super) every: Option<Duration>,
+    /// Ends when all producers together have asked for so many jobs, whose latencies do not count; `None` =
+    /// when the end of the load is near.
+    pub(super) until: Option<u64>,
 }
 
 /// How long delayed jobs wait.
@@ -78,14 +81,14 @@ impl Producer {
         }
     }
 
-    /// Enqueues until the end is near.
+    /// Enqueues until the end.
     ///
     /// # Errors
     /// If a node refuses what it must take, or the group is lost.
     pub(super) async fn run(mut self) -> Result<(), Report> {
         loop {
             let wait = self.send();
-            if self.under_way.is_empty() && self.books.phase() >= Phase::Ending {
+            if self.under_way.is_empty() && self.is_over() {
                 return Ok(());
             }
             if let Err(why) = self.hear(wait).await {
@@ -133,7 +136,7 @@ impl Producer {
     fn send(&mut self) -> Option<Duration> {
         let now = Instant::now();
         while self.under_way.len() < self.shape.window
-            && self.books.phase() < Phase::Ending
+            && !self.is_over()
             && self.books.has_room(self.shape.batch)
         {
             let due = match self.shape.every {
@@ -150,10 +153,19 @@ impl Producer {
         None
     }
 
+    fn is_over(&self) -> bool {
+        match self.shape.until {
+            Some(jobs) => self.books.asked() >= jobs,
+            None => self.books.phase() >= Phase::Ending,
+        }
+    }
+
     fn ask(&mut self, due: Instant) {
-        let jobs = self.shape.batch;
+        let left = self.shape.until.map(|jobs| jobs - self.books.asked());
+        let jobs = left.map_or(self.shape.batch, |left| left.min(self.shape.batch));
         let is_delayed = self.prng.below(100) < self.shape.delayed.into();
-        let first = self.books.ask(jobs, due, !is_delayed);
+        let is_timed = left.is_none() && !is_delayed;
+        let first = self.books.ask(jobs, due, is_timed);
         let seq = self.next_seq;
         self.next_seq += 1;
         let lowest = self.under_way.front().map_or(seq, |request| request.seq);
