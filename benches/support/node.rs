@@ -249,7 +249,10 @@ impl Node {
             Effect::LoadGroup { group, bases } => self.loads.push((group, bases)),
             Effect::LoadPages(_) => panic!("no operation needs what it does not have"),
             Effect::Stopped => self.stopped = true,
-            Effect::DropSegments { .. } | Effect::DropFiles { .. } | Effect::JobsRan { .. } => {}
+            Effect::DropSegments { .. }
+            | Effect::DropFiles { .. }
+            | Effect::Discard(_)
+            | Effect::JobsRan { .. } => {}
             Effect::Forward { .. } | Effect::ForwardClosed { .. } => {
                 panic!("one shard has nobody to forward to")
             }

@@ -114,6 +114,8 @@ pub(super) struct Leaf {
     /// No later than the first time of each order.
     dues: [u64; DUES],
     payload_bytes: u64,
+    /// Memory that its jobs take, about.
+    held_bytes: u64,
     records: [Record; SLOTS],
     bodies: [Option<StoredBody>; SLOTS],
     /// Empty until the first body has a location, then one per slot.
@@ -131,6 +133,7 @@ impl Default for Leaf {
             waiting: [0; DUES],
             dues: [NEVER; DUES],
             payload_bytes: 0,
+            held_bytes: 0,
             records: [Record::default(); SLOTS],
             bodies: [const { None }; SLOTS],
             locations: Vec::new(),
@@ -193,10 +196,9 @@ impl Leaf {
             .expect("a live slot has its body")
     }
 
-    /// Memory that it takes, about.
+    /// Memory that its jobs take, about.
     pub(super) fn held_bytes(&self) -> u64 {
-        let bodies = self.live_slots().map(|slot| held_bytes(self.body(slot)));
-        bodies.sum()
+        self.held_bytes
     }
 
     /// Where the body of a slot is on this node's disk.
@@ -266,6 +268,7 @@ impl Leaf {
         );
         self.live |= 1 << slot;
         self.records[slot] = record;
+        self.held_bytes += held_bytes(&body);
         self.bodies[slot] = Some(body);
         self.payload_bytes += u64::from(record.payload_len);
         self.enter(slot);
@@ -278,6 +281,7 @@ impl Leaf {
         let record = std::mem::take(&mut self.records[slot]);
         let body = self.bodies[slot].take().expect("a live job has a body");
         self.payload_bytes -= u64::from(record.payload_len);
+        self.held_bytes -= held_bytes(&body);
         let location = self.locations.get_mut(slot).and_then(Option::take);
         if !self.reasons.is_empty() {
             self.set_reason(slot, Bytes::new());
@@ -356,7 +360,8 @@ impl Leaf {
         }
         let told = |leaf: &Self| {
             let (states, waiting) = (leaf.states, leaf.waiting);
-            (states, leaf.classes, waiting, leaf.payload_bytes)
+            let bytes = (leaf.payload_bytes, leaf.held_bytes);
+            (states, leaf.classes, waiting, bytes)
         };
         if told(self) != told(&anew) {
             let (kept, derived) = (told(self), told(&anew));

@@ -523,8 +523,8 @@ impl Loading {
                 return Err(of_page("its counters are not what is in its trees"));
             }
             let links = &mut self.machine.links;
-            links.held_bytes += told.retained * FINISHED_HELD_BYTES as u64;
-            links.held_bytes += state.history.result_bytes();
+            state.hold(told.retained * FINISHED_HELD_BYTES as u64, links);
+            state.hold(state.history.result_bytes(), links);
             state.enter_deadlines(*place, links);
         }
         self.finish()

@@ -39,6 +39,7 @@ pub mod check;
 mod codec;
 pub mod command;
 mod deadlines;
+mod discarded;
 mod filter;
 mod frozen;
 mod group_page;
@@ -74,6 +75,7 @@ mod version_tests;
 mod writing_tests;
 
 pub use body::{StoredBody, decode_body, encode_body};
+pub use discarded::Discarded;
 pub use frozen::{BodyCursor, FrozenBody, FrozenState};
 pub use job_queue::{JobQueue, MACHINE_VERSION};
 pub use load::{StateLoader, stored_pages};

@@ -24,6 +24,7 @@ use crate::base::units::WallTime;
 use crate::queue::body::StoredBody;
 use crate::queue::command::{DeadPolicy, PartitionConfig, PurgeStates};
 use crate::queue::deadlines::{Deadlines, Place};
+use crate::queue::discarded::Discarded;
 use crate::queue::history::{Finished, History};
 use crate::queue::keys::{KeyRecord, KeyTable};
 use crate::queue::leaf::{Leaves, leaf_of, purged, slot_of};
@@ -48,6 +49,8 @@ pub(super) struct Links {
     pub(super) held_bytes: u64,
     /// Where bodies are put together.
     pub(super) scratch: Vec<u8>,
+    /// What is to be freed elsewhere.
+    pub(super) discarded: Discarded,
 }
 
 /// What the page of a partition holds.
@@ -107,6 +110,8 @@ pub(super) struct PartitionState {
     pub(super) keys: KeyTable,
     /// The finished jobs that are retained.
     pub(super) history: History,
+    /// Memory that jobs, keys and finished jobs take which are here.
+    held_bytes: u64,
     /// Payload files of this node's disk with the bytes and the number of bodies of live jobs.
     pub(super) payloads: BTreeMap<u64, (u64, u64)>,
 }
@@ -129,13 +134,14 @@ impl PartitionState {
             leaves: Leaves::default(),
             keys: KeyTable::default(),
             history: History::default(),
+            held_bytes: 0,
             payloads: BTreeMap::new(),
         }
     }
 
     /// Adds a live job: to the leaves, to its orders and to the counters of its state.
     pub(super) fn insert(&mut self, id: JobId, record: Record, body: StoredBody, on: &mut Links) {
-        on.held_bytes += held_bytes(&body);
+        self.hold(held_bytes(&body), on);
         let before = *self.leaves.summary();
         self.leaves.insert(id.seq(), record, body);
         self.head.stats.bytes += u64::from(record.payload_len);
@@ -152,7 +158,7 @@ impl PartitionState {
         if let Some(at) = location {
             self.leave_payload(at);
         }
-        on.held_bytes -= held_bytes(&body);
+        self.free(held_bytes(&body), on);
         self.head.stats.bytes -= u64::from(record.payload_len);
         self.unlink(id, &record, on);
         on.deadlines
@@ -178,9 +184,7 @@ impl PartitionState {
         self.head.stats.bytes -= before.bytes - self.leaves.summary().bytes;
         on.deadlines
             .note_jobs(place, &before, self.leaves.summary());
-        for leaf in &gone {
-            on.held_bytes -= leaf.held_bytes();
-        }
+        self.free(gone.iter().map(|leaf| leaf.held_bytes()).sum(), on);
         let mut rest = Vec::new();
         for state in states.all() {
             let before = rest.len() as u64;
@@ -213,6 +217,7 @@ impl PartitionState {
                 }
             }
         }
+        on.discarded.leaves(gone);
         live - self.head.live()
     }
 
@@ -296,7 +301,7 @@ impl PartitionState {
 
     /// Remembers a key until its window ends.
     pub(super) fn remember(&mut self, place: Place, key: KeyRecord, on: &mut Links) {
-        on.held_bytes += KEY_HELD_BYTES as u64;
+        self.hold(KEY_HELD_BYTES as u64, on);
         let before = self.keys.first_expiry();
         self.keys.insert(key);
         self.head.stats.keys += 1;
@@ -306,7 +311,7 @@ impl PartitionState {
 
     /// Forgets the first key whose window ends.
     pub(super) fn forget_first(&mut self, place: Place, on: &mut Links) {
-        on.held_bytes -= KEY_HELD_BYTES as u64;
+        self.free(KEY_HELD_BYTES as u64, on);
         let before = self.keys.first_expiry();
         self.keys.remove_first();
         self.head.stats.keys -= 1;
@@ -343,27 +348,33 @@ impl PartitionState {
 
     /// Memory that what is here of it takes: jobs, keys and finished jobs.
     pub(super) fn held_bytes(&self) -> u64 {
-        let jobs = self.leaves.here().map(|(_, leaf)| leaf.held_bytes());
-        let keys = self.keys.tree().here();
-        let keys = keys.map(|(_, bucket)| bucket.held_bytes());
-        jobs.sum::<u64>()
-            + keys.sum::<u64>()
-            + self.head.stats.retained * FINISHED_HELD_BYTES as u64
-            + self.history.result_bytes()
+        self.held_bytes
+    }
+
+    /// So much more memory is taken.
+    pub(super) fn hold(&mut self, bytes: u64, on: &mut Links) {
+        self.held_bytes += bytes;
+        on.held_bytes += bytes;
+    }
+
+    /// So much memory is free again.
+    pub(super) fn free(&mut self, bytes: u64, on: &mut Links) {
+        self.held_bytes -= bytes;
+        on.held_bytes -= bytes;
     }
 
     /// Puts a finished job at its place.
     pub(super) fn retain(&mut self, place: u64, job: Finished, on: &mut Links) {
-        on.held_bytes += finished_held_bytes(&job);
+        self.hold(finished_held_bytes(&job), on);
         self.head.stats.retained += 1;
         self.head.stats.bytes += job.result_len();
         self.history.push(place, job);
     }
 
     /// Drops the oldest finished job, which is there.
-    pub(super) fn drop_oldest(&mut self, held_bytes: &mut u64) {
+    pub(super) fn drop_oldest(&mut self, on: &mut Links) {
         let job = self.history.pop().expect("a surplus has an oldest job");
-        *held_bytes -= finished_held_bytes(&job);
+        self.free(finished_held_bytes(&job), on);
         self.head.stats.retained -= 1;
         self.head.stats.bytes -= job.result_len();
     }

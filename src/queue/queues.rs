@@ -256,6 +256,7 @@ impl JobQueue {
         partition.leave_deadlines(place, &mut self.links);
         self.links.held_bytes -= partition.held_bytes();
         self.links.surplus.remove(&place);
+        self.links.discarded.partition(partition);
     }
 
     /// Does what the home group of a queue asks of this one, unless it was done before.
@@ -304,11 +305,11 @@ impl JobQueue {
 
     /// Drops the oldest finished job of a partition that keeps more than it may; false if none does.
     pub(super) fn drop_surplus(&mut self) -> bool {
-        while let Some(place) = self.links.surplus.first() {
-            let partition = self.partitions.get_mut(place);
+        while let Some(place) = self.links.surplus.first().copied() {
+            let partition = self.partitions.get_mut(&place);
             let partition = partition.expect("a partition that goes is taken out of the surplus");
             if partition.keeps_too_much() {
-                partition.drop_oldest(&mut self.links.held_bytes);
+                partition.drop_oldest(&mut self.links);
                 return true;
             }
             self.links.surplus.pop_first();

@@ -210,7 +210,7 @@ impl JobQueue {
                 }
                 let taken = state.leaves.take_page(at, Arc::clone(&leaf));
                 if taken == Ok(true) {
-                    self.links.held_bytes += leaf.held_bytes();
+                    state.hold(leaf.held_bytes(), &mut self.links);
                     for (slot, owner) in leaf.owned() {
                         let seq = first + slot as u64;
                         let id = JobId::new(self.group, key.queue, key.partition, seq);
@@ -225,7 +225,9 @@ impl JobQueue {
                 }
                 let held_bytes = bucket.held_bytes();
                 let taken = state.keys.tree_mut().take_page(at, bucket);
-                self.links.held_bytes += if taken == Ok(true) { held_bytes } else { 0 };
+                if taken == Ok(true) {
+                    state.hold(held_bytes, &mut self.links);
+                }
                 taken
             }
             Holds::Finished(page) => state.history.pages_mut().take_page(at, page),
@@ -252,6 +254,7 @@ impl JobQueue {
             {
                 before = number;
                 freed += held;
+                state.free(held, &mut self.links);
             }
             if freed >= bytes {
                 self.hand = Some((place, before));
@@ -261,7 +264,6 @@ impl JobQueue {
             let next = self.partitions.range(behind).next();
             self.hand = next.map(|(place, _)| (*place, u64::MAX));
         }
-        self.links.held_bytes -= freed;
         freed
     }
 

@@ -785,6 +785,28 @@ fn a_purge_reads_no_leaf_of_which_nothing_stays() {
 }
 
 #[test]
+fn what_takes_long_to_free_is_handed_out() {
+    let purge = Op::Purge {
+        queue: uid(1),
+        partition: Partition(0),
+        states: PurgeStates {
+            pending: true,
+            ..PurgeStates::default()
+        },
+    };
+    let delete = Op::DeleteQueue { queue: uid(1) };
+    for op in [purge, delete] {
+        for (jobs, is_much) in [(4_000, false), (5_000, true)] {
+            let mut machine = waiting(jobs);
+            apply(&mut machine, 1, op.clone());
+            assert_eq!(machine.held_bytes(), 0);
+            assert_eq!(machine.take_discarded().is_some(), is_much, "{op:?}");
+            assert!(machine.take_discarded().is_none());
+        }
+    }
+}
+
+#[test]
 fn bodies_are_what_was_enqueued() {
     let (mut machine, mut disk) = (rich(), Disk::default());
     let (state, _) = checkpoint(&mut machine, &mut disk);

@@ -13,7 +13,7 @@
 use crate::base::report::Report;
 use crate::runtime::data_dir::{disk_full, names, sync_folder, unusable, write_durably};
 use crate::runtime::{space, sys};
-use crate::shard::effect::CheckpointFile;
+use crate::shard::effect::{CheckpointFile, Discarded};
 use crate::shard::input::Input;
 use crate::snapshot::manifest::Manifest;
 use bytes::Bytes;
@@ -62,6 +62,8 @@ pub enum Order {
     Manifest(Bytes),
     /// Unlink files.
     Drop(Vec<CheckpointFile>),
+    /// Free memory: here it holds up the next round at most.
+    Free(Discarded),
 }
 
 /// The thread's state.
@@ -114,6 +116,7 @@ impl SnapshotFiles {
                 Ok(Order::Sync { round, files }) => tell(self.sync(round, &files)),
                 Ok(Order::Manifest(bytes)) => manifest = Some(bytes),
                 Ok(Order::Drop(files)) => self.drop_files(&files),
+                Ok(Order::Free(discarded)) => drop(discarded),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }

@@ -3,6 +3,7 @@
 //! A group whose log cannot be applied stops, alone; those who waited are told that their request may
 //! have taken effect.
 
+use super::effect::Effect;
 use super::engine::ShardEngine;
 use super::group::{Phase, Waiter};
 use super::opening::halted;
@@ -89,6 +90,8 @@ impl ShardEngine {
                 };
                 let group = &mut self.groups[slot];
                 let outcome = group.queue.apply(at, &command);
+                self.effects
+                    .extend(group.queue.take_discarded().map(Effect::Discard));
                 group.raft.applied();
                 // What an earlier process proposed was counted by that one.
                 if group.raft.leads_for_sure() && term == group.raft.term() {

@@ -17,6 +17,8 @@ use crate::wal::writer::WalWrite;
 use crate::wire::message::{Reply, Request};
 use bytes::Bytes;
 
+pub use crate::queue::Discarded;
+
 /// A file of a checkpoint: its number is the start number (high 32 bits) and a counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum CheckpointFile {
@@ -167,6 +169,8 @@ pub enum Effect {
         /// The connection.
         from: Origin,
     },
+    /// Free this memory, which takes long, where nobody waits.
+    Discard(Discarded),
     /// Jobs that were acknowledged on the request of a client ran so long, in milliseconds of group
     /// time. For metrics only.
     JobsRan {

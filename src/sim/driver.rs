@@ -131,7 +131,7 @@ pub fn begin(disk: &mut SimDisk, effect: Effect) -> Begun {
             disk.drop_files(&files);
             return Begun::Done;
         }
-        Effect::JobsRan { .. } => return Begun::Done,
+        Effect::JobsRan { .. } | Effect::Discard(_) => return Begun::Done,
         Effect::Reply { to, reply } => return Begun::Out(Out::Reply(to, reply)),
         Effect::SendPeer { to, messages } => return Begun::Out(Out::Messages(to, messages)),
         Effect::SendBeat { to } => return Begun::Out(Out::Beat(to)),
