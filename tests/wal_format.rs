@@ -358,7 +358,7 @@ fn each_damage_to_a_batch_has_a_name() {
     assert_eq!(sealed(42, 1), Err(BatchError::TooLong));
     assert_eq!(sealed(4, 2), Err(BatchError::Version(2)));
     assert_eq!(sealed(5, 3), Err(BatchError::Unknown("flags")));
-    assert_eq!(sealed(5, 8), Err(BatchError::Unknown("flags")));
+    assert_eq!(sealed(5, 16), Err(BatchError::Unknown("flags")));
     assert_eq!(sealed(6, 72), Err(BatchError::Unknown("length")));
     assert_eq!(sealed(15, 0x40), Err(BatchError::Unknown("position")));
     assert_eq!(sealed(56, 1), Err(BatchError::Unknown("key")));

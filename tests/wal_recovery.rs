@@ -792,7 +792,7 @@ fn passed_over() {
     log.sync();
     log.entry(1, 1, 1, 10);
     log.sync();
-    log.entry(1, 2, 1, 4000);
+    log.entry(1, 2, 1, 10);
     log.submit();
     let head = log.flying.iter().position(|write| write.segment == 2);
     let head = log.flying[head.expect("the segment rolls")].clone();
@@ -959,7 +959,13 @@ fn what_is_not_read_changes_nothing() {
     log.hard(1, hard(1, 1, 0));
     log.sync();
     for index in 1..=10 {
-        log.entry(1, index, 1, if index % 3 == 0 { 2 * BLOCK } else { 100 });
+        // One is longer than a batch, and than what must be quiet.
+        let bytes = match index {
+            5 => 20 * BLOCK,
+            3 | 6 | 9 => 2 * BLOCK,
+            _ => 100,
+        };
+        log.entry(1, index, 1, bytes);
         log.sync();
     }
     log.sync_proved();
@@ -978,7 +984,9 @@ fn what_is_not_read_changes_nothing() {
             let file = disk.files.get_mut(&1).expect("the log is in it");
             file[block * BLOCK..][..BLOCK].fill(byte);
             let (found, _) = disk.recover_in_part(QUIET);
-            assert_eq!(found, disk.recover(), "block {block} filled with {byte:#x}");
+            // Printed, these are megabytes.
+            let same = found == disk.recover();
+            assert!(same, "block {block} filled with {byte:#x}");
         }
     }
 }

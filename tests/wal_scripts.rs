@@ -25,7 +25,7 @@
 mod wal_kit;
 
 use rrq::base::units::Lsn;
-use rrq::wal::batch::{BEACON, BatchHeader, FOOTER, SEG_HEAD};
+use rrq::wal::batch::{BEACON, BatchHeader, FOOTER, LARGE_NEXT, SEG_HEAD};
 use rrq::wal::recovery::Recovered;
 use rrq::wal::writer::WalWrite;
 use std::collections::BTreeMap;
@@ -169,6 +169,7 @@ fn show_batch(segment: u64, offset: usize, len: usize, header: &BatchHeader) -> 
         BEACON => " BEACON",
         SEG_HEAD => " HEAD",
         FOOTER => " FOOTER",
+        LARGE_NEXT => " LARGE NEXT",
         _ => "",
     };
     format!(

@@ -32,6 +32,10 @@ use std::time::{Duration, Instant};
 const FRONT_BYTES: usize = 64 << 10;
 /// What is read at the most to find the head: a thousand groups.
 const HEAD_BYTES: usize = 256 << 10;
+/// The kernel is told so much earlier what will be read of a long segment: what the disk gives in a
+/// millisecond.
+const FETCH_AHEAD_BYTES: usize = 512 << 10;
+
 /// What a shard left behind.
 #[derive(Debug)]
 pub struct Remains {
@@ -205,7 +209,14 @@ impl<'a> Part<'a> {
             // A sync may take as long as the reading.
             let sync = scope.spawn(|| file.sync_data());
             // What only tells the end is not kept: fresh memory costs more than reading.
-            let read = |from: usize, piece: &mut [u8]| file.read_exact_at(piece, from as u64);
+            let mut fetched = length.min(front.len().saturating_add(quiet));
+            let read = |from: usize, piece: &mut [u8]| {
+                if from + FETCH_AHEAD_BYTES > fetched && fetched < length {
+                    sys::will_read(&file, fetched as u64, FETCH_AHEAD_BYTES as u64);
+                    fetched += FETCH_AHEAD_BYTES;
+                }
+                file.read_exact_at(piece, from as u64)
+            };
             let end = find_end(self.number, &front, (length, quiet), read);
             let read = end.and_then(|end| read_to(&file, &mut bytes, end));
             sync.join().expect("panics end it all").and(read)

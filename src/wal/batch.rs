@@ -9,7 +9,7 @@
 //! | --- | --- | --- | --- |
 //! | 0 | 4 | magic `rrqB` | |
 //! | 4 | 1 | version, 1 | older binaries refuse a newer batch by name |
-//! | 5 | 1 | flags: 1 beacon, 2 segment head, 4 footer | |
+//! | 5 | 1 | flags: 1 beacon, 2 segment head, 4 footer, 8 a large batch follows | |
 //! | 6 | 2 | length of the header, 64 | |
 //! | 8 | 8 | LSN | must be the position implied by the segment: misdirected writes |
 //! | 16 | 8 | epoch of the segment | what a recycled file still holds never matches |
@@ -42,6 +42,9 @@ pub const BEACON: u8 = 1;
 pub const SEG_HEAD: u8 = 2;
 /// The last batch of a segment.
 pub const FOOTER: u8 = 4;
+/// A batch without records in front of one that is longer than others, for one large entry: a start that
+/// cannot read the header of that looks further for what follows it.
+pub const LARGE_NEXT: u8 = 8;
 
 /// Positions, batch numbers, indexes and terms lie below this, so that sums of them stay in range.
 pub(super) const POSITION_END: u64 = 1 << 62;
@@ -51,7 +54,7 @@ const MAGIC: u32 = u32::from_le_bytes(*b"rrqB");
 /// The header of a batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BatchHeader {
-    /// [`BEACON`], [`SEG_HEAD`] or [`FOOTER`], or 0.
+    /// [`BEACON`], [`SEG_HEAD`], [`FOOTER`] or [`LARGE_NEXT`], or 0.
     pub flags: u8,
     /// Its position.
     pub lsn: Lsn,
@@ -179,7 +182,7 @@ impl BatchHeader {
         if usize::from(u16::from_le_bytes([header[6], header[7]])) != BATCH_HEADER_BYTES {
             return Err(BatchError::Unknown("length"));
         }
-        if !matches!(decoded.flags, 0 | BEACON | SEG_HEAD | FOOTER) {
+        if !matches!(decoded.flags, 0 | BEACON | SEG_HEAD | FOOTER | LARGE_NEXT) {
             return Err(BatchError::Unknown("flags"));
         }
         if u32_at(header, 56) != 0 {

@@ -15,19 +15,21 @@
 //!
 //! A damaged batch is told from the end of the log by a later batch that proves it. Batches follow each
 //! other without gaps, so a later one begins within the length of what is damaged, and reading goes on
-//! from there: no batch is as long as the quiet bytes.
+//! from there: no batch is as long as the quiet bytes but that of a single large entry, and what stands
+//! before that says so ([`LARGE_NEXT`]).
 //!
-//! Left out: damage to more bytes in a row than are quiet, behind the last manifest, together with a crash.
+//! Left out: damage to more bytes in a row than are quiet, or to a large batch and what announces it, behind
+//! the last manifest, together with a crash.
 
 use crate::base::limits::{BATCH_BYTES_MAX, BLOCK_BYTES, ENTRY_BYTES_MAX};
 use crate::base::units::Lsn;
-use crate::wal::batch::{BATCH_HEADER_BYTES, BatchError, BatchHeader};
+use crate::wal::batch::{BATCH_HEADER_BYTES, BatchError, BatchHeader, LARGE_NEXT};
 use crate::wal::segment::SegmentHead;
 use bytes::Bytes;
 
-/// Reading stops when so many bytes have shown no batch: a batch is full, or holds a single entry that is
-/// larger, and there is room for both.
-pub const QUIET_BYTES: usize = ENTRY_BYTES_MAX + 2 * BATCH_BYTES_MAX;
+/// Reading stops when so many bytes have shown no batch: two full ones. Where a large one is announced, when
+/// [`ENTRY_BYTES_MAX`] more have not.
+pub const QUIET_BYTES: usize = 2 * BATCH_BYTES_MAX;
 /// What is looked at in one go.
 pub const PIECE_BYTES: usize = 64 << 10;
 
@@ -76,6 +78,8 @@ struct Extent {
     at: usize,
     /// Where the last batch ends.
     end: usize,
+    /// It announces a large one.
+    announces: bool,
 }
 
 impl Extent {
@@ -97,6 +101,7 @@ impl Extent {
             quiet,
             at: 0,
             end: 0,
+            announces: false,
         }
     }
 
@@ -109,19 +114,21 @@ impl Extent {
         while let Some(rest) = self.at.checked_sub(from).and_then(|at| read.get(at..))
             && rest.len() >= BATCH_HEADER_BYTES
         {
-            match self.batch_bytes(rest) {
-                Some(bytes) => {
+            match self.batch_at(rest) {
+                Some((bytes, announces)) => {
                     self.at += bytes;
-                    self.end = self.at;
+                    (self.end, self.announces) = (self.at, announces);
                 }
                 None => self.at += BLOCK_BYTES,
             }
         }
-        self.end.saturating_add(self.quiet)
+        let large = if self.announces { ENTRY_BYTES_MAX } else { 0 };
+        self.end.saturating_add(self.quiet).saturating_add(large)
     }
 
-    /// The length of the batch at the start of `rest`, if something there looks like one.
-    fn batch_bytes(&self, rest: &[u8]) -> Option<usize> {
+    /// The length of the batch at the start of `rest`, if something there looks like one, and whether it
+    /// announces a large one.
+    fn batch_at(&self, rest: &[u8]) -> Option<(usize, bool)> {
         let header = BatchHeader::decode(rest);
         let is_batch = match self.kind {
             Kind::Written { base, epoch } => {
@@ -130,8 +137,10 @@ impl Extent {
             Kind::Headless => !matches!(header, Err(BatchError::NoHeader)),
             Kind::Other => false,
         };
-        let bytes = header.map_or(BLOCK_BYTES, |header| header.encoded_len());
-        is_batch.then_some(bytes)
+        let told = header.map_or((BLOCK_BYTES, false), |header| {
+            (header.encoded_len(), header.flags == LARGE_NEXT)
+        });
+        is_batch.then_some(told)
     }
 }
 
@@ -144,7 +153,8 @@ mod tests {
 
     const QUIET: usize = 4 * BLOCK_BYTES;
 
-    /// The head of segment 7 and batches of so many blocks behind it, then zeros.
+    /// The head of segment 7 and batches of so many blocks behind it, then zeros. 0 blocks: a notice of a
+    /// large batch, in one.
     fn segment(blocks: &[usize]) -> Vec<u8> {
         let mut bytes = Vec::new();
         let mut add = |records: &[u8], flags| {
@@ -174,9 +184,12 @@ mod tests {
         Record::SegmentHead(head).encode(&mut records);
         add(&records, crate::wal::batch::SEG_HEAD);
         for blocks in blocks {
-            add(&vec![1; blocks * BLOCK_BYTES - BATCH_HEADER_BYTES], 0);
+            match blocks {
+                0 => add(&[], LARGE_NEXT),
+                _ => add(&vec![1; blocks * BLOCK_BYTES - BATCH_HEADER_BYTES], 0),
+            }
         }
-        bytes.resize(bytes.len().max(256 * BLOCK_BYTES), 0);
+        bytes.resize((bytes.len() + BLOCK_BYTES).max(256 * BLOCK_BYTES), 0);
         bytes
     }
 
@@ -233,19 +246,22 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_of_one_large_entry_is_no_end_either_if_its_head_is_damaged() {
+    fn a_batch_of_one_large_entry_is_no_end_either_if_its_head_or_its_notice_is_damaged() {
         let entry = ENTRY_BYTES_MAX.div_ceil(BLOCK_BYTES) + 1;
-        let mut file = segment(&[1, entry, 1]);
-        let end = (1 + 1 + entry + 1) * BLOCK_BYTES;
-        file.resize(end + BLOCK_BYTES, 0);
-        file[2 * BLOCK_BYTES..][..BLOCK_BYTES].fill(0xa5);
-        let front = Bytes::copy_from_slice(&file[..BLOCK_BYTES]);
-        let read = |from: usize, piece: &mut [u8]| -> Result<(), ()> {
-            piece.copy_from_slice(&file[from..][..piece.len()]);
-            Ok(())
-        };
-        let found = find_end(7, &front, (file.len(), QUIET_BYTES), read);
-        assert_eq!(found, Ok(end));
+        let whole = segment(&[1, 0, entry, 1]);
+        let end = (1 + 1 + 1 + entry + 1) * BLOCK_BYTES;
+        // The notice, the large batch, both.
+        for (damaged, found) in [(2..3, end), (3..4, end), (2..4, 2 * BLOCK_BYTES)] {
+            let mut file = whole.clone();
+            file[damaged.start * BLOCK_BYTES..damaged.end * BLOCK_BYTES].fill(0xa5);
+            let front = Bytes::copy_from_slice(&file[..BLOCK_BYTES]);
+            let read = |from: usize, piece: &mut [u8]| -> Result<(), ()> {
+                piece.copy_from_slice(&file[from..][..piece.len()]);
+                Ok(())
+            };
+            let at = find_end(7, &front, (file.len(), QUIET_BYTES), read);
+            assert_eq!(at, Ok(found), "{damaged:?}");
+        }
     }
 
     #[test]

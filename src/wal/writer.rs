@@ -29,7 +29,7 @@ use crate::base::limits::{
 };
 use crate::base::units::Lsn;
 use crate::wal::batch::{
-    BATCH_HEADER_BYTES, BEACON, BatchHeader, FOOTER, SEG_HEAD, WalBatch, batch_bytes,
+    BATCH_HEADER_BYTES, BEACON, BatchHeader, FOOTER, LARGE_NEXT, SEG_HEAD, WalBatch, batch_bytes,
 };
 use crate::wal::codec::{encode_entry, record_bytes};
 use crate::wal::ledger::{EntryMark, Ledger};
@@ -150,6 +150,8 @@ pub struct LogWriter {
     next_ticket: Ticket,
     sealed_ticket: Ticket,
     beacon_due: bool,
+    /// The last batch says that a large one follows.
+    announced: bool,
 
     in_flight: VecDeque<InFlight>,
     durable_lsn: Lsn,
@@ -215,6 +217,7 @@ impl LogWriter {
             next_ticket: Ticket(1),
             sealed_ticket: Ticket(0),
             beacon_due: false,
+            announced: false,
             in_flight: VecDeque::new(),
             durable_lsn: start.lsn,
             durable_ticket: Ticket(0),
@@ -320,6 +323,12 @@ impl LogWriter {
             return None;
         }
         if self.fits() {
+            let is_large = self.is_large();
+            if is_large && !self.announced {
+                self.announced = true;
+                return Some(self.seal(vec![0; BATCH_HEADER_BYTES], LARGE_NEXT, 0));
+            }
+            self.announced = false;
             return Some(match self.filling.pop_front() {
                 Some(filling) => self.seal_filling(filling),
                 None => self.seal(vec![0; BATCH_HEADER_BYTES], BEACON, 0),
@@ -339,14 +348,24 @@ impl LogWriter {
         }
     }
 
-    /// Whether the next batch and a footer fit into the segment.
+    /// Whether the next batch is longer than others.
+    fn is_large(&self) -> bool {
+        let next = self.filling.front();
+        next.is_some_and(|filling| filling.buffer.len() > self.batch_bytes_max)
+    }
+
+    /// Whether the next batch, what announces it, and a footer fit into the segment.
     fn fits(&self) -> bool {
         let (batch, more) = self.filling.front().map_or((BLOCK_BYTES, 0), |filling| {
             let payload = filling.buffer.len() - BATCH_HEADER_BYTES;
             (batch_bytes(payload), filling.footer_bytes())
         });
         let footer = batch_bytes(record_bytes(self.ledger.footer_bytes() + more));
-        self.offset + batch + footer <= self.segment_bytes
+        let notice = match self.is_large() && !self.announced {
+            true => BLOCK_BYTES,
+            false => 0,
+        };
+        self.offset + notice + batch + footer <= self.segment_bytes
     }
 
     fn seal_filling(&mut self, mut filling: Filling) -> WalWrite {
@@ -514,7 +533,7 @@ impl LogWriter {
         while let Some(batch) = self.in_flight.pop_front_if(|batch| batch.done) {
             self.durable_lsn = batch.end;
             self.durable_ticket = batch.ticket;
-            if batch.flags != BEACON {
+            if !matches!(batch.flags, BEACON | LARGE_NEXT) {
                 self.unproved_lsn = batch.end;
             }
             if batch.flags == SEG_HEAD {

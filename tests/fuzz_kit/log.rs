@@ -6,7 +6,7 @@ use bytes::Bytes;
 use rrq::base::entry::{Entry, EntryKind};
 use rrq::base::ids::{GroupId, Incarnation, LogIndex, Term};
 use rrq::base::units::{GroupTime, Lsn};
-use rrq::wal::batch::{BATCH_HEADER_BYTES, BEACON, BatchHeader, FOOTER, SEG_HEAD};
+use rrq::wal::batch::{BATCH_HEADER_BYTES, BEACON, BatchHeader, FOOTER, LARGE_NEXT, SEG_HEAD};
 use rrq::wal::codec::{RECORD_HEADER_BYTES, RecordError, Records, record_bytes};
 use rrq::wal::record::Record;
 use rrq::wal::recovery::{GroupLog, GroupLogStatus, Recovered};
@@ -99,7 +99,7 @@ fn sealed_batch(bytes: &[u8], place: Option<Place>) -> Vec<u8> {
     let mut input = Input(bytes);
     let mut fields = Input(input.take(BATCH_HEADER_BYTES));
     fields.take(5);
-    let flags = [0, BEACON, SEG_HEAD, 0, FOOTER, 0, 0, 0][usize::from(fields.u8() % 8)];
+    let flags = [0, BEACON, SEG_HEAD, 0, FOOTER, LARGE_NEXT, 0, 0][usize::from(fields.u8() % 8)];
     fields.take(2);
     let mut header = BatchHeader {
         flags,
