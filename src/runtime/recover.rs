@@ -160,7 +160,7 @@ impl<'a> Part<'a> {
     /// Reads the front of a segment, and its head, if that is intact and short: else the segment before is
     /// searched.
     fn open(number: u64, path: &'a Path) -> io::Result<(Self, Option<SegmentHead>)> {
-        let file = File::open(path)?;
+        let file = sys::open_for_pieces(path)?;
         let length = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
         let mut front = Vec::new();
         read_to(&file, &mut front, FRONT_BYTES.min(length))?;
@@ -199,7 +199,7 @@ impl<'a> Part<'a> {
             Reach::Judged(used) => Some(used),
             Reach::End => None,
         };
-        let file = File::open(self.path)?;
+        let file = sys::open_for_pieces(self.path)?;
         let mut bytes = front.to_vec();
         if let Some(used) = used {
             read_to(&file, &mut bytes, used)?;

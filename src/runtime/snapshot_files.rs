@@ -252,7 +252,7 @@ pub fn reader(folder: &Path) -> impl FnMut(u64, u64, usize) -> io::Result<Bytes>
 
 /// A run or a payload file: their numbers are of one sequence.
 fn find(folder: &Path, number: u64) -> io::Result<File> {
-    let open = |file| File::open(folder.join(file_name(file)));
+    let open = |file| sys::open_for_pieces(&folder.join(file_name(file)));
     open(CheckpointFile::Run(number)).or_else(|error| match error.kind() {
         io::ErrorKind::NotFound => open(CheckpointFile::Payload(number)),
         _ => Err(error),

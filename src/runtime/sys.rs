@@ -495,6 +495,18 @@ pub fn will_read(file: &File, offset: u64, bytes: u64) {
     unsafe { libc::posix_fadvise(file.as_raw_fd(), offset, bytes, libc::POSIX_FADV_WILLNEED) };
 }
 
+/// Opens a file of which only what is asked for is to be read: by itself the kernel fetches up to some
+/// MiB more around each read, as its device is set up, and a start would wait for those.
+///
+/// # Errors
+/// If it cannot be opened.
+pub fn open_for_pieces(path: &Path) -> io::Result<File> {
+    let file = File::open(path)?;
+    // SAFETY: takes no pointer, and the descriptor is open. A kernel that ignores it is only slower.
+    unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_RANDOM) };
+    Ok(file)
+}
+
 /// How many pages of a file the kernel keeps in memory.
 ///
 /// # Errors
