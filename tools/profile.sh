@@ -15,8 +15,11 @@ cd "$(dirname "$0")/.."
 for tool in perf addr2line readelf; do
     command -v "$tool" >/dev/null || { echo "there is no $tool" >&2 && exit 1; }
 done
+# With lines, which a release does not have.
+export CARGO_PROFILE_RELEASE_DEBUG=line-tables-only
+export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/profile"
 cargo build --release --bin rrq-node --bin rrq-bench
-target="${CARGO_TARGET_DIR:-target}/release"
+target="$CARGO_TARGET_DIR/release"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
