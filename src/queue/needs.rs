@@ -27,6 +27,10 @@ use crate::queue::writing::{SummaryBytes, read_summary};
 
 /// Pages that are read at once where one after the other will be needed.
 pub(super) const AHEAD: usize = 16;
+/// Likewise before anybody has asked.
+const AHEAD_AT_START: usize = 2;
+/// Partitions whose first jobs are read before anybody has asked.
+const HEADS_MAX: usize = 64;
 /// Likewise, where all of them are.
 const AHEAD_OF_ALL: usize = 256;
 
@@ -42,8 +46,12 @@ pub struct PageWant {
 enum Below {
     Nothing,
     One(u64),
-    Classes(u16),
-    Due { order: usize, by: u64 },
+    /// Those of these classes, so many of them.
+    Classes(u16, usize),
+    Due {
+        order: usize,
+        by: u64,
+    },
 }
 
 impl PageWant {
@@ -61,7 +69,7 @@ impl PageWant {
         match self.below {
             Below::Nothing => false,
             Below::One(page) => number == page,
-            Below::Classes(classes) => summary.classes & classes != 0,
+            Below::Classes(classes, _) => summary.classes & classes != 0,
             Below::Due { order, by } => summary.dues[order] <= by,
         }
     }
@@ -72,7 +80,8 @@ impl PageWant {
         match self.below {
             Below::Nothing => 0,
             Below::One(_) => 1,
-            Below::Classes(_) | Below::Due { .. } => AHEAD,
+            Below::Classes(_, pages) => pages,
+            Below::Due { .. } => AHEAD,
         }
     }
 }
@@ -95,8 +104,20 @@ impl Side {
 }
 
 /// What is wanted, so far.
-#[derive(Default)]
-struct Wants(Vec<PageWant>);
+struct Wants {
+    all: Vec<PageWant>,
+    /// Pages that are read at once.
+    ahead: usize,
+}
+
+impl Default for Wants {
+    fn default() -> Self {
+        Self {
+            all: Vec::new(),
+            ahead: AHEAD,
+        }
+    }
+}
 
 impl Wants {
     fn add(&mut self, kind: PageKind, place: Place, absent: Absent, below: Below) {
@@ -109,8 +130,8 @@ impl Wants {
         let level = u8::try_from(absent.level).expect("a tree has few levels");
         let stored = absent.stored;
         let at = AbsentPage { key, level, stored };
-        if self.0.iter().all(|want| want.at != at) {
-            self.0.push(PageWant { at, below });
+        if self.all.iter().all(|want| want.at != at) {
+            self.all.push(PageWant { at, below });
         }
     }
 
@@ -122,10 +143,11 @@ impl Wants {
     }
 
     /// The next few leaves of some classes that are not here.
-    fn leaves(&mut self, place: Place, leaves: &Leaves, (from, classes): (u64, u16), count: usize) {
+    fn leaves(&mut self, place: Place, leaves: &Leaves, (from, classes): (u64, u16)) {
         let of_class = |summary: &Summary| summary.classes & classes != 0;
-        for absent in leaves.all_absent(from, of_class).take(count) {
-            self.add(PageKind::Leaf, place, absent, Below::Classes(classes));
+        let below = Below::Classes(classes, self.ahead);
+        for absent in leaves.all_absent(from, of_class).take(self.ahead) {
+            self.add(PageKind::Leaf, place, absent, below);
             if absent.level != 0 {
                 return;
             }
@@ -151,7 +173,7 @@ impl Wants {
                 let seen = leaves.look(number, |summary| summary.classes & bit != 0);
                 let Some((number, seen)) = seen else { break };
                 let Seen::Here(leaf) = seen else {
-                    return self.leaves(place, leaves, (number, bit), AHEAD);
+                    return self.leaves(place, leaves, (number, bit));
                 };
                 let first = from_seq.saturating_sub(number * LEAF_JOBS);
                 let slots = leaf.of_class(class).filter(|slot| *slot as u64 >= first);
@@ -187,7 +209,7 @@ impl JobQueue {
         let mut wants = Wants::default();
         let is_lease = matches!(command.op, Op::Lease { .. });
         if is_lease && bugs::on(Bug::AbsentIsNothing) {
-            return wants.0;
+            return wants.all;
         }
         match &command.op {
             Op::Enqueue {
@@ -246,7 +268,7 @@ impl JobQueue {
             | Op::PartitionsChanged { .. }
             | Op::SetWallOffset { .. } => {}
         }
-        wants.0
+        wants.all
     }
 
     fn enqueue_needs(&self, place: Place, items: &[NewJob], wants: &mut Wants) {
@@ -315,7 +337,7 @@ impl JobQueue {
             // What lives in payload files is told by either.
             let fewer = std::cmp::min_by_key(going, staying, |side| side.jobs);
             for absent in fewer.first {
-                let below = Below::Classes(u16::MAX);
+                let below = Below::Classes(u16::MAX, AHEAD);
                 wants.add(PageKind::Leaf, place, absent, below);
             }
         }
@@ -349,12 +371,25 @@ impl JobQueue {
         }
     }
 
+    /// What the first leases will need: worth reading while nobody has asked yet.
+    #[must_use]
+    pub fn pages_of_heads(&self) -> Vec<PageWant> {
+        let mut wants = Wants {
+            ahead: AHEAD_AT_START,
+            ..Wants::default()
+        };
+        for place in self.partitions.keys().take(HEADS_MAX) {
+            self.lease_needs(*place, 1, &mut wants);
+        }
+        wants.all
+    }
+
     /// What must be read before [`Self::job`] can tell of a job.
     #[must_use]
     pub fn pages_of_job(&self, job: JobId) -> Vec<PageWant> {
         let mut wants = Wants::default();
         self.job_needs(job, &mut wants);
-        wants.0
+        wants.all
     }
 
     /// What must be read before [`Self::job_by_key`] can answer.
@@ -370,13 +405,13 @@ impl JobQueue {
                 state.keys.tree(),
                 bucket_of(hash).into(),
             );
-            if wants.0.is_empty()
+            if wants.all.is_empty()
                 && let Some(known) = state.keys.get(hash)
             {
                 wants.page(PageKind::Leaf, place, &state.leaves, leaf_of(known.seq));
             }
         }
-        wants.0
+        wants.all
     }
 
     /// What must be read before [`Self::scan`] can take this step.
@@ -394,7 +429,7 @@ impl JobQueue {
             let classes = classes_of(scan.state, cursor.priority, cursor.seq);
             wants.jobs(place, &state.leaves, classes, first_of(count + 1));
         }
-        wants.0
+        wants.all
     }
 
     /// What must be read before [`Self::peek`] can tell of so many jobs.
@@ -416,7 +451,7 @@ impl JobQueue {
                 room.takes(record.payload_len) && left != 0
             });
         }
-        wants.0
+        wants.all
     }
 
     /// What must be read before the counters of a partition can be told, which say how long the oldest
@@ -427,7 +462,7 @@ impl JobQueue {
         if let Some(state) = self.partitions.get(&(queue, partition)) {
             stats_need((queue, partition), state, &mut wants);
         }
-        wants.0
+        wants.all
     }
 
     /// What must be read before [`Self::queue`] can tell of a queue.
@@ -444,13 +479,13 @@ impl JobQueue {
             let place = (*uid, Partition(0));
             stats_need(place, &self.partitions[&place], &mut wants);
         }
-        wants.0
+        wants.all
     }
 }
 
 fn stats_need(place: Place, state: &PartitionState, wants: &mut Wants) {
     if let Some((_, Seen::Absent(absent))) = state.leaves.oldest_ready() {
-        wants.add(PageKind::Leaf, place, absent, Below::Classes(READY));
+        wants.add(PageKind::Leaf, place, absent, Below::Classes(READY, AHEAD));
     }
 }
 

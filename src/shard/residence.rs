@@ -87,6 +87,14 @@ impl ShardEngine {
         }
     }
 
+    /// Reads what the first leases will need, while the group gets ready.
+    pub(super) fn read_heads(&mut self, slot: usize) {
+        let wants = self.groups[slot].queue.pages_of_heads();
+        if !wants.is_empty() {
+            self.read_pages(slot, Reader::Reads, wants);
+        }
+    }
+
     /// Whether a read needs pages that are not here, which are asked for.
     pub(super) fn needs_pages(&mut self, slot: usize, read: &Held) -> bool {
         let queue = &self.groups[slot].queue;
