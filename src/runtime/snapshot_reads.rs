@@ -2,13 +2,18 @@
 //!
 //! On a thread of its own: whoever waits for a page must not wait for the sync of a round that is being
 //! written. So a file may be dropped before its turn comes to be read; the engine asks again then.
+//!
+//! What the next entry of a group waits for goes before what others do, every second time.
 
 use crate::base::ids::GroupId;
 use crate::runtime::snapshot_files::reader;
-use crate::shard::effect::PageOrder;
+use crate::shard::effect::{PageOrder, Reader};
 use crate::shard::input::Input;
 use crate::shard::loading::{load_group, load_pages};
 use crate::snapshot::layout::{Owner, RootRef};
+use bytes::Bytes;
+use std::collections::VecDeque;
+use std::io;
 use std::path::PathBuf;
 use std::sync::mpsc::Receiver;
 
@@ -24,6 +29,23 @@ pub enum Order {
     },
     /// Read pages of a group.
     Pages(PageOrder),
+}
+
+/// Orders that are obeyed with the same open files.
+const ORDERS_A_READER: usize = 64;
+
+/// Reads from the checkpoint files of a shard.
+type Read<'r> = dyn FnMut(u64, u64, usize) -> io::Result<Bytes> + 'r;
+
+/// Which order is obeyed next.
+fn take_next(waiting: &mut VecDeque<Order>, turn: usize) -> Option<Order> {
+    let is_urgent = |order: &Order| match order {
+        Order::Group { .. } => false,
+        Order::Pages(order) => order.reader == Reader::Apply,
+    };
+    let urgent = waiting.iter().position(is_urgent);
+    let at = urgent.filter(|_| turn.is_multiple_of(2));
+    waiting.remove(at.unwrap_or_default())
 }
 
 /// The thread's state.
@@ -42,16 +64,32 @@ impl SnapshotReads {
 
     /// Obeys until the other end is gone.
     pub fn obey(self, orders: &Receiver<Order>, mut tell: impl FnMut(Input)) {
-        while let Ok(order) = orders.recv() {
-            tell(match order {
-                Order::Group { group, bases } => self.group(group, &bases),
-                Order::Pages(order) => self.pages(&order),
-            });
+        let mut waiting = VecDeque::new();
+        loop {
+            if waiting.is_empty() {
+                match orders.recv() {
+                    Ok(order) => waiting.push_back(order),
+                    Err(_) => return,
+                }
+            }
+            // Files stay open while there is more to read, but not for long: one that was dropped keeps its
+            // room on the disk.
+            let mut read = reader(&self.folder);
+            for turn in 0..ORDERS_A_READER {
+                waiting.extend(orders.try_iter());
+                let Some(order) = take_next(&mut waiting, turn) else {
+                    break;
+                };
+                tell(match order {
+                    Order::Group { group, bases } => self.group(group, &bases, &mut read),
+                    Order::Pages(order) => self.pages(&order, &mut read),
+                });
+            }
         }
     }
 
-    fn group(&self, group: GroupId, bases: &[RootRef]) -> Input {
-        let result = load_group(&self.owner, bases, &mut reader(&self.folder));
+    fn group(&self, group: GroupId, bases: &[RootRef], read: &mut Read<'_>) -> Input {
+        let result = load_group(&self.owner, bases, read);
         // The state may come from an older checkpoint and the log; the operator must hear of it.
         let damage: &[String] = match &result {
             Ok(state) => &state.damage,
@@ -63,8 +101,8 @@ impl SnapshotReads {
         Input::GroupLoaded { group, result }
     }
 
-    fn pages(&self, order: &PageOrder) -> Input {
-        let result = load_pages(&self.owner, order, &mut reader(&self.folder));
+    fn pages(&self, order: &PageOrder, read: &mut Read<'_>) -> Input {
+        let result = load_pages(&self.owner, order, read);
         let (group, reader) = (order.group, order.reader);
         if let Err(what) = &result {
             tracing::warn!(%group, "pages cannot be read: {what}");
@@ -74,5 +112,35 @@ impl SnapshotReads {
             reader,
             result,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_that_waits_goes_first_every_second_time() {
+        let pages = |group, reader| {
+            Order::Pages(PageOrder {
+                group: GroupId(group),
+                wants: Vec::new(),
+                reader,
+            })
+        };
+        let mut waiting: VecDeque<Order> = (0..6)
+            .map(|group| {
+                let waits = group >= 3;
+                pages(group, if waits { Reader::Apply } else { Reader::Reads })
+            })
+            .collect();
+        let mut obeyed = Vec::new();
+        while let Some(order) = take_next(&mut waiting, obeyed.len()) {
+            let Order::Pages(order) = order else {
+                panic!("only pages were ordered");
+            };
+            obeyed.push(order.group.0);
+        }
+        assert_eq!(obeyed, [3, 0, 4, 1, 5, 2]);
     }
 }
