@@ -27,14 +27,15 @@ const FOLLOWED_MAX: u32 = 3;
 const SCOUT_PATIENCE: Duration = Duration::from_millis(50);
 /// A search in which nothing happened for so long has ended.
 const STALE_AFTER: Duration = Duration::from_secs(1);
-/// Addresses that are named as a leader's and not listed are remembered up to so many.
+/// Addresses that are named as a leader's and not listed, or not as those of its shard, are remembered up to
+/// so many.
 const HINTS_MAX: usize = 16;
 
 /// Where a leader is thought to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
     Node(NodeId),
-    /// An address that was named and is not listed, by its number.
+    /// An address that was named and is not listed so, by its number.
     Hint(u32),
 }
 
@@ -204,7 +205,7 @@ impl Links {
             return Refused::Elsewhere(None);
         }
         let asked = asked.expect("its target is known");
-        let named = leader.and_then(|address| self.resolve(address));
+        let named = leader.and_then(|address| self.resolve(address, group));
         let mut named = named.filter(|place| *place != asked);
         if named.is_none() && self.nodes.count() < 2 && self.seeds.len() < 2 {
             return Refused::Alone;
@@ -239,9 +240,9 @@ impl Links {
         Refused::Elsewhere(at.or(lonely.then_some(Target::AnySeed)))
     }
 
-    /// The place of an address, which need not be listed.
-    fn resolve(&mut self, address: &str) -> Option<Place> {
-        if let Some(node) = self.nodes.at(address) {
+    /// The place of an address that is named as that of a group's leader; it need not be listed.
+    fn resolve(&mut self, address: &str, group: GroupId) -> Option<Place> {
+        if let Some(node) = self.nodes.leader_at(address, group) {
             return Some(Place::Node(node));
         }
         let known = self.hints.iter().find(|(_, known)| *known == address);

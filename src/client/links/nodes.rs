@@ -86,6 +86,17 @@ impl Nodes {
             .or_else(|| self.names.get(address).copied())
     }
 
+    /// Who listens at an address that is named as that of a group's leader. Nobody, if by its list that is
+    /// another shard of a node than the group's: then the node has other shards by now, and says so itself.
+    pub(super) fn leader_at(&self, address: &str, group: GroupId) -> Option<NodeId> {
+        let node = self.at(address)?;
+        let known = self.known.get(&node);
+        let mut listed = known.into_iter().flat_map(|known| &known.addresses);
+        let shard = listed.position(|listed| listed == address);
+        let shard = shard.and_then(|shard| u16::try_from(shard).ok());
+        (shard.is_none() || shard == self.shard_of(node, group)).then_some(node)
+    }
+
     /// All but `node`, from the one after it on; all, after no node.
     pub(super) fn after(&self, node: Option<NodeId>) -> impl Iterator<Item = NodeId> {
         let from = node.map_or(Unbounded, Excluded);
@@ -140,6 +151,20 @@ mod tests {
         assert_eq!(nodes.shard_of(NodeId(1), GroupId(3)), Some(1));
         assert_eq!(nodes.shard_of(NodeId(2), GroupId(3)), Some(0));
         assert_eq!(nodes.shard_of(NodeId(3), GroupId(3)), None);
+    }
+
+    #[test]
+    fn a_leader_at_another_shard_than_its_groups_is_to_be_asked_for_its_shards() {
+        let mut nodes = Nodes::default();
+        nodes.learn(&hello(1, &[(1, "a:1 a:2"), (2, "b:1")]), |_| false);
+        let at = |nodes: &Nodes, address, group| nodes.leader_at(address, GroupId(group));
+        assert_eq!(at(&nodes, "a:1", 2), Some(NodeId(1)));
+        assert_eq!(at(&nodes, "a:2", 3), Some(NodeId(1)));
+        assert_eq!(at(&nodes, "a:1", 3), None, "it has one shard now");
+        assert_eq!(at(&nodes, "b:1", 3), Some(NodeId(2)));
+        assert_eq!(at(&nodes, "c:1", 3), None);
+        nodes.reached("c:1".to_owned(), NodeId(2));
+        assert_eq!(at(&nodes, "c:1", 3), Some(NodeId(2)), "another name");
     }
 
     #[test]
