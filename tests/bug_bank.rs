@@ -35,6 +35,8 @@ enum Where {
     Helpless,
     /// Data directories are replaced by older images.
     Images,
+    /// The same, and nodes have other numbers of shards.
+    OtherShards,
     /// Processes die, and there are many checkpoints.
     Storage,
     /// Followers fall behind and need checkpoints.
@@ -50,8 +52,8 @@ enum Where {
 impl Where {
     fn plan(self) -> Plan {
         use Fault::{
-            Crash, LostWrite, Misdirected, OldImage, OneWay, Partition, Pause, PowerLoss, Reset,
-            Rot, SlowDisk, Stale, Stop, WriteError, Zeroed,
+            Crash, LostWrite, Misdirected, OldImage, OneWay, OtherShards, Partition, Pause,
+            PowerLoss, Reset, Rot, SlowDisk, Stale, Stop, WriteError, Zeroed,
         };
         let on = |faults: &[Fault]| Plan {
             faults: Some(faults.to_vec()),
@@ -93,6 +95,13 @@ impl Where {
                 fault_gap_ms: Some(200),
                 helpless: Some(false),
                 ..on(&[OldImage, OldImage, Crash, Partition, OneWay])
+            },
+            Self::OtherShards => Plan {
+                nodes: Some(3),
+                groups: Some(8),
+                fault_gap_ms: Some(200),
+                helpless: Some(false),
+                ..on(&[OldImage, OldImage, OtherShards, Crash, Partition, OneWay])
             },
             Self::Storage => Plan {
                 fault_gap_ms: Some(300),
@@ -159,6 +168,7 @@ const HUNTS: &[(Bug, Where, u64)] = &[
     (Bug::CutByOneAnswer, Where::Helpless, 100),
     (Bug::AbsenceWithoutPromise, Where::Helpless, 400),
     (Bug::EchoIgnored, Where::Images, 100),
+    (Bug::EarlierLogsVoid, Where::OtherShards, 400),
     (Bug::CutOnProof, Where::Harm, 100),
     (Bug::DurableWithGap, Where::Anywhere, 20),
     (Bug::DurableClaimedEarly, Where::Storage, 100),

@@ -10,7 +10,7 @@ mod data_kit;
 mod node_support;
 
 use data_kit::{ARGS, Known, Survey, files, make, survey};
-use node_support::{Node, folder};
+use node_support::{Node, folder, refused};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -56,8 +56,8 @@ fn write(version: &str) {
     fs::write(target.join("jobs.tsv"), lines.join("\n") + "\n").expect("it can be written");
 }
 
-fn unpack(version: &str) -> (PathBuf, Vec<Known>) {
-    let (from, to) = (fixture(version), folder(&format!("fixture-{version}")));
+fn unpack(version: &str, name: &str) -> (PathBuf, Vec<Known>) {
+    let (from, to) = (fixture(version), folder(&format!("fixture-{name}")));
     data_kit::copy(&from.join("data"), &to);
     for file in files(&to).into_iter().filter(|file| is_segment(file)) {
         let file = fs::File::options()
@@ -75,7 +75,7 @@ fn a_directory_of_format_1_opens_with_every_job_and_goes_on() {
     if std::env::var_os("RRQ_WRITE_FIXTURE").is_some() {
         write("v1");
     }
-    let (data, known) = unpack("v1");
+    let (data, known) = unpack("v1", "opens");
     assert!(known.len() > 80, "the fixture has {} jobs", known.len());
     let whole = Survey {
         same: known.len(),
@@ -120,4 +120,28 @@ fn a_directory_of_format_1_opens_with_every_job_and_goes_on() {
     let node = Node::start(&data, ARGS);
     assert_eq!(survey(&node, &known), whole);
     assert_eq!(survey(&node, &[more]).same, 1);
+}
+
+#[test]
+fn files_numbered_without_their_shard_go_to_a_multiple_of_shards_and_are_refused_for_others() {
+    let (data, known) = unpack("v1", "shards");
+    let whole = Survey {
+        same: known.len(),
+        ..Survey::default()
+    };
+    let before = files(&data);
+    let (status, text) = refused(&data, &["--shards", "1", "--no-pin"]);
+    assert_eq!(status, 6, "{text}");
+    assert!(text.contains("error[RRQ-3004]"), "{text}");
+    assert!(text.contains("--shards 2, or a multiple of it"), "{text}");
+    assert_eq!(files(&data), before, "nothing was changed");
+    let node = Node::start(&data, &["--shards", "4", "--no-pin"]);
+    assert_eq!(survey(&node, &known), whole);
+    drop(node);
+    let node = Node::start(&data, &["--shards", "2", "--no-pin"]);
+    assert_eq!(
+        survey(&node, &known),
+        whole,
+        "two of the four have one origin"
+    );
 }

@@ -257,9 +257,45 @@ fn a_leader_whose_disk_is_full_gives_its_groups_to_nodes_that_have_room() {
     drop(cluster);
 }
 
+#[test]
+fn a_full_disk_refuses_another_number_of_shards_and_the_one_of_before_serves() {
+    let Some(disk) = Disk::mount(folder("full-disk-shards"), "500m") else {
+        return skip("root, to mount a small file system");
+    };
+    let data = disk.0.join("data");
+    let two = ["--dev", "--shards", "2", "--no-pin"];
+    let mut node = Node::start(&data, &two);
+    let jobs = Worker::new(&node).enqueue(1000).expect("there is room");
+    let jobs: BTreeSet<JobId> = jobs.into_iter().collect();
+    node_support::wait_for_spares(&data);
+    node.signal("-KILL");
+    node.wait();
+    let filler = disk.fill();
+    // What the ballast leaves is not enough for eight logs.
+    let eight = ["--dev", "--shards", "8", "--no-pin"];
+    let Err((status, text)) = Node::start_or_end(&data, &eight) else {
+        panic!("there is no room for it");
+    };
+    assert_eq!(status, 3, "{text}");
+    let words = ["error[RRQ-1009]", "or --shards 2"];
+    assert!(words.iter().all(|word| text.contains(word)), "{text}");
+    let names = fs::read_dir(&data).expect("it is there");
+    let names = names.map(|name| name.expect("it can be listed").file_name());
+    let left = names.filter(|name| name.to_string_lossy().starts_with("set-"));
+    assert_eq!(left.count(), 0, "what was written is taken back");
+    drop(Node::start(&data, &two));
+    fs::remove_file(filler).expect("the filler can go");
+    drop(Node::start(&data, &eight));
+    check(&data, &jobs);
+}
+
 /// After a kill and a restart, exactly these jobs are there.
 fn check(data: &Path, jobs: &BTreeSet<JobId>) {
-    let node = Node::start(data, &["--dev"]);
+    let config = data.with_extension("toml");
+    fs::write(&config, "[shards]\npin = false\n").expect("there is room");
+    let path = config.to_str().expect("a path of ours");
+    // With the shards that it has.
+    let node = Node::start(data, &["--dev", "--config", path]);
     let mut worker = Worker::new(&node);
     let mut found = BTreeSet::new();
     loop {

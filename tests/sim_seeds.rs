@@ -94,6 +94,7 @@ fn every_fault_meets_every_state_that_it_must() {
     let unmet = total.unmet();
     assert!(unmet.is_empty(), "never met: {unmet:?} of {total:?}");
     assert!(total.damage_found > 0 && total.installs > 0, "{total:?}");
+    assert!(total.redistributed > 0, "{total:?}");
 }
 
 #[test]

@@ -60,7 +60,7 @@ fn header(kind: FileKind, counter: u32) -> FileHeader {
         kind,
         owner: OWNER,
         shard: ShardId(0),
-        file: file_number(1, counter).expect("a small start number"),
+        file: file_number(1, ShardId(0), counter).expect("a small start number"),
     }
 }
 

@@ -62,6 +62,8 @@ pub enum Bug {
     AbsenceWithoutPromise,
     /// What others have heard of the end of a log is not looked at.
     EchoIgnored,
+    /// What others have heard of logs from before a change of the number of shards counts for nothing.
+    EarlierLogsVoid,
 
     // The log.
     /// Recovery cuts the log at the first bad batch even where a later one proves it acknowledged.
@@ -134,7 +136,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 55] = [
+    pub const ALL: [Self; 56] = [
         Self::AckBeforeSync,
         Self::AppendedBeforeSync,
         Self::VoteBeforeSync,
@@ -160,6 +162,7 @@ impl Bug {
         Self::CutByOneAnswer,
         Self::AbsenceWithoutPromise,
         Self::EchoIgnored,
+        Self::EarlierLogsVoid,
         Self::CutOnProof,
         Self::DurableWithGap,
         Self::DurableClaimedEarly,

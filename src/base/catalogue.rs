@@ -293,10 +293,15 @@ fn of_configuration(code: Code) -> Entry {
             "The identity is made with the directory and never changes.",
         ),
         Code::ShardCountChanged => new(
-            "the data directory was made for another number of shards",
-            "Each shard has a log of its own, and this version cannot redistribute them.",
-            "`--shards` with the number that the directory was made with.",
-            "Without a number, a node takes the directory's own.",
+            "the groups of the data directory cannot go to another number of shards",
+            "The node is started with another number of shards than before. The groups go to new logs \
+             then, but not out of one that is damaged: what is lost in it is judged where it lies. Nor can \
+             they if checkpoint files of an early version, which gave one number to files of several \
+             shards, would lie in one folder.",
+            "`--shards` with the number of before: what is whole serves, and a damaged log is put right by \
+             the other nodes or by `rrqctl repair`. Files of an early version do not keep it from a multiple \
+             of that number.",
+            "Nothing was changed. Without a number, a node takes the directory's own.",
         ),
         Code::ForeignDirectory => new(
             "the directory holds something else",

@@ -81,7 +81,7 @@ codes! {
     ProtocolMismatch = 3002,
     /// The data directory belongs to another node or cluster.
     WrongIdentity = 3003,
-    /// The data directory was made for another number of shards.
+    /// The groups of the data directory cannot go to another number of shards.
     ShardCountChanged = 3004,
     /// The directory holds something else than rrq data.
     ForeignDirectory = 3005,

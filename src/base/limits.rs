@@ -130,6 +130,8 @@ pub const BALANCE_LAG_MAX: u64 = 256;
 pub const ELECTION_TICKS: u32 = 16;
 /// A leader of a group that is not quiet sends a heartbeat each so many ticks.
 pub const HEARTBEAT_TICKS: u32 = 2;
+/// Shards of a node.
+pub const SHARDS_MAX: u16 = 64;
 /// Shards of a node that another node keeps numbers of.
 pub const PEER_SHARDS_MAX: usize = 1024;
 /// The group whose members are the cluster's.

@@ -14,6 +14,7 @@ use crate::runtime::data_dir::unusable;
 use crate::wal::batch::BatchHeader;
 use crate::wal::record::{BaseRecord, GroupRow, HardState, Record, RowStatus};
 use crate::wal::recovery::{GroupLogStatus, Recovered};
+use crate::wal::segment::Echo;
 use crate::wire::command::decode_command;
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -376,6 +377,7 @@ impl Printer<'_> {
                     "base_lsn": head.base_lsn.0,
                     "previous_segment": head.previous.map(|end| end.segment),
                     "previous_end_lsn": head.previous.map(|end| end.end_lsn.0),
+                    "logs_before": head.echoes.iter().map(echo_json).collect::<Vec<_>>(),
                 })
             }),
             Record::Footer(footer) => self.args.group.is_none().then(|| {
@@ -498,6 +500,15 @@ fn hard_json(hard: &HardState) -> Value {
         "term": hard.term.0,
         "vote": hard.vote.map(|vote| vote.node.0),
         "commit": hard.commit.0,
+    })
+}
+
+fn echo_json(echo: &Echo) -> Value {
+    json!({
+        "disk": echo.disk.to_string(),
+        "wal_set": echo.wal_set,
+        "shard": echo.shard.0,
+        "end_lsn": echo.durable_lsn.0,
     })
 }
 

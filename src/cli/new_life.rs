@@ -13,7 +13,8 @@ use crate::cli::salvage::{Salvage, salvage};
 use crate::cli::survivors::{self, Survivors};
 use crate::snapshot::load::LoadedGroup;
 use crate::snapshot::manifest::{Manifest, ManifestBase};
-use crate::wal::record::{BaseRecord, HardState, Record, RootLocation};
+use crate::wal::carry::{self, Carried};
+use crate::wal::record::{BaseRecord, HardState, RootLocation, RowStatus};
 use crate::wal::recovery::{GroupLog, GroupLogStatus, Sound};
 use crate::wal::writer::LogWriter;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -43,34 +44,21 @@ impl NewLife {
 
 /// Everything that makes up a new life, behind the end of the log.
 pub(super) fn append(writer: &mut LogWriter, group: GroupId, life: &NewLife, lsn: Lsn) {
-    let incarnation = life
-        .bases
-        .first()
-        .map_or(Incarnation(1), |base| base.incarnation);
-    let mut bases = life.bases.iter().map(|base| BaseRecord {
-        log_start_lsn: lsn,
-        ..base.clone()
-    });
-    writer.append(Record::Base(bases.next().expect("a life has a base")));
-    writer.append(Record::HardState {
+    let first = life.bases.first();
+    let incarnation = first.map_or(Incarnation(1), |base| base.incarnation);
+    let entries = life.entries.iter();
+    let entries: Vec<Entry> = entries
+        .map(|entry| entry.clone().sealed(group, incarnation))
+        .collect();
+    let carried = Carried {
         group,
         incarnation,
-        state: life.hard,
-    });
-    let mut next = bases.next();
-    for entry in &life.entries {
-        if let Some(base) = next.take_if(|base| base.index < entry.index) {
-            writer.append(Record::Base(base));
-        }
-        writer.append(Record::Entry {
-            group,
-            incarnation,
-            entry: entry.clone().sealed(group, incarnation),
-        });
-    }
-    if let Some(base) = next {
-        writer.append(Record::Base(base));
-    }
+        hard: life.hard,
+        bases: &life.bases,
+        entries: &entries,
+        status: RowStatus::Ok,
+    };
+    carry::append(writer, &carried, lsn);
 }
 
 /// The next life of a group by its own log, from the base at `place`.

@@ -255,7 +255,9 @@ impl Shard {
             }
         }
         if !salvaged.is_empty() {
-            let file = file_number(dir.superblock.start, 1).expect("starts are fewer than 2^32");
+            let shard = self.files.identity.shard;
+            let file = file_number(dir.superblock.start, shard, 1);
+            let file = file.expect("a directory is started fewer than 2^26 times");
             salvage::write(&self.files, file, salvaged)?;
         }
         let lives = || {
@@ -271,12 +273,12 @@ impl Shard {
         let now = now.map_or(0, |now| now.as_nanos() as u64);
         let seed = mix(now ^ u64::from(std::process::id()));
         let start = self.log.start.clone();
-        let (first, lsn) = (start.segment, start.lsn);
+        let lsn = start.lsn;
         let mut writer = LogWriter::new(self.files.identity, start, seed);
         for (id, life) in lives() {
             append(&mut writer, id, life, lsn);
         }
-        Segments::new(&self.files.wal, dir.path(), first).write(&mut writer)
+        Segments::new(&self.files.wal, dir.path()).write(&mut writer)
     }
 
     fn as_json(&self) -> Value {

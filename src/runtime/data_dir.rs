@@ -8,6 +8,7 @@
 //!   shard-0000/               one for each shard
 //!     wal-0001/               the log: <number>.seg, spare-<n>.seg, see `segments.rs`
 //!     run-… payload-… manifest-…    checkpoints, see `snapshot_files.rs`
+//!   set-<n>/                  the shards' folders after a change of their number, see `sets.rs`
 //! ```
 //!
 //! A new directory gets its shards' folders first, then the superblock, marked as forming until
@@ -28,26 +29,17 @@ use crate::base::members::{ClusterMembers, Member};
 use crate::base::report::Report;
 use crate::base::units::WallTime;
 use crate::runtime::config::{NodeConfig, Shards};
-use crate::runtime::{preflight, process, space, sys};
+use crate::runtime::lock::{self, LOCK};
+use crate::runtime::redistribute::Step;
+use crate::runtime::{preflight, sets, space, sys};
 use crate::snapshot::superblock::{Superblock, SuperblockError, choose};
 use crate::wire::peer::Formation;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 const COPIES: [&str; 2] = ["superblock.0", "superblock.1"];
-const LOCK: &str = "lock";
-/// As long as any.
-const PID_DIGITS: usize = 10;
-
-/// How long a start waits for what a dying process still holds: its writes can take seconds.
-pub const HOLDER_PATIENCE: Duration = Duration::from_secs(30);
-/// A living holder may have got its signal this moment.
-pub const HOLDER_GRACE: Duration = Duration::from_millis(500);
-/// How often it is asked again.
-pub const HOLDER_RETRY: Duration = Duration::from_millis(2);
 
 /// An open data directory; the lock is held as long as this lives.
 #[derive(Debug)]
@@ -59,6 +51,12 @@ pub struct DataDir {
     stale: usize,
     /// Nothing is made yet but the lock.
     new: bool,
+    /// How many shards the start is for.
+    wanted: u16,
+    /// Folders of WAL sets that are not in force.
+    others: Vec<PathBuf>,
+    /// A superblock names one of them.
+    other_is_named: bool,
     lock: File,
 }
 
@@ -76,7 +74,7 @@ impl DataDir {
         if made {
             make(&path).map_err(|error| unusable(&path, "create", &error))?;
         }
-        let lock = match take_lock(&path) {
+        let lock = match lock::take(&path) {
             Ok(lock) => lock,
             Err(report) => {
                 if made {
@@ -88,6 +86,8 @@ impl DataDir {
         };
         let copies = COPIES.map(|name| read_copy(&path.join(name)));
         let stale = stale_copy(&copies);
+        let sets = copies.iter().flatten().map(|copy| copy.wal_set);
+        let sets: Vec<u32> = sets.collect();
         let [first, second] = copies;
         let damaged = [&first, &second]
             .into_iter()
@@ -99,16 +99,22 @@ impl DataDir {
             }
             Err(error) => return Err(no_superblock(&path, &error)),
         };
-        let dir = Self {
+        let mut dir = Self {
             path,
+            wanted: superblock.shards,
             superblock,
             stale,
             new: found == Found::Nothing,
+            others: Vec::new(),
+            other_is_named: false,
             lock,
         };
         if !dir.new {
-            fits(&dir.path, &dir.superblock, config)?;
+            dir.wanted = fits(&dir.path, &dir.superblock, config)?;
             dir.check_logs()?;
+            let others = sets::others(&dir.path, dir.superblock.wal_set);
+            dir.others = others.map_err(|error| unusable(&dir.path, "read", &error))?;
+            dir.other_is_named = sets.iter().any(|set| *set != dir.superblock.wal_set);
         }
         if let (Some(error), false) = (damaged, dir.superblock.forming) {
             tracing::warn!(%error, "one superblock is bad and is written anew from the other");
@@ -132,7 +138,7 @@ impl DataDir {
             ..NodeConfig::default()
         };
         let dir = Self::open(&config, 1)?;
-        sign_lock(&dir.lock, path)?;
+        lock::sign(&dir.lock, path)?;
         Ok(dir)
     }
 
@@ -143,7 +149,14 @@ impl DataDir {
     /// If the directory cannot be written.
     pub fn begin(&mut self) -> Result<RaisedStart, Report> {
         if self.new {
-            make_folders(&self.path, self.superblock.shards)?;
+            let Superblock {
+                wal_set, shards, ..
+            } = self.superblock;
+            let made = sets::make(&self.path, wal_set, shards);
+            made.map_err(|error| match error.kind() {
+                io::ErrorKind::StorageFull => disk_full(&self.path),
+                _ => unusable(&self.path, "make folders in", &error),
+            })?;
         }
         self.superblock.start += 1;
         self.superblock.generation += 1;
@@ -163,17 +176,23 @@ impl DataDir {
         &self.path
     }
 
+    /// How many shards this start is for: if that is not what the superblock says, the groups are to be
+    /// redistributed first ([`redistribute`](crate::runtime::redistribute)).
+    #[must_use]
+    pub fn shards_wanted(&self) -> u16 {
+        self.wanted
+    }
+
     /// The folder of a shard.
     #[must_use]
     pub fn shard(&self, shard: u16) -> PathBuf {
-        shard_folder(&self.path, shard)
+        sets::shard(&self.path, self.superblock.wal_set, shard)
     }
 
     /// The folder of a shard's log.
     #[must_use]
     pub fn wal(&self, shard: u16) -> PathBuf {
-        self.shard(shard)
-            .join(format!("wal-{:04}", self.superblock.wal_set))
+        sets::wal(&self.path, self.superblock.wal_set, shard)
     }
 
     /// Whether no file can be opened, since too many are.
@@ -193,6 +212,48 @@ impl DataDir {
         self.superblock.generation += 1;
         self.write_copy(0)?;
         self.write_copy(1)
+    }
+
+    /// Puts another WAL set, which is durable, in force. From the first of the two writes on it is; before the
+    /// second is done, nothing of the set before may be removed: should the first copy rot, it is in force
+    /// again. `step` is told before each.
+    ///
+    /// # Errors
+    /// If a copy cannot be written, or that of `step`; either set may be in force then, and is whole.
+    pub fn switch(&mut self, set: u32, shards: u16, step: &mut Step<'_>) -> Result<(), Report> {
+        (self.superblock.wal_set, self.superblock.shards) = (set, shards);
+        // First the one that this start has not written: of the number of a start there is always a copy.
+        for copy in [1 - self.stale, self.stale] {
+            step("write a superblock")
+                .map_err(|error| unusable(&self.path.join(COPIES[copy]), "write", &error))?;
+            self.superblock.generation += 1;
+            self.write_copy(copy)?;
+        }
+        self.other_is_named = false;
+        let others = sets::others(&self.path, set);
+        self.others = others.map_err(|error| unusable(&self.path, "read", &error))?;
+        Ok(())
+    }
+
+    /// Removes what belongs to WAL sets that are not in force, once no superblock names them any more.
+    /// What cannot be removed only takes room: the next start tries again.
+    ///
+    /// # Errors
+    /// If a superblock cannot be written.
+    pub fn drop_other_sets(&mut self, step: &mut Step<'_>) -> Result<(), Report> {
+        if std::mem::take(&mut self.other_is_named) {
+            self.superblock.generation += 1;
+            self.write_copy(0)?;
+            self.write_copy(1)?;
+        }
+        for folder in std::mem::take(&mut self.others) {
+            let removed = step("remove a set").and_then(|()| fs::remove_dir_all(&folder));
+            if let Err(error) = removed {
+                let folder = folder.display();
+                tracing::warn!(%folder, %error, "what is left of another number of shards stays");
+            }
+        }
+        Ok(())
     }
 
     /// Becomes a member of a cluster.
@@ -290,7 +351,7 @@ impl RaisedStart {
     /// If it cannot be written.
     pub fn write(self) -> Result<(), Report> {
         write_copy(&self.path, self.copy, &self.bytes, self.probe)?;
-        sign_lock(&self.lock, &self.path)
+        lock::sign(&self.lock, &self.path)
     }
 }
 
@@ -324,11 +385,11 @@ pub fn identify(path: &Path) -> Result<Option<Superblock>, Report> {
         .map_err(|error| no_superblock(path, &error))
 }
 
-/// Whether the configuration is one for this directory.
+/// Whether the configuration is one for this directory; how many shards it asks for.
 ///
 /// # Errors
-/// If it names another node or another number of shards.
-pub fn fits(path: &Path, superblock: &Superblock, config: &NodeConfig) -> Result<(), Report> {
+/// If it names another node.
+pub fn fits(path: &Path, superblock: &Superblock, config: &NodeConfig) -> Result<u16, Report> {
     let path = path.display();
     if let Some(node) = config.node
         && node != superblock.node
@@ -338,19 +399,7 @@ pub fn fits(path: &Path, superblock: &Superblock, config: &NodeConfig) -> Result
             .location(format!("this start says --id {node}"))
             .fix(format!("--id {}, or another --data-dir", superblock.node)));
     }
-    let wanted = match config.shards {
-        Shards::AsMade => superblock.shards,
-        Shards::PerCore => preflight::per_core(),
-        Shards::Exactly(count) => count,
-    };
-    if wanted != superblock.shards {
-        let made = superblock.shards;
-        let what = format!("data directory {path} was made for {made} shards, not {wanted}");
-        return Err(Report::error(Code::ShardCountChanged, what)
-            .why("each shard has a log of its own; this version cannot redistribute them")
-            .fix(format!("--shards {made}")));
-    }
-    Ok(())
+    Ok(preflight::shards(config, Some(superblock.shards)))
 }
 
 /// Whether the configured members can be those of the directory's cluster. Nodes that are added need not be
@@ -404,29 +453,6 @@ pub fn fits_members(
     Err(Report::error(Code::WrongIdentity, what)
         .location(location)
         .fix(fix))
-}
-
-/// Who works in a directory right now, if anybody does.
-///
-/// # Errors
-/// If the lock cannot be read, and which process has it.
-pub fn is_free(path: &Path) -> Result<(), Report> {
-    let lock_path = path.join(LOCK);
-    let file = match File::open(&lock_path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(unusable(&lock_path, "read", &error)),
-    };
-    if sys::try_lock(&file).map_err(|error| unusable(&lock_path, "lock", &error))? {
-        return Ok(());
-    }
-    let holder = holder(&lock_path);
-    Err(locked(path, holder, holder.is_some_and(process::is_alive)))
-}
-
-fn holder(lock_path: &Path) -> Option<u32> {
-    let text = fs::read_to_string(lock_path).unwrap_or_default();
-    text.trim().parse().ok()
 }
 
 /// Writes a small file so that a crash leaves the old one or the new one. `probe` tries the
@@ -506,7 +532,7 @@ fn survey(path: &Path) -> Result<Found, Report> {
     }
     let ours = |name: &str| {
         [LOCK, space::BALLAST, "lost+found"].contains(&name)
-            || name.starts_with("shard-")
+            || sets::is_of_a_set(name)
             || COPIES
                 .iter()
                 .any(|copy| name.strip_suffix(".tmp") == Some(copy))
@@ -524,7 +550,7 @@ fn survey(path: &Path) -> Result<Found, Report> {
     }
     let used = names
         .iter()
-        .filter(|name| name.starts_with("shard-"))
+        .filter(|name| sets::is_of_a_set(name))
         .any(|name| {
             let shard = path.join(name);
             let in_log = |folder: &str| {
@@ -565,7 +591,7 @@ fn form(config: &NodeConfig, cores: usize) -> io::Result<Superblock> {
             ClusterId::default()
         },
         forming: true,
-        wal_set: 1,
+        wal_set: sets::FIRST,
         shards,
         groups: groups as u32,
         start: 0,
@@ -585,27 +611,7 @@ fn make(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().mode(0o700).create(path)
 }
 
-fn make_folders(path: &Path, shards: u16) -> Result<(), Report> {
-    let make = || {
-        for shard in 0..shards {
-            let shard = shard_folder(path, shard);
-            fs::create_dir_all(shard.join("wal-0001"))?;
-            sync_folder(&shard)?;
-        }
-        sync_folder(path)
-    };
-    make().map_err(|error: io::Error| match error.kind() {
-        io::ErrorKind::StorageFull => disk_full(path),
-        _ => unusable(path, "make folders in", &error),
-    })
-}
-
-fn shard_folder(path: &Path, shard: u16) -> PathBuf {
-    path.join(format!("shard-{shard:04}"))
-}
-
-/// 128 bits that nobody else has.
-/// Bits for a name that nobody else has.
+/// 128 bits for a name that nobody else has.
 ///
 /// # Errors
 /// What the system says of its source of random bits.
@@ -631,61 +637,6 @@ fn stale_copy(copies: &[Result<Superblock, SuperblockError>; 2]) -> usize {
         [Ok(_), Err(_)] => 1,
         _ => 0,
     }
-}
-
-/// Locks the directory; a dying holder is waited for, a living one is named.
-fn take_lock(path: &Path) -> Result<File, Report> {
-    let lock_path = path.join(LOCK);
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&lock_path)
-        .map_err(|error| match error.kind() {
-            io::ErrorKind::StorageFull => disk_full(path),
-            _ => unusable(path, "write", &error),
-        })?;
-    let begun = Instant::now();
-    while !sys::try_lock(&file).map_err(|error| unusable(&lock_path, "lock", &error))? {
-        let holder = holder(&lock_path);
-        let alive = holder.is_some_and(process::is_alive);
-        let patience = if alive { HOLDER_GRACE } else { HOLDER_PATIENCE };
-        if begun.elapsed() > patience {
-            return Err(locked(path, holder, alive));
-        }
-        std::thread::sleep(HOLDER_RETRY);
-    }
-    Ok(file)
-}
-
-/// Writes whose lock it is: over the one before, without cutting the file, which takes longer.
-fn sign_lock(lock: &File, path: &Path) -> Result<(), Report> {
-    let pid = std::process::id();
-    let signed = format!("{pid:<PID_DIGITS$}\n");
-    match lock.write_all_at(signed.as_bytes(), 0) {
-        Err(error) if error.kind() != io::ErrorKind::StorageFull => {
-            Err(unusable(&path.join(LOCK), "write", &error))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn locked(path: &Path, holder: Option<u32>, alive: bool) -> Report {
-    let path = path.display();
-    let who = match holder {
-        Some(pid) if alive => process::describe(pid),
-        Some(pid) => format!("pid {pid}, which cannot be seen from here (another container?)"),
-        None => "an unknown process".to_owned(),
-    };
-    let fix = match holder {
-        Some(pid) if alive => format!("stop it (kill {pid}), or give this node its own --data-dir"),
-        _ => "stop that node, or give this one its own --data-dir".to_owned(),
-    };
-    let what = format!("data directory {path} is in use by another process: {who}");
-    Report::error(Code::DirectoryLocked, what)
-        .why("two nodes on one directory would destroy its log; a dead one leaves no lock behind")
-        .fix(fix)
 }
 
 fn no_superblock(path: &Path, error: &SuperblockError) -> Report {
@@ -756,22 +707,4 @@ pub fn disk_full(path: &Path) -> Report {
     )
     .why("a start needs some MiB for the log; nothing is lost")
     .fix("make room, then start again")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_lock_that_is_signed_again_names_one_holder() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join(LOCK);
-        let lock = File::create(&path).expect("it can be made");
-        lock.write_all_at(b"4294967295\n", 0)
-            .expect("an earlier holder");
-        for _ in 0..2 {
-            sign_lock(&lock, folder.path()).expect("it can be written");
-            assert_eq!(holder(&path), Some(std::process::id()));
-        }
-    }
 }

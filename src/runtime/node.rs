@@ -1,7 +1,7 @@
 //! The process: starts everything in the order that makes a restart short, waits, ends.
 //!
-//! 1. what must be known first: kernel, directory and its lock, ports; a node of a cluster that is not
-//!    formed yet waits until it is;
+//! 1. what must be known first: kernel, directory and its lock, ports; groups that are to have other shards
+//!    get them; a node of a cluster that is not formed yet waits until it is;
 //! 2. the poker, then all executors, before any of them works: a busy pinned executor would delay
 //!    the start of the next;
 //! 3. on plain threads, a shard each: find the segments, read the log, tell the shard; meanwhile the
@@ -28,6 +28,7 @@ use crate::runtime::metrics::NodeMetrics;
 use crate::runtime::peers::roster::{Process, Roster};
 use crate::runtime::peers::{connector, forming};
 use crate::runtime::poker::{self, Mailbox, Pulse};
+use crate::runtime::redistribute::redistribute;
 use crate::runtime::shard_task::{self, Event, Parts};
 use crate::runtime::snapshot_files::{self, SnapshotFiles};
 use crate::runtime::snapshot_reads::{self, SnapshotReads};
@@ -98,7 +99,7 @@ pub fn run(config: NodeConfig) -> Result<(), Report> {
     preflight::kernel()?;
     let cores = preflight::cores();
     let mut dir = DataDir::open(&config, cores)?;
-    let shards = dir.superblock.shards;
+    let shards = dir.shards_wanted();
     fits_members(dir.path(), &dir.superblock, &config)?;
     for warning in preflight::check::at_start(&config, shards) {
         tracing::warn!("{}: {}", warning.code, warning.what);
@@ -108,13 +109,18 @@ pub fn run(config: NodeConfig) -> Result<(), Report> {
         [] => None,
         _ => Some(preflight::peer_listener(&config)?),
     };
+    dir.drop_other_sets(&mut |_| Ok(()))?;
     let raised = dir.begin()?;
     let begun_on_disk = Arc::new(Gate::default());
     let addresses = Addresses::of(&clients, &admin)?;
     let (events, inbox) = channel();
-    if raised.is_first() || peers.is_some() {
+    let redistributes = shards != dir.superblock.shards;
+    if raised.is_first() || redistributes || peers.is_some() {
         // Nothing was begun yet that could go on meanwhile; other nodes hear of the number first.
         raised.write()?;
+        if redistributes {
+            redistribute(&mut dir, &mut |_| Ok(()))?;
+        }
         begun_on_disk.open();
     } else {
         write_meanwhile(raised, &begun_on_disk, &events)?;

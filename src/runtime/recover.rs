@@ -61,6 +61,7 @@ pub fn recover(
     let files = find_files(folder).map_err(|error| unusable(folder, "read", &error))?;
     fetch_newest(folder, &files);
     let log = read_log(folder, identity, owner, segments, QUIET_BYTES)?;
+    tell(identity, &log);
     Ok(Remains {
         log,
         files,
@@ -96,7 +97,11 @@ pub fn read_log(
             .map_err(|error| unusable(path, "read", &error))?;
         recovery.feed_front(number, bytes, length);
     }
-    let recovered = recovery.finish().map_err(|error| refused(folder, &error))?;
+    recovery.finish().map_err(|error| refused(folder, &error))
+}
+
+/// Logs what was cut off a log, and what is damaged in it.
+pub fn tell(identity: LogIdentity, recovered: &Recovered) {
     if let Some(torn) = recovered.torn {
         let (segment, offset) = (torn.segment, torn.offset);
         tracing::warn!(shard = %identity.shard, segment, offset, "cut a tail that nobody was told of");
@@ -105,7 +110,6 @@ pub fn read_log(
         let (segment, offset) = (damage.segment, damage.offset);
         tracing::error!(shard = %identity.shard, segment, offset, "{}", damage.what);
     }
-    Ok(recovered)
 }
 
 /// What is to be read of a segment. Its file is opened when it is read: there may be many.

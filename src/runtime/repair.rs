@@ -12,27 +12,23 @@
 //! lose the other half.
 
 use crate::base::code::Code;
-use crate::base::limits::SEGMENT_BYTES;
 use crate::base::report::Report;
 use crate::runtime::data_dir::{disk_full, names, sync_folder, unusable, write_durably};
-use crate::runtime::space;
+use crate::runtime::log_files::LogFiles;
 use crate::wal::writer::LogWriter;
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// Its presence says that the segments are complete.
 const MARK: &str = "repairing";
 const ENDING: &str = "repair";
-const ZEROS_BYTES: usize = 1 << 20;
 
 /// The segments of a repair.
 pub struct Segments<'a> {
     folder: &'a Path,
     data_dir: &'a Path,
-    first: u64,
 }
 
 /// Refuses a log in which a repair was cut short.
@@ -50,14 +46,10 @@ pub fn refuse_half_repaired(folder: &Path) -> Result<(), Report> {
 }
 
 impl<'a> Segments<'a> {
-    /// For the log in `folder`, from segment `first` on.
+    /// For the log in `folder`.
     #[must_use]
-    pub fn new(folder: &'a Path, data_dir: &'a Path, first: u64) -> Self {
-        Self {
-            folder,
-            data_dir,
-            first,
-        }
+    pub fn new(folder: &'a Path, data_dir: &'a Path) -> Self {
+        Self { folder, data_dir }
     }
 
     /// Finishes a repair that was cut short, or removes what is left of one that was not made.
@@ -82,78 +74,14 @@ impl<'a> Segments<'a> {
     /// # Errors
     /// What the file system says; then nothing is changed, or the repair can be taken up.
     pub fn write(&self, writer: &mut LogWriter) -> Result<(), Report> {
-        let mut write = || {
-            self.fill(writer)?;
-            sync_folder(self.folder)?;
+        let files = LogFiles::new(self.folder, ENDING, Some(self.data_dir));
+        let write = files.finish(writer).and_then(|()| {
             write_durably(self.folder, MARK, b"", false)?;
             enforce(self.folder)
-        };
-        write().map_err(|error: io::Error| match error.kind() {
+        });
+        write.map_err(|error: io::Error| match error.kind() {
             io::ErrorKind::StorageFull => disk_full(self.data_dir),
             _ => unusable(self.folder, "write segments into", &error),
-        })
-    }
-
-    fn fill(&self, writer: &mut LogWriter) -> io::Result<()> {
-        let mut files = BTreeMap::new();
-        let mut last = self.first;
-        loop {
-            while let Some(number) = writer.segment_wanted() {
-                files.insert(number, self.make(number)?);
-                writer.segment_ready(number);
-            }
-            let Some(write) = writer.next_write() else {
-                // The end of what was written last is proved by an empty batch, once.
-                if writer.beacon() {
-                    continue;
-                }
-                break;
-            };
-            let mut bytes = vec![0; write.batch.encoded_len()];
-            write.batch.encode_into(&mut bytes);
-            let file: &File = files
-                .get(&write.segment)
-                .ok_or_else(|| io::Error::other("a segment that was not asked for"))?;
-            file.write_all_at(&bytes, write.offset)?;
-            last = last.max(write.segment);
-            // Nothing is in force before all of it is synced below.
-            writer.completed(write.batch_seq);
-        }
-        for (number, file) in files {
-            if number <= last {
-                file.sync_all()?;
-            } else {
-                fs::remove_file(self.path(number))?;
-            }
-        }
-        Ok(())
-    }
-
-    fn path(&self, number: u64) -> PathBuf {
-        self.folder.join(format!("{number:016x}.{ENDING}"))
-    }
-
-    /// A whole segment of zeros.
-    fn make(&self, number: u64) -> io::Result<File> {
-        let make = || {
-            let mut file = OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .open(self.path(number))?;
-            let zeros = vec![0; ZEROS_BYTES];
-            for _ in 0..SEGMENT_BYTES / ZEROS_BYTES {
-                file.write_all(&zeros)?;
-            }
-            Ok(file)
-        };
-        make().or_else(|error: io::Error| {
-            let full = error.kind() == io::ErrorKind::StorageFull;
-            if full && space::give_up_ballast(self.data_dir) {
-                make()
-            } else {
-                Err(error)
-            }
         })
     }
 }

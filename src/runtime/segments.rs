@@ -20,9 +20,8 @@
 use crate::base::code::Code;
 use crate::base::limits::SEGMENT_BYTES;
 use crate::base::report::Report;
-use crate::runtime::data_dir::{
-    HOLDER_PATIENCE, HOLDER_RETRY, names, segment_number, sync_folder, unusable,
-};
+use crate::runtime::data_dir::{names, segment_number, sync_folder, unusable};
+use crate::runtime::lock::{HOLDER_PATIENCE, HOLDER_RETRY};
 use crate::runtime::repair::refuse_half_repaired;
 use crate::runtime::{space, sys};
 use std::collections::VecDeque;

@@ -1,13 +1,14 @@
 //! The files of a shard's checkpoints, written by a thread of the shard's own, and how they are read.
 //!
 //! ```text
-//! run-<start>-<n>.run       pages and roots of one round
-//! payload-<start>-<n>.pay   bodies of jobs
+//! run-<writer>-<n>.run      pages and roots of one round
+//! payload-<writer>-<n>.pay  bodies of jobs
 //! manifest-<sequence>       the second anchor of the bases; the newest two are kept
 //! ```
 //!
-//! The start number in a name makes it new: a file is made by its first chunk and never opened for
-//! writing again by another process. A round whose files cannot be written is given up: they are
+//! The writer is a shard in a start of the node, 64 times the start number and the shard
+//! ([`file_number`](crate::snapshot::layout::file_number)), which makes the name new: a file is made by its
+//! first chunk and never opened for writing again by another process. A round whose files cannot be written is given up: they are
 //! removed, the log stays, nothing is lost.
 
 use crate::base::report::Report;
@@ -21,7 +22,7 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
@@ -267,7 +268,9 @@ fn read_at(file: &File, offset: u64, length: usize) -> io::Result<Bytes> {
     Ok(bytes.into())
 }
 
-fn file_name(file: CheckpointFile) -> String {
+/// The name of a checkpoint file.
+#[must_use]
+pub fn file_name(file: CheckpointFile) -> String {
     let (prefix, number, suffix) = match file {
         CheckpointFile::Run(number) => ("run", number, "run"),
         CheckpointFile::Payload(number) => ("payload", number, "pay"),
@@ -295,7 +298,9 @@ fn file_of(name: &str) -> Option<CheckpointFile> {
     number(body).map(CheckpointFile::Payload)
 }
 
-fn manifest_name(sequence: u64) -> String {
+/// The name of a manifest's file.
+#[must_use]
+pub fn manifest_name(sequence: u64) -> String {
     format!("manifest-{sequence:016x}")
 }
 
@@ -333,6 +338,25 @@ pub fn fetch_newest(folder: &Path, files: &BTreeMap<CheckpointFile, u64>) {
                 sys::will_read(&open, 0, *bytes);
             }
         }
+    }
+}
+
+/// Has a checkpoint file of one folder lie in another too; false if there is another file of its name. One
+/// that is missing stays missing. The name is durable once the folder is synced.
+///
+/// # Errors
+/// What the file system says; some have no links.
+pub fn link(file: CheckpointFile, from: &Path, to: &Path) -> io::Result<bool> {
+    let name = file_name(file);
+    let (from, to) = (from.join(&name), to.join(&name));
+    match fs::hard_link(&from, &to) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !from.exists() => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let identity = |path| fs::metadata(path).map(|file| (file.dev(), file.ino()));
+            Ok(identity(from)? == identity(to)?)
+        }
+        Err(error) => Err(error),
     }
 }
 

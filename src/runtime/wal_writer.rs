@@ -17,7 +17,7 @@
 use crate::base::code::Code;
 use crate::base::limits::{BLOCK_BYTES, SEGMENT_BYTES};
 use crate::base::report::Report;
-use crate::runtime::data_dir::HOLDER_RETRY;
+use crate::runtime::lock::HOLDER_RETRY;
 use crate::runtime::sys;
 use crate::wal::pieces::Piece;
 use crate::wal::writer::WalWrite;

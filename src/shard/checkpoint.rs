@@ -245,7 +245,8 @@ impl Checkpointer {
         } else {
             self.start_number
         };
-        let file = file_number(start.into(), self.next_file).expect("the start number has 32 bits");
+        let file = file_number(start.into(), self.shard, self.next_file);
+        let file = file.expect("a directory is started fewer than 2^26 times");
         self.next_file += 1;
         FileHeader {
             kind,

@@ -19,7 +19,7 @@ use bytes::Bytes;
 
 pub use crate::queue::Discarded;
 
-/// A file of a checkpoint: its number is the start number (high 32 bits) and a counter.
+/// A file of a checkpoint, by its number: [`file_number`](crate::snapshot::layout::file_number).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum CheckpointFile {
     /// Pages and roots of one round.

@@ -11,6 +11,7 @@ use super::group::{Group, Phase, Waiter};
 use super::input::{Input, Origin};
 use super::installs::Installs;
 use super::log_reads::LogReads;
+use super::lost_ends::KnownEnds;
 use super::members::Cluster;
 use super::opening::{formation, log_hard_state, open_group, standing_row};
 use super::peers::Peers;
@@ -132,8 +133,7 @@ pub struct ShardEngine {
     pub(super) voters_clock: Option<VotersClock>,
     /// What shard 0 told of that last.
     pub(super) clock_told: Option<VotersClock>,
-    /// Where the log ended that this process has found.
-    pub(super) found_lsn: Lsn,
+    pub(super) ends: KnownEnds,
     /// Groups were formed, which the log shall say before anybody is let in.
     forms: bool,
     pub(super) installs: Installs,
@@ -161,7 +161,7 @@ impl ShardEngine {
             segments,
             bytes,
         } = recovered;
-        let start_lsn = start.lsn;
+        let ends = KnownEnds::new(config.identity, start.lsn, &start.echoes);
         let here = || groups_of(config.shard, config.shards, config.groups);
         for id in here() {
             // Without a base nothing that is left of a group says where it begins.
@@ -248,7 +248,7 @@ impl ShardEngine {
             draining: false,
             voters_clock: None,
             clock_told: None,
-            found_lsn: start_lsn,
+            ends,
             forms,
             installs: Installs::default(),
             log_reads: LogReads::default(),
@@ -304,7 +304,7 @@ impl ShardEngine {
             Input::PeerWaits(peer) => self.on_peer_waits(peer),
             Input::ClusterMembers(members) => self.on_cluster_members(&members),
             Input::VoterSets { shard, sets } => self.on_voter_sets(shard, sets),
-            Input::HeardDurable { lsn } => self.on_heard_durable(lsn),
+            Input::HeardDurable(heard) => self.on_heard_durable(&heard),
             Input::PeerBeat { from, wall } => self.on_peer_beat(from, wall),
             Input::VotersClock(clock) => self.on_voters_clock(clock),
             Input::PeerDrains { peer, on } => self.on_peer_drains(peer, on),
@@ -390,7 +390,7 @@ impl ShardEngine {
                 group.phase == Phase::Serving
             }
         };
-        let is_written = !self.forms || self.wal.durable_lsn() > self.found_lsn;
+        let is_written = !self.forms || self.wal.durable_lsn() > self.ends.found();
         let mut groups = self.groups.iter();
         is_written && groups.all(|group| group.is_halted() || is_open(group))
     }

@@ -6,12 +6,12 @@ use super::sparing::VoterSets;
 use super::wall::VotersClock;
 use crate::base::ids::{ConnId, GroupId, ShardId};
 use crate::base::members::ClusterMembers;
-use crate::base::units::{Lsn, WallTime};
+use crate::base::units::WallTime;
 use crate::queue::StoredPart;
 use crate::raft::message::{Message, Voter};
 use crate::wal::pieces::Piece;
 use crate::wire::message::{Reply, Request};
-use crate::wire::peer::PeerHello;
+use crate::wire::peer::{Durable, PeerHello};
 use bytes::Bytes;
 
 /// Where a request came from: a connection of a shard of this node. Another shard than the one
@@ -185,12 +185,8 @@ pub enum Input {
         /// Each set of voters once.
         sets: VoterSets,
     },
-    /// Another node has heard, before this process was started, that the log of this shard was durable
-    /// up to here.
-    HeardDurable {
-        /// The place.
-        lsn: Lsn,
-    },
+    /// Another node has heard, before this process was started, how far the logs of this one were durable.
+    HeardDurable(Durable),
     /// Another node sent messages to groups of this shard.
     PeerMessages {
         /// In the order in which they were sent.

@@ -100,14 +100,8 @@ pub fn load_group<E: Display>(
         match load_base(owner, root, read) {
             Ok((loaded, own)) => {
                 let mut files = vec![own];
-                for older in &bases[base + 1..] {
-                    let bytes = read(older.file, older.offset, older.len as usize);
-                    let Ok(bytes) = bytes else { break };
-                    let Ok((runs, payloads)) = files_of_root(&bytes, older.hash) else {
-                        break;
-                    };
-                    files.push(BaseFiles::new(older, &runs, &payloads));
-                }
+                let older = bases[base + 1..].iter();
+                files.extend(older.map_while(|older| files_of_base(older, read)));
                 return Ok(GroupState {
                     base,
                     loaded,
@@ -119,6 +113,18 @@ pub fn load_group<E: Display>(
         }
     }
     Err(damage.join("; "))
+}
+
+/// The files that a base names; `None` if its root cannot be read, or is damaged.
+///
+/// `read` is that of [`load_group`].
+pub(super) fn files_of_base<E>(
+    root: &RootRef,
+    read: &mut dyn FnMut(u64, u64, usize) -> Result<Bytes, E>,
+) -> Option<BaseFiles> {
+    let bytes = read(root.file, root.offset, root.len as usize).ok()?;
+    let (runs, payloads) = files_of_root(&bytes, root.hash).ok()?;
+    Some(BaseFiles::new(root, &runs, &payloads))
 }
 
 fn load_base<E: Display>(

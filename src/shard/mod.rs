@@ -17,7 +17,8 @@
 //! decides `members`, and [`sparing`] which of them can go. What a
 //! follower lacks and memory does not hold any more is read from the log by `log_reads`. A checkpoint for a
 //! follower that lacks more than its leader's log has goes through `sending` there and `installing`
-//! here; `installs` knows which are under way.
+//! here; `installs` knows which are under way. What other nodes have heard of the log tells `lost_ends` whether it
+//! was longer once; [`redistribution`] says what the logs hold when the node gets another number of shards.
 //!
 //! # The contract
 //!
@@ -53,12 +54,14 @@ mod installs;
 mod liveness;
 pub mod loading;
 mod log_reads;
+mod lost_ends;
 pub mod members;
 mod opening;
 mod peers;
 pub mod placement;
 mod polls;
 mod reads;
+pub mod redistribution;
 mod requests;
 mod residence;
 mod sending;

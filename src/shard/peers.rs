@@ -38,10 +38,9 @@ use super::liveness::Liveness;
 use super::placement::shard_of;
 use super::requests::Refusal;
 use super::wall::HeardClock;
-use crate::base::bugs::{self, Bug};
 use crate::base::code::Code;
 use crate::base::limits::{BEAT_MS, HEIR_WAIT_MS, REST_AFTER_MS, SILENT_MS, TICK_MS};
-use crate::base::units::{Lsn, Monotonic, WallTime};
+use crate::base::units::{Monotonic, WallTime};
 use crate::raft::message::{Body, Message, Voter};
 use crate::raft::role::Role;
 use crate::wal::writer::Ticket;
@@ -236,28 +235,6 @@ impl ShardEngine {
             self.groups[slot].raft.found_peer(voter);
             // A version may be raised now.
             self.mark(slot);
-        }
-    }
-
-    /// The log that this process has found was longer once: it has lost its end, or the disk is an older
-    /// image of itself. Nothing that was promised in what is missing is known any more. A group in which
-    /// nobody else votes has nobody to ask, and stops if others have come since: they may have gone on.
-    pub(super) fn on_heard_durable(&mut self, lsn: Lsn) {
-        if lsn <= self.found_lsn || bugs::on(Bug::EchoIgnored) {
-            return;
-        }
-        self.counters.log_ends_lost_total += 1;
-        let me = self.config.me();
-        let has_others = self.cluster.members().members().any(|member| member != me);
-        for slot in 0..self.groups.len() {
-            let raft = &mut self.groups[slot].raft;
-            if !raft.leads_alone() {
-                raft.distrust();
-                self.mark(slot);
-            } else if has_others {
-                let what = "the end of its log is lost, and with it that other nodes have votes";
-                self.halt(slot, what);
-            }
         }
     }
 

@@ -11,7 +11,7 @@ use crate::base::units::Lsn;
 use crate::shard::effect::CheckpointFile;
 use crate::snapshot::manifest::Manifest;
 use crate::wal::batch::{BatchHeader, WalBatch};
-use crate::wal::writer::WalWrite;
+use crate::wal::writer::{LogWriter, WalWrite};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -252,6 +252,29 @@ impl SimDisk {
     pub fn drop_files(&mut self, files: &[CheckpointFile]) {
         for file in files {
             self.files.remove(file);
+        }
+    }
+
+    /// Has a checkpoint file of another disk here too, as a link to it.
+    pub fn link(&mut self, name: CheckpointFile, from: &Self) {
+        let file = from.files.get(&name).cloned();
+        self.files.extend(file.map(|file| (name, file)));
+    }
+
+    /// Writes all that a log holds which no shard writes yet, and proves it.
+    pub fn write_log(&mut self, writer: &mut LogWriter) {
+        loop {
+            while let Some(number) = writer.segment_wanted() {
+                self.prepare_segment(number);
+                writer.segment_ready(number);
+            }
+            if let Some(write) = writer.next_write() {
+                self.start_write(&write);
+                self.complete_write(write.batch_seq);
+                writer.completed(write.batch_seq);
+            } else if !writer.beacon() {
+                return;
+            }
         }
     }
 

@@ -11,10 +11,13 @@ use crate::base::ids::{GroupId, NodeId, ShardId};
 use crate::base::limits::PEER_FRAME_BYTES_MAX;
 use crate::base::members::ClusterMembers;
 use crate::base::prng::Prng;
+use crate::base::units::Lsn;
 use crate::raft::message::{Message, Voter};
 use crate::shard::effect::{CheckpointFile, Effect, PageOrder};
 use crate::shard::input::{Input, Origin};
 use crate::shard::loading::{load_group, load_pages};
+use crate::shard::placement::{groups_of, shard_of};
+use crate::shard::redistribution::{NewLog, damage_of, files_of, known_ends};
 use crate::shard::sparing::VoterSets;
 use crate::shard::wall::VotersClock;
 use crate::snapshot::layout::{Owner, RootRef};
@@ -296,6 +299,69 @@ pub fn start(
     }
     disk.kept.restart(&recovered);
     Ok(recovered)
+}
+
+/// Gives the groups of a node's disks to other shards, as a start does that is for another number of them:
+/// `to` is that number, and the WAL set to be. `None` if a log is damaged: then all stays as it is.
+///
+/// # Panics
+/// As [`start`]; and if the new logs do not read back as they were written.
+pub fn redistribute(
+    disks: &mut [SimDisk],
+    before: LogIdentity,
+    to: (u16, u32),
+    (groups, start_number): (u32, u32),
+    segment_bytes: usize,
+    is_harmed: bool,
+) -> Option<Vec<SimDisk>> {
+    let (shards, wal_set) = to;
+    let mut logs = Vec::new();
+    for (shard, disk) in (0..).zip(disks.iter_mut()) {
+        let shard = ShardId(shard);
+        let identity = LogIdentity { shard, ..before };
+        let log = start(disk, identity, segment_bytes, is_harmed);
+        logs.push(log.expect("the log is this node's own"));
+    }
+    if logs.iter().any(|log| damage_of(log).is_some()) {
+        return None;
+    }
+    let ends: Vec<Lsn> = logs.iter().map(|log| log.start.lsn).collect();
+    let ends = known_ends(before, &ends, &logs[0].start.echoes);
+    let identity = |shard| LogIdentity {
+        shard: ShardId(shard),
+        wal_set,
+        ..before
+    };
+    let log = |shard| {
+        let seed = u64::from(wal_set) << 16 | u64::from(shard);
+        NewLog::new(identity(shard), ends.clone(), seed, segment_bytes)
+    };
+    let mut made: Vec<(NewLog, SimDisk)> = (0..shards)
+        .map(|shard| (log(shard), SimDisk::new(segment_bytes)))
+        .collect();
+    let old_shards = u16::try_from(disks.len()).expect("few shards");
+    for ((shard, disk), log) in (0..).zip(disks.iter()).zip(&logs) {
+        let mut read = |file, offset, len| disk.read(file, offset, len);
+        for group in groups_of(ShardId(shard), old_shards, groups) {
+            let Some(log) = log.groups.get(&group) else {
+                continue;
+            };
+            let (to, new_disk) = &mut made[usize::from(shard_of(group, shards).0)];
+            let any = || disk.files().into_keys().collect();
+            let files = files_of(log, &mut read).unwrap_or_else(any);
+            files.into_iter().for_each(|file| new_disk.link(file, disk));
+            to.take(group, log);
+        }
+    }
+    let finish = |(shard, (mut log, mut disk)): (u16, (NewLog, SimDisk))| {
+        disk.write_log(&mut log.writer);
+        disk.start_manifest(log.manifest(start_number.into()).encode().into());
+        disk.complete_manifest();
+        let read = recover(&disk, identity(shard), segment_bytes).expect("it was just written");
+        assert!(log.reads_back(&read), "shard {shard} is not what it was");
+        disk
+    };
+    Some((0..).zip(made).map(finish).collect())
 }
 
 /// Whose files lie beside a log.

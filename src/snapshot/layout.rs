@@ -1,9 +1,13 @@
 //! Format 2 of run files and the roots in them, format 1 of payload files: the only description of
 //! their bytes. (Roots of format 1 are told and read in [`crate::snapshot::format1`].)
 //!
-//! All numbers are little-endian, all reserved bytes zero. A file number is a u64: the start number
-//! of the node in the high 32 bits, a counter of that start in the low 32; no number is ever used
-//! twice on a disk, and no file is ever reopened for writing.
+//! All numbers are little-endian, all reserved bytes zero. A file number is a u64: from the highest bit
+//! on 26 bits the start number of the node, 6 the shard, 32 a counter of that shard in that start (see
+//! [`file_number`]). So files of different shards can lie in one folder. No number is ever used twice on
+//! a disk, and no file is ever reopened for writing.
+//!
+//! Files of early versions have the start number in the high 32 bits and no shard: two shards of one start
+//! have used the same numbers. They are lower than all that this version gives out, since starts rise.
 //!
 //! # File header: the first 4 KiB of both kinds of file
 //!
@@ -133,7 +137,7 @@
 use crate::base::checksum::{Hash128, crc32c};
 use crate::base::ids::{ClusterId, DiskId, GroupId, Incarnation, JobId, LogIndex, ShardId, Term};
 use crate::base::limits::{
-    BLOCK_BYTES, ENTRY_BYTES_MAX, LEAF_JOBS, NODE_BRANCHES, PAYLOAD_BYTES_HARD_MAX,
+    BLOCK_BYTES, ENTRY_BYTES_MAX, LEAF_JOBS, NODE_BRANCHES, PAYLOAD_BYTES_HARD_MAX, SHARDS_MAX,
 };
 pub use crate::base::limits::{BODY_HEAD_BYTES, DISK_ALIGN_BYTES as ALIGN_BYTES};
 use crate::base::members::Member;
@@ -185,6 +189,7 @@ const _: () = assert!(BODY_BYTES_MAX <= u32::MAX as usize);
 const _: () = assert!(BODY_HEAD_BYTES.is_multiple_of(ALIGN_BYTES as usize));
 const _: () = assert!(ROOT_HEAD_BYTES.is_multiple_of(ALIGN_BYTES as usize));
 const _: () = assert!(BLOCK_BYTES.is_multiple_of(ALIGN_BYTES as usize));
+const _: () = assert!(SHARDS_MAX.is_power_of_two());
 
 /// Whose files these are: a copy from another disk is refused, its places would mislead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -237,11 +242,18 @@ pub struct FileHeader {
     pub file: u64,
 }
 
-/// The number of the `counter`-th file of a start; `None` when the start number exceeds 32 bits.
+/// Bits of a file number that tell the shard.
+const SHARD_BITS: u32 = SHARDS_MAX.ilog2();
+/// No start has this number or a higher one.
+const STARTS_END: u64 = 1 << (32 - SHARD_BITS);
+
+/// The number of the `counter`-th file of a shard in a start; `None` from start 2^26 on, and from
+/// shard [`SHARDS_MAX`] on.
 #[must_use]
-pub fn file_number(start: u64, counter: u32) -> Option<u64> {
-    let start = u32::try_from(start).ok()?;
-    Some(u64::from(start) << 32 | u64::from(counter))
+pub fn file_number(start: u64, shard: ShardId, counter: u32) -> Option<u64> {
+    let is_one = start < STARTS_END && shard.0 < SHARDS_MAX;
+    let of_shard = start << SHARD_BITS | u64::from(shard.0);
+    is_one.then_some(of_shard << 32 | u64::from(counter))
 }
 
 impl FileHeader {
@@ -783,9 +795,16 @@ mod tests {
     }
 
     #[test]
-    fn a_file_number_holds_start_and_counter() {
-        assert_eq!(file_number(9, 7), Some(0x0000_0009_0000_0007));
-        assert_eq!(file_number(1 << 32, 0), None);
+    fn a_file_number_holds_start_shard_and_counter() {
+        let of = |start, shard, counter| file_number(start, ShardId(shard), counter);
+        assert_eq!(of(9, 0, 7), Some(0x0000_0240_0000_0007));
+        assert_eq!(of(9, 63, 7), Some(0x0000_027f_0000_0007));
+        assert_eq!(of((1 << 26) - 1, 63, u32::MAX), Some(u64::MAX));
+        assert_eq!(of(1 << 26, 0, 0), None);
+        assert_eq!(of(9, 64, 0), None);
+        // An early version's last start, and the first of this one.
+        let early = 9 << 32 | u64::from(u32::MAX);
+        assert!(of(10, 0, 0) > Some(early));
     }
 
     #[test]

@@ -58,7 +58,7 @@ pub struct LogStart {
     /// Files that hold nothing of the log: the writer reports them as droppable once its first
     /// segment head is durable.
     pub unused: Vec<u64>,
-    /// The highest durable LSN heard of each peer.
+    /// What the log knows of others; each head repeats it.
     pub echoes: Vec<Echo>,
 }
 

@@ -21,6 +21,7 @@
 //! | `chain` | which files make up the log |
 //! | [`recovery`] | torn or corrupt: the decision table |
 //! | [`replay`] | what a hole means for each group |
+//! | [`carry`] | a group taken over into another log, or into its next life |
 //!
 //! Pure: no file, clock or thread. A driver writes, syncs, prepares, deletes and reads segments.
 //!
@@ -32,6 +33,7 @@
 //! - Nothing depends on a clock or on the order of a hash map.
 
 pub mod batch;
+pub mod carry;
 mod chain;
 pub mod codec;
 pub mod extent;

@@ -46,7 +46,7 @@ pub struct HardState {
 /// Where the root of a checkpoint lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RootLocation {
-    /// The file: start number of its writer << 32 | counter.
+    /// The number of the file, see [`crate::snapshot::layout`].
     pub file: u64,
     /// Where the root begins.
     pub offset: u64,

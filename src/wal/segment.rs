@@ -21,7 +21,7 @@
 //! | 72 | 4 | previous end CRC | |
 //! | 76 | 4 | number of echoes | |
 //! | 80 | 8 | batch number of the head | |
-//! | 88 | 32 each | echoes: disk id (16), WAL set u32, shard u16, zero u16, durable LSN u64 | proofs for peers |
+//! | 88 | 32 each | echoes: disk id (16), WAL set u32, shard u16, zero u16, durable LSN u64 | what others have heard of a log is held against them: see [`Echo`] |
 //!
 //! # Layout of a footer's body
 //!
@@ -63,10 +63,11 @@ pub struct SegmentEnd {
     pub end_crc: u32,
 }
 
-/// How far a peer's shard said to be durable.
+/// How far a log was durable that is not this one. Of this disk: where a log of an earlier WAL set ended when
+/// its groups were taken over, of another disk: what it said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Echo {
-    /// The peer's disk.
+    /// The disk.
     pub disk: DiskId,
     /// The WAL set that its LSN counts in.
     pub wal_set: u32,
@@ -95,7 +96,7 @@ pub struct SegmentHead {
     pub previous: Option<SegmentEnd>,
     /// The number of the head's batch.
     pub batch_seq: u64,
-    /// The highest heard of each peer.
+    /// What the log knows of others, the same in each head.
     pub echoes: Vec<Echo>,
 }
 

@@ -28,6 +28,8 @@ pub(crate) struct Cluster {
     net: String,
     size: u32,
     pub(crate) nodes: BTreeMap<u32, Node>,
+    /// Of nodes that have more than one shard.
+    pub(crate) shards: BTreeMap<u32, u16>,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -47,6 +49,7 @@ impl Cluster {
             net,
             size,
             nodes: BTreeMap::new(),
+            shards: BTreeMap::new(),
             _turn: turn,
         }
     }
@@ -116,12 +119,13 @@ impl Cluster {
 
     /// What starts a node.
     pub(crate) fn command(&self, number: u32, data: &Path, members: &str) -> Command {
+        let shards = self.shards.get(&number).copied().unwrap_or(1).to_string();
         let mut command = Command::new(env!("CARGO_BIN_EXE_rrq-node"));
         command
             .args(["--id", &number.to_string(), "--members", members])
             .args(["--listen", &self.client_address(number)])
             .args(["--admin", &self.admin_address(number).to_string()])
-            .args(["--shards", "1", "--no-pin", "--data-dir"])
+            .args(["--shards", &shards, "--no-pin", "--data-dir"])
             .arg(data)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

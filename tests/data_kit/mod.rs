@@ -135,7 +135,12 @@ async fn fill(node: &Node, round: u32) -> Vec<Known> {
 /// A directory with a checkpoint of every shard, a tail of log beyond it, and a node killed by -9.
 /// `older`, if it is given, becomes a copy of the directory as of the checkpoint.
 pub(crate) fn make(data: &Path, older: Option<&Path>) -> Vec<Known> {
-    let mut node = Node::start(data, ARGS);
+    make_with(data, older, ARGS)
+}
+
+/// The same, by nodes that are started with these arguments.
+pub(crate) fn make_with(data: &Path, older: Option<&Path>, args: &[&str]) -> Vec<Known> {
+    let mut node = Node::start(data, args);
     let mut known = block_on(fill(&node, 1));
     // A session with its outcomes is part of the state too.
     block_on(async {
@@ -161,7 +166,7 @@ pub(crate) fn make(data: &Path, older: Option<&Path>) -> Vec<Known> {
     if let Some(older) = older {
         copy(data, older);
     }
-    let mut node = Node::start(data, ARGS);
+    let mut node = Node::start(data, args);
     known.extend(block_on(fill(&node, 2)));
     // With a segment behind it the last one is missed if it is not there.
     wait_for_spares(data);

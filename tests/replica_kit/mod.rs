@@ -24,7 +24,7 @@ use rrq::sim::driver::{self, Begun, Out, Work, carried};
 use rrq::wal::batch::BatchHeader;
 use rrq::wal::writer::LogIdentity;
 use rrq::wire::message::{Reply, ReplyBody, Request, RequestBody};
-use rrq::wire::peer::Link;
+use rrq::wire::peer::{Durable, Link};
 use rrq::wire::{
     Command, Enqueued, JobState, NewJob, Op, Outcome, QueueInfo, QueueSettings, SessionCall, Window,
 };
@@ -499,7 +499,14 @@ impl Cluster {
         node.disk = image;
         node.disk.crash(&mut self.prng);
         self.start(number);
-        let heard = Input::HeardDurable { lsn: heard };
+        let node = self.node(number);
+        let heard = Input::HeardDurable(Durable {
+            disk: node.me.disk,
+            wal_set: 1,
+            lsns: vec![heard],
+            start: 0,
+            process: 0,
+        });
         self.node(number).inbox.push_back(heard);
     }
 

@@ -9,7 +9,7 @@ use super::value::{
 use super::{Member, NodeConfig, Shards};
 use crate::base::ids::NodeId;
 use crate::base::limits::{
-    IN_FLIGHT_BYTES_SHARD_MIN, PAYLOAD_BYTES_HARD_MAX, VOTERS_MAX, ZONE_BYTES_MAX,
+    IN_FLIGHT_BYTES_SHARD_MIN, PAYLOAD_BYTES_HARD_MAX, SHARDS_MAX, VOTERS_MAX, ZONE_BYTES_MAX,
 };
 use crate::wal::record::MACHINE_VERSION_MAX;
 use crate::wire::{BackoffKind, DeadPolicy};
@@ -121,8 +121,8 @@ pub(super) fn set(config: &mut NodeConfig, key: &str, text: &str) -> Result<(), 
         "shards.count" if text == "as-made" => config.shards = Shards::AsMade,
         "shards.count" if text == "per-core" => config.shards = Shards::PerCore,
         "shards.count" => {
-            let count =
-                number(text, 1..=64).map_err(|_| rule("1 to 64, or per-core, or as-made"))?;
+            let count = number(text, 1..=SHARDS_MAX)
+                .map_err(|_| rule("1 to 64, or per-core, or as-made"))?;
             config.shards = Shards::Exactly(count);
         }
         "shards.pin" => config.pin = flag(text)?,

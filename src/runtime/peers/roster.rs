@@ -245,11 +245,8 @@ impl Roster {
                 start: heard.start,
             });
         }
-        for (shard, lsn) in heard.flat_map(|heard| heard.lsns.iter().enumerate()) {
-            if let Some(mailbox) = self.boxes.get(shard) {
-                let input = Input::HeardDurable { lsn: *lsn };
-                mailbox.send(Letter::Happened(input));
-            }
+        for heard in heard {
+            self.tell(|| Input::HeardDurable(heard.clone()));
         }
         let peer = Peer::from(hello);
         self.tell(|| Input::PeerKnown(peer.clone()));

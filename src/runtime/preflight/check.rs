@@ -9,7 +9,7 @@
 //! | memlock | below what a ring needs | buffers cannot be registered |
 //! | nofile | below what the node itself needs | below what the clients may need |
 //! | cores | | fewer than shards |
-//! | data | not rrq's, another format, node or number of shards, unusable | others may write to it |
+//! | data | not rrq's, another format or node, unusable | others may write to it |
 //! | lock | another process works in it | |
 //! | filesystem | in memory, no O_DIRECT, no room | new jobs would be refused for lack of room |
 //! | disk | a write fails | durable writes are slow |
@@ -19,9 +19,9 @@ use super::{FILES_NODE, FILES_SHARD, MEMLOCK_SHARD_BYTES, MORE_MEMLOCK};
 use super::{client_addresses, cores, durable, nearest, no_direct_io};
 use crate::base::code::Code;
 use crate::base::report::{Report, Severity};
-use crate::runtime::config::{CheckFormat, Loaded, NodeConfig, Origin, Shards};
+use crate::runtime::config::{CheckFormat, Loaded, NodeConfig, Origin};
 use crate::runtime::space::{COMFORT_BYTES, SEGMENT_ROOM_BYTES};
-use crate::runtime::{data_dir, sys};
+use crate::runtime::{data_dir, lock, sys};
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::fs::{File, OpenOptions};
@@ -147,19 +147,15 @@ pub fn check(loaded: Result<&Loaded, &Report>) -> Vec<Finding> {
     };
     let path = config.data_dir.as_path();
     let found = data_dir::identify(path);
-    let shards = shards(
-        config,
-        found
-            .as_ref()
-            .ok()
-            .and_then(Option::as_ref)
-            .map(|s| s.shards),
-    );
+    let made = found.as_ref().ok().and_then(Option::as_ref);
+    let made = made.map(|superblock| superblock.shards);
+    let shards = super::shards(config, made);
     add("memlock", memlock(shards));
     add("nofile", open_files(config, shards));
     add("cores", enough_cores(shards));
-    let is_new = matches!(found, Ok(None));
     let usable = found.is_ok();
+    // The logs of a new directory, or of another number of shards, are made at the start.
+    let logs = if made == Some(shards) { 1 } else { shards };
     add(
         "data",
         found.and_then(|superblock| {
@@ -168,16 +164,25 @@ pub fn check(loaded: Result<&Loaded, &Report>) -> Vec<Finding> {
                 data_dir::fits_members(path, superblock, config)?;
             }
             let state = match superblock {
-                Some(of) => format!("{}: node {}, {} shards", path.display(), of.node, of.shards),
+                Some(of) => format!(
+                    "{}: node {}, {} shards{}",
+                    path.display(),
+                    of.node,
+                    of.shards,
+                    match of.shards == shards {
+                        true => String::new(),
+                        false => format!(", to be redistributed to {shards}"),
+                    }
+                ),
                 None => format!("{} would be made", path.display()),
             };
             exposed(path).map(|owner| format!("{state}{owner}"))
         }),
     );
-    let free = data_dir::is_free(path);
+    let free = lock::is_free(path);
     let is_free = free.is_ok();
     add("lock", free.map(|()| "nobody works in it".to_owned()));
-    let room = if is_new { u64::from(shards) } else { 1 } * SEGMENT_ROOM_BYTES;
+    let room = u64::from(logs) * SEGMENT_ROOM_BYTES;
     add("filesystem", file_system(path, config.dev, room));
     add(
         "disk",
@@ -290,14 +295,6 @@ fn config(loaded: Result<&Loaded, &Report>) -> Finding {
     }
 }
 
-fn shards(config: &NodeConfig, made: Option<u16>) -> u16 {
-    match config.shards {
-        Shards::Exactly(count) => count,
-        Shards::PerCore => super::per_core(),
-        Shards::AsMade => made.unwrap_or_else(super::per_core),
-    }
-}
-
 fn memlock(shards: u16) -> Result<String, Report> {
     let limit = sys::memlock_limit();
     super::memlock(limit)?;
@@ -351,7 +348,7 @@ fn enough_cores(shards: u16) -> Result<String, Report> {
         let what = format!("{shards} shards share {usable} cores ({text})");
         return Err(Report::warning(Code::TooManyShards, what)
             .why("each shard wants a core of its own; shards that share one wait for each other")
-            .fix(format!("--shards {usable} for a new data directory")));
+            .fix(format!("--shards {usable}")));
     }
     Ok(format!("{text}, {shards} shards"))
 }

@@ -6,11 +6,12 @@
 pub mod check;
 
 use crate::base::code::Code;
+use crate::base::limits::SHARDS_MAX;
 use crate::base::report::Report;
-use crate::runtime::config::{CheckFormat, Loaded, Member, NodeConfig};
-use crate::runtime::data_dir::{HOLDER_GRACE, HOLDER_PATIENCE, HOLDER_RETRY};
+use crate::runtime::config::{CheckFormat, Loaded, Member, NodeConfig, Shards};
 use crate::runtime::guest::GUESTS_MAX;
 use crate::runtime::listener::REFUSED_MAX;
+use crate::runtime::lock::{HOLDER_GRACE, HOLDER_PATIENCE, HOLDER_RETRY};
 use crate::runtime::{process, sys};
 use std::fs::OpenOptions;
 use std::io;
@@ -52,7 +53,17 @@ pub fn cores() -> usize {
 /// Shards of `--shard-per-core`.
 #[must_use]
 pub fn per_core() -> u16 {
-    cores().min(64) as u16
+    cores().min(SHARDS_MAX.into()) as u16
+}
+
+/// How many shards a configuration asks for, on a directory that was made for so many, if it was made.
+#[must_use]
+pub fn shards(config: &NodeConfig, made: Option<u16>) -> u16 {
+    match config.shards {
+        Shards::Exactly(count) => count,
+        Shards::PerCore => per_core(),
+        Shards::AsMade => made.unwrap_or_else(per_core),
+    }
 }
 
 /// The kernel lets us have io_uring, enough locked memory and enough descriptors.

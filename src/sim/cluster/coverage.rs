@@ -79,7 +79,7 @@ impl Cluster<'_> {
         let mut doing = Vec::new();
         if place.runs() {
             let members = (0..).zip(&place.engines).flat_map(|(shard, engine)| {
-                groups(options, shard).map(move |group| engine.member(group))
+                groups(place, options, shard).map(move |group| engine.member(group))
             });
             let members: Vec<_> = members.collect();
             let leads = members.iter().any(|raft| raft.role() == Role::Leader);

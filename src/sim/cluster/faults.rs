@@ -12,6 +12,8 @@ use std::time::Duration;
 const JUMP_MS: u64 = 30_000;
 /// What is left of a disk that failed may be read so much later, or lost at the next start.
 const SOON_MS: u64 = 200;
+/// A node gets up to so many shards, each of which has a group.
+const SHARDS_MAX: u64 = 3;
 /// Until then others have told a node that its disk has lost what it had called safe.
 const FOUND_WITHIN: Duration = Duration::from_secs(3);
 
@@ -129,12 +131,26 @@ impl Cluster<'_> {
                 self.nodes[node].is_harmed = true;
                 self.nodes[node].lies_until = self.now.plus(FOUND_WITHIN);
                 self.die_soon(node, prng.below(SOON_MS * 1_000));
+                if self.options.faults.contains(&Fault::OtherShards) && prng.chance(1, 2) {
+                    self.want_other_shards(node, prng);
+                }
             }
             Fault::Rot | Fault::Zeroed | Fault::Misdirected | Fault::Stale => {
                 self.harm(fault, node, prng);
             }
             Fault::OldImage => self.restore_image(node),
+            Fault::OtherShards => {
+                // It may be what it is: then this is a crash.
+                self.want_other_shards(node, prng);
+                self.die(node);
+            }
         }
+    }
+
+    /// The next start of a node is for any number of shards.
+    fn want_other_shards(&mut self, node: usize, prng: &mut Prng) {
+        let most = SHARDS_MAX.min(self.options.groups.into());
+        self.nodes[node].shards_wanted = 1 + prng.below(most) as u16;
     }
 
     fn die_soon(&mut self, node: usize, micros: u64) {
@@ -163,9 +179,12 @@ impl Cluster<'_> {
     /// that it is old. Nobody could if they had forgotten what they heard.
     fn restore_image(&mut self, node: usize) {
         let Some(image) = self.nodes[node].image.take() else {
-            let disks = self.nodes[node].disks.clone();
-            let number = self.nodes[node].number;
-            self.nodes[node].image = Some(Image { disks, number });
+            let place = &mut self.nodes[node];
+            place.image = Some(Image {
+                disks: place.disks.clone(),
+                wal_set: place.wal_set,
+                number: place.number,
+            });
             return;
         };
         let mut others = (0..self.options.nodes).filter(|other| *other != node);
@@ -192,7 +211,7 @@ impl Cluster<'_> {
 
     /// Whether there is room on a disk.
     pub(super) fn tell_space(&mut self, node: usize, full: bool, exhausted: bool) {
-        for shard in 0..self.options.shards {
+        for shard in 0..self.nodes[node].shards() {
             self.tell(node, shard, Input::DiskSpace { full, exhausted });
         }
     }

@@ -18,7 +18,7 @@ use super::node::Node;
 use super::options::Options;
 use crate::base::checksum::Hash128;
 use crate::base::entry::{Entry, EntryKind};
-use crate::base::ids::{GroupId, LogIndex, SessionId, Term};
+use crate::base::ids::{GroupId, LogIndex, SessionId, ShardId, Term};
 use crate::base::units::{GroupTime, Monotonic};
 use crate::queue::command::Op;
 use crate::raft::message::{Body, Message, Voter};
@@ -200,16 +200,15 @@ impl Judges {
     pub(super) fn is_on_disks(
         &mut self,
         nodes: &[Node],
-        options: &Options,
         renewed: Option<usize>,
         (group, index): (GroupId, LogIndex),
     ) {
         self.disks_read += 1;
         let sealed = self.committed[&group][&index];
-        let shard = usize::from(group.0 % options.shards);
         let has = |(place, node): &(usize, &Node)| {
             let may_have_had = node.is_harmed || Some(*place) == renewed;
-            may_have_had || node.disks[shard].kept.holds(group, index, sealed)
+            let disk = &node.disks[usize::from(node.shard_of(group))];
+            may_have_had || disk.kept.holds(group, index, sealed)
         };
         let count = (0..).zip(nodes).filter(has).count();
         assert!(
@@ -356,15 +355,14 @@ impl Judges {
     }
 
     /// Whether a group is the same on all nodes, all of which run. Where the state of the group was damaged it may have stopped.
-    pub(super) fn are_equal(nodes: &[Node], options: &Options, group: GroupId) -> bool {
-        let shard = usize::from(group.0 % options.shards);
+    pub(super) fn are_equal(nodes: &[Node], group: GroupId) -> bool {
         let has_stopped = |node: &Node| {
-            let engine = node.engines.get(shard).filter(|_| node.is_harmed);
+            let engine = node.engine_of(group).filter(|_| node.is_harmed);
             engine.is_some_and(|engine| engine.halted().any(|(halted, _)| halted == group))
         };
         let sound = nodes.iter().filter(|node| !has_stopped(node));
         let mut states = sound.map(|node| {
-            let engine = node.engines.get(shard)?;
+            let engine = node.engine_of(group)?;
             let log = engine.member(group).log();
             (log.applied() == log.last_index()).then(|| engine.state_hash(group))?
         });
@@ -399,11 +397,11 @@ fn judge_proposal(
     }
 }
 
-/// The groups of a shard.
-pub(super) fn groups(options: &Options, shard: u16) -> impl Iterator<Item = GroupId> + use<> {
-    groups_of(
-        crate::base::ids::ShardId(shard),
-        options.shards,
-        options.groups,
-    )
+/// The groups of a shard of a node.
+pub(super) fn groups(
+    node: &Node,
+    options: &Options,
+    shard: u16,
+) -> impl Iterator<Item = GroupId> + use<> {
+    groups_of(ShardId(shard), node.shards(), options.groups)
 }

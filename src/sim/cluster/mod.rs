@@ -335,12 +335,19 @@ impl<'a> Cluster<'a> {
             // The binary is newer now.
             self.nodes[node].machine_version = MACHINE_VERSION;
         }
-        let damage = self.nodes[node].start(&self.options, &self.defaults, self.now);
+        let before = self.nodes[node].shards();
+        let (options, defaults) = (&self.options, &self.defaults);
+        let damage = self.nodes[node].start(options, defaults, self.now, &mut self.prng);
         self.report.damage_found += u64::from(damage);
+        let shards = self.nodes[node].shards();
+        if shards != before {
+            self.report.redistributed += 1;
+            self.say(|| format!("node {} has {shards} shards now, {before} before", node + 1));
+        }
         let start = self.nodes[node].start;
         self.say(|| format!("node {} starts for the {start}. time", node + 1));
         self.connect_all(node);
-        for shard in 0..self.options.shards {
+        for shard in 0..shards {
             self.pump(node, shard);
         }
     }
@@ -392,7 +399,7 @@ impl<'a> Cluster<'a> {
     fn stop(&mut self, node: usize) {
         if self.nodes[node].runs() {
             self.say(|| format!("node {} is asked to stop", node + 1));
-            for shard in 0..self.options.shards {
+            for shard in 0..self.nodes[node].shards() {
                 self.tell(node, shard, Input::StopRequested);
             }
             let start = self.nodes[node].start;
@@ -564,19 +571,19 @@ impl<'a> Cluster<'a> {
 
     fn judge(&mut self, node: usize, shard: u16) {
         let place = &self.nodes[node];
-        let groups = judges::groups(&self.options, shard);
+        let groups = judges::groups(place, &self.options, shard);
         let clock = (self.now, self.options.drift_per_mille);
         let renewed = self.renewed();
         let news = self.judges.look(place, shard, groups, clock);
         for (group, index) in news {
             self.judges
-                .is_on_disks(&self.nodes, &self.options, renewed, (group, index));
+                .is_on_disks(&self.nodes, renewed, (group, index));
         }
         if self.prng.chance(1, STATES_ONE_IN) {
-            let groups: Vec<_> = judges::groups(&self.options, shard).collect();
+            let groups: Vec<_> = judges::groups(place, &self.options, shard).collect();
             let group = groups[self.prng.below(groups.len() as u64) as usize];
             for place in self.nodes.iter().filter(|place| place.runs()) {
-                let engine = &place.engines[usize::from(shard)];
+                let engine = place.engine_of(group).expect("it runs");
                 let could_read = !place.is_harmed && !place.was_unreadable;
                 self.judges.compare(place.me, engine, group, could_read);
             }
@@ -630,21 +637,22 @@ impl<'a> Cluster<'a> {
             }
             Out::Silent(peer) => {
                 self.say(|| format!("node {} hears nothing of {}", node + 1, peer.node));
-                for shard in 0..self.options.shards {
+                for shard in 0..self.nodes[node].shards() {
                     let loss = Loss::Silent;
                     let lost = Box::new(Input::PeerLost { peer, loss });
                     self.schedule(soon, Event::Tell(at(ShardId(shard)), lost));
                 }
             }
             Out::Clock(clock) => {
-                for shard in 0..self.options.shards {
+                for shard in 0..self.nodes[node].shards() {
                     let told = Box::new(Input::VotersClock(clock));
                     self.schedule(soon, Event::Tell(at(ShardId(shard)), told));
                 }
             }
             Out::Members(members) => {
                 self.nodes[node].members.clone_from(&members);
-                for shard in (0..self.options.shards).filter(|other| *other != shard) {
+                let shards = 0..self.nodes[node].shards();
+                for shard in shards.filter(|other| *other != shard) {
                     let members = members.clone();
                     let told = Box::new(Input::ClusterMembers(members));
                     self.schedule(soon, Event::Tell(at(ShardId(shard)), told));
@@ -670,7 +678,7 @@ impl<'a> Cluster<'a> {
             Out::Stopped => {
                 let place = &mut self.nodes[node];
                 place.stopped.insert(shard);
-                if place.stopped.len() == usize::from(self.options.shards) {
+                if place.stopped.len() == place.engines.len() {
                     self.schedule(soon, Event::Die(node, here.start));
                 }
             }

@@ -12,7 +12,7 @@
 //! | the next attempt is refused, the first time | `Loss::Dead` |
 //! | a hello with a higher start number | `Loss::Dead`, of the process before |
 
-use super::node::Node;
+use super::node::{Heard, Node};
 use super::{Cluster, Event};
 use crate::base::limits::PEER_FRAME_BYTES_MAX;
 use crate::base::units::{Lsn, Monotonic};
@@ -122,7 +122,7 @@ impl Cluster<'_> {
                 let mut of_shards: BTreeMap<u16, Vec<_>> = BTreeMap::new();
                 for message in messages {
                     let message = message.expect("it is sound");
-                    let shard = message.group.0 % self.options.shards;
+                    let shard = self.nodes[to].shard_of(message.group);
                     of_shards.entry(shard).or_default().push(message);
                 }
                 for (shard, messages) in of_shards {
@@ -144,7 +144,7 @@ impl Cluster<'_> {
                 } else {
                     known.remove(&peer)
                 };
-                for shard in (0..self.options.shards).filter(|_| is_news) {
+                for shard in (0..self.nodes[to].shards()).filter(|_| is_news) {
                     self.tell(to, shard, Input::PeerDrains { peer, on });
                 }
                 let (from, wall) = (link.from, beat.wall);
@@ -205,8 +205,12 @@ impl Cluster<'_> {
     }
 
     fn hear_hello(&mut self, at: usize, of: usize, hello: &PeerHello) {
-        let before = self.nodes[at].heard.insert(hello.node, hello.start);
-        if before.is_some_and(|before| before < hello.start) {
+        let heard = Heard {
+            start: hello.start,
+            shards: hello.shards,
+        };
+        let before = self.nodes[at].heard.insert(hello.node, heard);
+        if before.is_some_and(|before| before.start < hello.start) {
             self.tell_lost(at, of, Loss::Dead);
         }
         if !self.nodes[at].runs() {
@@ -221,10 +225,13 @@ impl Cluster<'_> {
             self.nodes[at].number = heard.start;
             return self.die(at);
         }
-        for (shard, lsn) in heard.flat_map(|heard| (0..).zip(&heard.lsns)) {
-            self.tell(at, shard, Input::HeardDurable { lsn: *lsn });
+        let shards = self.nodes[at].shards();
+        for heard in heard {
+            for shard in 0..shards {
+                self.tell(at, shard, Input::HeardDurable(heard.clone()));
+            }
         }
-        for shard in 0..self.options.shards {
+        for shard in 0..shards {
             self.tell(at, shard, Input::PeerKnown(hello.into()));
         }
     }
@@ -234,7 +241,7 @@ impl Cluster<'_> {
         let node = &self.nodes[of];
         let disks: Vec<Voter> = node.past.iter().chain([&node.me]).copied().collect();
         for peer in disks {
-            for shard in 0..self.options.shards {
+            for shard in 0..self.nodes[at].shards() {
                 self.tell(at, shard, Input::PeerLost { peer, loss });
             }
         }

@@ -1,7 +1,7 @@
 //! One node: its clock, its disks, and while its process runs an engine for each shard.
 
 use super::options::Options;
-use crate::base::ids::{ClusterId, ConnId, DiskId, LogIndex, NodeId, ShardId};
+use crate::base::ids::{ClusterId, ConnId, DiskId, GroupId, LogIndex, NodeId, ShardId};
 use crate::base::members::{ClusterMembers, Member};
 use crate::base::prng::Prng;
 use crate::base::units::{Monotonic, Now, WallTime};
@@ -9,6 +9,7 @@ use crate::queue::command::QueueSettings;
 use crate::raft::message::Voter;
 use crate::shard::config::ShardConfig;
 use crate::shard::engine::ShardEngine;
+use crate::shard::placement::shard_of;
 use crate::sim::disk::SimDisk;
 use crate::sim::driver;
 use crate::wal::writer::LogIdentity;
@@ -38,8 +39,16 @@ pub(super) struct At {
 /// A copy of the data directory of a node.
 pub(super) struct Image {
     pub(super) disks: Vec<SimDisk>,
+    pub(super) wal_set: u32,
     /// Of the start that had it.
     pub(super) number: u32,
+}
+
+/// What another node said of itself.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Heard {
+    pub(super) start: u32,
+    pub(super) shards: u16,
 }
 
 /// A node.
@@ -56,6 +65,10 @@ pub(super) struct Node {
     /// Its start number, as the data directory has it: an older image has a lower one.
     pub(super) number: u32,
     pub(super) image: Option<Image>,
+    /// So many shards the next start is for.
+    pub(super) shards_wanted: u16,
+    /// The set of logs in force.
+    pub(super) wal_set: u32,
     /// A disk has lost what it had said was safe.
     pub(super) is_harmed: bool,
     /// Until then nobody may have told it that a disk has lost what it had said was safe.
@@ -71,6 +84,7 @@ pub(super) struct Node {
     /// Thousandths of a second that its clock goes in one.
     rate: u64,
     pub(super) wall_ms: u64,
+    /// One for each shard.
     pub(super) disks: Vec<SimDisk>,
     /// One for each shard; none while no process runs.
     pub(super) engines: Vec<ShardEngine>,
@@ -84,8 +98,8 @@ pub(super) struct Node {
     pub(super) slow_until: Monotonic,
     /// Connections of clients that are open.
     pub(super) conns: BTreeSet<ConnId>,
-    /// Starts of other nodes that this process has heard of.
-    pub(super) heard: BTreeMap<NodeId, u32>,
+    /// The other nodes, as this process has heard of them.
+    pub(super) heard: BTreeMap<NodeId, Heard>,
     /// How far their logs were durable.
     pub(super) durable: BTreeMap<NodeId, Durable>,
     /// Those that hand over whatever they lead.
@@ -107,6 +121,8 @@ impl Node {
             start: 0,
             number: 0,
             image: None,
+            shards_wanted: options.shards,
+            wal_set: 1,
             is_harmed: false,
             write_fails: false,
             lies_until: Monotonic(0),
@@ -168,7 +184,39 @@ impl Node {
             cluster: CLUSTER,
             disk: self.me.disk,
             shard: ShardId(shard),
-            wal_set: 1,
+            wal_set: self.wal_set,
+        }
+    }
+
+    /// How many shards it has.
+    pub(super) fn shards(&self) -> u16 {
+        u16::try_from(self.disks.len()).expect("few shards")
+    }
+
+    /// The shard that a group lives in.
+    pub(super) fn shard_of(&self, group: GroupId) -> u16 {
+        shard_of(group, self.shards()).0
+    }
+
+    /// The engine that has a group, if the process runs.
+    pub(super) fn engine_of(&self, group: GroupId) -> Option<&ShardEngine> {
+        self.engines.get(usize::from(self.shard_of(group)))
+    }
+
+    /// Gives the groups to as many shards as are wanted, unless a log is damaged.
+    fn redistribute(&mut self, options: &Options, prng: &mut Prng) {
+        let set = self.wal_set + 1 + prng.below(1 << 16) as u32;
+        let before = self.identity(0);
+        let made = driver::redistribute(
+            &mut self.disks,
+            before,
+            (self.shards_wanted, set),
+            (options.groups, self.number),
+            options.segment_bytes,
+            self.is_harmed,
+        );
+        if let Some(disks) = made {
+            (self.disks, self.wal_set) = (disks, set);
         }
     }
 
@@ -181,17 +229,24 @@ impl Node {
         options: &Options,
         defaults: &QueueSettings,
         now: Monotonic,
+        prng: &mut Prng,
     ) -> bool {
         assert!(!self.runs(), "one process a node");
         self.start += 1;
         self.number += 1;
+        if self.shards_wanted != self.shards() {
+            self.redistribute(options, prng);
+        }
+        let shards = self.shards();
+        self.deadlines = vec![None; shards.into()];
+        self.segment_at = vec![now; shards.into()];
         self.stopped.clear();
         self.conns.clear();
         self.heard.clear();
         self.draining.clear();
         self.durable.clear();
         let mut has_damage = false;
-        for shard in 0..options.shards {
+        for shard in 0..shards {
             let identity = self.identity(shard);
             let disk = &mut self.disks[usize::from(shard)];
             let recovered = driver::start(disk, identity, options.segment_bytes, self.is_harmed);
@@ -205,7 +260,7 @@ impl Node {
                 members: self.members.clone(),
                 formed_at: Some(WallTime(WALL_MS)),
                 shard: ShardId(shard),
-                shards: options.shards,
+                shards,
                 groups: options.groups,
                 start_number: self.number,
                 seed: u64::from(self.me.node.0) << 40
@@ -224,7 +279,6 @@ impl Node {
             };
             let engine = ShardEngine::new(config, recovered, disk.files(), self.clock(now));
             self.engines.push(engine);
-            self.segment_at[usize::from(shard)] = now;
         }
         has_damage
     }
@@ -232,7 +286,7 @@ impl Node {
     /// Its data directory is replaced by a copy that was made while a process ran, as a crash would
     /// leave it.
     pub(super) fn restore(&mut self, image: Image, prng: &mut Prng) {
-        (self.disks, self.number) = (image.disks, image.number);
+        (self.disks, self.wal_set, self.number) = (image.disks, image.wal_set, image.number);
         self.disks.iter_mut().for_each(|disk| disk.crash(prng));
         self.is_harmed = true;
     }
@@ -248,7 +302,7 @@ impl Node {
 
     /// What it says of itself to another node.
     pub(super) fn hello(&self, to: NodeId, options: &Options) -> PeerHello {
-        let shards = 0..options.shards;
+        let shards = 0..self.shards();
         PeerHello {
             zone: String::new(),
             protocol_min: PEER_PROTOCOL_VERSION,
@@ -258,7 +312,7 @@ impl Node {
             node: self.me.node,
             disk: self.me.disk,
             start: self.number,
-            shards: options.shards,
+            shards: self.shards(),
             groups: options.groups,
             machine_version_max: self.machine_version,
             heard: self.durable.get(&to).cloned(),
@@ -272,7 +326,7 @@ impl Node {
     pub(super) fn durable(&self) -> Durable {
         Durable {
             disk: self.me.disk,
-            wal_set: 1,
+            wal_set: self.wal_set,
             lsns: self.engines.iter().map(ShardEngine::durable_lsn).collect(),
             start: self.number,
             process: self.start.into(),

@@ -47,11 +47,13 @@ pub enum Fault {
     Stale,
     /// A data directory is replaced by an older image of itself.
     OldImage,
+    /// The process of a node dies, and starts again with another number of shards.
+    OtherShards,
 }
 
 impl Fault {
     /// Every kind.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Crash,
         Self::PowerLoss,
         Self::Pause,
@@ -71,6 +73,7 @@ impl Fault {
         Self::Misdirected,
         Self::Stale,
         Self::OldImage,
+        Self::OtherShards,
     ];
 
     /// Whether a disk loses by it what it had said was safe.
@@ -123,6 +126,7 @@ pub struct Plan {
 #[derive(Clone, Debug)]
 pub(super) struct Options {
     pub(super) nodes: usize,
+    /// Of each node, at first.
     pub(super) shards: u16,
     /// A power of two.
     pub(super) groups: u32,
@@ -160,6 +164,7 @@ impl Options {
     pub(super) fn draw(prng: &mut Prng, seed: u64, plan: &Plan) -> Self {
         let harms = prng.chance(1, 3);
         let mut faults: Vec<Fault> = Fault::ALL.to_vec();
+        faults.retain(|fault| *fault != Fault::OtherShards);
         faults.retain(|fault| prng.chance(1, 2) && (harms || !fault.is_harm()));
         // Who loses a disk beside one that is harmed has lost more than a minority.
         faults.retain(|fault| *fault != Fault::LoseDisk || !harms);
@@ -174,6 +179,9 @@ impl Options {
         if helpless {
             // Of these nothing proves that something is missing, if enough others have forgotten too.
             faults.retain(|fault| !fault.is_harm() || fault.harm().is_some());
+        }
+        if mix(!seed) >> 2 & 1 == 0 {
+            faults.push(Fault::OtherShards);
         }
         let clients = 1 + prng.below(4);
         let drawn = Self {

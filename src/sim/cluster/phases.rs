@@ -160,8 +160,7 @@ impl Cluster<'_> {
     /// be committed yet may be a job.
     fn all_is_applied(&self) -> bool {
         let leads = |group: GroupId| {
-            let shard = usize::from(group.0 % self.options.shards);
-            let members = self.nodes.iter().filter_map(|node| node.engines.get(shard));
+            let members = self.nodes.iter().filter_map(|node| node.engine_of(group));
             let mut members = members.map(|engine| engine.member(group));
             members.any(|raft| {
                 raft.role() == Role::Leader && raft.log().applied() == raft.log().last_index()
@@ -187,7 +186,7 @@ impl Cluster<'_> {
             if self.now >= next {
                 next = self.now.plus(Duration::from_millis(100));
                 let mut groups = (0..self.options.groups).map(|group| GroupId(group as u16));
-                let is_equal = |group| Judges::are_equal(&self.nodes, &self.options, group);
+                let is_equal = |group| Judges::are_equal(&self.nodes, group);
                 if self.renewal.is_none() && groups.all(is_equal) {
                     return;
                 }
@@ -232,7 +231,7 @@ impl Cluster<'_> {
         let mut lines = Vec::new();
         for node in &self.nodes {
             for (shard, engine) in (0..).zip(&node.engines) {
-                for group in judges::groups(&self.options, shard) {
+                for group in judges::groups(node, &self.options, shard) {
                     let raft = engine.member(group);
                     let (role, log) = (raft.role(), raft.log());
                     lines.push(format!(

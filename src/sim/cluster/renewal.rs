@@ -132,9 +132,8 @@ impl Cluster<'_> {
             .collect();
         let mut groups = (0..self.options.groups).map(|group| GroupId(group as u16));
         groups.all(|group| {
-            let shard = usize::from(group.0 % self.options.shards);
             self.nodes.iter().all(|node| {
-                let engine = node.engines.get(shard);
+                let engine = node.engine_of(group);
                 engine.is_some_and(|engine| engine.member(group).members().to_list() == disks)
             })
         })
@@ -149,9 +148,9 @@ impl Node {
         let mut disk = self.past[0].disk.0;
         disk[15] = 0x80 | life;
         self.me.disk = DiskId(disk);
-        self.disks
-            .iter_mut()
-            .for_each(|disk| *disk = Self::empty(options));
+        let shards = usize::from(self.shards_wanted);
+        self.disks = vec![Self::empty(options); shards];
+        self.wal_set = 1;
         self.members = ClusterMembers::default();
         self.waits = true;
     }

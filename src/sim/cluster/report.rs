@@ -28,6 +28,8 @@ pub struct RunReport {
     pub faults: BTreeMap<Fault, u64>,
     /// Faults, by kind and by what the node was doing.
     pub met: BTreeMap<(Fault, Doing), u64>,
+    /// Starts with another number of shards.
+    pub redistributed: u64,
     /// Starts that found damage in the log.
     pub damage_found: u64,
     /// Groups of a node that stopped because their state was damaged, as of the end.
@@ -83,6 +85,7 @@ impl RunReport {
         for (pair, count) in &other.met {
             *self.met.entry(*pair).or_default() += count;
         }
+        self.redistributed += other.redistributed;
         self.damage_found += other.damage_found;
         self.halted += other.halted;
         self.bases_compared += other.bases_compared;

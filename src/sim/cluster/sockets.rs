@@ -110,7 +110,8 @@ impl Cluster<'_> {
             .get_mut(&number)
             .expect("it was just looked up");
         let node = &self.nodes[socket.node];
-        if !node.runs() {
+        // It may have fewer shards by now.
+        if usize::from(socket.shard) >= node.engines.len() {
             let error = Error::new(Code::Unreachable, "nobody listens");
             return self.bring(number, Happens::Ends(error));
         }
@@ -326,14 +327,14 @@ fn delay(client: &mut CoreClient, options: &Options) -> Duration {
 impl Node {
     /// What it says of itself and the others to a client, through the codec: itself, and who it has heard since it started.
     fn client_hello(&self, shard: u16, options: &Options) -> ServerHello {
-        let addresses = |node: NodeId| NodeAddresses {
+        let addresses = |(node, shards): (NodeId, u16)| NodeAddresses {
             node,
-            addresses: (0..options.shards)
-                .map(|shard| address(node, shard))
-                .collect(),
+            addresses: (0..shards).map(|shard| address(node, shard)).collect(),
         };
-        let mut nodes: Vec<NodeId> = self.heard.keys().copied().collect();
-        nodes.push(self.me.node);
+        let heard = self.heard.iter();
+        let heard = heard.map(|(node, heard)| (*node, heard.shards));
+        let mut nodes: Vec<(NodeId, u16)> = heard.collect();
+        nodes.push((self.me.node, self.shards()));
         nodes.sort_unstable();
         let hello = ServerHello {
             protocol: PROTOCOL_VERSION,

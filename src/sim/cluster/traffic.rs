@@ -69,9 +69,9 @@ impl Cluster<'_> {
         // Only some requests are passed on by the shard that they reach.
         let is_exact = matches!(body, RequestBody::Heartbeat { .. }) || self.prng.chance(7, 8);
         let shard = if is_exact {
-            group.0 % self.options.shards
+            self.nodes[node].shard_of(group)
         } else {
-            self.prng.below(self.options.shards.into()) as u16
+            self.prng.below(self.nodes[node].shards().into()) as u16
         };
         let conn = self.conn(asker, node, shard);
         let floor = self.ledger.history.floor(group);

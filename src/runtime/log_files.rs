@@ -1,0 +1,129 @@
+//! Segments of a log that no shard writes yet: of a repair, or of another number of shards.
+//!
+//! Whole files, written by blocking calls while nothing depends on them. Each is zeroed before its first
+//! batch, as every segment is, so that it can be used again later. Nothing is in force before
+//! [`LogFiles::finish`] has synced it; so a batch counts as durable as soon as it is written, and says so in
+//! the one behind it.
+
+use crate::base::limits::SEGMENT_BYTES;
+use crate::runtime::data_dir::sync_folder;
+use crate::runtime::space;
+use crate::wal::writer::{LogWriter, WalWrite};
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+const ZEROS_BYTES: usize = 1 << 20;
+
+/// The files of one log.
+#[derive(Debug)]
+pub struct LogFiles {
+    folder: PathBuf,
+    ending: &'static str,
+    /// The data directory whose ballast may be given up for them.
+    ballast_of: Option<PathBuf>,
+    files: BTreeMap<u64, File>,
+    /// The newest segment that holds something; 0 if none does.
+    last: u64,
+    /// An empty batch is to prove the end of what was written.
+    proves: bool,
+}
+
+impl LogFiles {
+    /// Files `<number>.<ending>` in `folder`. If there is no room, the ballast of the directory `ballast_of`
+    /// is given up for them.
+    #[must_use]
+    pub fn new(folder: &Path, ending: &'static str, ballast_of: Option<&Path>) -> Self {
+        Self {
+            folder: folder.to_owned(),
+            ending,
+            ballast_of: ballast_of.map(Path::to_owned),
+            files: BTreeMap::new(),
+            last: 0,
+            proves: false,
+        }
+    }
+
+    /// Writes what `writer` holds. Segments that are full are synced and closed.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn drain(&mut self, writer: &mut LogWriter) -> io::Result<()> {
+        loop {
+            if let Some(write) = writer.next_write() {
+                self.write(&write)?;
+                writer.completed(write.batch_seq);
+                continue;
+            }
+            // All writes are done, so what is left waits for a segment.
+            let waits = self.last == 0 || writer.has_pending() || self.proves && writer.beacon();
+            let wanted = waits.then(|| writer.segment_wanted()).flatten();
+            let Some(number) = wanted else {
+                return Ok(());
+            };
+            self.files.insert(number, self.make(number)?);
+            writer.segment_ready(number);
+        }
+    }
+
+    /// Writes the rest, proves all of it by an empty batch, and syncs files and names.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn finish(mut self, writer: &mut LogWriter) -> io::Result<()> {
+        self.drain(writer)?;
+        self.proves = writer.beacon();
+        self.drain(writer)?;
+        for file in self.files.values() {
+            file.sync_all()?;
+        }
+        sync_folder(&self.folder)
+    }
+
+    fn write(&mut self, write: &WalWrite) -> io::Result<()> {
+        let mut bytes = vec![0; write.batch.encoded_len()];
+        write.batch.encode_into(&mut bytes);
+        while let Some(full) = self.files.first_entry()
+            && *full.key() < write.segment
+        {
+            full.remove().sync_all()?;
+        }
+        let file = self.files.get(&write.segment);
+        let file = file.expect("a writer writes to segments that it has asked for");
+        self.last = write.segment;
+        file.write_all_at(&bytes, write.offset)
+    }
+
+    fn path(&self, number: u64) -> PathBuf {
+        self.folder.join(format!("{number:016x}.{}", self.ending))
+    }
+
+    /// A whole segment of zeros.
+    fn make(&self, number: u64) -> io::Result<File> {
+        let make = || {
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .open(self.path(number))?;
+            let zeros = vec![0; ZEROS_BYTES];
+            for _ in 0..SEGMENT_BYTES / ZEROS_BYTES {
+                file.write_all(&zeros)?;
+            }
+            Ok(file)
+        };
+        make().or_else(|error: io::Error| {
+            let full = error.kind() == io::ErrorKind::StorageFull;
+            let ballast_of = self.ballast_of.as_ref().filter(|_| full);
+            if ballast_of.is_some_and(|directory| space::give_up_ballast(directory)) {
+                make()
+            } else {
+                Err(error)
+            }
+        })
+    }
+}
+
+const _: () = assert!(SEGMENT_BYTES.is_multiple_of(ZEROS_BYTES));

@@ -1,0 +1,119 @@
+//! WAL sets: which folders of a data directory belong to which.
+//!
+//! A set is the logs of all shards with their checkpoints. The directory is made with set 1; each change
+//! of the number of shards makes another, in a folder of its own, and removes the one before.
+//!
+//! ```text
+//! rrq-data/
+//!   shard-0000/wal-0001/            set 1
+//!   set-4711/shard-0000/wal-4711/   a later one
+//! ```
+//!
+//! The superblock names the set in force. What belongs to another was never in force, or is no more.
+//!
+//! Numbers rise, by a step that nobody can foretell: of two changes that start from one image of a
+//! directory, each makes another set, so that what others have heard of the one is never held against
+//! the other ([`Durable`](crate::wire::peer::Durable)).
+
+use crate::runtime::data_dir::{names, sync_folder};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The set that a directory is made with.
+pub const FIRST: u32 = 1;
+
+const SHARD: &str = "shard-";
+const SET: &str = "set-";
+
+/// The set after `set`; `random` is drawn for it.
+///
+/// # Panics
+/// If there is none, after 65,536 changes at the least.
+#[must_use]
+pub fn after(set: u32, random: u16) -> u32 {
+    let next = set.checked_add(1 + u32::from(random));
+    next.expect("a directory changes its shards fewer than 65,536 times")
+}
+
+/// The folder in which the shards of a set have theirs.
+#[must_use]
+pub fn folder(dir: &Path, set: u32) -> PathBuf {
+    match set {
+        FIRST => dir.to_owned(),
+        _ => dir.join(format!("{SET}{set:04}")),
+    }
+}
+
+/// The folder of a shard: its checkpoints, and its log.
+#[must_use]
+pub fn shard(dir: &Path, set: u32, shard: u16) -> PathBuf {
+    folder(dir, set).join(format!("{SHARD}{shard:04}"))
+}
+
+/// The folder of a shard's log.
+#[must_use]
+pub fn wal(dir: &Path, set: u32, shard: u16) -> PathBuf {
+    self::shard(dir, set, shard).join(format!("wal-{set:04}"))
+}
+
+/// Makes the folders of a set, with durable names.
+///
+/// # Errors
+/// What the file system says.
+pub fn make(dir: &Path, set: u32, shards: u16) -> io::Result<()> {
+    for number in 0..shards {
+        fs::create_dir_all(wal(dir, set, number))?;
+        sync_folder(&shard(dir, set, number))?;
+    }
+    sync_folder(&folder(dir, set))?;
+    sync_folder(dir)
+}
+
+/// Whether a name in a data directory is that of a set or of a shard.
+#[must_use]
+pub fn is_of_a_set(name: &str) -> bool {
+    name.starts_with(SHARD) || name.starts_with(SET)
+}
+
+/// The folders of all sets but this one.
+///
+/// # Errors
+/// If the directory cannot be read.
+pub fn others(dir: &Path, set: u32) -> io::Result<Vec<PathBuf>> {
+    let own = folder(dir, set);
+    let mut others = names(dir)?;
+    others.retain(|name| match set {
+        FIRST => name.starts_with(SET),
+        _ => is_of_a_set(name) && dir.join(name) != own,
+    });
+    others.sort_unstable();
+    Ok(others.iter().map(|name| dir.join(name)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_set_has_its_own_folders_and_the_first_has_those_of_old() {
+        let path = tempfile::tempdir().expect("a folder");
+        let dir = path.path();
+        assert_eq!(wal(dir, 1, 2), dir.join("shard-0002/wal-0001"));
+        assert_eq!(wal(dir, 70, 2), dir.join("set-0070/shard-0002/wal-0070"));
+        for (set, shards) in [(1, 2), (70, 1), (123_456, 1)] {
+            make(dir, set, shards).expect("folders are made");
+        }
+        fs::write(dir.join("lock"), "").expect("a file");
+        let others = |set| others(dir, set).expect("it can be read");
+        let named = |names: &[&str]| names.iter().map(|name| dir.join(name)).collect::<Vec<_>>();
+        assert_eq!(others(1), named(&["set-0070", "set-123456"]));
+        let all = ["set-123456", "shard-0000", "shard-0001"];
+        assert_eq!(others(70), named(&all));
+    }
+
+    #[test]
+    fn a_set_is_never_numbered_as_one_before_it() {
+        assert_eq!((after(1, 0), after(1, u16::MAX)), (2, 65_537));
+    }
+}

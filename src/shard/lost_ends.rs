@@ -1,0 +1,172 @@
+//! Whether the log has lost its end, as other nodes have heard of it.
+//!
+//! What this process has found is held against what others heard before it was started. If the log was
+//! longer once, it has lost its end, or the disk is an older image of itself: nothing that was promised in
+//! what is missing is known any more.
+//!
+//! | heard of | a group has lost something if |
+//! | --- | --- |
+//! | this WAL set | the log of this shard was longer |
+//! | one before it, in which the node had other shards | the log that the group was in then was longer than when it was taken over |
+//! | one so long ago that nobody knows how long its logs were | always |
+//! | a later one | always: this is an image from before it |
+//!
+//! The others hear of a new set as soon as the node speaks to them; so only who was cut off meanwhile tells of
+//! an earlier one.
+
+use super::engine::ShardEngine;
+use super::placement::shard_of;
+use crate::base::bugs::{self, Bug};
+use crate::base::ids::{GroupId, ShardId};
+use crate::base::units::Lsn;
+use crate::wal::segment::Echo;
+use crate::wal::writer::LogIdentity;
+use crate::wire::peer::Durable;
+
+/// How long the logs of this disk were, and are.
+#[derive(Debug)]
+pub(super) struct KnownEnds {
+    identity: LogIdentity,
+    /// Where the log ended that this process has found.
+    found: Lsn,
+    /// Where those of the sets before ended.
+    before: Vec<Echo>,
+}
+
+impl KnownEnds {
+    /// A log that ends at `found`, and knows of others.
+    pub(super) fn new(identity: LogIdentity, found: Lsn, echoes: &[Echo]) -> Self {
+        let before = echoes.iter().filter(|echo| echo.disk == identity.disk);
+        Self {
+            identity,
+            found,
+            before: before.copied().collect(),
+        }
+    }
+
+    /// Where the log ended that this process has found.
+    pub(super) fn found(&self) -> Lsn {
+        self.found
+    }
+
+    /// Whether something of a group is missing of which another node has heard that it was durable.
+    fn lacks(&self, group: GroupId, heard: &Durable) -> bool {
+        let is_longer = |shard: ShardId, end: Lsn| {
+            let heard = heard.lsns.get(usize::from(shard.0));
+            heard.is_some_and(|heard| *heard > end)
+        };
+        if heard.wal_set == self.identity.wal_set {
+            return is_longer(self.identity.shard, self.found);
+        }
+        let shards = u16::try_from(heard.lsns.len()).unwrap_or(u16::MAX);
+        let is_earlier = heard.wal_set < self.identity.wal_set;
+        if shards == 0 || is_earlier && bugs::on(Bug::EarlierLogsVoid) {
+            return false;
+        }
+        let shard = shard_of(group, shards);
+        let mut before = self.before.iter();
+        let end = before.find(|end| end.wal_set == heard.wal_set && end.shard == shard);
+        end.is_none_or(|end| is_longer(shard, end.durable_lsn))
+    }
+}
+
+impl ShardEngine {
+    /// Another node has heard how long the logs of this one were. A group in which nobody else votes has
+    /// nobody to ask, and stops if others have come since: they may have gone on.
+    pub(super) fn on_heard_durable(&mut self, heard: &Durable) {
+        if bugs::on(Bug::EchoIgnored) {
+            return;
+        }
+        let lacks = |slot: &usize| self.ends.lacks(self.groups[*slot].id, heard);
+        let lost: Vec<usize> = (0..self.groups.len()).filter(lacks).collect();
+        self.counters.log_ends_lost_total += u64::from(!lost.is_empty());
+        let me = self.config.me();
+        let has_others = self.cluster.members().members().any(|member| member != me);
+        for slot in lost {
+            let raft = &mut self.groups[slot].raft;
+            if !raft.leads_alone() {
+                raft.distrust();
+                self.mark(slot);
+            } else if has_others {
+                let what = "the end of its log is lost, and with it that other nodes have votes";
+                self.halt(slot, what);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::ids::{ClusterId, DiskId};
+
+    const DISK: DiskId = DiskId([7; 16]);
+
+    fn heard(wal_set: u32, lsns: &[u64]) -> Durable {
+        Durable {
+            disk: DISK,
+            wal_set,
+            lsns: lsns.iter().map(|lsn| Lsn(*lsn)).collect(),
+            start: 1,
+            process: 1,
+        }
+    }
+
+    /// Shard 1 of set 20, found up to 500; set 9 had two shards, that ended at 100 and 200, and set 5 one.
+    fn ends() -> KnownEnds {
+        let identity = LogIdentity {
+            cluster: ClusterId([1; 16]),
+            disk: DISK,
+            shard: ShardId(1),
+            wal_set: 20,
+        };
+        let before = |(wal_set, shard, end): (u32, u16, u64)| Echo {
+            disk: DISK,
+            wal_set,
+            shard: ShardId(shard),
+            durable_lsn: Lsn(end),
+        };
+        let other = Echo {
+            disk: DiskId([8; 16]),
+            wal_set: 3,
+            shard: ShardId(0),
+            durable_lsn: Lsn(u64::MAX),
+        };
+        let before = [(9, 0, 100), (9, 1, 200), (5, 0, 70)].map(before);
+        let echoes = [&before[..], &[other]].concat();
+        KnownEnds::new(identity, Lsn(500), &echoes)
+    }
+
+    #[test]
+    fn of_the_same_set_the_log_of_the_shard_counts() {
+        let (ends, group) = (ends(), GroupId(4));
+        assert!(!ends.lacks(group, &heard(20, &[900, 500])));
+        assert!(ends.lacks(group, &heard(20, &[0, 501])));
+        assert!(
+            !ends.lacks(group, &heard(20, &[900])),
+            "it had no such shard"
+        );
+    }
+
+    #[test]
+    fn of_a_set_before_the_log_counts_that_the_group_was_in() {
+        let ends = ends();
+        assert!(!ends.lacks(GroupId(4), &heard(9, &[100, 999])));
+        assert!(ends.lacks(GroupId(4), &heard(9, &[101, 0])));
+        assert!(!ends.lacks(GroupId(5), &heard(9, &[999, 200])));
+        assert!(ends.lacks(GroupId(5), &heard(9, &[0, 201])));
+        assert!(!ends.lacks(GroupId(5), &heard(5, &[70])));
+        assert!(ends.lacks(GroupId(4), &heard(5, &[71])));
+    }
+
+    #[test]
+    fn of_any_other_set_nothing_is_known() {
+        let ends = ends();
+        assert!(ends.lacks(GroupId(4), &heard(3, &[0, 0])), "long ago");
+        assert!(ends.lacks(GroupId(4), &heard(21, &[0, 0])), "an image");
+        assert!(
+            !ends.lacks(GroupId(4), &heard(21, &[])),
+            "nothing was heard"
+        );
+    }
+}
