@@ -187,7 +187,7 @@ fn a_damaged_log_is_named_and_not_taken_over() {
     log.sync();
     log.entry(0, 2, 1, 100);
     log.sync_proved();
-    let place = log.batches[1].offset as usize;
+    let place = log.batches[1].offset;
     log.disk.files.get_mut(&1).expect("it is there")[place + 70] ^= 1;
     let read = log.disk.recover_with(Lsn(0)).expect("the log is ours");
     let damage = damage_of(&read).expect("it is damaged");

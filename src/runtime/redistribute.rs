@@ -87,6 +87,14 @@ struct Change {
     seed: u64,
 }
 
+/// How long the logs are.
+struct Ends {
+    /// Of the set in force, by shard.
+    logs: Vec<Lsn>,
+    /// Of the sets before it.
+    earlier: Vec<Echo>,
+}
+
 /// A shard to be.
 struct Target {
     identity: LogIdentity,
@@ -167,17 +175,17 @@ impl Change {
 
     /// Where each log ends, and what they know of earlier ones, if all are whole; `None` if none was ever
     /// begun.
-    fn look(&self) -> Result<Option<(Vec<Lsn>, Vec<Echo>)>, Report> {
-        let (mut ends, mut earlier) = (Vec::new(), Vec::new());
+    fn look(&self) -> Result<Option<Ends>, Report> {
+        let (mut logs, mut earlier) = (Vec::new(), Vec::new());
         let mut is_begun = false;
         for shard in 0..self.superblock.shards {
             let log = self.read(shard)?;
             is_begun |= !log.segments.is_empty();
-            ends.push(log.start.lsn);
+            logs.push(log.start.lsn);
             // All logs of a set were made knowing the same.
             earlier = log.start.echoes;
         }
-        Ok(is_begun.then_some((ends, earlier)))
+        Ok(is_begun.then_some(Ends { logs, earlier }))
     }
 
     fn refused(&self, location: String, why: &str, alternative: &str) -> Report {
@@ -205,14 +213,14 @@ impl Change {
         step("make folders")
             .and_then(|()| sets::make(&self.path, self.set, self.shards))
             .map_err(|error| self.failed(&error))?;
-        let Some((ends, earlier)) = ends else {
+        let Some(Ends { logs, earlier }) = ends else {
             return Ok(());
         };
-        let known = known_ends(self.identity(self.superblock.wal_set, 0), &ends, &earlier);
+        let known = known_ends(self.identity(self.superblock.wal_set, 0), &logs, &earlier);
         let mut targets: Vec<Target> = (0..self.shards)
             .map(|shard| self.target(shard, known.clone()))
             .collect();
-        for (shard, end) in (0..).zip(&ends) {
+        for (shard, end) in (0..).zip(&logs) {
             let log = self.read(shard)?;
             recover::tell(self.identity(self.superblock.wal_set, shard), &log);
             if log.start.lsn != *end {
