@@ -168,7 +168,7 @@ const HUNTS: &[(Bug, Where, u64)] = &[
     (Bug::CutByOneAnswer, Where::Helpless, 100),
     (Bug::AbsenceWithoutPromise, Where::Helpless, 400),
     (Bug::EchoIgnored, Where::Images, 100),
-    (Bug::EarlierLogsVoid, Where::OtherShards, 400),
+    (Bug::EarlierLogsVoid, Where::OtherShards, 100),
     (Bug::CutOnProof, Where::Harm, 100),
     (Bug::DurableWithGap, Where::Anywhere, 20),
     (Bug::DurableClaimedEarly, Where::Storage, 100),
