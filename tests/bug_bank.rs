@@ -186,6 +186,8 @@ const HUNTS: &[(Bug, Where, u64)] = &[
     (Bug::FilesNeverDropped, Where::Anywhere, 20),
     (Bug::AbsentIsNothing, Where::Storage, 100),
     (Bug::LetGoInFlight, Where::Storage, 100),
+    (Bug::PlaceWithoutHash, Where::Behind, 100),
+    (Bug::BodyOfAnotherJob, Where::Behind, 100),
     (Bug::StaleTokenAccepted, Where::Anywhere, 20),
     (Bug::TokenReused, Where::Anywhere, 20),
     (Bug::SupersededApplied, Where::Anywhere, 100),

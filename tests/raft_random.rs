@@ -9,13 +9,14 @@
 mod raft_kit;
 
 use raft_kit::{Cluster, GROUP, LIFE, voter};
-use rrq::base::checksum::Hash128;
 use rrq::base::entry::{Entry, EntryKind};
 use rrq::base::ids::{GroupId, LogIndex, Term};
 use rrq::base::prng::Prng;
 use rrq::base::units::GroupTime;
 use rrq::raft::membership::Step;
-use rrq::raft::message::{Body, Checkpoint, Message, Position, QueueChange, Voter, Why};
+use rrq::raft::message::{
+    Body, Checkpoint, Message, PageWanted, Position, QueueChange, Voter, Why,
+};
 use rrq::raft::node::RaftNode;
 use rrq::raft::ready::Ready;
 use rrq::raft::recovering::Answer;
@@ -522,6 +523,9 @@ fn any_body(prng: &mut Prng, last: Position) -> Body {
             above: LogIndex(edge(prng)),
             next: edge(prng),
             again: prng.chance(1, 2),
+            wants_from: edge(prng),
+            wants: vec![PageWanted::default(); prng.below(3) as usize],
+            done: prng.chance(1, 4),
         }),
         17 => Body::QueueChange(QueueChange::Ask {
             command: vec![1; prng.below(40) as usize].into(),
@@ -534,7 +538,6 @@ fn any_body(prng: &mut Prng, last: Position) -> Body {
             id: edge(prng),
             number: edge(prng),
             bytes: vec![1; prng.below(40) as usize].into(),
-            hash: prng.chance(1, 2).then(|| Hash128::of(b"any")),
         }),
     }
 }

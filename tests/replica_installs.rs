@@ -6,9 +6,8 @@ mod replica_kit;
 
 use bytes::Bytes;
 use replica_kit::{Cluster, enqueue_body, queue_in, voter};
-use rrq::base::checksum::Hash128;
 use rrq::base::ids::{GroupId, Incarnation, LogIndex, Partition, Term, Token};
-use rrq::raft::message::{Body, Checkpoint, Message};
+use rrq::raft::message::{Body, Checkpoint, Message, PageWanted};
 use rrq::shard::counters::Counters;
 use rrq::shard::input::Loss;
 use rrq::wire::message::{ReplyBody, RequestBody};
@@ -355,7 +354,7 @@ fn a_follower_may_die_at_any_step_of_the_way() {
         assert!(cluster.has(job), "step {step}");
     }
     println!("killed {before} times before, {under_way} while it was written, {after} after");
-    assert!(before > 3 && under_way > 10 && after > 5);
+    assert!(before > 1 && under_way > 10 && after > 5);
 }
 
 #[test]
@@ -483,8 +482,8 @@ fn a_follower_that_is_cut_off_while_it_writes_goes_on() {
     let follower = with_one_behind(&mut cluster);
     cluster.node(follower).file_turns = 1_000;
     cluster.heal();
-    cluster.until("it writes", |cluster| {
-        counters(cluster, follower).checkpoint_bytes_total > 0
+    cluster.until("all is there, and it writes", |cluster| {
+        counters(cluster, follower).checkpoint_pages_taken_total > 0
     });
     cluster.cut_off(follower);
     cluster.pass(4_000);
@@ -630,7 +629,6 @@ fn parts_that_nobody_asked_for_are_counted_and_change_nothing() {
         id,
         number,
         bytes: Bytes::from_static(b"\x01\x02\x03"),
-        hash: None,
     };
     let other_life = |mut message: Message| {
         message.incarnation = Incarnation(2);
@@ -665,6 +663,9 @@ fn parts_that_nobody_asked_for_are_counted_and_change_nothing() {
         above: LogIndex(above),
         next,
         again,
+        wants_from: 1 << 40,
+        wants: vec![PageWanted::default(); 3],
+        done: false,
     };
     let asked = vec![
         message(follower, leader, get(id, 0, u64::MAX, true)),
@@ -686,13 +687,14 @@ fn a_checkpoint_that_changed_on_its_way_is_not_installed() {
     let follower = with_one_behind(&mut cluster);
     let leader = cluster.leader(GROUP).expect("it has just answered");
     cluster.heal();
-    cluster.until("parts are on their way", |cluster| parts_sent(cluster) >= 4);
-    // Before the leader's own, as its next part.
+    cluster.until("the first is on its way", |cluster| {
+        parts_sent(cluster) >= 1
+    });
+    // Before the leader's own.
     let part = Checkpoint::Part {
         id: 1 << 32 | 1,
         number: 0,
         bytes: Bytes::from_static(b"\x03abc"),
-        hash: None,
     };
     let bad = Message {
         from: voter(leader),
@@ -778,7 +780,6 @@ fn a_checkpoint_that_nobody_wants_any_more_is_not_in_the_way() {
             id: 1 << 32 | 1,
             number: next,
             bytes: Bytes::from_static(b"no item begins or goes on like this"),
-            hash: Some(Hash128::default()),
         };
         let message = Message {
             from: voter(leader),

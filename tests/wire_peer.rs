@@ -212,7 +212,7 @@ fn what_cannot_be_a_message_has_a_name() {
 fn hello(node: u32) -> PeerHello {
     PeerHello {
         zone: "eu-1".to_owned(),
-        protocol_min: 1,
+        protocol_min: PEER_PROTOCOL_VERSION,
         protocol_max: PEER_PROTOCOL_VERSION,
         version: "0.1.0".into(),
         cluster: Some(ClusterId([9; 16])),
@@ -239,8 +239,8 @@ fn nodes_that_must_not_talk_to_each_other_are_told_why() {
     type Change = fn(&mut PeerHello);
     let cases: [(Change, &str); 5] = [
         (
-            |hello| (hello.protocol_min, hello.protocol_max) = (2, 3),
-            "node 2 runs 0.1.0 and speaks versions 2 to 3 between nodes, this one 1 to 1: upgrade the \
+            |hello| (hello.protocol_min, hello.protocol_max) = (1, 1),
+            "node 2 runs 0.1.0 and speaks versions 1 to 1 between nodes, this one 2 to 2: upgrade the \
              older node first",
         ),
         (

@@ -228,16 +228,17 @@ impl Node {
             Effect::ClusterMembers(_) | Effect::VoterSets(_) | Effect::TellClock(_) => {}
             Effect::Reply { to, reply } => self.replies.push((to, reply)),
             Effect::WriteChunk {
+                round,
                 file,
                 offset,
                 bytes,
-                ..
             } => {
                 let length = bytes.len();
                 if let Some(disk) = &mut self.disk {
                     disk.chunks.entry(file).or_default().push((offset, bytes));
                 }
-                self.tell(Input::ChunkWritten { bytes: length });
+                let bytes = length;
+                self.tell(Input::ChunkWritten { round, bytes });
             }
             Effect::SyncFiles { round, .. } => self.tell(Input::FilesSynced { round }),
             Effect::WriteManifest { bytes } => {

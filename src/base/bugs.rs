@@ -102,6 +102,10 @@ pub enum Bug {
     AbsentIsNothing,
     /// A leaf is let go of although somebody runs a job in it.
     LetGoInFlight,
+    /// A page is taken for that of another node because it stands at the same place.
+    PlaceWithoutHash,
+    /// The body of one job is taken for that of another in its page.
+    BodyOfAnotherJob,
 
     // Queues.
     /// A token of an earlier grant is still accepted.
@@ -136,7 +140,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 56] = [
+    pub const ALL: [Self; 58] = [
         Self::AckBeforeSync,
         Self::AppendedBeforeSync,
         Self::VoteBeforeSync,
@@ -180,6 +184,8 @@ impl Bug {
         Self::FilesNeverDropped,
         Self::AbsentIsNothing,
         Self::LetGoInFlight,
+        Self::PlaceWithoutHash,
+        Self::BodyOfAnotherJob,
         Self::StaleTokenAccepted,
         Self::TokenReused,
         Self::SupersededApplied,

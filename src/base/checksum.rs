@@ -22,25 +22,6 @@ impl Hash128 {
     }
 }
 
-/// A [`Hash128`] of bytes that come piece by piece.
-#[derive(Clone, Debug, Default)]
-pub struct Hasher128(blake3::Hasher);
-
-impl Hasher128 {
-    /// Takes the next piece.
-    pub fn update(&mut self, bytes: &[u8]) {
-        self.0.update(bytes);
-    }
-
-    /// The hash of all pieces so far, as if they stood behind one another.
-    #[must_use]
-    pub fn finish(&self) -> Hash128 {
-        let mut half = [0; 16];
-        half.copy_from_slice(&self.0.finalize().as_bytes()[..16]);
-        Hash128(half)
-    }
-}
-
 impl std::fmt::Debug for Hash128 {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:032x}", u128::from_be_bytes(self.0))
@@ -55,14 +36,5 @@ mod tests {
     fn crc_is_the_published_one_and_ignores_the_split() {
         assert_eq!(crc32c(&[b"123456789"]), 0xe306_9283);
         assert_eq!(crc32c(&[b"1234", b"", b"56789"]), 0xe306_9283);
-    }
-
-    #[test]
-    fn a_hash_ignores_the_split() {
-        let mut hasher = Hasher128::default();
-        for piece in [&b"1234"[..], b"", b"56789"] {
-            hasher.update(piece);
-        }
-        assert_eq!(hasher.finish(), Hash128::of(b"123456789"));
     }
 }

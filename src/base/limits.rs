@@ -165,6 +165,8 @@ pub const CHECKPOINT_PART_BYTES: usize = 128 << 10;
 pub const CATCH_UP_BYTES_MAX: u64 = 16 << 20;
 /// Parts on their way to a node that it has not answered.
 pub const CHECKPOINT_PARTS_IN_FLIGHT: u64 = 4;
+/// Pages and nodes of a checkpoint that are asked for and have not come.
+pub const CHECKPOINT_WANTS_MAX: usize = 512;
 /// A page or a body on its way to another node, at the most: a session may hold all outcomes of its
 /// group.
 pub const CHECKPOINT_ITEM_BYTES_MAX: usize = 128 << 20;

@@ -28,77 +28,8 @@ use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Where a body comes from: its bytes and their place on this node's disk, if they have one.
-pub(super) type Bodies<'a> = dyn FnMut(JobId) -> Option<(Bytes, Option<BodyLocation>)> + 'a;
-
-/// A state that is made from its pages step by step, so that nobody is kept waiting by it.
-pub struct StateLoader {
-    loading: Loading,
-    pages: Vec<(PageKey, Bytes)>,
-    /// Pages of this kind are taken now, by its place in the order.
-    kind: usize,
-    /// The next page to look at.
-    page: usize,
-}
-
-impl StateLoader {
-    /// Of these pages, in the order of their keys.
-    ///
-    /// # Errors
-    /// [`PageError`] if they are out of order, or there is no group page.
-    pub fn new(group: GroupId, pages: Vec<(PageKey, Bytes)>) -> Result<Self, PageError> {
-        check_keys(&pages)?;
-        Ok(Self {
-            loading: Loading::new(group),
-            pages,
-            kind: 0,
-            page: 0,
-        })
-    }
-
-    /// Takes so many pages more, each with the bodies of its jobs, which lie nowhere on this disk;
-    /// whether all are taken.
-    ///
-    /// # Errors
-    /// [`PageError`] names what is damaged or missing: nothing can be made of the rest. No bytes make
-    /// it panic.
-    pub fn step(
-        &mut self,
-        pages: usize,
-        bodies: &mut dyn FnMut(JobId) -> Option<Bytes>,
-    ) -> Result<bool, PageError> {
-        let mut bodies = |job: JobId| bodies(job).map(|bytes| (bytes, None));
-        let mut left = pages;
-        while self.kind < ORDER.len() {
-            let from = self.page;
-            let of_kind = |(key, _): &(PageKey, Bytes)| key.kind == ORDER[self.kind];
-            let Some(next) = self.pages[from..].iter().position(of_kind) else {
-                (self.kind, self.page) = (self.kind + 1, 0);
-                continue;
-            };
-            if left == 0 {
-                return Ok(false);
-            }
-            left -= 1;
-            let (key, bytes) = &self.pages[from + next];
-            self.loading.page(*key, bytes, &mut bodies)?;
-            self.page = from + next + 1;
-        }
-        Ok(true)
-    }
-
-    /// The state, once all pages are taken.
-    ///
-    /// # Errors
-    /// [`PageError`] if they do not fit each other.
-    ///
-    /// # Panics
-    /// If some are not taken.
-    pub fn finish(self) -> Result<JobQueue, PageError> {
-        assert!(self.kind == ORDER.len(), "some pages are not taken yet");
-        self.loading.finish()
-    }
-}
+/// Where a body comes from: its bytes and their place on this node's disk.
+pub(super) type Bodies<'a> = dyn FnMut(JobId) -> Option<(Bytes, BodyLocation)> + 'a;
 
 /// The pages of a state from those that a checkpoint has, in the order of their keys: there a leaf has its
 /// reasons behind it.
@@ -172,22 +103,14 @@ impl JobQueue {
     ) -> Result<(), PageError> {
         check_keys(pages)?;
         let mut loading = Loading::new(self.group);
-        let mut bodies = located(bodies);
         for kind in ORDER {
             for (key, bytes) in pages.iter().filter(|(key, _)| key.kind == kind) {
-                loading.page(*key, bytes, &mut bodies)?;
+                loading.page(*key, bytes, bodies)?;
             }
         }
         *self = loading.finish()?;
         Ok(())
     }
-}
-
-/// Bodies that all lie on this disk.
-pub(super) fn located(
-    bodies: &mut dyn FnMut(JobId) -> Option<(Bytes, BodyLocation)>,
-) -> impl FnMut(JobId) -> Option<(Bytes, Option<BodyLocation>)> {
-    |job| bodies(job).map(|(bytes, at)| (bytes, Some(at)))
 }
 
 pub(super) struct Loading {
@@ -364,14 +287,12 @@ impl Loading {
         bodies: &mut Bodies<'_>,
     ) -> Result<(), PageError> {
         let missing = || PageError::of_body(Some(id), "it is missing");
-        let (bytes, location) = bodies(id).ok_or_else(missing)?;
+        let (bytes, at) = bodies(id).ok_or_else(missing)?;
         let body = body_of(&record, &bytes).map_err(|what| PageError::of_body(Some(id), what))?;
         let state = self.machine.partitions.get_mut(&partition);
         let state = state.expect("its place was found before");
         state.insert(id, record, body, &mut self.machine.links);
-        if let Some(at) = location {
-            self.machine.set_body_location(id, at, None);
-        }
+        self.machine.set_body_location(id, at, None);
         Ok(())
     }
 

@@ -63,10 +63,13 @@ mod salvage;
 mod scan;
 mod sessions;
 mod settings;
+mod shipping;
 mod tree;
 pub mod view;
 mod writing;
 
+#[cfg(test)]
+mod shipping_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -78,9 +81,10 @@ pub use body::{StoredBody, decode_body, encode_body};
 pub use discarded::Discarded;
 pub use frozen::{BodyCursor, FrozenBody, FrozenState};
 pub use job_queue::{JobQueue, MACHINE_VERSION};
-pub use load::{StateLoader, stored_pages};
+pub use load::stored_pages;
 pub use needs::PageWant;
 pub use page::{PageError, PagePlace};
 pub use residence::{AbsentPage, StoredPart, is_read_at_start};
 pub use salvage::Lost;
+pub use shipping::{Answer, Difference, Found, NamedBranch, NamedTree, Names, Source, Wanted};
 pub use writing::{Kept, LeftFiles, Piece, StateWriter, StoredTree, SummaryBytes, WrittenState};

@@ -62,6 +62,13 @@ impl PageWant {
         Self { at, below }
     }
 
+    /// This node, and a page below it.
+    #[must_use]
+    pub(super) fn page_below(at: AbsentPage, page: u64) -> Self {
+        let below = Below::One(page);
+        Self { at, below }
+    }
+
     /// Whether a page below the node is wanted, too, in whose branch this stands.
     #[must_use]
     pub fn lets_through(&self, number: u64, summary: &SummaryBytes) -> bool {

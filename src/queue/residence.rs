@@ -63,6 +63,8 @@ pub(super) enum Holds {
     Keys(Arc<Bucket>),
     Finished(Arc<FinishedPage>),
     Node(Vec<WrittenBranch>),
+    /// The bytes of a page, and where the bodies of its jobs are, by slot.
+    Places(Bytes, Vec<(u8, BodyLocation)>),
 }
 
 // Without what it holds, which is much.
@@ -99,6 +101,13 @@ impl StoredPart {
             _ => return Err(of_page("there are no trees of such pages")),
         };
         Ok(Self { at, holds })
+    }
+
+    /// A page of which nothing is wanted but its bytes and where the bodies of its jobs are, by slot.
+    #[must_use]
+    pub fn places(at: AbsentPage, bytes: Bytes, places: Vec<(u8, BodyLocation)>) -> Self {
+        let holds = Holds::Places(bytes, places);
+        Self { at, holds }
     }
 
     /// A node, of its branches by slot.
@@ -231,6 +240,8 @@ impl JobQueue {
                 taken
             }
             Holds::Finished(page) => state.history.pages_mut().take_page(at, page),
+            // Its bodies were not read: nobody who applies asks so.
+            Holds::Places(..) => Ok(false),
         };
         taken.map_err(of_page)
     }

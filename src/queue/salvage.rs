@@ -22,7 +22,7 @@ use crate::base::limits::{LEAF_JOBS, NODE_BRANCHES};
 use crate::queue::command::PartitionChange;
 use crate::queue::job_queue::JobQueue;
 use crate::queue::load::check_owner;
-use crate::queue::load::{Bodies, Loading, ORDER, located};
+use crate::queue::load::{Bodies, Loading, ORDER};
 use crate::queue::page::{PageError, PagePlace, read_keys, read_leaf, read_reasons};
 use crate::queue::view::{BodyLocation, PageKey, PageKind};
 use bytes::Bytes;
@@ -51,7 +51,6 @@ impl JobQueue {
         bad: Vec<PageError>,
         bodies: &mut dyn FnMut(JobId) -> Option<(Bytes, BodyLocation)>,
     ) -> Result<(Self, Lost), PageError> {
-        let mut bodies = located(bodies);
         let mut salvage = Salvage {
             loading: Loading::new(group),
             lost: Lost {
@@ -72,7 +71,7 @@ impl JobQueue {
         salvage.lose_leaves();
         for kind in ORDER {
             for (key, bytes) in pages.iter().filter(|(key, _)| key.kind == kind) {
-                salvage.page(*key, bytes, &mut bodies)?;
+                salvage.page(*key, bytes, bodies)?;
             }
             if kind == PageKind::Partition {
                 salvage.drop_halves();

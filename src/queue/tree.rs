@@ -30,6 +30,7 @@
 //! Left out on purpose: what a page holds.
 
 mod dropping;
+mod places;
 mod residence;
 mod walk;
 
@@ -40,13 +41,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 pub(super) use dropping::Fate;
+pub(super) use places::At;
 pub(super) use residence::{Absent, Seen};
 pub(super) use walk::{Placed, Todo, Walk, WrittenBranch, WrittenTree};
 
 /// Branches of a node.
 const FAN_OUT: usize = NODE_BRANCHES as usize;
 /// Bits of a page's number that choose a branch.
-const BITS: u32 = FAN_OUT.trailing_zeros();
+pub(super) const BITS: u32 = FAN_OUT.trailing_zeros();
 /// The orders of times in a summary.
 pub(super) const DUES: usize = 4;
 

@@ -29,10 +29,11 @@ use crate::queue::job_queue::JobQueue;
 use crate::queue::keys::Bucket;
 use crate::queue::leaf::Leaf;
 use crate::queue::needs::AHEAD;
-use crate::queue::page::{PageError, put_finished, put_keys, put_leaf, put_reasons};
+use crate::queue::page::{PageError, put_finished, put_keys};
 use crate::queue::queues::QueueRecord;
 use crate::queue::residence::{AbsentPage, Holds, StoredPart};
 use crate::queue::sessions::Session;
+use crate::queue::shipping::leaf_bytes;
 use crate::queue::tree::{NEVER, Placed, Summary, Todo, Walk, WrittenTree};
 use crate::queue::view::{BodyLocation, PageKey, PageKind, StoredPage};
 use bytes::Bytes;
@@ -46,7 +47,7 @@ const SUMMARY_BYTES: usize = 44;
 /// and the first time of each order u48, all ones if nothing waits in it.
 pub type SummaryBytes = [u8; SUMMARY_BYTES];
 
-fn put_summary(summary: &Summary) -> SummaryBytes {
+pub(super) fn put_summary(summary: &Summary) -> SummaryBytes {
     let mut out = Vec::with_capacity(SUMMARY_BYTES);
     out.extend_from_slice(&summary.live.to_le_bytes());
     out.extend_from_slice(&summary.bytes.to_le_bytes());
@@ -228,11 +229,10 @@ impl FrozenState {
         files
     }
 
-    /// Begins to hand out all of it, wherever it is: `files` are all that it is in ([`Self::files`]), and
-    /// none may be dropped before the end.
+    /// Begins to hand out what has changed since it was stored, only to be looked at.
     #[must_use]
-    pub fn whole(&self, files: &Arc<LeftFiles>) -> StateWriter {
-        let mut writer = self.writer(files);
+    pub(super) fn hasher(&self) -> StateWriter {
+        let mut writer = self.writer(&Arc::default());
         writer.kept = None;
         writer
     }
@@ -425,19 +425,12 @@ impl StateWriter {
                 body: open.leaf.body(*slot).clone(),
             };
         }
-        let mut bytes = put_leaf(&open.leaf).to_vec();
-        if !open.leaf.reasons().is_empty() {
-            bytes.extend_from_slice(&put_reasons(open.leaf.reasons()));
-        }
+        let bytes = leaf_bytes(&open.leaf);
         let mut bodies = std::mem::take(&mut open.bodies);
         bodies.sort_unstable_by_key(|(slot, _)| *slot);
         let key = key(PageKind::Leaf, *place, open.number);
         self.leaf = None;
-        Piece::Page {
-            key,
-            bytes: bytes.into(),
-            bodies,
-        }
+        Piece::Page { key, bytes, bodies }
     }
 
     /// What must be read next.
@@ -593,6 +586,14 @@ fn node_of<T>(kind: PageKind, place: Place, todo: Todo<T>) -> Piece {
                 branches: branches.collect(),
             }
         }
+    }
+}
+
+impl Shared {
+    /// Where a page of which a group has few was stored last, whatever has become of it since.
+    pub(super) fn flat_stored(&self, key: PageKey) -> Option<StoredPage> {
+        let flat = self.flat.pages.get(&key);
+        flat.map(|(stored, _)| *stored)
     }
 }
 

@@ -5,7 +5,7 @@ use crate::base::checksum::Hash128;
 use crate::base::ids::{JobId, LogIndex, Partition};
 use crate::base::prng::Prng;
 use crate::base::units::GroupTime;
-use crate::queue::body::{decode_body, encode_body};
+use crate::queue::body::{StoredBody, decode_body, encode_body};
 use crate::queue::check::check;
 use crate::queue::command::{AckItem, Command, NackItem, NewJob, Op, Outcome, PurgeStates, Start};
 use crate::queue::frozen::FrozenState;
@@ -26,17 +26,25 @@ type Node = (PageKey, u8, Vec<(u8, SummaryBytes, StoredPage)>);
 
 /// Files in memory.
 #[derive(Default)]
-struct Disk {
-    file: u64,
+pub(super) struct Disk {
+    pub(super) file: u64,
     end: u64,
-    pages: BTreeMap<(u64, u64), Page>,
+    pub(super) pages: BTreeMap<(u64, u64), Page>,
     nodes: BTreeMap<(u64, u64), Node>,
     bodies: BTreeMap<(u64, u64), (JobId, Bytes)>,
 }
 
+/// What a node says of what is below it.
+pub(super) fn said_of_node(branches: &[(u8, SummaryBytes, StoredPage)]) -> Vec<u8> {
+    let said = branches.iter();
+    let said =
+        said.flat_map(|(slot, summary, stored)| [&[*slot], &summary[..], &stored.hash.0].concat());
+    said.collect()
+}
+
 /// How much a checkpoint wrote.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Count {
+pub(super) struct Count {
     pages: usize,
     nodes: usize,
     bodies: usize,
@@ -53,6 +61,44 @@ impl Disk {
             offset: self.end,
             len: u32::try_from(bytes.len()).expect("small") + 8,
             crc: 0,
+        }
+    }
+
+    /// Writes a body into the payload file of the round.
+    pub(super) fn put_body(&mut self, job: JobId, body: &StoredBody) -> BodyLocation {
+        let mut bytes = Vec::new();
+        body.encode_into(&mut bytes);
+        self.end += 8;
+        let at = BodyLocation {
+            file: 1000 + self.file,
+            offset: self.end,
+            len: u32::try_from(bytes.len()).expect("small"),
+        };
+        self.bodies
+            .insert((at.file, at.offset), (job, bytes.into()));
+        at
+    }
+
+    /// Writes a page or a node into the run file of the round.
+    pub(super) fn put(&mut self, piece: Piece) -> StoredPage {
+        match piece {
+            Piece::Page { key, bytes, bodies } => {
+                let stored = self.stored(&bytes);
+                let at = (stored.file, stored.offset);
+                self.pages.insert(at, (key, bytes, bodies));
+                stored
+            }
+            Piece::Node {
+                key,
+                level,
+                branches,
+            } => {
+                let stored = self.stored(&said_of_node(&branches));
+                let at = (stored.file, stored.offset);
+                self.nodes.insert(at, (key, level, branches));
+                stored
+            }
+            Piece::Body { .. } | Piece::Read(_) | Piece::Pause => panic!("it is no page"),
         }
     }
 
@@ -81,38 +127,15 @@ impl Disk {
                 }
                 Piece::Body { job, body } => {
                     count.bodies += 1;
-                    let mut bytes = Vec::new();
-                    body.encode_into(&mut bytes);
-                    self.end += 8;
-                    let at = BodyLocation {
-                        file: 1000 + self.file,
-                        offset: self.end,
-                        len: u32::try_from(bytes.len()).expect("small"),
-                    };
-                    self.bodies
-                        .insert((at.file, at.offset), (job, bytes.into()));
+                    let at = self.put_body(job, &body);
                     writer.body_placed(job, at);
                 }
-                Piece::Page { key, bytes, bodies } => {
-                    count.pages += 1;
-                    let stored = self.stored(&bytes);
-                    let at = (stored.file, stored.offset);
-                    self.pages.insert(at, (key, bytes, bodies));
-                    writer.placed(stored);
-                }
-                Piece::Node {
-                    key,
-                    level,
-                    branches,
-                } => {
-                    count.nodes += 1;
-                    let said = branches.iter().flat_map(|(slot, summary, stored)| {
-                        [&[*slot], &summary[..], &stored.hash.0].concat()
-                    });
-                    let said: Vec<u8> = said.collect();
-                    let stored = self.stored(&said);
-                    let at = (stored.file, stored.offset);
-                    self.nodes.insert(at, (key, level, branches));
+                piece => {
+                    match piece {
+                        Piece::Page { .. } => count.pages += 1,
+                        _ => count.nodes += 1,
+                    }
+                    let stored = self.put(piece);
                     writer.placed(stored);
                 }
             }
@@ -122,7 +145,10 @@ impl Disk {
     }
 
     /// The pages that a root names, the places of all bodies, and what it has in each file.
-    fn read(&self, state: &WrittenState) -> (Vec<(PageKey, Bytes)>, BTreeMap<JobId, BodyLocation>) {
+    pub(super) fn read(
+        &self,
+        state: &WrittenState,
+    ) -> (Vec<(PageKey, Bytes)>, BTreeMap<JobId, BodyLocation>) {
         let mut pages = Vec::new();
         let mut bodies = BTreeMap::new();
         let mut page = |key: PageKey, stored: &StoredPage| {
@@ -170,7 +196,7 @@ impl Disk {
     }
 
     /// What a page or node is.
-    fn part(&self, at: &AbsentPage) -> StoredPart {
+    pub(super) fn part(&self, at: &AbsentPage) -> StoredPart {
         let place = (at.stored.file, at.stored.offset);
         if at.level == 0 {
             let (key, bytes, bodies) = &self.pages[&place];
@@ -189,7 +215,7 @@ impl Disk {
     }
 
     /// What is below a node, with what is told of it there.
-    fn below(&self, at: &AbsentPage) -> Vec<(AbsentPage, SummaryBytes)> {
+    pub(super) fn below(&self, at: &AbsentPage) -> Vec<(AbsentPage, SummaryBytes)> {
         let (_, _, branches) = &self.nodes[&(at.stored.file, at.stored.offset)];
         let below = branches.iter().map(|(slot, summary, stored)| {
             let number = at.key.number << 6 | u64::from(*slot);
@@ -204,7 +230,7 @@ impl Disk {
     }
 
     /// What a start makes of a root, if it reads no more than it must.
-    fn open(&self, state: &WrittenState) -> JobQueue {
+    pub(super) fn open(&self, state: &WrittenState) -> JobQueue {
         let mut parts = Vec::new();
         for tree in &state.trees {
             let top = AbsentPage {
@@ -237,7 +263,7 @@ impl Disk {
     }
 
     /// Reads what is wanted; how many parts that were.
-    fn read_wanted(&self, machine: &mut JobQueue, wants: &[PageWant]) -> usize {
+    pub(super) fn read_wanted(&self, machine: &mut JobQueue, wants: &[PageWant]) -> usize {
         let mut count = 0;
         for want in wants {
             let mut left = vec![want.at];
@@ -256,7 +282,7 @@ impl Disk {
     }
 
     /// Reads all that is absent, as a purge of everything would need it, and the keys.
-    fn read_all(&self, state: &WrittenState, machine: &mut JobQueue) {
+    pub(super) fn read_all(&self, state: &WrittenState, machine: &mut JobQueue) {
         for tree in &state.trees {
             let mut left = vec![AbsentPage {
                 key: tree.key,
@@ -273,7 +299,7 @@ impl Disk {
     }
 
     /// All of what a root names.
-    fn load(&self, state: &WrittenState) -> JobQueue {
+    pub(super) fn load(&self, state: &WrittenState) -> JobQueue {
         let mut machine = self.open(state);
         self.read_all(state, &mut machine);
         machine
@@ -292,7 +318,7 @@ fn pages(frozen: &FrozenState) -> Vec<(PageKey, Bytes)> {
 }
 
 /// A checkpoint that succeeds.
-fn checkpoint(machine: &mut JobQueue, disk: &mut Disk) -> (WrittenState, Count) {
+pub(super) fn checkpoint(machine: &mut JobQueue, disk: &mut Disk) -> (WrittenState, Count) {
     checkpoint_leaving(machine, disk, LeftFiles::default())
 }
 
@@ -310,12 +336,12 @@ fn checkpoint_leaving(
     (state, count)
 }
 
-fn jobs(count: usize) -> Op {
+pub(super) fn jobs(count: usize) -> Op {
     enqueue(vec![NewJob::default(); count])
 }
 
 /// A machine with one queue of so many waiting jobs.
-fn waiting(count: usize) -> JobQueue {
+pub(super) fn waiting(count: usize) -> JobQueue {
     let mut machine = JobQueue::new(GROUP, 0);
     let create = Op::CreateQueue {
         name: "mail".to_owned(),
@@ -437,7 +463,7 @@ fn a_raised_version_writes_the_few_pages_anew() {
     assert_eq!(disk.load(&state).state_hash(), machine.state_hash());
 }
 
-fn random_op(machine: &JobQueue, prng: &mut Prng) -> Op {
+pub(super) fn random_op(machine: &JobQueue, prng: &mut Prng) -> Op {
     let one = |prng: &mut Prng| NewJob {
         payload: vec![7; prng.below(40) as usize].into(),
         priority: Some(prng.below(8) as u8),

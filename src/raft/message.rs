@@ -13,9 +13,8 @@
 //! | [`Body::AnchorGet`] | who recovers, to its leader | [`Body::Anchor`] |
 //! | [`Body::EntryGet`] | who recovers, to the voters | [`Body::EntryGot`], [`Body::EntryBase`] |
 
-use crate::base::checksum::Hash128;
 use crate::base::entry::Entry;
-use crate::base::ids::{GroupId, Incarnation, LogIndex, NodeId, Term};
+use crate::base::ids::{GroupId, Incarnation, LogIndex, NodeId, Partition, QueueUid, Term};
 use crate::raft::recovering::Answer;
 use bytes::Bytes;
 use smallvec::SmallVec;
@@ -200,6 +199,14 @@ pub enum Checkpoint {
         next: u64,
         /// That part and those behind it were lost.
         again: bool,
+        /// The number of the first of `wants`, from 0 through the whole checkpoint.
+        wants_from: u64,
+        /// What of it is wanted, answered in this order; at most
+        /// [`CHECKPOINT_WANTS_MAX`](crate::base::limits::CHECKPOINT_WANTS_MAX). Numbers that were told before
+        /// say nothing new.
+        wants: Vec<PageWanted>,
+        /// Nothing more is wanted, but the log behind it.
+        done: bool,
     },
     /// One part.
     Part {
@@ -210,9 +217,24 @@ pub enum Checkpoint {
         /// A piece of the stream, at most
         /// [`CHECKPOINT_PART_BYTES`](crate::base::limits::CHECKPOINT_PART_BYTES).
         bytes: Bytes,
-        /// In the last part: the hash of the whole stream.
-        hash: Option<Hash128>,
     },
+}
+
+/// A page of a checkpoint, or a node above pages. What they are is up to the job machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PageWanted {
+    /// What the page holds.
+    pub kind: u8,
+    /// 0 is a page, 1 a node above pages.
+    pub level: u8,
+    /// The queue, or 0.
+    pub queue: QueueUid,
+    /// The partition, or 0.
+    pub partition: Partition,
+    /// Its number among the pages, or among the nodes of its level.
+    pub number: u64,
+    /// Of a page of jobs: a bit for each of its slots whose body is not wanted.
+    pub held: u64,
 }
 
 /// What the engines of two members say to each other about the partitions of a queue that is at home in

@@ -110,9 +110,9 @@ impl SnapshotFiles {
                     offset,
                     bytes,
                 }) => {
-                    let length = bytes.len();
                     self.write(round, file, offset, &bytes);
-                    tell(Input::ChunkWritten { bytes: length });
+                    let bytes = bytes.len();
+                    tell(Input::ChunkWritten { round, bytes });
                 }
                 Ok(Order::Sync { round, files }) => tell(self.sync(round, &files)),
                 Ok(Order::Manifest(bytes)) => manifest = Some(bytes),

@@ -6,7 +6,8 @@ use crate::base::ids::{GroupId, Partition, QueueUid};
 use crate::base::units::Lsn;
 use crate::queue::view::{BodyLocation, PageKey, PageKind, StoredPage};
 use crate::queue::{
-    AbsentPage, JobQueue, Piece, StoredPart, StoredTree, SummaryBytes, WrittenState,
+    AbsentPage, JobQueue, NamedBranch, Names, Piece, Source, StoredPart, StoredTree, SummaryBytes,
+    WrittenState,
 };
 use crate::snapshot::builder::{BuildError, RunBuilder};
 use crate::snapshot::layout::{
@@ -16,8 +17,8 @@ use crate::snapshot::layout::{
 use crate::snapshot::load::{NodeEntry, Part, PartHolds};
 use crate::snapshot::manifest::{ManifestBase, ManifestGroup};
 use crate::wal::record::{BaseRecord, RootLocation};
+use bytes::Bytes;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 pub(super) fn page_name(key: PageKey) -> PageName {
     PageName {
@@ -78,6 +79,13 @@ pub(super) fn stored_part(group: GroupId, part: Part) -> Result<StoredPart, Stri
             let page = StoredPart::page(group, at, &bytes, &bodies);
             page.map_err(|error| error.to_string())
         }
+        PartHolds::Places(bytes, places) => {
+            let places = places.into_iter().map(|(slot, place)| {
+                let BodyPlace { file, offset, len } = place;
+                (slot, BodyLocation { file, offset, len })
+            });
+            Ok(StoredPart::places(at, bytes, places.collect()))
+        }
         PartHolds::Node(branches) => {
             let branches = branches.iter().map(|branch| {
                 let stored = stored_page(branch.hash, &branch.place);
@@ -110,29 +118,14 @@ pub(super) fn stored_tree(tree: &TreeEntry) -> Result<StoredTree, String> {
 /// A hash over a state: what a checkpoint of it would have in its root, but for places. Equal for equal
 /// states, whatever of them is in memory, or on the disk.
 pub(super) fn state_hash(queue: &JobQueue) -> Hash128 {
-    let mut writer = queue.freeze().writer(&Arc::default());
-    while let Some(piece) = writer.next_piece() {
-        match &piece {
-            Piece::Pause => {}
-            Piece::Read(absent) => panic!("{absent:?} is stored and in no file that is left"),
-            Piece::Body { job, .. } => writer.body_placed(*job, BodyLocation::NOWHERE),
-            Piece::Page { bytes, .. } => writer.placed(StoredPage::nowhere(Hash128::of(bytes))),
-            Piece::Node {
-                key,
-                level,
-                branches,
-            } => {
-                let (canonical, _) = node(*key, *level, branches).encode();
-                writer.placed(StoredPage::nowhere(Hash128::of(&canonical)));
-            }
-        }
-    }
-    let (state, _) = writer.finish();
+    let mut source = Source::new(&queue.freeze());
+    while !source.prepare(usize::MAX, hash_of_node) {}
+    let names = source.names();
     let mut all = Vec::new();
-    let trees = state.trees.iter();
-    let trees = trees.map(|tree| (tree.key, tree.level, &tree.summary[..], tree.stored.hash));
-    let pages = state.pages.iter();
-    let pages = pages.map(|(key, stored)| (*key, 0, &[][..], stored.hash));
+    let trees = names.trees.iter();
+    let trees = trees.map(|tree| (tree.key, tree.level, &tree.summary[..], tree.hash));
+    let pages = names.pages.iter();
+    let pages = pages.map(|(key, hash)| (*key, 0, &[][..], *hash));
     for (key, level, summary, hash) in pages.chain(trees) {
         all.extend_from_slice(&[key.kind as u8, level, key.partition.0]);
         all.extend_from_slice(&key.queue.to_u64().to_le_bytes());
@@ -141,6 +134,62 @@ pub(super) fn state_hash(queue: &JobQueue) -> Hash128 {
         all.extend_from_slice(&hash.0);
     }
     Hash128::of(&all)
+}
+
+/// The hash by which a node is named above it.
+pub(super) fn hash_of_node(
+    key: PageKey,
+    level: u8,
+    branches: &[(u8, SummaryBytes, StoredPage)],
+) -> Hash128 {
+    let (canonical, _) = node(key, level, branches).encode();
+    Hash128::of(&canonical)
+}
+
+/// The canonical part of a node.
+pub(super) fn node_bytes(key: PageKey, level: u8, branches: &[NamedBranch]) -> Bytes {
+    let branches = branches.iter();
+    let branches =
+        branches.map(|(slot, summary, hash)| (*slot, *summary, StoredPage::nowhere(*hash)));
+    let (canonical, _) = node(key, level, &branches.collect::<Vec<_>>()).encode();
+    canonical.into()
+}
+
+/// The branches of a node, of its canonical part.
+///
+/// # Errors
+/// A sentence, if it is not that of this node.
+pub(super) fn branches_of(
+    key: PageKey,
+    level: u8,
+    canonical: &[u8],
+) -> Result<Vec<NamedBranch>, String> {
+    let node = Node::decode_canonical((&page_name(key), level), canonical);
+    let branches = node.map_err(|error| error.to_string())?.branches;
+    let branches = branches.into_iter();
+    Ok(branches
+        .map(|branch| (branch.slot, branch.summary, branch.hash))
+        .collect())
+}
+
+/// The root of a state that names this, without places.
+pub(super) fn named_root(meta: &GroupMeta, names: &Names) -> Root {
+    let pages = names.pages.iter();
+    let trees = names.trees.iter().map(|tree| StoredTree {
+        key: tree.key,
+        level: tree.level,
+        summary: tree.summary,
+        stored: StoredPage::nowhere(tree.hash),
+        runs: BTreeMap::new(),
+        payloads: BTreeMap::new(),
+    });
+    let written = WrittenState {
+        pages: pages
+            .map(|(key, hash)| (*key, StoredPage::nowhere(*hash)))
+            .collect(),
+        trees: trees.collect(),
+    };
+    root(meta, &written)
 }
 
 /// Writes a page or a node of a group; where it lies.

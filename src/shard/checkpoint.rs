@@ -24,9 +24,8 @@
 //! Nothing is dropped before the BASE record that replaces it is durable, and the base before the
 //! newest stays, with the log from there on, should the newest be damaged.
 //!
-//! The checkpoint of another node that a group installs is a round of its own, of that group alone: it
-//! takes the same way to the disk, with the state that was brought here in place of the group's own
-//! (`installing`). There is one round at a time.
+//! The checkpoint of another node that a group installs is written beside the rounds, as it comes
+//! (`installing`). Its BASE record is put in force as a round of that group alone. There is one round at a time.
 //!
 //! Pages and bodies are written once, until they change: a round writes anew what lives in files of which
 //! less than half is alive, once these are much together. It looks at all pages then, and has those read
@@ -34,9 +33,10 @@
 
 mod due;
 mod files;
+mod round_files;
 
 use self::files::MANIFEST_EVERY;
-use super::bases::{add_piece, base_record, root};
+use super::bases::{base_record, root};
 use super::effect::{CheckpointFile, Effect, PageOrder, Reader};
 use super::engine::ShardEngine;
 use super::group::Phase as GroupPhase;
@@ -47,30 +47,24 @@ use crate::base::entry::EntryKind;
 use crate::base::ids::ShardId;
 use crate::base::limits::BASES_KEPT;
 use crate::base::units::{Lsn, Monotonic};
-use crate::queue::view::BodyLocation;
 use crate::queue::{
     FrozenState, JobQueue, Kept, LeftFiles, PageWant, Piece, StateWriter, StoredPart,
 };
 use crate::raft::role::Role;
-use crate::snapshot::builder::{PayloadBuilder, RunBuilder};
-use crate::snapshot::layout::{FileHeader, FileKind, GroupMeta, Owner, file_number};
+use crate::snapshot::layout::{FileHeader, FileKind, GroupMeta, Owner, RootRef, file_number};
 use crate::wal::record::{BaseRecord, Record};
 use crate::wal::writer::Ticket;
-use bytes::Bytes;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 pub(super) use due::Due;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
+pub(super) use round_files::RoundFiles;
 
 /// Bytes encoded in one step.
 const SLICE_BYTES: usize = 128 << 10;
 /// Pages and bodies whose places are taken note of in one step.
 const SLICE_PLACES: usize = 1024;
-/// Bytes on the way to the disk; the next slice waits beyond it.
-const OUTSTANDING_BYTES_MAX: usize = 4 << 20;
-/// A payload file is closed at this size, so that dead ones go piece by piece.
-const PAYLOAD_FILE_BYTES: u64 = 64 << 20;
 /// Rounds that leave sparse files alone after what lives in them could not be read.
 const REWRITES_AFTER: u64 = 16;
 
@@ -119,17 +113,10 @@ enum Phase {
 struct Writing {
     queue: VecDeque<Frozen>,
     current: Option<Current>,
-    run: RunBuilder,
-    run_file: u64,
-    payload: Option<(u64, PayloadBuilder)>,
-    files: Vec<CheckpointFile>,
-    outstanding: usize,
+    files: RoundFiles,
     written: Vec<Written>,
-    installs: Option<Box<JobQueue>>,
     /// Pages that must be looked at are being read.
     reads: bool,
-    /// The body that is being written.
-    encoded: Vec<u8>,
 }
 
 /// The group being written.
@@ -145,7 +132,10 @@ pub(super) struct Checkpointer {
     shard: ShardId,
     start_number: u32,
     next_file: u32,
+    /// The number of the round under way, or of the last one.
     round: u64,
+    /// The last number that was given to a round, or to a checkpoint that is brought here.
+    last_round: u64,
     phase: Phase,
     /// What is on disk, with its length.
     files: BTreeMap<CheckpointFile, u64>,
@@ -178,6 +168,7 @@ impl Checkpointer {
             start_number,
             next_file: 1,
             round: 0,
+            last_round: 0,
             phase: Phase::Idle,
             files,
             rewrite: Arc::default(),
@@ -226,9 +217,7 @@ impl Checkpointer {
     /// Whether the next slice can be made at once.
     pub(super) fn wants_a_turn(&self) -> bool {
         match &self.phase {
-            Phase::Writing(writing) => {
-                !writing.reads && writing.outstanding < OUTSTANDING_BYTES_MAX
-            }
+            Phase::Writing(writing) => !writing.reads && !writing.files.is_full(),
             Phase::Placing { .. } => true,
             _ => false,
         }
@@ -237,6 +226,25 @@ impl Checkpointer {
     /// When the next manifest is due, if the log has grown since the last.
     pub(super) fn next_manifest(&self, durable: Lsn) -> Option<Monotonic> {
         (durable > self.manifest_durable && !self.manifest_under_way).then_some(self.manifest_at)
+    }
+
+    /// A number for a round, or for what is written beside it.
+    pub(super) fn new_round(&mut self) -> u64 {
+        self.last_round += 1;
+        self.last_round
+    }
+
+    /// A file on the disk ends there, or later.
+    fn grow(&mut self, file: CheckpointFile, end: u64) {
+        let len = self.files.entry(file).or_default();
+        *len = (*len).max(end);
+    }
+
+    /// These files are on the disk no more.
+    fn forget(&mut self, files: &[CheckpointFile]) {
+        for file in files {
+            self.files.remove(file);
+        }
     }
 
     fn header(&mut self, kind: FileKind) -> FileHeader {
@@ -321,7 +329,7 @@ impl ShardEngine {
             }
         }
         if !waiting.is_empty() || !frozen.is_empty() {
-            self.checkpoints.round += 1;
+            self.checkpoints.round = self.checkpoints.new_round();
             self.checkpoints.phase = Phase::Freezing { waiting, frozen };
             self.write_if_frozen();
         }
@@ -362,35 +370,41 @@ impl ShardEngine {
                 self.checkpoints.phase = Phase::Idle;
                 return;
             }
-            self.start_writing(queue, None);
+            self.start_writing(queue);
         }
     }
 
-    fn start_writing(&mut self, queue: VecDeque<Frozen>, installs: Option<Box<JobQueue>>) {
-        let header = self.checkpoints.header(FileKind::Run);
-        let run = CheckpointFile::Run(header.file);
+    fn start_writing(&mut self, queue: VecDeque<Frozen>) {
+        let files = self.begin_files(self.checkpoints.round);
         self.checkpoints.phase = Phase::Writing(Box::new(Writing {
             queue,
             current: None,
-            run: RunBuilder::new(&header),
-            run_file: header.file,
-            payload: None,
-            files: vec![run],
-            outstanding: 0,
+            files,
             written: Vec::new(),
-            installs,
             reads: false,
-            encoded: Vec::new(),
         }));
     }
 
-    /// Starts the round of a checkpoint that was brought here. There must be none.
-    pub(super) fn start_install(&mut self, slot: usize, meta: GroupMeta, mut queue: Box<JobQueue>) {
+    /// A checkpoint that was brought here is on the disk, all but its BASE record: that is what a round is
+    /// left to do. There must be none.
+    pub(super) fn place_install(
+        &mut self,
+        slot: usize,
+        (meta, root): (&GroupMeta, &RootRef),
+        files: BaseFiles,
+        queue: Box<JobQueue>,
+    ) {
         assert!(self.checkpoints.is_idle(), "there is one round at a time");
-        self.checkpoints.round += 1;
-        let state = queue.cut();
-        let frozen = Frozen { slot, meta, state };
-        self.start_writing(VecDeque::from([frozen]), Some(queue));
+        let before = &self.groups[slot].bases[0];
+        let written = vec![Written {
+            slot,
+            base: base_record(meta, root, before.log_start_lsn),
+            files,
+            kept: Kept::default(),
+            installs: Some(queue),
+        }];
+        self.checkpoints.phase = Phase::Placed { written };
+        self.append_bases();
     }
 
     /// A group stopped serving: a round does not wait for it.
@@ -428,20 +442,14 @@ impl ShardEngine {
             return self.finish_writing(writing);
         };
         self.step_group(&mut writing, current);
-        self.emit_chunks(&mut writing);
+        self.emit_chunks(&mut writing.files);
         self.checkpoints.phase = Phase::Writing(writing);
     }
 
     fn finish_writing(&mut self, mut writing: Box<Writing>) {
-        writing.run.finish();
-        self.close_payload_file(&mut writing);
-        self.emit_chunks(&mut writing);
-        let round = self.checkpoints.round;
-        let mut files = writing.files;
-        if bugs::on(Bug::PayloadsUnsynced) {
-            files.retain(|file| matches!(file, CheckpointFile::Run(_)));
-        }
-        self.effects.push(Effect::SyncFiles { round, files });
+        self.end_files(&mut writing.files, |file| {
+            matches!(file, CheckpointFile::Run(_)) || !bugs::on(Bug::PayloadsUnsynced)
+        });
         self.checkpoints.phase = Phase::Syncing {
             written: writing.written,
         };
@@ -454,25 +462,9 @@ impl ShardEngine {
         while bytes < SLICE_BYTES {
             match current.writer.next_piece() {
                 Some(Piece::Body { job, body }) => {
-                    writing.encoded.clear();
-                    body.encode_into(&mut writing.encoded);
-                    bytes += writing.encoded.len();
-                    let (_, payload) = writing.payload.get_or_insert_with(|| {
-                        let header = self.checkpoints.header(FileKind::Payload);
-                        writing.files.push(CheckpointFile::Payload(header.file));
-                        (header.file, PayloadBuilder::new(&header))
-                    });
-                    let place = payload.add_body(job, &writing.encoded);
-                    let is_full = payload.len() >= PAYLOAD_FILE_BYTES;
-                    let at = BodyLocation {
-                        file: place.file,
-                        offset: place.offset,
-                        len: place.len,
-                    };
+                    let (at, len) = self.add_body(&mut writing.files, job, &body);
+                    bytes += len;
                     current.writer.body_placed(job, at);
-                    if is_full {
-                        self.close_payload_file(writing);
-                    }
                 }
                 Some(Piece::Pause) => break,
                 Some(Piece::Read(absent)) => {
@@ -485,9 +477,7 @@ impl ShardEngine {
                     break;
                 }
                 Some(piece) => {
-                    let added = add_piece(&mut writing.run, group, &piece);
-                    let stored = added
-                        .expect("a page of a leaf, a session or a key bucket is far below 4 GiB");
+                    let stored = writing.files.add_piece(group, &piece);
                     bytes += stored.len as usize;
                     current.writer.placed(stored);
                 }
@@ -527,17 +517,9 @@ impl ShardEngine {
         let Phase::Writing(writing) = phase else {
             unreachable!("only a round that is being written reads");
         };
-        for file in &writing.files {
-            self.checkpoints.files.remove(file);
-        }
-        self.effects.push(Effect::DropFiles {
-            files: writing.files.clone(),
-        });
+        self.drop_files_of(writing.files.files());
         self.checkpoints.rewrite = Arc::default();
         self.checkpoints.rewrites_from = self.checkpoints.round + REWRITES_AFTER;
-        if writing.installs.is_some() {
-            return self.install_failed("it could not be written");
-        }
         self.retry_round();
     }
 
@@ -552,7 +534,7 @@ impl ShardEngine {
         let (state, kept) = writer.finish();
         let root = root(&meta, &state);
         let (runs, payloads) = (root.run_files(), root.payload_files());
-        let root = writing.run.add_root(root).unwrap_or_else(|error| {
+        let root = writing.files.add_root(root).unwrap_or_else(|error| {
             panic!(
                 "the root of group {} cannot be written: {error}",
                 meta.group
@@ -564,62 +546,25 @@ impl ShardEngine {
             base: base_record(&meta, &root, before.log_start_lsn),
             files: BaseFiles::new(&root, &runs, &payloads),
             kept,
-            installs: writing.installs.take(),
-        });
-    }
-
-    fn close_payload_file(&mut self, writing: &mut Writing) {
-        if let Some((file, mut payload)) = writing.payload.take() {
-            payload.finish();
-            while let Some((offset, bytes)) = payload.take_output() {
-                self.emit_chunk(writing, CheckpointFile::Payload(file), offset, bytes);
-            }
-        }
-    }
-
-    fn emit_chunks(&mut self, writing: &mut Writing) {
-        let run = CheckpointFile::Run(writing.run_file);
-        while let Some((offset, bytes)) = writing.run.take_output() {
-            self.emit_chunk(writing, run, offset, bytes);
-        }
-        if let Some((file, mut payload)) = writing.payload.take() {
-            while let Some((offset, bytes)) = payload.take_output() {
-                self.emit_chunk(writing, CheckpointFile::Payload(file), offset, bytes);
-            }
-            writing.payload = Some((file, payload));
-        }
-    }
-
-    fn emit_chunk(
-        &mut self,
-        writing: &mut Writing,
-        file: CheckpointFile,
-        offset: u64,
-        bytes: Bytes,
-    ) {
-        writing.outstanding += bytes.len();
-        let end = offset + bytes.len() as u64;
-        let len = self.checkpoints.files.entry(file).or_default();
-        *len = (*len).max(end);
-        self.counters.checkpoint_bytes_total += bytes.len() as u64;
-        let round = self.checkpoints.round;
-        self.effects.push(Effect::WriteChunk {
-            round,
-            file,
-            offset,
-            bytes,
+            installs: None,
         });
     }
 
     /// A chunk is on its way no more.
-    pub(super) fn on_chunk_written(&mut self, bytes: usize) {
-        if let Phase::Writing(writing) = &mut self.checkpoints.phase {
-            writing.outstanding = writing.outstanding.saturating_sub(bytes);
+    pub(super) fn on_chunk_written(&mut self, round: u64, bytes: usize) {
+        if let Phase::Writing(writing) = &mut self.checkpoints.phase
+            && writing.files.round() == round
+        {
+            return writing.files.chunk_written(bytes);
         }
+        self.chunk_of_install_written(round, bytes);
     }
 
     /// The files of the round are durable.
     pub(super) fn on_files_synced(&mut self, round: u64) {
+        if self.is_install(round) {
+            return self.install_synced();
+        }
         assert!(
             round == self.checkpoints.round,
             "round {round} was synced during round {}",
@@ -635,6 +580,9 @@ impl ShardEngine {
 
     /// The round could not be written. Its files are gone; the log stays, and so do the bases.
     pub(super) fn on_round_failed(&mut self, round: u64) {
+        if self.is_install(round) {
+            return self.install_failed("it could not be written");
+        }
         assert!(
             round == self.checkpoints.round,
             "round {round} failed out of turn"
@@ -647,9 +595,6 @@ impl ShardEngine {
                     self.checkpoints.files.remove(&file);
                 }
             }
-            if written.iter().any(Written::is_install) {
-                return self.install_failed("it could not be written");
-            }
         }
         self.retry_round();
     }
@@ -660,10 +605,7 @@ impl ShardEngine {
             self.take_late_pages();
             return self.append_bases();
         };
-        let queue = match &mut current.installs {
-            Some(queue) => queue,
-            None => &mut self.groups[current.slot].queue,
-        };
+        let queue = &mut self.groups[current.slot].queue;
         if !queue.keep(&mut current.kept, SLICE_PLACES) {
             group += 1;
             // What is stored now need not be in memory.
@@ -692,7 +634,7 @@ impl ShardEngine {
                     return;
                 }
                 Joins::Never => {
-                    self.end_install();
+                    self.give_up_install();
                     return self.drop_unreferenced_files();
                 }
             }

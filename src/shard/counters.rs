@@ -97,6 +97,10 @@ counters! {
     checkpoints_under_way: gauge,
     /// Parts of checkpoints sent to other nodes.
     checkpoint_parts_sent_total: total,
+    /// Bytes of parts of checkpoints sent to other nodes.
+    checkpoint_part_bytes_sent_total: total,
+    /// Pages of checkpoints of other nodes that were not here, or not the same.
+    checkpoint_pages_taken_total: total,
     /// Parts of checkpoints that nobody asked for, or that came twice or out of order.
     checkpoint_parts_refused_total: total,
     /// Pieces of the log read again for other nodes.

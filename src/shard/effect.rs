@@ -9,7 +9,7 @@ use super::sparing::VoterSets;
 use super::wall::VotersClock;
 use crate::base::ids::{GroupId, NodeId, ShardId};
 use crate::base::members::ClusterMembers;
-use crate::queue::PageWant;
+use crate::queue::{LeftFiles, PageWant};
 use crate::raft::message::{Message, Voter};
 use crate::snapshot::layout::RootRef;
 use crate::wal::pieces::Piece;
@@ -28,6 +28,13 @@ pub enum CheckpointFile {
     Payload(u64),
 }
 
+/// The files that something is in.
+pub(super) fn files_of(files: &LeftFiles) -> impl Iterator<Item = CheckpointFile> {
+    let runs = files.runs.iter().map(|file| CheckpointFile::Run(*file));
+    let payloads = files.payloads.iter();
+    runs.chain(payloads.map(|file| CheckpointFile::Payload(*file)))
+}
+
 /// Who waits for pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reader {
@@ -41,6 +48,11 @@ pub enum Reader {
     Sending {
         /// The node.
         to: Voter,
+        /// The number under which it is asked for.
+        id: u64,
+    },
+    /// A checkpoint on its way here, which needs no bodies of what is here.
+    Receiving {
         /// The number under which it is asked for.
         id: u64,
     },

@@ -286,7 +286,7 @@ impl ShardEngine {
                 reader,
                 result,
             } => self.on_pages_loaded(group, reader, result),
-            Input::ChunkWritten { bytes } => self.on_chunk_written(bytes),
+            Input::ChunkWritten { round, bytes } => self.on_chunk_written(round, bytes),
             Input::FilesSynced { round } => self.on_files_synced(round),
             Input::RoundFailed { round } => self.on_round_failed(round),
             Input::ManifestWritten => self.on_manifest_written(),

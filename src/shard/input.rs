@@ -139,6 +139,8 @@ pub enum Input {
     },
     /// A chunk of a checkpoint round was handed to the disk, or given up with its round.
     ChunkWritten {
+        /// The round.
+        round: u64,
         /// Its length in bytes.
         bytes: usize,
     },

@@ -1,8 +1,11 @@
 //! A checkpoint of another node takes the place of the log entries that this one lacks.
 //!
-//! It is gathered in memory, checked against its hash, and made a state page by page, which checks it
-//! again. The state goes to the disk as a checkpoint of this node's own. Only when the BASE record is
-//! durable is it in force: then Raft is told, and says to the leader that it is here.
+//! Only what differs from the state here comes, and is written as it comes (`gathering`), as a checkpoint of
+//! this node's own. Once that is synced it is opened, as by a start: what it names is checked again. Only when
+//! the BASE record is durable is it in force: then Raft is told, and says to the leader that it is here.
+//!
+//! A transfer that breaks off, whoever sent it, leaves what it has written for the next one of the group, for
+//! a while: pages that are wanted again by then are found there by their hashes.
 //!
 //! # What a crash leaves
 //!
@@ -20,37 +23,33 @@
 //! of an earlier term is heeded: what reaches the log behind the record goes on from the base, or lies
 //! below it.
 //!
-//! Deliberately absent: a state that does not fit into memory twice.
+//! Deliberately absent: going on after a start of this node with what an earlier one has written.
 
+use super::effect::{CheckpointFile, Effect, PageOrder, Reader};
 use super::engine::ShardEngine;
+use super::gathering::{Gathering, Partly, Whole};
 use super::group::Phase;
 use super::installs::FORGET_AFTER;
-use super::loading::BaseFiles;
-use crate::base::checksum::{Hash128, Hasher128};
-use crate::base::ids::{GroupId, JobId};
-use crate::base::limits::BASES_KEPT;
+use super::loading::{BaseFiles, GroupState};
+use super::opening::open_state;
+use crate::base::limits::{BASES_KEPT, CHECKPOINT_WANTS_MAX};
 use crate::base::units::{Lsn, Monotonic};
-use crate::queue::view::PageKey;
-use crate::queue::{JobQueue, MACHINE_VERSION, StateLoader, stored_pages};
+use crate::queue::{JobQueue, StoredPart, Wanted};
 use crate::raft::follower::Installed;
 use crate::raft::membership::Membership;
 use crate::raft::message::{Checkpoint, Position, Voter};
-use crate::snapshot::layout::GroupMeta;
 use crate::wal::record::BaseRecord;
-use crate::wire::checkpoint::{CheckpointHead, CheckpointItem, ItemDecoder};
-use bytes::Bytes;
+use crate::wire::checkpoint::page_wanted;
 use std::time::Duration;
 
 /// A part that does not come is asked for again after this, and after twice as long the next time.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
-/// But not less often than this; and so often while it is written, so that the log is kept.
+/// But not less often than this; and so often while it is put in force, so that the log is kept.
 const ASK_AT_LEAST: Duration = Duration::from_secs(2);
 /// A transfer that stands still for so long makes room for the next offer.
 const STANDS_STILL: Duration = Duration::from_secs(5);
 /// A group whose checkpoint cannot be installed waits so long for the next.
 const PUT_OFF: Duration = Duration::from_secs(5);
-/// Pages that are taken in one step, most of 64 jobs.
-const PAGES_PER_STEP: usize = 32;
 
 /// A checkpoint on its way here.
 pub(super) struct Receiving {
@@ -60,6 +59,10 @@ pub(super) struct Receiving {
     stage: Stage,
     /// The number of the next part.
     next: u64,
+    /// How many wants were told.
+    told: u64,
+    /// The next parts are not asked for before the disk has more room.
+    holds: bool,
     ask_at: Monotonic,
     ask_after: Duration,
     /// When the last part came.
@@ -68,26 +71,33 @@ pub(super) struct Receiving {
 
 enum Stage {
     Gathering(Box<Gathering>),
-    Loading(Box<Loading>),
+    /// Its files are on their way to the disk.
+    Syncing(Box<Whole>),
+    /// It is read as a start would read it.
+    Opening(Box<Whole>),
     /// It waits for the round under way, and until all groups of the shard are loaded.
-    Loaded(GroupMeta, Box<JobQueue>),
+    Opened(Box<Whole>, BaseFiles, Box<JobQueue>),
     /// The checkpoint round has it.
-    Writing,
+    Placed(Box<Whole>),
+    /// Only while one stage becomes another.
+    Between,
 }
 
-#[derive(Default)]
-struct Gathering {
-    decoder: ItemDecoder,
-    hasher: Hasher128,
-    head: Option<CheckpointHead>,
-    pages: Vec<(PageKey, Bytes)>,
-    bodies: Vec<(JobId, Bytes)>,
+/// What was written of a checkpoint of a slot that broke off, until it is of no more use.
+pub(super) struct SetAside {
+    slot: usize,
+    partly: Partly,
+    until: Monotonic,
 }
 
-struct Loading {
-    head: CheckpointHead,
-    loader: StateLoader,
-    bodies: Vec<(JobId, Bytes)>,
+impl SetAside {
+    pub(super) fn files(&self) -> impl Iterator<Item = CheckpointFile> {
+        self.partly.files()
+    }
+
+    pub(super) fn until(&self) -> Monotonic {
+        self.until
+    }
 }
 
 /// How the record of a base fits behind the log.
@@ -111,12 +121,27 @@ impl Receiving {
     }
 
     /// Whether it can go on at once.
-    pub(super) fn loads(&self) -> bool {
-        matches!(self.stage, Stage::Loading(_))
+    pub(super) fn wants_a_turn(&self) -> bool {
+        match &self.stage {
+            Stage::Gathering(gathering) => gathering.wants_a_turn(),
+            _ => false,
+        }
     }
 
     pub(super) fn next_deadline(&self) -> Monotonic {
         self.ask_at
+    }
+
+    /// Files that it needs.
+    pub(super) fn files(&self) -> Vec<CheckpointFile> {
+        match &self.stage {
+            Stage::Gathering(gathering) => gathering.files().collect(),
+            Stage::Syncing(whole)
+            | Stage::Opening(whole)
+            | Stage::Opened(whole, ..)
+            | Stage::Placed(whole) => whole.files().collect(),
+            Stage::Between => Vec::new(),
+        }
     }
 
     /// What was sent last may not have arrived.
@@ -127,81 +152,6 @@ impl Receiving {
 
     fn stands_still(&self, now: Monotonic) -> bool {
         self.gathers() && self.heard.plus(STANDS_STILL) <= now
-    }
-}
-
-impl Gathering {
-    /// Takes the items of the next part.
-    fn take(&mut self, bytes: &[u8]) -> Result<(), String> {
-        self.hasher.update(bytes);
-        self.decoder.push(bytes);
-        while let Some(item) = self
-            .decoder
-            .next_item()
-            .map_err(|error| error.to_string())?
-        {
-            match (item, &self.head) {
-                (CheckpointItem::Head(head), None) => self.head = Some(head),
-                (CheckpointItem::Page(key, bytes), Some(_)) => self.pages.push((key, bytes)),
-                (CheckpointItem::Body(job, bytes), Some(_)) => self.bodies.push((job, bytes)),
-                _ => return Err("its head is missing, or twice there".to_owned()),
-            }
-        }
-        Ok(())
-    }
-
-    /// All parts are here, and this is the hash of what was sent.
-    fn finish(self, group: GroupId, hash: Hash128) -> Result<Loading, String> {
-        if hash != self.hasher.finish() || !self.decoder.is_empty() {
-            return Err("what arrived is not what was sent".to_owned());
-        }
-        let head = self.head.ok_or("it has no head")?;
-        if head.machine_version > MACHINE_VERSION {
-            let version = head.machine_version;
-            return Err(format!("it needs machine version {version}"));
-        }
-        let mut bodies = self.bodies;
-        bodies.sort_unstable_by_key(|body| body.0);
-        if bodies.windows(2).any(|two| two[0].0 == two[1].0) {
-            return Err("a body is twice there".to_owned());
-        }
-        let pages = stored_pages(self.pages);
-        let loader = StateLoader::new(group, pages).map_err(|error| error.to_string())?;
-        Ok(Loading {
-            head,
-            loader,
-            bodies,
-        })
-    }
-}
-
-impl Loading {
-    /// Takes the next few pages; whether all are taken.
-    fn step(&mut self) -> Result<bool, String> {
-        let bodies = &self.bodies;
-        let mut find = |job: JobId| {
-            let at = bodies.binary_search_by_key(&job, |body| body.0).ok()?;
-            Some(bodies[at].1.clone())
-        };
-        let taken = self.loader.step(PAGES_PER_STEP, &mut find);
-        taken.map_err(|error| error.to_string())
-    }
-
-    fn finish(self) -> Result<(CheckpointHead, JobQueue), String> {
-        let queue = self.loader.finish().map_err(|error| error.to_string())?;
-        let told = (
-            self.head.time,
-            self.head.machine_version,
-            self.head.wall_offset_ms,
-        );
-        if told != (queue.time(), queue.version(), queue.wall_offset_ms()) {
-            return Err("its head is of another state".to_owned());
-        }
-        // Dead ones have bodies too.
-        if queue.freeze().live_jobs() != self.bodies.len() as u64 {
-            return Err("it has bodies of jobs that are not live".to_owned());
-        }
-        Ok((self.head, queue))
     }
 }
 
@@ -221,7 +171,8 @@ impl ShardEngine {
             under_way.stands_still(now) || (under_way.gathers() && is_of_another)
         };
         let is_free = self.installs.receiving.as_ref().is_none_or(makes_room);
-        if is_free {
+        // A node and what is below it must be told alike.
+        if is_free && !self.checkpoints.is_placing() {
             self.begin_install(slot, from);
         } else {
             self.installs.offered.insert(slot, (from, base));
@@ -239,6 +190,7 @@ impl ShardEngine {
     /// been added needs a checkpoint of every group.
     fn begin_offered(&mut self) {
         while self.installs.receiving.is_none()
+            && !self.checkpoints.is_placing()
             && let Some((slot, (from, base))) = self.installs.offered.pop_first()
         {
             let raft = &self.groups[slot].raft;
@@ -252,14 +204,30 @@ impl ShardEngine {
 
     fn begin_install(&mut self, slot: usize, from: Voter) {
         let now = self.now.mono;
+        self.break_off_install();
         self.installs.offered.remove(&slot);
         self.installs.asked += 1;
+        let partly = match self.installs.set_aside.take_if(|it| it.slot == slot) {
+            Some(aside) => aside.partly,
+            None => {
+                self.forget_set_aside();
+                Partly::new()
+            }
+        };
+        let (group, me) = (&self.groups[slot], self.config.me());
+        let own = match self.installs.rotten.contains(&slot) {
+            true => JobQueue::new(group.id, 0).freeze(),
+            false => group.queue.freeze(),
+        };
+        let gathering = Gathering::new(group, me, own, partly);
         self.installs.receiving = Some(Receiving {
             slot,
             from,
             id: u64::from(self.config.start_number) << 32 | u64::from(self.installs.asked),
-            stage: Stage::Gathering(Box::default()),
+            stage: Stage::Gathering(Box::new(gathering)),
             next: 0,
+            told: 0,
+            holds: false,
             ask_at: now,
             ask_after: ASK_AGAIN,
             heard: now,
@@ -267,19 +235,33 @@ impl ShardEngine {
         self.ask(false);
     }
 
-    /// Asks for the next parts.
+    /// Asks for the next parts, and tells what is wanted; all that has not come if it is asked `again`.
     fn ask(&mut self, again: bool) {
         let now = self.now.mono;
         let Some(receiving) = &mut self.installs.receiving else {
             return;
         };
         receiving.ask_at = now.plus(receiving.ask_after);
+        receiving.holds = false;
+        let mut wants: Vec<Wanted> = Vec::new();
+        let mut wants_from = receiving.told;
+        if let Stage::Gathering(gathering) = &mut receiving.stage {
+            if again {
+                wants = gathering.unanswered();
+                wants_from -= wants.len() as u64;
+            }
+            wants.extend(gathering.wants(CHECKPOINT_WANTS_MAX - wants.len()));
+            receiving.told = wants_from + wants.len() as u64;
+        }
         let raft = &self.groups[receiving.slot].raft;
         let get = Checkpoint::Get {
             id: receiving.id,
             above: raft.log().applied(),
             next: receiving.next,
             again,
+            wants_from,
+            wants: wants.iter().map(page_wanted).collect(),
+            done: !receiving.gathers(),
         };
         self.peers.send_last(raft.carry(receiving.from, get));
     }
@@ -291,66 +273,217 @@ impl ShardEngine {
         (from, id): (Voter, u64),
         number: u64,
         bytes: &[u8],
-        hash: Option<Hash128>,
     ) {
         let now = self.now.mono;
-        let group = self.groups[slot].id;
-        let asked_for = |under_way: &&mut Receiving| {
-            (under_way.slot, under_way.from, under_way.id) == (slot, from, id)
-                && under_way.next == number
+        let is_asked_for = |receiving: &&mut Receiving| {
+            let place = (receiving.slot, receiving.from, receiving.id);
+            place == (slot, from, id) && receiving.next == number && receiving.gathers()
         };
-        let Some(receiving) = self.installs.receiving.as_mut().filter(asked_for) else {
-            self.counters.checkpoint_parts_refused_total += 1;
-            return;
-        };
-        let Stage::Gathering(gathering) = &mut receiving.stage else {
+        let Some(receiving) = self.installs.receiving.as_mut().filter(is_asked_for) else {
             self.counters.checkpoint_parts_refused_total += 1;
             return;
         };
         receiving.next += 1;
         (receiving.heard, receiving.ask_after) = (now, ASK_AGAIN);
-        if let Err(what) = gathering.take(bytes) {
+        receiving.holds = true;
+        self.gather(|engine, gathering| engine.take_part_of(gathering, bytes));
+    }
+
+    /// Goes on with what gathers, and asks for what it needs next.
+    fn gather(&mut self, go_on: impl FnOnce(&mut Self, &mut Gathering) -> Result<(), String>) {
+        let Some(receiving) = &mut self.installs.receiving else {
+            return;
+        };
+        let stage = std::mem::replace(&mut receiving.stage, Stage::Between);
+        let Stage::Gathering(mut gathering) = stage else {
+            receiving.stage = stage;
+            return;
+        };
+        let (slot, id) = (receiving.slot, receiving.id);
+        let gone_on = go_on(self, &mut gathering);
+        let gone_on = gone_on.and_then(|()| self.compare(&mut gathering));
+        if let Err(what) = gone_on {
+            self.set_stage(Stage::Gathering(gathering));
             return self.install_failed(&what);
         }
-        if let Some(hash) = hash {
-            match std::mem::take(gathering).finish(group, hash) {
-                Ok(loading) => receiving.stage = Stage::Loading(Box::new(loading)),
-                Err(what) => return self.install_failed(&what),
+        if gathering.is_whole() {
+            return match self.end_gathering(*gathering) {
+                Ok(whole) => {
+                    self.set_stage(Stage::Syncing(Box::new(whole)));
+                    // It needs not be held still there any more.
+                    self.ask(false);
+                }
+                Err(what) => self.install_failed(&what),
+            };
+        }
+        let wants = gathering.reads();
+        if !wants.is_empty() {
+            self.effects.push(Effect::LoadPages(PageOrder {
+                group: self.groups[slot].id,
+                wants,
+                reader: Reader::Receiving { id },
+            }));
+        }
+        let is_full = gathering.is_full();
+        let has_wants = gathering.has_wants();
+        self.set_stage(Stage::Gathering(gathering));
+        let Some(receiving) = &mut self.installs.receiving else {
+            return;
+        };
+        if (receiving.holds || has_wants) && !is_full {
+            self.ask(false);
+        }
+    }
+
+    fn set_stage(&mut self, stage: Stage) {
+        if let Some(receiving) = &mut self.installs.receiving {
+            receiving.stage = stage;
+        }
+    }
+
+    /// Parts of this node's own were read, or cannot be.
+    pub(super) fn on_pages_of_install(&mut self, id: u64, result: Result<Vec<StoredPart>, String>) {
+        let receiving = self.installs.receiving.as_ref();
+        if receiving.is_some_and(|receiving| receiving.id == id) {
+            self.gather(|_, gathering| {
+                gathering.read(result);
+                Ok(())
+            });
+        }
+    }
+
+    /// A chunk of what comes is on its way no more.
+    pub(super) fn chunk_of_install_written(&mut self, round: u64, bytes: usize) {
+        let aside = self.installs.set_aside.as_mut();
+        if let Some(files) = aside.and_then(|aside| aside.partly.files_of_round(round)) {
+            return files.chunk_written(bytes);
+        }
+        let Some(receiving) = &mut self.installs.receiving else {
+            return;
+        };
+        if let Stage::Gathering(gathering) = &mut receiving.stage
+            && let Some(files) = gathering.files_of_round(round)
+        {
+            files.chunk_written(bytes);
+            if receiving.holds && !gathering.is_full() {
+                self.ask(false);
             }
         }
-        self.ask(false);
+    }
+
+    /// Whether the files of a checkpoint that was brought here are synced under this number.
+    pub(super) fn is_install(&self, round: u64) -> bool {
+        let receiving = self.installs.receiving.as_ref();
+        let stage = receiving.map(|receiving| &receiving.stage);
+        matches!(stage, Some(Stage::Syncing(whole)) if whole.round == round)
+    }
+
+    /// They are: it is opened.
+    pub(super) fn install_synced(&mut self) {
+        let Some(receiving) = &mut self.installs.receiving else {
+            return;
+        };
+        let stage = std::mem::replace(&mut receiving.stage, Stage::Between);
+        if let Stage::Syncing(whole) = stage {
+            self.effects.push(Effect::LoadGroup {
+                group: whole.meta.group,
+                bases: vec![whole.root],
+            });
+            receiving.stage = Stage::Opening(whole);
+        } else {
+            receiving.stage = stage;
+        }
+    }
+
+    /// It was read, or cannot be.
+    pub(super) fn on_install_loaded(&mut self, slot: usize, result: Result<GroupState, String>) {
+        let receiving = self.installs.receiving.as_mut();
+        let Some(receiving) = receiving.filter(|receiving| receiving.slot == slot) else {
+            return;
+        };
+        let stage = std::mem::replace(&mut receiving.stage, Stage::Between);
+        let Stage::Opening(whole) = stage else {
+            receiving.stage = stage;
+            return;
+        };
+        let group = whole.meta.group;
+        let opened = result.and_then(|state| {
+            let files = state.files.first().cloned().unwrap_or_default();
+            Ok((open_state(group, state.loaded)?, files))
+        });
+        let told = (
+            whole.meta.time,
+            whole.meta.machine_version,
+            whole.meta.wall_offset_ms,
+        );
+        match opened {
+            Ok((queue, files)) => {
+                let is_it = told == (queue.time(), queue.version(), queue.wall_offset_ms());
+                receiving.stage = Stage::Opened(whole, files, Box::new(queue));
+                if !is_it {
+                    self.install_failed("its head is of another state");
+                }
+            }
+            Err(what) => {
+                receiving.stage = Stage::Opening(whole);
+                self.installs.rotten.insert(slot);
+                self.install_failed(&what);
+            }
+        }
     }
 
     /// Goes on as far as nothing has to be waited for.
     pub(super) fn step_receiving(&mut self) {
-        self.begin_offered();
         let now = self.now.mono;
+        if self
+            .installs
+            .set_aside
+            .as_ref()
+            .is_some_and(|it| it.until <= now)
+        {
+            self.forget_set_aside();
+        }
+        self.begin_offered();
         let Some(receiving) = &self.installs.receiving else {
             return;
         };
         let slot = receiving.slot;
-        let log = self.groups[slot].raft.log();
+        let applied = self.groups[slot].raft.log().applied();
         let is_needed = match &receiving.stage {
             Stage::Gathering(gathering) => {
-                let head = gathering.head.as_ref();
-                let is_ahead = head.is_none_or(|head| head.index > log.applied());
-                is_ahead && receiving.heard.plus(FORGET_AFTER) > now
+                let head = gathering.head();
+                head.is_none_or(|head| head.index > applied)
             }
-            Stage::Loading(loading) => loading.head.index > log.applied(),
-            Stage::Loaded(meta, _) => meta.index > log.applied(),
-            Stage::Writing => true,
+            Stage::Syncing(whole) | Stage::Opening(whole) | Stage::Opened(whole, ..) => {
+                whole.meta.index > applied
+            }
+            Stage::Placed(_) | Stage::Between => true,
         };
+        let is_heard = !receiving.gathers() || receiving.heard.plus(FORGET_AFTER) > now;
         let may_go_on = self.groups[slot].phase == Phase::Serving && !self.stopping();
-        // What is being written, the round sees to.
-        let is_writing = matches!(receiving.stage, Stage::Writing);
-        if !(is_writing || is_needed && may_go_on) {
-            return self.end_install();
+        // What is placed, the round sees to; what is being synced or read is waited for.
+        let is_waited_for = matches!(
+            receiving.stage,
+            Stage::Placed(_) | Stage::Syncing(_) | Stage::Opening(_)
+        );
+        let goes_on = is_waited_for || (is_needed && may_go_on);
+        if !goes_on {
+            return self.give_up_install();
         }
-        self.load_and_write();
+        if !is_heard {
+            return self.break_off_install();
+        }
+        if receiving.wants_a_turn() {
+            self.gather(|_, _| Ok(()));
+        }
+        self.place_if_opened();
         let Some(receiving) = &mut self.installs.receiving else {
             return;
         };
-        if receiving.ask_at <= now {
+        if receiving.ask_at <= now && receiving.holds {
+            // What has come waits for the disk: more of it would only come twice.
+            receiving.ask_at = now.plus(ASK_AT_LEAST);
+        } else if receiving.ask_at <= now {
             let gathers = receiving.gathers();
             receiving.ask_after = match gathers {
                 true => (2 * receiving.ask_after).min(ASK_AT_LEAST),
@@ -360,59 +493,20 @@ impl ShardEngine {
         }
     }
 
-    fn load_and_write(&mut self) {
-        let Some(receiving) = &mut self.installs.receiving else {
+    fn place_if_opened(&mut self) {
+        let may = self.checkpoints.is_idle() && !self.is_loading();
+        let Some(receiving) = self.installs.receiving.as_mut().filter(|_| may) else {
             return;
         };
-        if let Stage::Loading(loading) = &mut receiving.stage {
-            match loading.step() {
-                Ok(true) => return self.finish_loading(),
-                Ok(false) => {}
-                Err(what) => return self.install_failed(&what),
-            }
-        }
-        let is_loaded = matches!(receiving.stage, Stage::Loaded(..));
-        if !is_loaded || !self.checkpoints.is_idle() || self.is_loading() {
-            return;
-        }
-        let Some(receiving) = &mut self.installs.receiving else {
+        let stage = std::mem::replace(&mut receiving.stage, Stage::Between);
+        let Stage::Opened(whole, files, queue) = stage else {
+            receiving.stage = stage;
             return;
         };
         let slot = receiving.slot;
-        let stage = std::mem::replace(&mut receiving.stage, Stage::Writing);
-        if let Stage::Loaded(meta, queue) = stage {
-            self.start_install(slot, meta, queue);
-        }
-    }
-
-    fn finish_loading(&mut self) {
-        let me = self.config.me();
-        let Some(receiving) = &mut self.installs.receiving else {
-            return;
-        };
-        let stage = std::mem::replace(&mut receiving.stage, Stage::Writing);
-        let Stage::Loading(loading) = stage else {
-            unreachable!("only what loads is finished");
-        };
-        let group = &self.groups[receiving.slot];
-        let (head, queue) = match loading.finish() {
-            Ok((head, _)) if !is_member(&head, me) => {
-                return self.install_failed("this node is no member in it");
-            }
-            Ok(loaded) => loaded,
-            Err(what) => return self.install_failed(&what),
-        };
-        let meta = GroupMeta {
-            group: group.id,
-            incarnation: group.incarnation,
-            index: head.index,
-            term: head.term,
-            time: head.time,
-            machine_version: head.machine_version,
-            wall_offset_ms: head.wall_offset_ms,
-            members: head.members,
-        };
-        receiving.stage = Stage::Loaded(meta, Box::new(queue));
+        let (meta, root) = (whole.meta.clone(), whole.root);
+        receiving.stage = Stage::Placed(whole);
+        self.place_install(slot, (&meta, &root), files, queue);
     }
 
     /// Where the record of the new base may stand in the log, which has everything of the group that
@@ -471,6 +565,7 @@ impl ShardEngine {
         group.queue = queue;
         group.installing = false;
         group.raft.installed(installed);
+        self.installs.rotten.remove(&slot);
         self.members_changed(slot);
         self.counters.checkpoints_installed_total += 1;
         self.end_install();
@@ -487,16 +582,53 @@ impl ShardEngine {
             let failure = format!("the checkpoint of group {group} from node {from}: {what}");
             self.installs.failure = Some(failure);
         }
-        self.end_install();
+        self.give_up_install();
+    }
+
+    /// The checkpoint that is under way here breaks off, if it still gathers; what was written of it stays for
+    /// the next.
+    pub(super) fn break_off_install(&mut self) {
+        let receiving = self.installs.receiving.take_if(|it| it.gathers());
+        let Some(Receiving { slot, stage, .. }) = receiving else {
+            return;
+        };
+        self.forget_set_aside();
+        if let Stage::Gathering(gathering) = stage {
+            self.installs.set_aside = Some(SetAside {
+                slot,
+                partly: gathering.into_partly(),
+                until: self.now.mono.plus(FORGET_AFTER),
+            });
+        }
+    }
+
+    /// What was set aside is of no more use.
+    fn forget_set_aside(&mut self) {
+        if let Some(aside) = self.installs.set_aside.take() {
+            self.drop_files_of(aside.partly.own_files());
+        }
+    }
+
+    /// The checkpoint that is under way here is given up, and its files go.
+    pub(super) fn give_up_install(&mut self) {
+        let Some(receiving) = self.installs.receiving.take() else {
+            return;
+        };
+        let files = match receiving.stage {
+            Stage::Gathering(gathering) => gathering.into_partly().own_files().to_vec(),
+            Stage::Syncing(whole)
+            | Stage::Opening(whole)
+            | Stage::Opened(whole, ..)
+            | Stage::Placed(whole) => whole.own_files().to_vec(),
+            Stage::Between => Vec::new(),
+        };
+        if !files.is_empty() {
+            self.drop_files_of(&files);
+        }
     }
 
     /// Nothing is under way here any more.
     pub(super) fn end_install(&mut self) {
         self.installs.receiving = None;
     }
-}
-
-/// Whether the members of a checkpoint make sense, and this node is one of them.
-fn is_member(head: &CheckpointHead, me: Voter) -> bool {
-    Membership::from_list(&head.members).is_ok_and(|members| members.contains(me))
 }

@@ -4,12 +4,12 @@
 //! Drivers run it off the shard thread; `read` is all that differs between a disk and a simulation.
 
 use super::bases::{absent_entry, known_key, stored_page, stored_part, stored_tree};
-use super::effect::{CheckpointFile, PageOrder};
+use super::effect::{CheckpointFile, PageOrder, Reader};
 use crate::queue::view::{PageKey, PageKind, StoredPage};
 use crate::queue::{StoredPart, StoredTree, SummaryBytes, is_read_at_start};
 use crate::snapshot::layout::{Owner, PageName, PayloadUse, RootRef, RunUse};
 use crate::snapshot::load::{
-    LoadedGroup, Opened, OpenedGroup, Wanted, files_of_root, open_group, read_parts,
+    LoadedGroup, Opened, OpenedGroup, Wanted, With, files_of_root, open_group, read_parts,
 };
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -172,7 +172,8 @@ fn reads_at_start(tree: &SummaryBytes, name: &PageName, level: u8, summary: &Sum
     PageKind::from_u8(name.kind).is_none_or(|kind| is_read_at_start(kind, level, tree, summary))
 }
 
-/// Reads pages of a group, each with the bodies of its jobs.
+/// Reads pages of a group, each with the bodies of its jobs; or without, for who compares them with those of
+/// another node.
 ///
 /// `read` is that of [`load_group`].
 ///
@@ -202,7 +203,11 @@ pub fn load_pages<E: Display>(
             pages_max: want.pages_max(),
         })
         .collect();
-    let parts = read_parts(owner, order.group, &wanted, BODIES_AHEAD_BYTES, read);
+    let with = match order.reader {
+        Reader::Receiving { .. } => With::Places,
+        _ => With::Bodies(BODIES_AHEAD_BYTES),
+    };
+    let parts = read_parts(owner, order.group, &wanted, with, read);
     let parts = parts.map_err(|error| error.to_string())?.into_iter();
     parts.map(|part| stored_part(order.group, part)).collect()
 }

@@ -17,8 +17,9 @@
 //! decides `members`, and [`sparing`] which of them can go. What a
 //! follower lacks and memory does not hold any more is read from the log by `log_reads`. A checkpoint for a
 //! follower that lacks more than its leader's log has goes through `sending` there and `installing`
-//! here; `installs` knows which are under way. What other nodes have heard of the log tells `lost_ends` whether it
-//! was longer once; [`redistribution`] says what the logs hold when the node gets another number of shards.
+//! here, which takes of it what differs (`gathering`); `installs` knows which are under way. What other nodes
+//! have heard of the log tells `lost_ends` whether it was longer once; [`redistribution`] says what the logs hold
+//! when the node gets another number of shards.
 //!
 //! # The contract
 //!
@@ -47,6 +48,7 @@ pub mod counters;
 pub mod effect;
 pub mod engine;
 mod following;
+mod gathering;
 mod group;
 pub mod input;
 mod installing;

@@ -46,7 +46,7 @@ impl ShardEngine {
     pub(super) fn on_group_loaded(&mut self, group: GroupId, result: Result<GroupState, String>) {
         let slot = self.slot(group);
         if self.groups[slot].phase != Phase::Loading {
-            return;
+            return self.on_install_loaded(slot, result);
         }
         match result.and_then(|state| self.install(slot, state)) {
             Ok(()) => self.start_serving(slot),
@@ -65,24 +65,7 @@ impl ShardEngine {
             ..
         } = state;
         let group = &mut self.groups[slot];
-        let mut queue = JobQueue::absent(group.id);
-        match loaded {
-            Loaded::Needed {
-                pages,
-                places,
-                trees,
-                parts,
-            } => {
-                let opened = queue.open(&pages, &trees, parts);
-                opened.map_err(|error| error.to_string())?;
-                for ((key, _), stored) in pages.iter().zip(places) {
-                    queue.found(*key, stored);
-                }
-            }
-            // It is written anew by the next checkpoint.
-            Loaded::Whole(group) => load_whole(&mut queue, group)?,
-        }
-        group.queue = queue;
+        group.queue = open_state(group.id, loaded)?;
         group.bases.drain(..base);
         // An older base whose root cannot be read is of no use; the empty one of formation always is.
         let mut readable = 0..files.len();
@@ -119,6 +102,31 @@ impl ShardEngine {
         self.members_changed(slot);
         self.read_heads(slot);
     }
+}
+
+/// The state of a group, of what was read of it.
+///
+/// # Errors
+/// What is damaged, in a sentence.
+pub(super) fn open_state(group: GroupId, loaded: Loaded) -> Result<JobQueue, String> {
+    let mut queue = JobQueue::absent(group);
+    match loaded {
+        Loaded::Needed {
+            pages,
+            places,
+            trees,
+            parts,
+        } => {
+            let opened = queue.open(&pages, &trees, parts);
+            opened.map_err(|error| error.to_string())?;
+            for ((key, _), stored) in pages.iter().zip(places) {
+                queue.found(*key, stored);
+            }
+        }
+        // It is written anew by the next checkpoint.
+        Loaded::Whole(group) => load_whole(&mut queue, group)?,
+    }
+    Ok(queue)
 }
 
 /// Loads all of a group, whose root is of format 1.

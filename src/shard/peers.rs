@@ -273,7 +273,7 @@ impl ShardEngine {
 
     /// Another node is not what it was.
     pub(super) fn on_peer_lost(&mut self, peer: Voter, loss: Loss) {
-        self.installs.lost(peer, loss, self.now.mono);
+        self.installs_lost(peer, loss);
         for slot in 0..self.groups.len() {
             let raft = &mut self.groups[slot].raft;
             if !raft.members().contains(peer) {

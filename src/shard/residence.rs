@@ -162,6 +162,7 @@ impl ShardEngine {
             Reader::Apply | Reader::Reads => self.take_pages(self.slot(group), reader, result),
             Reader::Round(round) => self.on_pages_of_round(round, result),
             Reader::Sending { to, id } => self.on_pages_to_send(self.slot(group), (to, id), result),
+            Reader::Receiving { id } => self.on_pages_of_install(id, result),
         }
     }
 

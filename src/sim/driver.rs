@@ -55,8 +55,8 @@ pub enum Work {
     Group(GroupId, Vec<RootRef>),
     /// Pages of a group are read.
     Pages(PageOrder),
-    /// So many bytes of a checkpoint file are written, not yet synced.
-    Chunk(usize),
+    /// So many bytes of a checkpoint file of a round are written, not yet synced.
+    Chunk(u64, usize),
     /// The files of a checkpoint round are synced.
     Files(u64, Vec<CheckpointFile>),
     /// The manifest is replaced.
@@ -113,13 +113,13 @@ pub fn begin(disk: &mut SimDisk, effect: Effect) -> Begun {
         Effect::LoadGroup { group, bases } => Work::Group(group, bases),
         Effect::LoadPages(order) => Work::Pages(order),
         Effect::WriteChunk {
+            round,
             file,
             offset,
             bytes,
-            ..
         } => {
             disk.write_chunk(file, offset, &bytes);
-            Work::Chunk(bytes.len())
+            Work::Chunk(round, bytes.len())
         }
         Effect::SyncFiles { round, files } => Work::Files(round, files),
         Effect::WriteManifest { bytes } => {
@@ -181,7 +181,7 @@ impl Work {
                     result,
                 }
             }
-            Self::Chunk(bytes) => Input::ChunkWritten { bytes },
+            Self::Chunk(round, bytes) => Input::ChunkWritten { round, bytes },
             Self::Files(round, files) => {
                 disk.sync_files(&files);
                 Input::FilesSynced { round }
@@ -229,7 +229,7 @@ impl Work {
     pub fn typical_us(&self) -> u64 {
         match self {
             Self::Batch(_) => 150,
-            Self::Chunk(_) => 300,
+            Self::Chunk(..) => 300,
             Self::Group(..) | Self::Pages(..) | Self::Piece(_) => 500,
             Self::Manifest => 1_000,
             Self::Segment(_) | Self::Files(..) => 2_000,

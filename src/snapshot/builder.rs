@@ -171,8 +171,7 @@ impl RunBuilder {
     /// # Panics
     /// If a page or a tree is named twice.
     pub fn add_root(&mut self, mut root: Root) -> Result<RootRef, BuildError> {
-        root.pages.sort_unstable_by_key(|page| page.name);
-        root.trees.sort_unstable_by_key(|tree| tree.name);
+        root.sort();
         for pair in root.pages.windows(2) {
             assert!(pair[0].name < pair[1].name, "{:?} twice", pair[0].name);
         }

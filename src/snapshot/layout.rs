@@ -129,10 +129,10 @@
 //!
 //! Raise [`FORMAT`], keep the decoder of each older number, give a zero of every reserved byte
 //! today's meaning, and add a file of the old format to the fixtures. Never move the magic, the
-//! format number, the length or the checksum: an older binary must be able to say "too new". The shape
-//! of trees belongs to the format: nodes of one cluster may have different ones, and what they send
-//! each other are pages and bodies ([`crate::wire::checkpoint`]). A change of a *page* is also a version
-//! of the job machine, raised by a log entry only when all voters know it.
+//! format number, the length or the checksum: an older binary must be able to say "too new". The
+//! canonical parts of nodes and roots are also what nodes of a cluster compare with each other
+//! ([`crate::wire::checkpoint`]): with another shape of trees goes another version of the peer protocol.
+//! A change of a *page* is a version of the job machine, raised by a log entry only when all voters know it.
 
 use crate::base::checksum::{Hash128, crc32c};
 use crate::base::ids::{ClusterId, DiskId, GroupId, Incarnation, JobId, LogIndex, ShardId, Term};
@@ -620,6 +620,21 @@ impl Root {
         let used = files.into_iter();
         used.map(|(file, live_bytes)| RunUse { file, live_bytes })
             .collect()
+    }
+
+    /// Its hash, by which a base names it, wherever its pages and trees lie.
+    ///
+    /// # Errors
+    /// If it would take 4 GiB or more.
+    pub fn hash(mut self) -> Result<Hash128, BuildError> {
+        self.sort();
+        Ok(self.encode()?.1)
+    }
+
+    /// Puts pages and trees in their order.
+    pub(super) fn sort(&mut self) {
+        self.pages.sort_unstable_by_key(|page| page.name);
+        self.trees.sort_unstable_by_key(|tree| tree.name);
     }
 
     /// The root's bytes and its hash. Pages and trees are ascending.

@@ -372,9 +372,26 @@ impl Node {
     /// # Errors
     /// [`Malformed`] says what, at which byte of the canonical or the local part.
     pub fn decode(
-        (name, level): (&PageName, u8),
+        known: (&PageName, u8),
         canonical: &[u8],
         local: &[u8],
+    ) -> Result<Self, Malformed> {
+        let mut node = Self::decode_canonical(known, canonical)?;
+        let mut places = Fields::new(local, 0);
+        for branch in &mut node.branches {
+            branch.place = place(&mut places, "place of a branch")?;
+        }
+        places.end()?;
+        Ok(node)
+    }
+
+    /// Reads a node from its canonical part; what is below it lies nowhere.
+    ///
+    /// # Errors
+    /// [`Malformed`] says what, at which byte.
+    pub fn decode_canonical(
+        (name, level): (&PageName, u8),
+        canonical: &[u8],
     ) -> Result<Self, Malformed> {
         let mut fields = Fields::new(canonical, 0);
         let other = fields.malformed("name of a node");
@@ -391,7 +408,6 @@ impl Node {
             return Err(other);
         }
         let count = fields.room(count.into(), BRANCH_BYTES, "number of branches")?;
-        let mut places = Fields::new(local, 0);
         let mut branches: Vec<Branch> = Vec::with_capacity(count);
         for _ in 0..count {
             let unsorted = fields.malformed("order of branches");
@@ -401,7 +417,7 @@ impl Node {
                 slot,
                 summary: fields.summary("summary of a branch")?,
                 hash: Hash128(fields.id("hash of a branch")?),
-                place: place(&mut places, "place of a branch")?,
+                place: NOWHERE,
             };
             let is_rising = branches.last().is_none_or(|last| last.slot < slot);
             if !is_rising || usize::from(slot) >= BRANCHES_MAX {
@@ -413,7 +429,6 @@ impl Node {
             return Err(fields.malformed("number of branches"));
         }
         fields.end()?;
-        places.end()?;
         Ok(Self {
             name: *name,
             level,

@@ -1,16 +1,19 @@
 //! A checkpoint on its way to another node <-> a stream of bytes, which is cut into parts anywhere.
 //!
-//! Each item stands behind its length: first the head, then pages in the order of their keys, then
-//! bodies in the order of their jobs. Pages and bodies are as they lie on disk, so that what checks a
-//! checkpoint there checks it here. What is refused here is what cannot be an item; whether the items
-//! make up a state is up to the job machine.
+//! Each item stands behind its length: first the head and as many names as it tells, then what of the state
+//! is wanted, in the order in which it is asked for: nodes, and pages, each before the bodies of its jobs that
+//! are wanted. Pages, nodes and bodies are as they lie on disk, so that what checks a checkpoint there checks
+//! it here. What is refused here is what cannot be an item; whether the items make up a state is up to the
+//! job machine.
 
-use crate::base::ids::{DiskId, JobId, LogIndex, NodeId, Partition, QueueUid, Term};
-use crate::base::limits::{CHECKPOINT_ITEM_BYTES_MAX, INDEX_MAX, MEMBERS_MAX, TERM_MAX};
+use crate::base::checksum::Hash128;
+use crate::base::ids::{DiskId, LogIndex, NodeId, Partition, QueueUid, Term};
+use crate::base::limits::{CHECKPOINT_ITEM_BYTES_MAX, INDEX_MAX, LEAF_JOBS, MEMBERS_MAX, TERM_MAX};
 use crate::base::members::{Member, MemberRole};
 use crate::base::units::GroupTime;
 use crate::queue::view::{PageKey, PageKind};
-use crate::raft::message::Voter;
+use crate::queue::{NamedTree, SummaryBytes, Wanted};
+use crate::raft::message::{PageWanted, Voter};
 use crate::wire::bounds::check_range;
 use crate::wire::command::u16_from_pb;
 use crate::wire::error::{WireError, malformed};
@@ -22,9 +25,11 @@ use prost::Message as _;
 use prost::encoding::decode_varint;
 
 /// The fields of an item: a head has the most, with four for each member.
-const FIELDS_MAX: usize = 6 + 4 * MEMBERS_MAX;
+const FIELDS_MAX: usize = 8 + 4 * MEMBERS_MAX;
 /// Item, head or page or body.
 const LEVELS_COUNTED: u32 = 2;
+/// Levels of a tree: page numbers have at most 60 bits.
+const LEVELS_MAX: u64 = 10;
 /// A length takes no more bytes than this.
 const LENGTH_BYTES_MAX: usize = 5;
 
@@ -43,6 +48,10 @@ pub struct CheckpointHead {
     pub wall_offset_ms: i64,
     /// The members as of there, ascending.
     pub members: Vec<Member>,
+    /// How many names follow.
+    pub names: u32,
+    /// The hash of the root of a run file with this state.
+    pub root: Hash128,
 }
 
 /// An item of the stream.
@@ -50,10 +59,16 @@ pub struct CheckpointHead {
 pub enum CheckpointItem {
     /// The first.
     Head(CheckpointHead),
+    /// A page of which a group has few, and the hash of its bytes.
+    Name(PageKey, Hash128),
+    /// A tree of the others.
+    Tree(NamedTree),
+    /// The canonical part of a node, as in a run file.
+    Node(Bytes),
     /// A page, as in a run file.
     Page(PageKey, Bytes),
-    /// The body of a live job, as in a payload file.
-    Body(JobId, Bytes),
+    /// The body of the job at a slot of the page before it, as in a payload file.
+    Body(u8, Bytes),
 }
 
 /// Appends an item.
@@ -66,6 +81,21 @@ pub fn encode_item(item: &CheckpointItem, out: &mut BytesMut) {
             machine_version: head.machine_version.into(),
             wall_offset_ms: head.wall_offset_ms,
             members: head.members.iter().map(member_to_pb).collect(),
+            names: head.names,
+            root: Bytes::copy_from_slice(&head.root.0),
+        }),
+        CheckpointItem::Name(key, hash) => PbItem::Name(ci::Name {
+            at: Some(place_to_pb(*key, 0)),
+            hash: Bytes::copy_from_slice(&hash.0),
+            summary: Bytes::new(),
+        }),
+        CheckpointItem::Tree(tree) => PbItem::Name(ci::Name {
+            at: Some(place_to_pb(tree.key, tree.level)),
+            hash: Bytes::copy_from_slice(&tree.hash.0),
+            summary: Bytes::copy_from_slice(&tree.summary),
+        }),
+        CheckpointItem::Node(bytes) => PbItem::Node(ci::Node {
+            bytes: bytes.clone(),
         }),
         CheckpointItem::Page(key, bytes) => PbItem::Page(ci::Page {
             kind: key.kind as u32,
@@ -74,14 +104,54 @@ pub fn encode_item(item: &CheckpointItem, out: &mut BytesMut) {
             number: key.number,
             bytes: bytes.clone(),
         }),
-        CheckpointItem::Body(job, bytes) => PbItem::Body(ci::Body {
-            job: Bytes::copy_from_slice(&job.to_bytes()),
+        CheckpointItem::Body(slot, bytes) => PbItem::Body(ci::Body {
             bytes: bytes.clone(),
+            slot: (*slot).into(),
         }),
     };
     let item = pb::CheckpointItem { item: Some(item) };
     item.encode_length_delimited(out)
         .expect("a buffer that grows takes every item");
+}
+
+fn place_to_pb(key: PageKey, level: u8) -> pb::PagePlace {
+    pb::PagePlace {
+        kind: key.kind as u32,
+        queue: key.queue.to_u64(),
+        partition: key.partition.0.into(),
+        number: key.number,
+        level: level.into(),
+    }
+}
+
+/// What is wanted of a checkpoint, as its asker says it.
+#[must_use]
+pub fn page_wanted(wanted: &Wanted) -> PageWanted {
+    let key = wanted.key;
+    PageWanted {
+        kind: key.kind as u8,
+        level: wanted.level,
+        queue: key.queue,
+        partition: key.partition,
+        number: key.number,
+        held: wanted.held,
+    }
+}
+
+/// What an asker wants; `None` if there are no such pages.
+#[must_use]
+pub fn wanted(page: &PageWanted) -> Option<Wanted> {
+    let key = PageKey {
+        kind: PageKind::from_u8(page.kind)?,
+        queue: page.queue,
+        partition: page.partition,
+        number: page.number,
+    };
+    Some(Wanted {
+        key,
+        level: page.level,
+        held: page.held,
+    })
 }
 
 fn member_to_pb(member: &Member) -> ci::Member {
@@ -140,35 +210,66 @@ fn item_from_pb(item: pb::CheckpointItem) -> Result<CheckpointItem, WireError> {
     let item = item.item.ok_or(WireError::Missing("an item"))?;
     Ok(match item {
         PbItem::Head(head) => CheckpointItem::Head(head_from_pb(head)?),
+        PbItem::Name(name) => name_from_pb(name)?,
+        PbItem::Node(node) => CheckpointItem::Node(node.bytes),
         PbItem::Page(page) => {
-            let kind = u8::try_from(page.kind).ok().and_then(PageKind::from_u8);
-            let place = (
-                kind,
-                QueueUid::from_u64(page.queue),
-                u8::try_from(page.partition),
-            );
-            let (Some(kind), Some(queue), Ok(partition)) = place else {
-                return Err(WireError::Contradiction("the key of a page cannot be"));
-            };
-            let key = PageKey {
-                kind,
-                queue,
-                partition: Partition(partition),
-                number: page.number,
-            };
-            CheckpointItem::Page(key, page.bytes)
+            let place = (page.kind, page.queue, page.partition, page.number);
+            CheckpointItem::Page(page_key(place)?, page.bytes)
         }
         PbItem::Body(body) => {
-            let job = body.job[..].try_into().map_err(|_| WireError::BadLength {
-                field: "the id of a job",
-                got: body.job.len(),
-                min: 16,
-                max: 16,
-            })?;
-            let job = JobId::from_bytes(job)
-                .map_err(|_| WireError::Contradiction("the id of a job has reserved bits set"))?;
-            CheckpointItem::Body(job, body.bytes)
+            check_range("the slot of a body", body.slot.into(), 0, LEAF_JOBS - 1)?;
+            CheckpointItem::Body(body.slot as u8, body.bytes)
         }
+    })
+}
+
+fn page_key((kind, queue, partition, number): (u32, u64, u32, u64)) -> Result<PageKey, WireError> {
+    let kind = u8::try_from(kind).ok().and_then(PageKind::from_u8);
+    let place = (kind, QueueUid::from_u64(queue), u8::try_from(partition));
+    let (Some(kind), Some(queue), Ok(partition)) = place else {
+        return Err(WireError::Contradiction("the key of a page cannot be"));
+    };
+    Ok(PageKey {
+        kind,
+        queue,
+        partition: Partition(partition),
+        number,
+    })
+}
+
+fn name_from_pb(name: ci::Name) -> Result<CheckpointItem, WireError> {
+    let at = name.at.ok_or(WireError::Missing("the place of a name"))?;
+    let key = page_key((at.kind, at.queue, at.partition, at.number))?;
+    let hash = hash_from_pb("the hash of a name", &name.hash)?;
+    if at.level == 0 && name.summary.is_empty() {
+        return Ok(CheckpointItem::Name(key, hash));
+    }
+    let summary: SummaryBytes = name.summary[..]
+        .try_into()
+        .map_err(|_| WireError::BadLength {
+            field: "what is in a tree",
+            got: name.summary.len(),
+            min: size_of::<SummaryBytes>(),
+            max: size_of::<SummaryBytes>(),
+        })?;
+    check_range("the level of a tree", at.level.into(), 1, LEVELS_MAX)?;
+    let highest = (1 << (6 * (LEVELS_MAX - u64::from(at.level)))) - 1;
+    check_range("the number of a node", key.number, 0, highest)?;
+    Ok(CheckpointItem::Tree(NamedTree {
+        key,
+        level: at.level as u8,
+        summary,
+        hash,
+    }))
+}
+
+fn hash_from_pb(field: &'static str, bytes: &Bytes) -> Result<Hash128, WireError> {
+    let hash = bytes[..].try_into().map(Hash128);
+    hash.map_err(|_| WireError::BadLength {
+        field,
+        got: bytes.len(),
+        min: 16,
+        max: 16,
     })
 }
 
@@ -206,6 +307,8 @@ fn head_from_pb(head: ci::Head) -> Result<CheckpointHead, WireError> {
         machine_version: u16_from_pb("machine_version", head.machine_version)?,
         wall_offset_ms: head.wall_offset_ms,
         members,
+        names: head.names,
+        root: hash_from_pb("the hash of a checkpoint", &head.root)?,
     })
 }
 
@@ -235,13 +338,20 @@ mod tests {
                 machine_version: 2,
                 wall_offset_ms: -3,
                 members: (1..=3).map(voter).map(Member::voting).collect(),
+                names: 2,
+                root: Hash128([7; 16]),
             }),
+            CheckpointItem::Name(key, Hash128([8; 16])),
+            CheckpointItem::Tree(NamedTree {
+                key,
+                level: 8,
+                summary: [3; size_of::<SummaryBytes>()],
+                hash: Hash128([9; 16]),
+            }),
+            CheckpointItem::Node(Bytes::from(vec![4; 160])),
             CheckpointItem::Page(key, Bytes::from(vec![1; 300])),
             CheckpointItem::Page(key, Bytes::new()),
-            CheckpointItem::Body(
-                JobId::new(GroupId(7), queue, Partition(2), 8),
-                Bytes::from(vec![2; 70_000]),
-            ),
+            CheckpointItem::Body(63, Bytes::from(vec![2; 70_000])),
         ]
     }
 

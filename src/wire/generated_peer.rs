@@ -280,8 +280,9 @@ pub mod group_message {
         #[prost(message, optional, tag = "5")]
         pub commit: ::core::option::Option<Position>,
     }
-    /// A checkpoint is a stream of CheckpointItem, cut into parts.
-    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    /// A checkpoint is a stream of CheckpointItem, cut into parts: first what the state names, then what of it
+    /// is wanted, in the order in which it is asked for.
+    #[derive(Clone, PartialEq, ::prost::Message)]
     pub struct CheckpointGet {
         /// Chosen by the asker, anew for each checkpoint; never twice in a start.
         #[prost(uint64, tag = "1")]
@@ -295,6 +296,23 @@ pub mod group_message {
         /// Those from there on were lost.
         #[prost(bool, tag = "4")]
         pub again: bool,
+        /// The number of the first of `wants`, from 0 through the whole checkpoint.
+        #[prost(uint64, tag = "5")]
+        pub wants_from: u64,
+        /// At most 512. Those that were told before, by their numbers, are not told again.
+        #[prost(message, repeated, tag = "6")]
+        pub wants: ::prost::alloc::vec::Vec<CheckpointWant>,
+        /// Nothing more is wanted, but the log behind it.
+        #[prost(bool, tag = "7")]
+        pub done: bool,
+    }
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct CheckpointWant {
+        #[prost(message, optional, tag = "1")]
+        pub at: ::core::option::Option<super::PagePlace>,
+        /// Of a page of jobs: a bit for each of its 64 slots whose body is not wanted.
+        #[prost(fixed64, tag = "2")]
+        pub held: u64,
     }
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
     pub struct CheckpointPart {
@@ -306,9 +324,6 @@ pub mod group_message {
         pub number: u64,
         #[prost(bytes = "bytes", tag = "3")]
         pub bytes: ::prost::bytes::Bytes,
-        /// In the last part: the first 16 bytes of BLAKE3 of all parts.
-        #[prost(bytes = "bytes", tag = "4")]
-        pub hash: ::prost::bytes::Bytes,
     }
     /// To the leader of the group: change partitions that live here, of a queue that is at home elsewhere.
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -369,11 +384,27 @@ pub mod group_message {
         QueueChanged(QueueChanged),
     }
 }
-/// Each behind its length as a varint. First the head, then pages in the order of their keys, then
-/// bodies in the order of their jobs.
+/// A page, or a node above pages.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PagePlace {
+    #[prost(uint32, tag = "1")]
+    pub kind: u32,
+    #[prost(uint64, tag = "2")]
+    pub queue: u64,
+    #[prost(uint32, tag = "3")]
+    pub partition: u32,
+    /// Of a node, among those of its level.
+    #[prost(uint64, tag = "4")]
+    pub number: u64,
+    /// 0 is a page, 1 a node above pages.
+    #[prost(uint32, tag = "5")]
+    pub level: u32,
+}
+/// Each behind its length as a varint. First the head and as many names as it tells; then an answer to each
+/// want: a node, or a page and behind it the bodies of its jobs that are wanted, by slot.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CheckpointItem {
-    #[prost(oneof = "checkpoint_item::Item", tags = "1, 2, 3")]
+    #[prost(oneof = "checkpoint_item::Item", tags = "1, 2, 3, 4, 5")]
     pub item: ::core::option::Option<checkpoint_item::Item>,
 }
 /// Nested message and enum types in `CheckpointItem`.
@@ -393,6 +424,12 @@ pub mod checkpoint_item {
         pub wall_offset_ms: i64,
         #[prost(message, repeated, tag = "6")]
         pub members: ::prost::alloc::vec::Vec<Member>,
+        /// How many names follow.
+        #[prost(uint32, tag = "7")]
+        pub names: u32,
+        /// 16 bytes: the hash of the root of a run file with this state.
+        #[prost(bytes = "bytes", tag = "8")]
+        pub root: ::prost::bytes::Bytes,
     }
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
     pub struct Member {
@@ -420,13 +457,30 @@ pub mod checkpoint_item {
         #[prost(bytes = "bytes", tag = "5")]
         pub bytes: ::prost::bytes::Bytes,
     }
-    /// As in a payload file.
+    /// As in a payload file: of a job of the page before it.
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
     pub struct Body {
-        /// 16 bytes.
-        #[prost(bytes = "bytes", tag = "1")]
-        pub job: ::prost::bytes::Bytes,
         #[prost(bytes = "bytes", tag = "2")]
+        pub bytes: ::prost::bytes::Bytes,
+        #[prost(uint32, tag = "3")]
+        pub slot: u32,
+    }
+    /// A page of which a group has few, or the highest node of a tree of the others.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Name {
+        #[prost(message, optional, tag = "1")]
+        pub at: ::core::option::Option<super::PagePlace>,
+        /// 16 bytes: the first of BLAKE3 of the page, or of the node as in `Node`.
+        #[prost(bytes = "bytes", tag = "2")]
+        pub hash: ::prost::bytes::Bytes,
+        /// Of a tree, 44 bytes: what is in it, as in a run file.
+        #[prost(bytes = "bytes", tag = "3")]
+        pub summary: ::prost::bytes::Bytes,
+    }
+    /// The canonical part of a node, as in a run file.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Node {
+        #[prost(bytes = "bytes", tag = "1")]
         pub bytes: ::prost::bytes::Bytes,
     }
     #[derive(Clone, PartialEq, ::prost::Oneof)]
@@ -437,5 +491,9 @@ pub mod checkpoint_item {
         Page(Page),
         #[prost(message, tag = "3")]
         Body(Body),
+        #[prost(message, tag = "4")]
+        Name(Name),
+        #[prost(message, tag = "5")]
+        Node(Node),
     }
 }

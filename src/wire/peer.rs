@@ -8,15 +8,16 @@
 //! What is refused here is what cannot be a message. Whether it fits the group is up to its member
 //! ([`StepError`](crate::raft::message::StepError)).
 
-use crate::base::checksum::Hash128;
 use crate::base::entry::{Entry, EntryKind};
-use crate::base::ids::{ClusterId, DiskId, GroupId, Incarnation, LogIndex, NodeId, Term, Voter};
+use crate::base::ids::{
+    ClusterId, DiskId, GroupId, Incarnation, LogIndex, NodeId, Partition, QueueUid, Term, Voter,
+};
 use crate::base::limits::{
-    CHANGE_BYTES_MAX, CHECKPOINT_PART_BYTES, MEMBERS_MAX, PEER_FRAME_BYTES_FULL, PEER_SHARDS_MAX,
-    VOTERS_MAX, ZONE_BYTES_MAX,
+    CHANGE_BYTES_MAX, CHECKPOINT_PART_BYTES, CHECKPOINT_WANTS_MAX, MEMBERS_MAX,
+    PEER_FRAME_BYTES_FULL, PEER_SHARDS_MAX, VOTERS_MAX, ZONE_BYTES_MAX,
 };
 use crate::base::units::{GroupTime, Lsn, WallTime};
-use crate::raft::message::{Body, Checkpoint, Position, QueueChange, Why};
+use crate::raft::message::{Body, Checkpoint, PageWanted, Position, QueueChange, Why};
 use crate::raft::recovering::Answer;
 use crate::wire::bounds::check_range;
 use crate::wire::command::{group_from_pb, try_each, u16_from_pb};
@@ -32,8 +33,9 @@ use prost::encoding::{encode_key, encode_varint, encoded_len_varint};
 
 pub use crate::raft::message::Message;
 
-/// The protocol version between nodes that this build speaks; there is one so far.
-pub const PEER_PROTOCOL_VERSION: u32 = 1;
+/// The protocol version between nodes that this build speaks, and no other: those of version 1 ask for a
+/// checkpoint as a whole.
+pub const PEER_PROTOCOL_VERSION: u32 = 2;
 
 /// The fields of a frame of messages: a full frame of entries without a payload has fewer.
 const FIELDS_MAX: usize = 1 << 20;
@@ -601,44 +603,84 @@ fn checkpoint_to_pb(checkpoint: &Checkpoint) -> PbBody {
             above,
             next,
             again,
+            wants_from,
+            wants,
+            done,
         } => PbBody::CheckpointGet(gm::CheckpointGet {
             id: *id,
             above: above.0,
             next: *next,
             again: *again,
+            wants_from: *wants_from,
+            wants: wants.iter().map(want_to_pb).collect(),
+            done: *done,
         }),
-        Checkpoint::Part {
-            id,
-            number,
-            bytes,
-            hash,
-        } => PbBody::CheckpointPart(gm::CheckpointPart {
+        Checkpoint::Part { id, number, bytes } => PbBody::CheckpointPart(gm::CheckpointPart {
             id: *id,
             number: *number,
             bytes: bytes.clone(),
-            hash: hash.map_or(Bytes::new(), |hash| Bytes::copy_from_slice(&hash.0)),
         }),
     }
+}
+
+fn want_to_pb(want: &PageWanted) -> gm::CheckpointWant {
+    gm::CheckpointWant {
+        at: Some(pb::PagePlace {
+            kind: want.kind.into(),
+            queue: want.queue.to_u64(),
+            partition: want.partition.0.into(),
+            number: want.number,
+            level: want.level.into(),
+        }),
+        held: want.held,
+    }
+}
+
+fn get_from_pb(get: gm::CheckpointGet) -> Result<Checkpoint, WireError> {
+    let count = get.wants.len() as u64;
+    let max = CHECKPOINT_WANTS_MAX as u64;
+    check_range("the wants of a checkpoint", count, 0, max)?;
+    Ok(Checkpoint::Get {
+        id: get.id,
+        above: LogIndex(get.above),
+        next: get.next,
+        again: get.again,
+        wants_from: get.wants_from,
+        wants: try_each(get.wants, want_from_pb)?,
+        done: get.done,
+    })
+}
+
+fn want_from_pb(want: gm::CheckpointWant) -> Result<PageWanted, WireError> {
+    let at = want.at.ok_or(WireError::Missing("what is wanted"))?;
+    check_range("the level of what is wanted", at.level.into(), 0, 10)?;
+    let place = (
+        u8::try_from(at.kind),
+        u8::try_from(at.level),
+        QueueUid::from_u64(at.queue),
+        u8::try_from(at.partition),
+    );
+    let (Ok(kind), Ok(level), Some(queue), Ok(partition)) = place else {
+        return Err(WireError::Contradiction("what is wanted cannot be"));
+    };
+    Ok(PageWanted {
+        kind,
+        level,
+        queue,
+        partition: Partition(partition),
+        number: at.number,
+        held: want.held,
+    })
 }
 
 fn part_from_pb(part: gm::CheckpointPart) -> Result<Checkpoint, WireError> {
     let len = part.bytes.len() as u64;
     let max = CHECKPOINT_PART_BYTES as u64;
     check_range("the bytes of a part", len, 1, max)?;
-    let hash = match &part.hash[..] {
-        [] => None,
-        bytes => Some(
-            bytes
-                .try_into()
-                .map(Hash128)
-                .map_err(|_| bad_id("a hash", bytes))?,
-        ),
-    };
     Ok(Checkpoint::Part {
         id: part.id,
         number: part.number,
         bytes: part.bytes,
-        hash,
     })
 }
 
@@ -809,12 +851,7 @@ fn message_from_pb(
         PbBody::EntryBase(base) => Body::EntryBase {
             base: position("base", Some(base))?,
         },
-        PbBody::CheckpointGet(get) => Body::Checkpoint(Checkpoint::Get {
-            id: get.id,
-            above: LogIndex(get.above),
-            next: get.next,
-            again: get.again,
-        }),
+        PbBody::CheckpointGet(get) => Body::Checkpoint(get_from_pb(get)?),
         PbBody::CheckpointPart(part) => Body::Checkpoint(part_from_pb(part)?),
         PbBody::QueueChange(change) => {
             let len = change.command.len() as u64;

@@ -2,13 +2,14 @@
 
 use super::wire::{body_of, wire_error};
 use bytes::{Bytes, BytesMut};
-use rrq::base::checksum::Hash128;
 use rrq::base::entry::{Entry, EntryKind};
-use rrq::base::ids::{ClusterId, DiskId, GroupId, Incarnation, LogIndex, NodeId, Term};
+use rrq::base::ids::{
+    ClusterId, DiskId, GroupId, Incarnation, LogIndex, NodeId, Partition, QueueUid, Term,
+};
 use rrq::base::units::{GroupTime, Lsn, WallTime};
 use rrq::raft::log::RaftLog;
 use rrq::raft::membership::Membership;
-use rrq::raft::message::{Body, Checkpoint, Message, QueueChange, Voter, Why};
+use rrq::raft::message::{Body, Checkpoint, Message, PageWanted, QueueChange, Voter, Why};
 use rrq::raft::node::{RaftConfig, RaftNode};
 use rrq::raft::ready::{HardState, Ready};
 use rrq::raft::recovering::Answer;
@@ -210,12 +211,21 @@ pub(super) fn peer_stream() -> Vec<u8> {
             above: LogIndex(2),
             next: 0,
             again: true,
+            wants_from: 3,
+            wants: vec![PageWanted {
+                kind: 4,
+                level: 1,
+                queue: QueueUid::new(group, 1).expect("a small counter"),
+                partition: Partition(2),
+                number: 5,
+                held: u64::MAX,
+            }],
+            done: false,
         }),
         Body::Checkpoint(Checkpoint::Part {
             id,
             number: 3,
             bytes: Bytes::from_static(b"a part"),
-            hash: Some(Hash128::of(b"a part")),
         }),
         Body::QueueChange(QueueChange::Ask {
             command: Bytes::from_static(b"a command"),

@@ -77,6 +77,10 @@ pub(crate) struct Node {
     checkpoint_log_bytes: u64,
     /// What it reads of its log for a member that is behind.
     catch_up_bytes: u64,
+    /// What it holds of its log in memory for such a member; as of its next start.
+    pub(crate) tails_bytes: usize,
+    /// The memory that jobs may take; as of its next start.
+    pub(crate) jobs_held_bytes_max: u64,
     segment_bytes: usize,
     pub(crate) machine_version_max: u16,
     pub(crate) engine: Option<ShardEngine>,
@@ -191,8 +195,8 @@ impl Node {
             queue_defaults: QueueSettings::default(),
             checkpoint_log_bytes: self.checkpoint_log_bytes,
             checkpoint_log_bytes_max: 64 << 20,
-            jobs_held_bytes_max: u64::MAX,
-            tails_bytes: 1 << 20,
+            jobs_held_bytes_max: self.jobs_held_bytes_max,
+            tails_bytes: self.tails_bytes,
             catch_up_bytes: self.catch_up_bytes,
             segment_bytes: self.segment_bytes,
         };
@@ -282,7 +286,7 @@ impl Node {
             Begun::Work(work @ Work::Group(group, _)) if self.loads_late == Some(group) => {
                 self.filing.push((u64::MAX, work));
             }
-            Begun::Work(work @ (Work::Chunk(_) | Work::Files(..))) if self.file_turns > 0 => {
+            Begun::Work(work @ (Work::Chunk(..) | Work::Files(..))) if self.file_turns > 0 => {
                 self.filing.push((self.file_turns, work));
             }
             Begun::Work(work) => self.finish(work),
@@ -388,6 +392,8 @@ impl Cluster {
             start: 0,
             checkpoint_log_bytes: self.checkpoint_log_bytes,
             catch_up_bytes: self.catch_up_bytes,
+            tails_bytes: 1 << 20,
+            jobs_held_bytes_max: u64::MAX,
             segment_bytes,
             machine_version_max: MACHINE_VERSION,
             engine: None,

@@ -5,6 +5,7 @@
 
 use super::{Files, LoadError, NodeEntry, Read, Reading, open_page};
 use crate::base::ids::{GroupId, JobId};
+use crate::base::limits::LEAF_JOBS;
 use crate::snapshot::layout::{
     BodyEntry, BodyPlace, Branch, Node, Owner, PageEntry, PageName, Root, RootRef, SummaryBytes,
 };
@@ -36,8 +37,20 @@ pub struct Part {
 pub enum PartHolds {
     /// The bytes of a page, and the bodies of its jobs by slot.
     Page(Bytes, Vec<(u8, BodyPlace, Bytes)>),
+    /// The bytes of a page, and where the bodies of its jobs are, by slot.
+    Places(Bytes, Vec<(u8, BodyPlace)>),
     /// The branches of a node.
     Node(Vec<Branch>),
+}
+
+/// What comes with pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum With {
+    /// The bodies of their jobs; fewer pages than are wanted where those would take more bytes than this,
+    /// but at least one.
+    Bodies(u64),
+    /// Where those are.
+    Places,
 }
 
 /// What is to be read of a tree.
@@ -87,7 +100,7 @@ impl<'a, 'r, E> Files<'a, 'r, E> {
             pages_max: usize::MAX,
         });
         let wanted: Vec<_> = wanted.collect();
-        let parts = self.parts(group, &wanted, u64::MAX)?;
+        let parts = self.parts(group, &wanted, With::Bodies(u64::MAX))?;
         Ok(OpenedGroup { root, pages, parts })
     }
 
@@ -95,7 +108,7 @@ impl<'a, 'r, E> Files<'a, 'r, E> {
         &mut self,
         group: GroupId,
         wanted: &[Wanted<'_>],
-        bodies_max: u64,
+        with: With,
     ) -> Result<Vec<Part>, LoadError<E>> {
         let mut parts = Vec::new();
         let mut pages = Vec::new();
@@ -144,8 +157,36 @@ impl<'a, 'r, E> Files<'a, 'r, E> {
             }
             level = below;
         }
-        self.pages_with_bodies(group, pages, bodies_max, &mut parts)?;
+        match with {
+            With::Bodies(bytes_max) => {
+                self.pages_with_bodies(group, pages, bytes_max, &mut parts)?;
+            }
+            With::Places => self.pages_with_places(group, &pages, &mut parts)?,
+        }
         Ok(parts)
+    }
+
+    fn pages_with_places(
+        &mut self,
+        group: GroupId,
+        pages: &[NodeEntry],
+        parts: &mut Vec<Part>,
+    ) -> Result<(), LoadError<E>> {
+        let found = self.items(pages, |page| (page.name, page.place), Reading::Pages)?;
+        for (entry, bytes) in pages.iter().zip(found) {
+            let page = PageEntry {
+                name: entry.name,
+                hash: entry.hash,
+                place: entry.place,
+            };
+            let (page, bodies) = open_page((group, true), &page, &bytes)?;
+            let places = bodies.iter().map(|body| (slot_of(body.job), body.place));
+            parts.push(Part {
+                entry: *entry,
+                holds: PartHolds::Places(page, places.collect()),
+            });
+        }
+        Ok(())
     }
 
     fn pages_with_bodies(
@@ -181,8 +222,7 @@ impl<'a, 'r, E> Files<'a, 'r, E> {
             let bodies = jobs.iter().map(|job| {
                 let at = found.binary_search_by_key(job, |body| body.job);
                 let body = &found[at.expect("all were read")];
-                let slot = (job.seq() % 64) as u8;
-                (slot, body.place, body.bytes.clone())
+                (slot_of(*job), body.place, body.bytes.clone())
             });
             parts.push(Part {
                 entry,
@@ -191,6 +231,10 @@ impl<'a, 'r, E> Files<'a, 'r, E> {
         }
         Ok(())
     }
+}
+
+fn slot_of(job: JobId) -> u8 {
+    (job.seq() % LEAF_JOBS) as u8
 }
 
 /// The branches of a node.
@@ -207,8 +251,7 @@ pub(super) fn open_node<E>(entry: &NodeEntry, bytes: &Bytes) -> Result<Vec<Branc
     Ok(node.map_err(|error| bad_node(error.into()))?.branches)
 }
 
-/// Reads what is wanted of a group's trees, with the bodies of the jobs in it; fewer pages than that where
-/// those would take more than `bodies_max` bytes, but at least one.
+/// Reads what is wanted of a group's trees, and `with` it what belongs to its jobs.
 ///
 /// # Errors
 /// The first thing that is wrong, with file, place and page or job.
@@ -216,10 +259,10 @@ pub fn read_parts<E>(
     owner: &Owner,
     group: GroupId,
     wanted: &[Wanted<'_>],
-    bodies_max: u64,
+    with: With,
     read: &mut Read<'_, E>,
 ) -> Result<Vec<Part>, LoadError<E>> {
-    Files::new(owner, read).parts(group, wanted, bodies_max)
+    Files::new(owner, read).parts(group, wanted, with)
 }
 
 /// What a start has of a group.
