@@ -57,7 +57,7 @@ fn a_cluster_keeps_its_promises_whatever_befalls_it() {
     assert!(total.acked > 0 && total.finished > 0, "{total:?}");
     assert!(total.operated > 0 && total.changes_sent > 0, "{total:?}");
     assert!(total.installs > 0 && total.entries_read > 0, "{total:?}");
-    assert!(total.pages_read > 0, "{total:?}");
+    assert!(total.pages_read > 0 && total.mended > 0, "{total:?}");
 }
 
 #[test]
@@ -95,6 +95,7 @@ fn every_fault_meets_every_state_that_it_must() {
     assert!(unmet.is_empty(), "never met: {unmet:?} of {total:?}");
     assert!(total.damage_found > 0 && total.installs > 0, "{total:?}");
     assert!(total.redistributed > 0, "{total:?}");
+    assert!(total.mended > 0, "{total:?}");
 }
 
 #[test]

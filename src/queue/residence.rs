@@ -17,7 +17,7 @@
 
 use crate::base::bugs::{self, Bug};
 use crate::base::ids::{GroupId, JobId};
-use crate::base::limits::LEAF_JOBS;
+use crate::base::limits::{LEAF_JOBS, NODE_BRANCHES};
 use crate::queue::history::FinishedPage;
 use crate::queue::job_queue::JobQueue;
 use crate::queue::keys::Bucket;
@@ -29,7 +29,7 @@ use crate::queue::page::{
 use crate::queue::partition::PartitionState;
 use crate::queue::tree::{Absent, Summary, WrittenBranch};
 use crate::queue::view::{BodyLocation, PageKey, PageKind, StoredPage};
-use crate::queue::writing::{StoredTree, SummaryBytes, read_summary};
+use crate::queue::writing::{StoredTree, SummaryBytes, put_summary, read_summary};
 use bytes::Bytes;
 use std::fmt;
 use std::ops::Bound;
@@ -118,6 +118,28 @@ impl StoredPart {
             branches.map(|(slot, summary, stored)| (*slot, read_summary(summary), *stored));
         let holds = Holds::Node(branches.collect());
         Self { at, holds }
+    }
+}
+
+impl StoredPart {
+    /// What is below it, with what is told of that; nothing below a page.
+    pub fn below(&self) -> impl Iterator<Item = (AbsentPage, SummaryBytes)> {
+        let at = self.at;
+        let branches = match &self.holds {
+            Holds::Node(branches) => &branches[..],
+            _ => &[],
+        };
+        branches.iter().map(move |(slot, summary, stored)| {
+            let below = AbsentPage {
+                key: PageKey {
+                    number: at.key.number * NODE_BRANCHES + u64::from(*slot),
+                    ..at.key
+                },
+                level: at.level - 1,
+                stored: *stored,
+            };
+            (below, put_summary(summary))
+        })
     }
 }
 

@@ -93,7 +93,7 @@ impl SnapshotReads {
         // The state may come from an older checkpoint and the log; the operator must hear of it.
         let damage: &[String] = match &result {
             Ok(state) => &state.damage,
-            Err(what) => std::slice::from_ref(what),
+            Err(unread) => std::slice::from_ref(&unread.what),
         };
         for what in damage {
             tracing::error!(%group, "a checkpoint is damaged: {what}");
@@ -104,8 +104,8 @@ impl SnapshotReads {
     fn pages(&self, order: &PageOrder, read: &mut Read<'_>) -> Input {
         let result = load_pages(&self.owner, order, read);
         let (group, reader) = (order.group, order.reader);
-        if let Err(what) = &result {
-            tracing::warn!(%group, "pages cannot be read: {what}");
+        if let Err(unread) = &result {
+            tracing::warn!(%group, "pages cannot be read: {}", unread.what);
         }
         Input::PagesLoaded {
             group,

@@ -23,6 +23,7 @@ impl ShardEngine {
     pub(super) fn apply_committed(&mut self, slot: usize) {
         while self.groups[slot].phase == Phase::Serving
             && !self.groups[slot].installing
+            && self.groups[slot].mending.is_none()
             && !self.groups[slot].pages.apply_waits()
             && self.groups[slot].raft.next_committed().is_some()
             && self.may_change_members(slot)

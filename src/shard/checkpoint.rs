@@ -41,7 +41,7 @@ use super::effect::{CheckpointFile, Effect, PageOrder, Reader};
 use super::engine::ShardEngine;
 use super::group::Phase as GroupPhase;
 use super::installing::Joins;
-use super::loading::BaseFiles;
+use super::loading::{BaseFiles, Unread};
 use crate::base::bugs::{self, Bug};
 use crate::base::entry::EntryKind;
 use crate::base::ids::ShardId;
@@ -492,7 +492,7 @@ impl ShardEngine {
     pub(super) fn on_pages_of_round(
         &mut self,
         round: u64,
-        result: Result<Vec<StoredPart>, String>,
+        result: Result<Vec<StoredPart>, Unread>,
     ) {
         let is_current = self.checkpoints.round == round;
         let Phase::Writing(writing) = &mut self.checkpoints.phase else {
@@ -502,12 +502,11 @@ impl ShardEngine {
             return;
         }
         let current = writing.current.as_mut().expect("its group reads");
-        let taken = result.and_then(|parts| {
+        let is_taken = result.is_ok_and(|parts| {
             let mut parts = parts.into_iter();
-            let taken = parts.try_for_each(|part| current.writer.read(part));
-            taken.map_err(|error| error.to_string())
+            parts.all(|part| current.writer.read(part).is_ok())
         });
-        if taken.is_err() {
+        if !is_taken {
             self.give_up_rewriting();
         }
     }

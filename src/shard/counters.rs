@@ -112,6 +112,10 @@ counters! {
     entries_sent_from_log_total: total,
     /// Groups that do not serve because their log or state is damaged.
     groups_halted: gauge,
+    /// Groups of whose state something is damaged and comes from another member.
+    groups_mending: gauge,
+    /// Groups that got back from another member what was damaged.
+    groups_mended_total: total,
     /// Groups of this shard.
     groups: gauge,
     /// Steps of the wall clock by more than a minute, group by group.

@@ -10,6 +10,7 @@ use super::effect::{CheckpointFile, Effect, Reader};
 use super::group::{Group, Phase, Waiter};
 use super::input::{Input, Origin};
 use super::installs::Installs;
+use super::loading::Unread;
 use super::log_reads::LogReads;
 use super::lost_ends::KnownEnds;
 use super::members::Cluster;
@@ -108,7 +109,7 @@ pub struct ShardEngine {
     pub(super) disk_exhausted: bool,
     pub(super) memory_full: bool,
     /// Pages that were read while a checkpoint round was being placed, by slot.
-    pub(super) late_pages: Vec<(usize, Reader, Result<Vec<StoredPart>, String>)>,
+    pub(super) late_pages: Vec<(usize, Reader, Result<Vec<StoredPart>, Unread>)>,
     /// Something has come that can be let go of.
     pub(super) may_let_go: bool,
     /// The slot whose turn it is to let go of pages.
@@ -352,7 +353,7 @@ impl ShardEngine {
         let timer = self.timers.first().map(|(at, _)| *at);
         let manifest = self.checkpoints.next_manifest(self.wal.durable_lsn());
         let (peers, installs) = (self.peers.next_deadline(), self.installs.next_deadline());
-        let balance = self.next_balance();
+        let (balance, mending) = (self.next_balance(), self.next_mending());
         let (log_end, log_max) = (self.wal.end_lsn(), self.config.checkpoint_log_bytes_max);
         let round = self.checkpoints.next_round(log_end, log_max, self.now.mono);
         let round = round.filter(|_| !self.stopping());
@@ -363,6 +364,7 @@ impl ShardEngine {
             peers,
             installs,
             balance,
+            mending,
             round,
         ]
         .into_iter()
@@ -392,7 +394,8 @@ impl ShardEngine {
         };
         let is_written = !self.forms || self.wal.durable_lsn() > self.ends.found();
         let mut groups = self.groups.iter();
-        is_written && groups.all(|group| group.is_halted() || is_open(group))
+        let is_without = |group: &Group| matches!(group.phase, Phase::Lost(_) | Phase::Halted(_));
+        is_written && groups.all(|group| is_without(group) || is_open(group))
     }
 
     /// Where the log is durable up to.
@@ -405,7 +408,7 @@ impl ShardEngine {
     pub fn halted(&self) -> impl Iterator<Item = (GroupId, &str)> {
         self.groups.iter().filter_map(|group| match &group.phase {
             Phase::Halted(why) => Some((group.id, why.as_str())),
-            Phase::Loading | Phase::Serving => None,
+            Phase::Loading | Phase::Serving | Phase::Lost(_) => None,
         })
     }
 
@@ -444,7 +447,7 @@ impl ShardEngine {
         }
         match group.phase {
             Phase::Serving => check(&group.queue),
-            Phase::Loading | Phase::Halted(_) => Ok(()),
+            Phase::Loading | Phase::Lost(_) | Phase::Halted(_) => Ok(()),
         }
     }
 

@@ -10,6 +10,7 @@ use super::engine::ShardEngine;
 use super::group::Group;
 use crate::base::checksum::Hash128;
 use crate::base::ids::{GroupId, Incarnation};
+use crate::queue::view::PageKey;
 use crate::queue::{Difference, Found, FrozenState, MACHINE_VERSION, Names, PageWant, Piece};
 use crate::queue::{StoredPart, Wanted};
 use crate::raft::membership::Membership;
@@ -83,6 +84,8 @@ pub(super) struct Gathering {
     incarnation: Incarnation,
     me: Voter,
     own: FrozenState,
+    /// Parts of it that are damaged.
+    damaged: BTreeSet<(PageKey, u8)>,
     decoder: ItemDecoder,
     head: Option<CheckpointHead>,
     names: Names,
@@ -100,6 +103,7 @@ impl Gathering {
             incarnation: group.incarnation,
             me,
             own,
+            damaged: group.damaged(),
             decoder: ItemDecoder::default(),
             head: None,
             names: Names::default(),
@@ -210,7 +214,7 @@ impl Gathering {
         let names = self.names.pages.len() + self.names.trees.len();
         if self.head.as_ref().map(|head| head.names as usize) == Some(names) {
             let found = std::mem::take(&mut self.partly.found);
-            let damaged = BTreeSet::new();
+            let damaged = std::mem::take(&mut self.damaged);
             let difference = Difference::new(&self.own, &self.names, found, damaged)?;
             self.difference = Some(Box::new(difference));
         }

@@ -6,6 +6,7 @@ use super::following::Following;
 use super::input::Origin;
 use super::liveness::Liveness;
 use super::loading::BaseFiles;
+use super::mending::Mending;
 use super::polls::{Place, Poll, Polls};
 use super::reads::Reads;
 use super::residence::Waiting;
@@ -27,6 +28,8 @@ pub(super) enum Phase {
     Loading,
     /// It serves.
     Serving,
+    /// Its state cannot be read: it comes from another member. The text says what is damaged.
+    Lost(String),
     /// Its log or state is damaged: it stopped, alone. The text says what and names the way out.
     Halted(String),
 }
@@ -111,6 +114,8 @@ pub(super) struct Group {
     pub(super) polls: Polls,
     pub(super) reads: Reads,
     pub(super) pages: Waiting,
+    /// Some of its state is damaged, and comes from another member: nothing is applied until then.
+    pub(super) mending: Option<Mending>,
     pub(super) waits: Waits,
     pub(super) changes: Changes,
     /// Its members may be others than those of the cluster.
@@ -175,7 +180,10 @@ impl Group {
 
     /// Whether this member leads, and what it applied is the latest.
     pub(super) fn serves(&self) -> bool {
-        self.phase == Phase::Serving && self.raft.leads_for_sure() && !self.installing
+        self.phase == Phase::Serving
+            && self.raft.leads_for_sure()
+            && !self.installing
+            && self.mending.is_none()
     }
 
     /// Whether it stopped.
@@ -187,6 +195,7 @@ impl Group {
     pub(super) fn is_quiet(&self) -> bool {
         let follows = !self.raft.leads_alone() && !self.leads;
         self.is_halted()
+            || self.mending.is_some()
             || follows
             || (self.waiters.is_empty()
                 && !self.raft.is_handing_over()

@@ -1,7 +1,7 @@
 //! What happened: the only way into a [`ShardEngine`](super::engine::ShardEngine). Past tense.
 
 use super::effect::Reader;
-use super::loading::GroupState;
+use super::loading::{GroupState, Unread};
 use super::sparing::VoterSets;
 use super::wall::VotersClock;
 use crate::base::ids::{ConnId, GroupId, ShardId};
@@ -125,8 +125,8 @@ pub enum Input {
     GroupLoaded {
         /// The group.
         group: GroupId,
-        /// Its state, or what is damaged, in a sentence for the operator.
-        result: Result<GroupState, String>,
+        /// Its state, or what is damaged.
+        result: Result<GroupState, Unread>,
     },
     /// Pages of a group were read and verified, or could not be.
     PagesLoaded {
@@ -134,8 +134,8 @@ pub enum Input {
         group: GroupId,
         /// Who waits for them.
         reader: Reader,
-        /// They, each node before what is below it, or what is wrong, in a sentence for the operator.
-        result: Result<Vec<StoredPart>, String>,
+        /// They, each node before what is below it, or what is wrong.
+        result: Result<Vec<StoredPart>, Unread>,
     },
     /// A chunk of a checkpoint round was handed to the disk, or given up with its round.
     ChunkWritten {

@@ -28,9 +28,8 @@
 use super::effect::{CheckpointFile, Effect, PageOrder, Reader};
 use super::engine::ShardEngine;
 use super::gathering::{Gathering, Partly, Whole};
-use super::group::Phase;
 use super::installs::FORGET_AFTER;
-use super::loading::{BaseFiles, GroupState};
+use super::loading::{BaseFiles, GroupState, Unread};
 use super::opening::open_state;
 use crate::base::limits::{BASES_KEPT, CHECKPOINT_WANTS_MAX};
 use crate::base::units::{Lsn, Monotonic};
@@ -120,6 +119,11 @@ impl Receiving {
         matches!(self.stage, Stage::Gathering(_))
     }
 
+    /// Whether it is being opened, for this slot.
+    pub(super) fn opens(&self, slot: usize) -> bool {
+        self.slot == slot && matches!(self.stage, Stage::Opening(_))
+    }
+
     /// Whether it can go on at once.
     pub(super) fn wants_a_turn(&self) -> bool {
         match &self.stage {
@@ -179,8 +183,8 @@ impl ShardEngine {
         }
     }
 
-    fn may_install(&self, slot: usize) -> bool {
-        self.groups[slot].phase == Phase::Serving
+    pub(super) fn may_install(&self, slot: usize) -> bool {
+        self.groups[slot].takes_checkpoints()
             && !self.stopping()
             && !self.disk_full
             && !self.installs.put_off.contains_key(&slot)
@@ -202,7 +206,7 @@ impl ShardEngine {
         }
     }
 
-    fn begin_install(&mut self, slot: usize, from: Voter) {
+    pub(super) fn begin_install(&mut self, slot: usize, from: Voter) {
         let now = self.now.mono;
         self.break_off_install();
         self.installs.offered.remove(&slot);
@@ -215,7 +219,8 @@ impl ShardEngine {
             }
         };
         let (group, me) = (&self.groups[slot], self.config.me());
-        let own = match self.installs.rotten.contains(&slot) {
+        let is_rotten = self.installs.rotten.contains(&slot) || group.is_given_up();
+        let own = match is_rotten {
             true => JobQueue::new(group.id, 0).freeze(),
             false => group.queue.freeze(),
         };
@@ -342,7 +347,8 @@ impl ShardEngine {
     }
 
     /// Parts of this node's own were read, or cannot be.
-    pub(super) fn on_pages_of_install(&mut self, id: u64, result: Result<Vec<StoredPart>, String>) {
+    pub(super) fn on_pages_of_install(&mut self, id: u64, result: Result<Vec<StoredPart>, Unread>) {
+        let result = result.map_err(|unread| unread.what);
         let receiving = self.installs.receiving.as_ref();
         if receiving.is_some_and(|receiving| receiving.id == id) {
             self.gather(|_, gathering| {
@@ -395,8 +401,8 @@ impl ShardEngine {
         }
     }
 
-    /// It was read, or cannot be.
-    pub(super) fn on_install_loaded(&mut self, slot: usize, result: Result<GroupState, String>) {
+    /// It was read, or cannot be: something that was here already is damaged.
+    pub(super) fn on_install_loaded(&mut self, slot: usize, result: Result<GroupState, Unread>) {
         let receiving = self.installs.receiving.as_mut();
         let Some(receiving) = receiving.filter(|receiving| receiving.slot == slot) else {
             return;
@@ -406,28 +412,30 @@ impl ShardEngine {
             receiving.stage = stage;
             return;
         };
-        let group = whole.meta.group;
+        let (group, meta) = (whole.meta.group, &whole.meta);
+        let told = (meta.time, meta.machine_version, meta.wall_offset_ms);
         let opened = result.and_then(|state| {
             let files = state.files.first().cloned().unwrap_or_default();
-            Ok((open_state(group, state.loaded)?, files))
-        });
-        let told = (
-            whole.meta.time,
-            whole.meta.machine_version,
-            whole.meta.wall_offset_ms,
-        );
-        match opened {
-            Ok((queue, files)) => {
-                let is_it = told == (queue.time(), queue.version(), queue.wall_offset_ms());
-                receiving.stage = Stage::Opened(whole, files, Box::new(queue));
-                if !is_it {
-                    self.install_failed("its head is of another state");
+            let what = match open_state(group, state.loaded) {
+                Ok(queue) if told == (queue.time(), queue.version(), queue.wall_offset_ms()) => {
+                    return Ok((queue, files));
                 }
-            }
-            Err(what) => {
+                Ok(_) => "its head is of another state".to_owned(),
+                Err(what) => what,
+            };
+            let damaged = Vec::new();
+            Err(Unread { what, damaged })
+        });
+        match opened {
+            Ok((queue, files)) => receiving.stage = Stage::Opened(whole, files, Box::new(queue)),
+            Err(unread) => {
                 receiving.stage = Stage::Opening(whole);
-                self.installs.rotten.insert(slot);
-                self.install_failed(&what);
+                if unread.damaged.is_empty() {
+                    self.installs.rotten.insert(slot);
+                    return self.install_failed(&unread.what);
+                }
+                self.give_up_install();
+                self.mend(slot, unread.damaged);
             }
         }
     }
@@ -444,6 +452,7 @@ impl ShardEngine {
             self.forget_set_aside();
         }
         self.begin_offered();
+        self.begin_mending();
         let Some(receiving) = &self.installs.receiving else {
             return;
         };
@@ -460,7 +469,7 @@ impl ShardEngine {
             Stage::Placed(_) | Stage::Between => true,
         };
         let is_heard = !receiving.gathers() || receiving.heard.plus(FORGET_AFTER) > now;
-        let may_go_on = self.groups[slot].phase == Phase::Serving && !self.stopping();
+        let may_go_on = self.groups[slot].takes_checkpoints() && !self.stopping();
         // What is placed, the round sees to; what is being synced or read is waited for.
         let is_waited_for = matches!(
             receiving.stage,
@@ -470,7 +479,9 @@ impl ShardEngine {
         if !goes_on {
             return self.give_up_install();
         }
-        if !is_heard {
+        // Another member may be intact.
+        let is_mended = self.groups[slot].mending.is_some();
+        if !is_heard || (is_mended && receiving.stands_still(now)) {
             return self.break_off_install();
         }
         if receiving.wants_a_turn() {
@@ -512,8 +523,8 @@ impl ShardEngine {
     /// Where the record of the new base may stand in the log, which has everything of the group that
     /// Raft knows. If it may, nothing is applied from here on until it is in force.
     pub(super) fn join_log(&mut self, slot: usize, base: Position) -> Joins {
-        let is_serving = self.groups[slot].phase == Phase::Serving;
-        if !is_serving || !self.groups[slot].raft.prepare_install(base) {
+        let takes_it = self.groups[slot].takes_checkpoints();
+        if !takes_it || !self.groups[slot].raft.prepare_install(base) {
             return Joins::Never;
         }
         self.collect_ready(slot);
@@ -566,6 +577,7 @@ impl ShardEngine {
         group.installing = false;
         group.raft.installed(installed);
         self.installs.rotten.remove(&slot);
+        self.mended(slot);
         self.members_changed(slot);
         self.counters.checkpoints_installed_total += 1;
         self.end_install();

@@ -5,11 +5,13 @@
 
 use super::bases::{absent_entry, known_key, stored_page, stored_part, stored_tree};
 use super::effect::{CheckpointFile, PageOrder, Reader};
+use crate::base::ids::GroupId;
 use crate::queue::view::{PageKey, PageKind, StoredPage};
-use crate::queue::{StoredPart, StoredTree, SummaryBytes, is_read_at_start};
+use crate::queue::{AbsentPage, PageWant, StoredPart, StoredTree, SummaryBytes, is_read_at_start};
 use crate::snapshot::layout::{Owner, PageName, PayloadUse, RootRef, RunUse};
 use crate::snapshot::load::{
     LoadedGroup, Opened, OpenedGroup, Wanted, With, files_of_root, open_group, read_parts,
+    read_root,
 };
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -89,12 +91,12 @@ pub enum Loaded {
 /// `read` takes file, offset and length, and yields that many bytes, or fewer at the file's end.
 ///
 /// # Errors
-/// A sentence for each base, if none is intact.
+/// A sentence for each base, if none is intact; and what of the newest is damaged.
 pub fn load_group<E: Display>(
     owner: &Owner,
     bases: &[RootRef],
     read: &mut dyn FnMut(u64, u64, usize) -> Result<Bytes, E>,
-) -> Result<GroupState, String> {
+) -> Result<GroupState, Unread> {
     let mut damage = Vec::new();
     for (base, root) in bases.iter().enumerate() {
         match load_base(owner, root, read) {
@@ -112,7 +114,53 @@ pub fn load_group<E: Display>(
             Err(what) => damage.push(what),
         }
     }
-    Err(damage.join("; "))
+    let newest = bases.first();
+    Err(Unread {
+        what: damage.join("; "),
+        damaged: newest.map_or_else(Vec::new, |root| damaged_at_start(owner, root, read)),
+    })
+}
+
+/// What a start would read of a base and cannot, as far as its root tells.
+fn damaged_at_start<E: Display>(
+    owner: &Owner,
+    root: &RootRef,
+    read: &mut dyn FnMut(u64, u64, usize) -> Result<Bytes, E>,
+) -> Vec<(PageKey, u8)> {
+    let Ok(Some(root)) = read_root(owner, root, read) else {
+        return Vec::new();
+    };
+    let group = root.meta.group;
+    let mut damaged = Vec::new();
+    let mut load = |at: AbsentPage, with: With| {
+        let parts = load_wants(owner, (group, &[PageWant::only(at)]), with, read);
+        if parts.is_err() {
+            damaged.push((at.key, at.level));
+        }
+        parts.unwrap_or_default()
+    };
+    for page in &root.pages {
+        if let Ok(key) = known_key(&page.name) {
+            let stored = stored_page(page.hash, &page.place);
+            let level = 0;
+            load(AbsentPage { key, level, stored }, With::Places);
+        }
+    }
+    for tree in root.trees.iter().filter_map(|tree| stored_tree(tree).ok()) {
+        let top = AbsentPage {
+            key: tree.key,
+            level: tree.level,
+            stored: tree.stored,
+        };
+        let mut left = vec![(top, tree.summary)];
+        while let Some((at, summary)) = left.pop() {
+            if is_read_at_start(at.key.kind, at.level, &tree.summary, &summary) {
+                let parts = load(at, With::Bodies(u64::MAX));
+                left.extend(parts.iter().flat_map(StoredPart::below));
+            }
+        }
+    }
+    damaged
 }
 
 /// The files that a base names; `None` if its root cannot be read, or is damaged.
@@ -172,20 +220,62 @@ fn reads_at_start(tree: &SummaryBytes, name: &PageName, level: u8, summary: &Sum
     PageKind::from_u8(name.kind).is_none_or(|kind| is_read_at_start(kind, level, tree, summary))
 }
 
+/// Why pages cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unread {
+    /// The first thing that is wrong, in a sentence for the operator.
+    pub what: String,
+    /// All that cannot be read of what was wanted, by key and level.
+    pub damaged: Vec<(PageKey, u8)>,
+}
+
 /// Reads pages of a group, each with the bodies of its jobs; or without, for who compares them with those of
 /// another node.
 ///
 /// `read` is that of [`load_group`].
 ///
 /// # Errors
-/// The first thing that is wrong, in a sentence. A file may have been dropped meanwhile.
+/// What is wrong. A file may have been dropped meanwhile.
 pub fn load_pages<E: Display>(
     owner: &Owner,
     order: &PageOrder,
     read: &mut dyn FnMut(u64, u64, usize) -> Result<Bytes, E>,
+) -> Result<Vec<StoredPart>, Unread> {
+    let with = match order.reader {
+        Reader::Receiving { .. } => With::Places,
+        _ => With::Bodies(BODIES_AHEAD_BYTES),
+    };
+    let mut load = |wants: &[PageWant]| load_wants(owner, (order.group, wants), with, read);
+    let what = match load(&order.wants) {
+        Ok(parts) => return Ok(parts),
+        Err(what) => what,
+    };
+    // One by one: what is beside it, or below, may be whole.
+    let mut damaged = Vec::new();
+    for want in &order.wants {
+        let mut left = vec![want.at];
+        while let Some(at) = left.pop() {
+            match load(&[PageWant::only(at)]) {
+                Ok(parts) => {
+                    let below = parts.iter().flat_map(StoredPart::below);
+                    let below = below
+                        .filter(|(below, summary)| want.lets_through(below.key.number, summary));
+                    left.extend(below.take(want.pages_max()).map(|(below, _)| below));
+                }
+                Err(_) => damaged.push((at.key, at.level)),
+            }
+        }
+    }
+    Err(Unread { what, damaged })
+}
+
+fn load_wants<E: Display>(
+    owner: &Owner,
+    (group, wants): (GroupId, &[PageWant]),
+    with: With,
+    read: &mut dyn FnMut(u64, u64, usize) -> Result<Bytes, E>,
 ) -> Result<Vec<StoredPart>, String> {
-    let filters: Vec<_> = order
-        .wants
+    let filters: Vec<_> = wants
         .iter()
         .map(|want| {
             move |name: &PageName, _: u8, summary: &SummaryBytes| {
@@ -193,8 +283,7 @@ pub fn load_pages<E: Display>(
             }
         })
         .collect();
-    let wanted: Vec<_> = order
-        .wants
+    let wanted: Vec<_> = wants
         .iter()
         .zip(&filters)
         .map(|(want, lets_through)| Wanted {
@@ -203,11 +292,7 @@ pub fn load_pages<E: Display>(
             pages_max: want.pages_max(),
         })
         .collect();
-    let with = match order.reader {
-        Reader::Receiving { .. } => With::Places,
-        _ => With::Bodies(BODIES_AHEAD_BYTES),
-    };
-    let parts = read_parts(owner, order.group, &wanted, with, read);
+    let parts = read_parts(owner, group, &wanted, with, read);
     let parts = parts.map_err(|error| error.to_string())?.into_iter();
-    parts.map(|part| stored_part(order.group, part)).collect()
+    parts.map(|part| stored_part(group, part)).collect()
 }

@@ -17,9 +17,9 @@
 //! decides `members`, and [`sparing`] which of them can go. What a
 //! follower lacks and memory does not hold any more is read from the log by `log_reads`. A checkpoint for a
 //! follower that lacks more than its leader's log has goes through `sending` there and `installing`
-//! here, which takes of it what differs (`gathering`); `installs` knows which are under way. What other nodes
-//! have heard of the log tells `lost_ends` whether it was longer once; [`redistribution`] says what the logs hold
-//! when the node gets another number of shards.
+//! here, which takes of it what differs (`gathering`); `installs` knows which are under way. So comes, too,
+//! what of a state is damaged (`mending`). What other nodes have heard of the log tells `lost_ends` whether it
+//! was longer once; [`redistribution`] says what the logs hold when the node gets another number of shards.
 //!
 //! # The contract
 //!
@@ -58,6 +58,7 @@ pub mod loading;
 mod log_reads;
 mod lost_ends;
 pub mod members;
+mod mending;
 mod opening;
 mod peers;
 pub mod placement;

@@ -5,7 +5,7 @@
 //! | readable | any | starts from the newest |
 //! | damaged | readable | starts from the older; the log leads from there |
 //! | damaged | the empty one of formation | the log is applied from its beginning |
-//! | damaged | damaged, or none | stops, alone, and names what is damaged |
+//! | damaged | damaged, or none | is brought from another member (`mending`); where nobody else votes it stops, alone, and names what is damaged |
 
 use super::bases::{damaged, known_key, root_ref};
 use super::changes::Changes;
@@ -16,7 +16,7 @@ use super::engine::ShardEngine;
 use super::following::Following;
 use super::group::{Group, Phase, Proposed};
 use super::liveness::Liveness;
-use super::loading::{BaseFiles, GroupState, Loaded};
+use super::loading::{BaseFiles, GroupState, Loaded, Unread};
 use super::polls::Polls;
 use super::reads::Reads;
 use super::residence::Waiting;
@@ -43,14 +43,19 @@ use std::collections::VecDeque;
 
 impl ShardEngine {
     /// The hot state of a group is here, or cannot be read.
-    pub(super) fn on_group_loaded(&mut self, group: GroupId, result: Result<GroupState, String>) {
+    pub(super) fn on_group_loaded(&mut self, group: GroupId, result: Result<GroupState, Unread>) {
         let slot = self.slot(group);
-        if self.groups[slot].phase != Phase::Loading {
+        if self.groups[slot].phase != Phase::Loading && !self.is_tried_anew(slot) {
             return self.on_install_loaded(slot, result);
         }
+        let result = result.map_err(|unread| unread.what);
         match result.and_then(|state| self.install(slot, state)) {
-            Ok(()) => self.start_serving(slot),
+            Ok(()) => {
+                self.mended(slot);
+                self.start_serving(slot);
+            }
             Err(_) if self.start_from_empty(slot) => self.start_serving(slot),
+            Err(what) if self.can_mend(slot) => self.lose_state(slot, &damaged(group, &what)),
             Err(what) => self.halt(slot, &damaged(group, &what)),
         }
         self.drop_orphans();
@@ -295,6 +300,7 @@ pub(super) fn open_group(
         polls: Polls::default(),
         reads: Reads::default(),
         pages: Waiting::default(),
+        mending: None,
         waits: Waits::default(),
         changes: Changes::default(),
         members_unsettled: false,

@@ -593,7 +593,7 @@ impl ShardEngine {
             base: group.bases[0].index,
             sessions: group.queue.session_count() as u64,
             halted: match &group.phase {
-                Phase::Halted(why) => why.clone(),
+                Phase::Halted(why) | Phase::Lost(why) => why.clone(),
                 Phase::Loading | Phase::Serving => String::new(),
             },
             machine_version: group.queue.version(),

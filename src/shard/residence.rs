@@ -4,18 +4,20 @@
 //! An entry that needs such a page waits with all behind it; its group alone waits. Reads wait by themselves:
 //! what one asks for never keeps an entry waiting, nor entries a read. What is read may be out of date when it
 //! comes, or its file dropped: then it is asked for again by what is true by then. Only what cannot be read
-//! twice over is damaged: the group stops if an entry needs it; a read is refused.
+//! twice over is damaged: it comes from another member (`mending`). Where nobody else votes the group stops
+//! if an entry needs it; a read is refused.
 
 use super::bases::damaged;
 use super::effect::{Effect, PageOrder, Reader};
 use super::engine::ShardEngine;
 use super::group::Phase;
+use super::loading::Unread;
 use super::reads::Held;
 use super::requests::Refusal;
 use crate::base::code::Code;
 use crate::base::ids::{GroupId, LogIndex, Term};
 use crate::queue::command::Command;
-use crate::queue::{PageError, PageWant, StoredPart};
+use crate::queue::{PageWant, StoredPart};
 use crate::wire::message::RequestBody;
 
 /// Memory that is freed in one step.
@@ -153,7 +155,7 @@ impl ShardEngine {
         &mut self,
         group: GroupId,
         reader: Reader,
-        result: Result<Vec<StoredPart>, String>,
+        result: Result<Vec<StoredPart>, Unread>,
     ) {
         match reader {
             Reader::Apply | Reader::Reads if self.checkpoints.is_placing() => {
@@ -173,7 +175,7 @@ impl ShardEngine {
         }
     }
 
-    fn take_pages(&mut self, slot: usize, reader: Reader, result: Result<Vec<StoredPart>, String>) {
+    fn take_pages(&mut self, slot: usize, reader: Reader, result: Result<Vec<StoredPart>, Unread>) {
         let group = &mut self.groups[slot];
         let wanted = group.pages.of(reader);
         let before = std::mem::take(wanted);
@@ -182,11 +184,14 @@ impl ShardEngine {
         }
         let queue = &mut group.queue;
         let taken = result.and_then(|parts| {
-            let taken = parts.into_iter().try_fold(0, |count, part| {
-                let taken = queue.take_part(part)?;
+            parts.into_iter().try_fold(0, |count, part| {
+                let at = (part.at.key, part.at.level);
+                let taken = queue.take_part(part).map_err(|error| Unread {
+                    what: error.to_string(),
+                    damaged: vec![at],
+                })?;
                 Ok(count + u64::from(taken))
-            });
-            taken.map_err(|error: PageError| error.to_string())
+            })
         });
         match taken {
             Ok(count) => {
@@ -195,15 +200,17 @@ impl ShardEngine {
             }
             // A file may have been dropped since it was asked for, and a read may fail in passing.
             Err(_) if !before.failed => wanted.failed = true,
-            Err(what) => {
-                let why = damaged(group.id, &what);
+            Err(unread) if self.can_mend(slot) => self.mend(slot, unread.damaged),
+            Err(unread) => {
+                let why = damaged(self.groups[slot].id, &unread.what);
                 return self.cannot_read(slot, reader, &why);
             }
         }
         self.mark(slot);
     }
 
-    /// Pages are damaged: the group cannot go on without them, or those who asked to read them are told.
+    /// Pages are damaged, and nobody else has them: the group cannot go on without them, or those who asked to
+    /// read them are told.
     fn cannot_read(&mut self, slot: usize, reader: Reader, why: &str) {
         if reader == Reader::Apply {
             return self.halt(slot, why);

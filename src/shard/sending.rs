@@ -15,6 +15,8 @@ use super::effect::{CheckpointFile, Effect, PageOrder, Reader, files_of};
 use super::engine::ShardEngine;
 use super::group::Phase;
 use super::installs::FORGET_AFTER;
+use super::loading::Unread;
+use crate::base::entry::EntryKind;
 use crate::base::ids::LogIndex;
 use crate::base::limits::{
     CHECKPOINT_PART_BYTES, CHECKPOINT_PARTS_IN_FLIGHT, CHECKPOINT_TAIL_BYTES_MAX,
@@ -306,8 +308,11 @@ impl ShardEngine {
     pub(super) fn on_get(&mut self, slot: usize, to: Voter, get: &Get<'_>) {
         let known = self.installs.sending.get(&(to, slot));
         if known.is_none_or(|sending| sending.id != get.id) {
-            if get.next != 0 || get.done || !self.may_send(slot, to, get.above) {
+            if get.next != 0 || get.done {
                 return;
+            }
+            if !self.may_send(slot, to, get.above) {
+                return self.go_beyond(slot, get.above);
             }
             let sending = self.freeze_for(slot, get.id);
             self.installs.sending.insert((to, slot), sending);
@@ -379,7 +384,7 @@ impl ShardEngine {
         &mut self,
         slot: usize,
         (to, id): (Voter, u64),
-        result: Result<Vec<StoredPart>, String>,
+        result: Result<Vec<StoredPart>, Unread>,
     ) {
         let sending = self.installs.sending.get_mut(&(to, slot));
         let sending = sending.filter(|sending| sending.id == id);
@@ -396,6 +401,15 @@ impl ShardEngine {
         self.send_parts(slot, to);
     }
 
+    /// Who asks has as much as there is, and cannot read it. One entry more is ahead of that.
+    fn go_beyond(&mut self, slot: usize, above: LogIndex) {
+        let group = &self.groups[slot];
+        if group.serves() && group.raft.log().last_index() <= above {
+            // If it cannot be proposed now, it is asked for again.
+            let _ = self.propose_kind(slot, EntryKind::Noop);
+        }
+    }
+
     /// Whether a checkpoint may be sent there: one at a time to each node.
     fn may_send(&self, slot: usize, to: Voter, above: LogIndex) -> bool {
         let group = &self.groups[slot];
@@ -404,6 +418,7 @@ impl ShardEngine {
         };
         // A node and what is below it must be told alike.
         group.phase == Phase::Serving
+            && group.mending.is_none()
             && !self.checkpoints.is_placing()
             && group.raft.log().applied() > above
             && !self.installs.sending.iter().any(is_busy)

@@ -349,6 +349,12 @@ impl SimDisk {
         })
     }
 
+    /// So many bytes of checkpoint files rot; how many did, since there may be no files.
+    pub fn rot_files(&mut self, bytes: u64, prng: &mut Prng) -> usize {
+        let harmed = (0..bytes).filter_map(|_| self.harm_file(Harm::Rot, prng));
+        harmed.count()
+    }
+
     /// All batches whose header is intact: segment, offset, header.
     fn batches(&self) -> Vec<(u64, usize, BatchHeader)> {
         let mut batches = Vec::new();

@@ -24,7 +24,9 @@ use crate::snapshot::view::{
 use bytes::Bytes;
 use std::fmt;
 
-pub use parts::{Opened, OpenedGroup, Part, PartHolds, Wanted, With, open_group, read_parts};
+pub use parts::{
+    Opened, OpenedGroup, Part, PartHolds, Wanted, With, open_group, read_parts, read_root,
+};
 
 /// Neighbours are read together up to this many bytes; one larger item is read alone.
 pub const SPAN_BYTES_MAX: u64 = 1 << 20;

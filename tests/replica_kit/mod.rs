@@ -18,6 +18,7 @@ use rrq::shard::config::ShardConfig;
 use rrq::shard::effect::Effect;
 use rrq::shard::engine::ShardEngine;
 use rrq::shard::input::{Input, Loss, Origin, Peer};
+use rrq::shard::loading::Unread;
 use rrq::shard::placement::home_group;
 use rrq::sim::disk::SimDisk;
 use rrq::sim::driver::{self, Begun, Out, Work, carried};
@@ -267,7 +268,10 @@ impl Node {
         let group = self.loads_late.take().expect("a group loads late");
         self.filing
             .retain(|(_, work)| !matches!(work, Work::Group(..)));
-        let result = Err("its pages are damaged".to_owned());
+        let result = Err(Unread {
+            what: "its pages are damaged".to_owned(),
+            damaged: Vec::new(),
+        });
         self.inbox.push_back(Input::GroupLoaded { group, result });
     }
 

@@ -144,6 +144,7 @@ impl Cluster<'_> {
                 self.want_other_shards(node, prng);
                 self.die(node);
             }
+            Fault::DamagedPages => self.damage_pages(node, prng),
         }
     }
 
@@ -171,6 +172,19 @@ impl Cluster<'_> {
         place.is_harmed = true;
         self.say(|| format!("{harm:?} on shard {shard} of node {}: {harmed:?}", node + 1));
         if prng.chance(1, 2) {
+            self.die_soon(node, prng.below(SOON_MS * 1_000));
+        }
+    }
+
+    /// Pages rot, or bodies. That is found when they are needed, or at a start, which may follow.
+    fn damage_pages(&mut self, node: usize, prng: &mut Prng) {
+        let place = &mut self.nodes[node];
+        let shard = prng.below(place.disks.len() as u64) as usize;
+        let bytes = 1 << prng.below(6);
+        if place.disks[shard].rot_files(bytes, prng) > 0 {
+            place.is_harmed = true;
+        }
+        if prng.chance(1, 4) {
             self.die_soon(node, prng.below(SOON_MS * 1_000));
         }
     }

@@ -329,11 +329,13 @@ impl Judges {
     ) {
         if could_read {
             let halted: Vec<_> = engine.halted().collect();
-            let damaged = engine.counters().checkpoints_damaged_total;
+            let counters = engine.counters();
+            let damaged = counters.checkpoints_damaged_total;
+            let mended = counters.groups_mending + counters.groups_mended_total;
             assert!(
-                halted.is_empty() && damaged == 0,
-                "{me:?} finds {damaged} checkpoints damaged and has stopped {halted:?}, and nothing \
-                 was done to its disk"
+                halted.is_empty() && damaged == 0 && mended == 0,
+                "{me:?} finds {damaged} checkpoints damaged, has stopped {halted:?} and mends {mended} \
+                 groups, and nothing was done to its disk"
             );
         }
         if let Err(why) = engine.check(group) {
@@ -354,14 +356,10 @@ impl Judges {
         );
     }
 
-    /// Whether a group is the same on all nodes, all of which run. Where the state of the group was damaged it may have stopped.
+    /// Whether a group is the same on all nodes, all of which run: also where its state was damaged, since
+    /// others have it.
     pub(super) fn are_equal(nodes: &[Node], group: GroupId) -> bool {
-        let has_stopped = |node: &Node| {
-            let engine = node.engine_of(group).filter(|_| node.is_harmed);
-            engine.is_some_and(|engine| engine.halted().any(|(halted, _)| halted == group))
-        };
-        let sound = nodes.iter().filter(|node| !has_stopped(node));
-        let mut states = sound.map(|node| {
+        let mut states = nodes.iter().map(|node| {
             let engine = node.engine_of(group)?;
             let log = engine.member(group).log();
             (log.applied() == log.last_index()).then(|| engine.state_hash(group))?

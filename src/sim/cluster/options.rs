@@ -49,11 +49,13 @@ pub enum Fault {
     OldImage,
     /// The process of a node dies, and starts again with another number of shards.
     OtherShards,
+    /// Some stored pages are damaged, or bodies of their jobs.
+    DamagedPages,
 }
 
 impl Fault {
     /// Every kind.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Crash,
         Self::PowerLoss,
         Self::Pause,
@@ -74,12 +76,14 @@ impl Fault {
         Self::Stale,
         Self::OldImage,
         Self::OtherShards,
+        Self::DamagedPages,
     ];
 
     /// Whether a disk loses by it what it had said was safe.
     #[must_use]
     pub fn is_harm(self) -> bool {
-        self.harm().is_some() || matches!(self, Self::LostWrite | Self::OldImage)
+        let is_other = matches!(self, Self::LostWrite | Self::OldImage | Self::DamagedPages);
+        self.harm().is_some() || is_other
     }
 
     pub(super) fn harm(self) -> Option<Harm> {
@@ -165,7 +169,11 @@ impl Options {
         let harms = prng.chance(1, 3);
         let mut faults: Vec<Fault> = Fault::ALL.to_vec();
         faults.retain(|fault| *fault != Fault::OtherShards);
-        faults.retain(|fault| prng.chance(1, 2) && (harms || !fault.is_harm()));
+        let damages = harms && mix(!seed) >> 3 & 1 == 0;
+        faults.retain(|fault| match fault {
+            Fault::DamagedPages => damages,
+            fault => prng.chance(1, 2) && (harms || !fault.is_harm()),
+        });
         // Who loses a disk beside one that is harmed has lost more than a minority.
         faults.retain(|fault| *fault != Fault::LoseDisk || !harms);
         let is_bulky = prng.chance(1, 4);
@@ -178,7 +186,8 @@ impl Options {
         }
         if helpless {
             // Of these nothing proves that something is missing, if enough others have forgotten too.
-            faults.retain(|fault| !fault.is_harm() || fault.harm().is_some());
+            let is_proved = |fault: &Fault| fault.harm().is_some() || *fault == Fault::DamagedPages;
+            faults.retain(|fault| !fault.is_harm() || is_proved(fault));
         }
         if mix(!seed) >> 2 & 1 == 0 {
             faults.push(Fault::OtherShards);

@@ -44,6 +44,8 @@ pub struct RunReport {
     pub entries_read: u64,
     /// Pages that were on a disk alone and needed.
     pub pages_read: u64,
+    /// Groups of a node that got back from another what was damaged.
+    pub mended: u64,
     /// Disks that were lost.
     pub disks_lost: u64,
     /// Those of them whose place another has taken.
@@ -94,6 +96,7 @@ impl RunReport {
         self.installs += other.installs;
         self.entries_read += other.entries_read;
         self.pages_read += other.pages_read;
+        self.mended += other.mended;
         self.disks_lost += other.disks_lost;
         self.disks_replaced += other.disks_replaced;
         self.tails_cut += other.tails_cut;

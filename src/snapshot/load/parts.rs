@@ -265,6 +265,21 @@ pub fn read_parts<E>(
     Files::new(owner, read).parts(group, wanted, with)
 }
 
+/// Reads the root of a group; `None` if it is of format 1, which has no trees.
+///
+/// # Errors
+/// If it is not the one that is named.
+pub fn read_root<E>(
+    owner: &Owner,
+    root: &RootRef,
+    read: &mut Read<'_, E>,
+) -> Result<Option<Root>, LoadError<E>> {
+    match Files::new(owner, read).named(root)? {
+        super::Named::Trees(root) => Ok(Some(root)),
+        super::Named::All(_) => Ok(None),
+    }
+}
+
 /// What a start has of a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Opened {

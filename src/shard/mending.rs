@@ -1,0 +1,192 @@
+//! What of a group's state cannot be read comes from another member.
+//!
+//! ```text
+//!   a page twice unreadable ───┐
+//!                              ├─> mend: applies no further ─> hands the lead over, if it leads
+//!   no base readable at start ─┘                                           │
+//!   goes on, from the log behind it <─ in force <─ a checkpoint of an intact member, by difference
+//! ```
+//!
+//! The member has all but what is damaged, so that hardly more comes than that and what has changed since. It
+//! stops where it is meanwhile, so that a checkpoint is ahead of it; its log goes on, and is as good as ever.
+//! A member that has read no base at a start begins with nothing: all comes. Its log is whole, so that it votes
+//! and counts as before. A disk that could not be read may be readable again: once all others were asked in
+//! vain, it is tried anew.
+//!
+//! # Invariants
+//! - Who mends does not serve, and leads no longer than it takes to hand that over.
+//! - A group in which nobody else votes is not mended: it stops, and is repaired by hand.
+//! - One group of a shard is mended at a time. Who does not answer is followed by the next member.
+//!
+//! Left out on purpose: finding damage before anybody needs what is damaged.
+
+use super::bases::root_ref;
+use super::effect::Effect;
+use super::engine::ShardEngine;
+use super::group::{Group, Phase};
+use crate::base::units::Monotonic;
+use crate::queue::view::PageKey;
+use crate::raft::message::Voter;
+use crate::raft::role::Role;
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// Another member is asked after this, if the last one did not answer, or this one leads still.
+const ASK_ANOTHER: Duration = Duration::from_secs(1);
+
+/// More than so many times more was found to be damaged: nothing is believed any more.
+const FOUND_MAX: usize = 8;
+
+/// What a group waits for that is mended.
+pub(super) struct Mending {
+    /// Parts of its state that are damaged, by key and level.
+    damaged: BTreeSet<(PageKey, u8)>,
+    /// How often more was found to be damaged.
+    found: usize,
+    /// How often somebody was asked.
+    asked: usize,
+    /// Nobody is asked before.
+    next: Monotonic,
+}
+
+impl Group {
+    /// What of its state is damaged, as far as known.
+    pub(super) fn damaged(&self) -> BTreeSet<(PageKey, u8)> {
+        let mending = self.mending.as_ref();
+        mending.map_or_else(BTreeSet::new, |mending| mending.damaged.clone())
+    }
+
+    /// Whether nothing of its state is to be kept: it is not here, or more and more of it is found to be
+    /// damaged.
+    pub(super) fn is_given_up(&self) -> bool {
+        let is_rotten = |mending: &Mending| mending.found > FOUND_MAX;
+        matches!(self.phase, Phase::Lost(_)) || self.mending.as_ref().is_some_and(is_rotten)
+    }
+
+    /// Whether a checkpoint of another member may take the place of its state.
+    pub(super) fn takes_checkpoints(&self) -> bool {
+        matches!(self.phase, Phase::Serving | Phase::Lost(_))
+    }
+}
+
+impl ShardEngine {
+    /// Whether another member may have what is damaged here.
+    pub(super) fn can_mend(&self, slot: usize) -> bool {
+        let members = self.groups[slot].raft.members();
+        let me = self.config.me();
+        members.members().any(|member| member != me)
+    }
+
+    /// Parts of a group's state are damaged. It goes on once they have come from another member.
+    pub(super) fn mend(&mut self, slot: usize, damaged: impl IntoIterator<Item = (PageKey, u8)>) {
+        let now = self.now.mono;
+        let group = &mut self.groups[slot];
+        let is_new = group.mending.is_none();
+        let mending = group.mending.get_or_insert_with(|| Mending {
+            damaged: BTreeSet::new(),
+            found: 0,
+            asked: 0,
+            next: now,
+        });
+        mending.damaged.extend(damaged);
+        (mending.found, mending.next) = (mending.found + 1, now);
+        group.raft.hand_over();
+        self.counters.groups_mending += u64::from(is_new);
+        self.mark(slot);
+    }
+
+    /// None of the group's checkpoints can be read: all of it comes from another member.
+    pub(super) fn lose_state(&mut self, slot: usize, why: &str) {
+        let group = &mut self.groups[slot];
+        let id = group.id;
+        group.phase = Phase::Lost(format!(
+            "group {id} waits for its state from another member, because {why}"
+        ));
+        self.mend(slot, []);
+    }
+
+    /// A checkpoint has taken the place of the group's state.
+    pub(super) fn mended(&mut self, slot: usize) {
+        let group = &mut self.groups[slot];
+        if group.mending.take().is_some() {
+            group.pages = Default::default();
+            group.phase = Phase::Serving;
+            self.counters.groups_mending -= 1;
+            self.counters.groups_mended_total += 1;
+        }
+    }
+
+    /// When the next is asked.
+    pub(super) fn next_mending(&self) -> Option<Monotonic> {
+        if self.counters.groups_mending == 0 || self.installs.receiving.is_some() {
+            return None;
+        }
+        let mending = self
+            .groups
+            .iter()
+            .filter_map(|group| group.mending.as_ref());
+        mending.map(|mending| mending.next).min()
+    }
+
+    /// Asks for what a group needs to be mended, if nothing else is on its way here.
+    pub(super) fn begin_mending(&mut self) {
+        let now = self.now.mono;
+        if self.next_mending().is_none_or(|at| at > now) {
+            return;
+        }
+        let is_placing = self.checkpoints.is_placing();
+        for slot in 0..self.groups.len() {
+            let me = self.config.me();
+            let may = self.may_install(slot) && !is_placing;
+            let group = &mut self.groups[slot];
+            let Some(mending) = group.mending.as_mut().filter(|it| it.next <= now) else {
+                continue;
+            };
+            mending.next = now.plus(ASK_ANOTHER);
+            let leader = group.raft.leader().filter(|leader| *leader != me);
+            let others = group.raft.members().members();
+            let others = others.filter(|other| *other != me && Some(*other) != leader);
+            let all: Vec<Voter> = leader.into_iter().chain(others).collect();
+            if all.is_empty() {
+                continue;
+            }
+            let from = all[mending.asked % all.len()];
+            mending.asked += 1;
+            if mending.asked.is_multiple_of(all.len() + 1) {
+                self.try_anew(slot);
+                continue;
+            }
+            if group.raft.role() == Role::Leader {
+                group.raft.hand_over();
+                self.mark(slot);
+                continue;
+            }
+            if !may {
+                continue;
+            }
+            return self.begin_install(slot, from);
+        }
+    }
+
+    /// Whether a group that was lost is being read again, and no checkpoint of another member is.
+    pub(super) fn is_tried_anew(&self, slot: usize) -> bool {
+        let is_opened = self.installs.opens(slot);
+        matches!(self.groups[slot].phase, Phase::Lost(_)) && !is_opened
+    }
+
+    /// Nobody has answered: what could not be read here may be readable by now.
+    fn try_anew(&mut self, slot: usize) {
+        let group = &mut self.groups[slot];
+        if let Phase::Lost(_) = group.phase {
+            self.effects.push(Effect::LoadGroup {
+                group: group.id,
+                bases: group.bases.iter().filter_map(root_ref).collect(),
+            });
+            return;
+        }
+        group.mending = None;
+        group.pages = Default::default();
+        self.counters.groups_mending -= 1;
+        self.mark(slot);
+    }
+}

@@ -1,0 +1,234 @@
+//! Stored pages that are damaged come again from another member, whoever leads, and at a start: nothing else
+//! comes, nobody's job is lost, and the group goes on.
+#![cfg(feature = "engine")]
+
+mod replica_kit;
+
+use replica_kit::Cluster;
+use rrq::base::ids::{GroupId, Partition};
+use rrq::base::prng::Prng;
+use rrq::shard::counters::Counters;
+use rrq::wire::message::{ReplyBody, RequestBody};
+use rrq::wire::{AckItem, Command, Op};
+
+const GROUP: GroupId = GroupId(0);
+/// 6 MB of pages and bodies.
+const JOBS: u32 = 20_000;
+
+fn counters(cluster: &mut Cluster, number: u32) -> Counters {
+    cluster.engine(number).counters().clone()
+}
+
+fn bytes_sent(cluster: &mut Cluster) -> u64 {
+    let of = |number| counters(cluster, number).checkpoint_part_bytes_sent_total;
+    (1..=3).map(of).sum()
+}
+
+/// Nodes whose jobs are on their disks alone, but for a few.
+fn with_jobs(nodes: u32) -> Cluster {
+    let mut cluster = Cluster::with_checkpoints(nodes, 1, 1 << 20);
+    for number in 1..=nodes {
+        cluster.kill(number);
+        cluster.node(number).jobs_held_bytes_max = 1 << 20;
+    }
+    for number in 1..=nodes {
+        cluster.start(number);
+    }
+    for _ in 0..JOBS / 500 {
+        cluster.fill("mail", 500, 256);
+    }
+    cluster.pass(2_000);
+    cluster
+}
+
+fn leader(cluster: &mut Cluster) -> u32 {
+    cluster.until("somebody leads", |cluster| cluster.leader(GROUP).is_some());
+    cluster.leader(GROUP).expect("it was just seen")
+}
+
+/// Takes so many jobs at the head and finishes them, asking until somebody serves.
+fn finish(cluster: &mut Cluster, count: u32) {
+    let finished = finish_up_to(cluster, count);
+    assert_eq!(finished, count as usize, "no job is missing");
+}
+
+/// Likewise, up to so many. A lease whose answer is lost with its leader ends after a second.
+fn finish_up_to(cluster: &mut Cluster, count: u32) -> usize {
+    let op = Op::Lease {
+        queue: cluster.queue("mail").uid,
+        partition: Partition(0),
+        max: count,
+        lease_ms: 1_000,
+        epoch: 1,
+    };
+    let body = RequestBody::Command {
+        group: GROUP,
+        command: Command { session: None, op },
+        wait_ms: 0,
+    };
+    let jobs = match cluster.ask(&body) {
+        ReplyBody::Leased(jobs) => jobs,
+        _ => Vec::new(),
+    };
+    let items = jobs.iter().map(|job| AckItem {
+        token: job.token(),
+        result: None,
+    });
+    let items: Vec<_> = items.collect();
+    let count = items.len();
+    if count > 0 {
+        cluster.command("mail", None, Op::Ack { items });
+    }
+    count
+}
+
+fn is_mended(cluster: &mut Cluster, number: u32) -> bool {
+    let counters = counters(cluster, number);
+    assert_eq!(counters.groups_halted, 0, "others have what is damaged");
+    counters.groups_mended_total > 0 && counters.groups_mending == 0
+}
+
+/// Works off the rest, on this node's state as much as on the others'.
+fn work_off(cluster: &mut Cluster, number: u32, left: u32) {
+    cluster.make_lead(number, GROUP);
+    for _ in 0..left / 1000 {
+        finish(cluster, 1000);
+    }
+    cluster.until("all have the same state", |cluster| {
+        cluster.are_equal(GROUP)
+    });
+    assert_eq!(cluster.engine(number).live_jobs(), 0);
+}
+
+#[test]
+fn a_follower_gets_pages_that_rotted_from_its_leader() {
+    for seed in 0..8 {
+        let mut cluster = with_jobs(3);
+        let leader = leader(&mut cluster);
+        let follower = 1 + leader % 3;
+        let mut prng = Prng::new(seed);
+        assert!(cluster.node(follower).disk.rot_files(40, &mut prng) > 0);
+        let before = bytes_sent(&mut cluster);
+        let mut left = JOBS;
+        while !is_mended(&mut cluster, follower) && left > 1000 {
+            finish(&mut cluster, 1000);
+            cluster.pass(100);
+            left -= 1000;
+        }
+        cluster.until("it is mended", |cluster| is_mended(cluster, follower));
+        let sent = bytes_sent(&mut cluster) - before;
+        let times = counters(&mut cluster, follower).groups_mended_total;
+        println!("seed {seed}: mended {times} times by {sent} bytes, {left} jobs left");
+        assert!(sent < 2_000_000 * times, "{sent} bytes of 6,000,000");
+        cluster.until("all have the same state", |cluster| {
+            cluster.are_equal(GROUP)
+        });
+        work_off(&mut cluster, follower, left);
+    }
+}
+
+#[test]
+fn a_leader_hands_over_before_it_mends() {
+    for seed in 0..4 {
+        let mut cluster = with_jobs(3);
+        let old = leader(&mut cluster);
+        let mut prng = Prng::new(seed);
+        assert!(cluster.node(old).disk.rot_files(20, &mut prng) > 0);
+        let mut left = JOBS;
+        while !is_mended(&mut cluster, old) && left > 1000 {
+            finish_up_to(&mut cluster, 1000);
+            cluster.pass(100);
+            left -= 1000;
+        }
+        cluster.until("it is mended", |cluster| is_mended(cluster, old));
+        println!("seed {seed}: {left} jobs left");
+        for _ in 0..100 {
+            finish_up_to(&mut cluster, 1000);
+            cluster.pass(100);
+        }
+        cluster.until("all have the same state", |cluster| {
+            cluster.are_equal(GROUP)
+        });
+        assert_eq!(cluster.engine(old).live_jobs(), 0);
+    }
+}
+
+#[test]
+fn a_member_that_can_read_no_base_gets_its_state_from_the_others() {
+    for seed in 0..4 {
+        let mut cluster = with_jobs(3);
+        let leader = leader(&mut cluster);
+        let follower = 1 + leader % 3;
+        cluster.kill(follower);
+        let mut prng = Prng::new(seed);
+        let rotted = cluster.node(follower).disk.rot_files(40_000, &mut prng);
+        assert_eq!(rotted, 40_000);
+        cluster.start(follower);
+        cluster.until("it is mended", |cluster| is_mended(cluster, follower));
+        cluster.until("all have the same state", |cluster| {
+            cluster.are_equal(GROUP)
+        });
+        cluster.pass(2_000);
+        let recovering = counters(&mut cluster, follower).raft_groups_recovering;
+        assert_eq!(recovering, 0, "it is sound again");
+        // What it had is of no use any more, and goes.
+        cluster.kill(follower);
+        cluster.start(follower);
+        cluster.pass(1_000);
+        assert_eq!(counters(&mut cluster, follower).groups_mended_total, 0);
+        work_off(&mut cluster, follower, JOBS);
+    }
+}
+
+#[test]
+fn a_group_at_rest_is_mended_too() {
+    let mut cluster = with_jobs(3);
+    let leader = leader(&mut cluster);
+    let follower = 1 + leader % 3;
+    cluster.kill(follower);
+    // Its log reaches as far as the others', who are asked for nothing meanwhile.
+    let mut prng = Prng::new(1);
+    cluster.node(follower).disk.rot_files(40_000, &mut prng);
+    cluster.pass(3_000);
+    cluster.start(follower);
+    cluster.until("it is mended", |cluster| is_mended(cluster, follower));
+    cluster.until("all have the same state", |cluster| {
+        cluster.are_equal(GROUP)
+    });
+}
+
+#[test]
+fn who_is_asked_in_vain_is_followed_by_the_next() {
+    let mut cluster = with_jobs(3);
+    let leader = leader(&mut cluster);
+    let follower = 1 + leader % 3;
+    let other = 6 - leader - follower;
+    cluster.kill(follower);
+    let mut prng = Prng::new(1);
+    cluster.node(follower).disk.rot_files(40_000, &mut prng);
+    // The leader cannot read what it would have to send.
+    cluster.node(leader).disk.reads_fail = true;
+    cluster.start(follower);
+    let took = cluster.until("it is mended", |cluster| is_mended(cluster, follower));
+    println!("after {took} ms");
+    let sent = counters(&mut cluster, other).checkpoint_part_bytes_sent_total;
+    assert!(sent > 1_000_000, "{sent} bytes of the other");
+}
+
+#[test]
+fn where_nobody_else_votes_the_group_stops() {
+    let mut cluster = with_jobs(1);
+    leader(&mut cluster);
+    // Its log does not lead from the beginning any more.
+    while counters(&mut cluster, 1).checkpoint_rounds_total < 3 {
+        cluster.fill("mail", 500, 256);
+    }
+    cluster.pass(500);
+    let mut prng = Prng::new(3);
+    cluster.kill(1);
+    cluster.node(1).disk.rot_files(40_000, &mut prng);
+    cluster.start(1);
+    cluster.pass(500);
+    let counters = counters(&mut cluster, 1);
+    assert_eq!((counters.groups_halted, counters.groups_mending), (1, 0));
+}
