@@ -405,7 +405,7 @@ impl ClientCore {
         self.leave_if_away(now, route);
         let target = self.links.target(route);
         let Some(conn) = self.links.up(target) else {
-            self.want(now, target);
+            self.want_for(now, route, target);
             return;
         };
         let group = match route {
@@ -673,8 +673,18 @@ impl ClientCore {
             self.leave_if_away(now, route);
             let target = self.links.target(route);
             if self.links.up(target).is_none() {
-                self.want(now, target);
+                self.want_for(now, route, target);
             }
+        }
+    }
+
+    /// Connects to where something is to go, and elsewhere if nobody knows better.
+    fn want_for(&mut self, now: Monotonic, route: Route, target: Target) {
+        self.want(now, target);
+        if let Route::Group(group) = route
+            && let Some(other) = self.links.elsewhere(now, group)
+        {
+            self.want(now, other);
         }
     }
 }

@@ -9,7 +9,7 @@
 //! NotLeader, leader X ──> X at once; after a few in a row, with pauses
 //! NotLeader, nobody   ──> the next node: the first time at once, then with pauses; if all others are away,
 //!                         a connection to one of them is tried
-//! lost or silent node ──> the next node at once
+//! lost or silent node ──> the next node at once; if all are away, connections to it and to others are tried
 //! ```
 //!
 //! Pauses are a tenth of the time that the search has lasted, within bounds: an election takes some
@@ -114,6 +114,18 @@ impl Links {
             let target = self.target_of(*place, group);
             target.is_some_and(|target| self.may_connect(now, target).is_some())
         })
+    }
+
+    /// Where to connect, too, for a group: a node that is away and may be back, if so is the node where the
+    /// group is thought to be, and every other.
+    pub(in crate::client) fn elsewhere(&self, now: Monotonic, group: GroupId) -> Option<Target> {
+        let place = self.place(group)?;
+        let is_away = self.is_away(self.target_of(place, group)?);
+        if !is_away || self.other(group, place).is_some() {
+            return None;
+        }
+        let far = self.far(now, group, place)?;
+        self.target_of(far, group)
     }
 
     /// Leaves the node where a group is thought to be, if it is away and another is not. Whether it

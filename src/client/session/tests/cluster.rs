@@ -554,6 +554,21 @@ fn nodes_that_were_away_are_tried_again_where_the_one_left_knows_no_leader() {
 }
 
 #[test]
+fn nodes_that_were_away_are_tried_again_while_the_one_that_led_is_gone() {
+    let mut world = World::working(3);
+    for node in 1..=3 {
+        world.kill(node);
+    }
+    let id = world.client.call(enqueue());
+    world.run(ms(500));
+    // Neither the only seed is back, nor the last that was asked.
+    world.node(2).health = Health::Well;
+    world.elect(2);
+    world.run_to_end(id, ms(3_000));
+    assert!(world.client.result(id).is_ok());
+}
+
+#[test]
 fn what_was_moved_and_never_answered_is_unknown() {
     let mut world = World::working(3);
     for node in 1..=3 {
