@@ -77,9 +77,12 @@ fn take(mut items: VecDeque<CheckpointItem>) -> Result<bool, String> {
     let mut difference = Difference::new(&own.freeze(), &names, Found::default(), BTreeSet::new())?;
     let mut asked = VecDeque::new();
     while !difference.is_done() {
-        difference.step(1000);
-        place_all(&mut difference)?;
-        asked.extend(difference.wants(1000));
+        // All that was asked for is answered before more is.
+        if asked.is_empty() {
+            difference.step(1000);
+            place_all(&mut difference)?;
+            asked.extend(difference.wants(1000));
+        }
         let Some(item) = items.pop_front() else {
             return Ok(false);
         };
