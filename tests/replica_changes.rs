@@ -57,11 +57,6 @@ fn cluster() -> Cluster {
     cluster
 }
 
-fn leader(cluster: &mut Cluster, group: GroupId) -> u32 {
-    cluster.until("somebody leads", |cluster| cluster.leader(group).is_some());
-    cluster.leader(group).expect("it was just seen")
-}
-
 /// What the leader of a group answers within so many milliseconds.
 fn ask(
     cluster: &mut Cluster,
@@ -69,7 +64,7 @@ fn ask(
     body: &RequestBody,
     within: u64,
 ) -> Option<ReplyBody> {
-    let leader = leader(cluster, group);
+    let leader = cluster.led_by(group);
     let reply = cluster.try_ask(leader, body.clone(), within);
     reply.map(|reply| reply.body)
 }
@@ -197,7 +192,7 @@ fn what_a_home_has_decided_is_done_by_its_next_leader() {
     }));
     let unanswered = ask(&mut cluster, HOME, &command(HOME, None, create()), 300);
     assert_eq!(unanswered, None, "no other group has followed");
-    let first = leader(&mut cluster, HOME);
+    let first = cluster.led_by(HOME);
     cluster.kill(first);
     cluster.copies = None;
     // Nobody asks for it any more, but it was decided.
@@ -220,7 +215,7 @@ fn what_a_home_has_decided_is_done_by_its_next_leader() {
 fn a_change_outlives_the_leader_of_a_partition_wherever_it_dies() {
     for after in 0..12 {
         let mut cluster = cluster();
-        let home = leader(&mut cluster, HOME);
+        let home = cluster.led_by(HOME);
         let victim = (1..=3).find(|number| *number != home).expect("two others");
         let unanswered = ask(&mut cluster, HOME, &command(HOME, None, create()), after);
         cluster.kill(victim);
@@ -303,7 +298,7 @@ fn a_delete_waits_for_a_partition_whose_leader_is_away() {
     let mut cluster = cluster();
     let info = made(ask(&mut cluster, HOME, &command(HOME, None, create()), 20));
     must_be_everywhere(&mut cluster, &info);
-    let home = leader(&mut cluster, HOME);
+    let home = cluster.led_by(HOME);
     let away = (1..=3).find(|number| *number != home).expect("two others");
     let led = (1..GROUPS as u16)
         .map(GroupId)
@@ -320,7 +315,7 @@ fn a_delete_waits_for_a_partition_whose_leader_is_away() {
     // It is done as soon as the group has another leader.
     let deleted = cluster.until_answered(home, 3_000).body;
     assert_eq!(deleted, ReplyBody::Outcome(Outcome::Done));
-    assert_ne!(leader(&mut cluster, led), away);
+    assert_ne!(cluster.led_by(led), away);
     must_be_nowhere(&mut cluster, &info);
     cluster.heal();
     must_be_equal(&mut cluster);
@@ -355,7 +350,7 @@ fn who_repeats_a_change_gets_its_first_outcome_when_all_have_followed() {
         usize::from(!matches!(message.body, Body::QueueChange(_)))
     }));
     assert_eq!(ask(&mut cluster, HOME, &body, 100), None);
-    let first = leader(&mut cluster, HOME);
+    let first = cluster.led_by(HOME);
     cluster.kill(first);
     cluster.until("another leads", |cluster| cluster.leader(HOME).is_some());
     cluster.start(first);
@@ -395,7 +390,7 @@ fn with_one_that_does_not_load() -> (Cluster, u32, GroupId) {
     cluster.node(1).loads_late = Some(target);
     cluster.start(1);
     cluster.until("node 1 leads the home", |cluster| {
-        let leader = leader(cluster, HOME);
+        let leader = cluster.led_by(HOME);
         if leader != 1 {
             cluster.kill(leader);
             cluster.pass(500);
@@ -427,7 +422,7 @@ fn a_home_whose_own_replica_is_lost_asks_the_others_in_turn() {
     let mended = counters.groups_mending + counters.groups_mended_total;
     assert_eq!((counters.groups_halted, mended), (0, 1));
     let info = made(ask(&mut cluster, HOME, &command(HOME, None, create()), 500));
-    assert_ne!(leader(&mut cluster, target), node);
+    assert_ne!(cluster.led_by(target), node);
     must_be_everywhere(&mut cluster, &info);
 }
 
@@ -435,7 +430,7 @@ fn a_home_whose_own_replica_is_lost_asks_the_others_in_turn() {
 fn changes_that_no_home_asks_for_are_refused_and_counted() {
     let mut cluster = cluster();
     let target = GroupId(3);
-    let leads = leader(&mut cluster, target);
+    let leads = cluster.led_by(target);
     let from = (1..=3).find(|number| *number != leads).expect("two others");
     let refused = |cluster: &mut Cluster| {
         let counters = cluster.engine(leads).counters();

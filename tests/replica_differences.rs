@@ -6,11 +6,11 @@ mod replica_kit;
 
 use bytes::Bytes;
 use replica_kit::Cluster;
-use rrq::base::ids::{GroupId, Partition, Token};
+use rrq::base::ids::{GroupId, Partition};
 use rrq::base::limits::CHECKPOINT_PART_BYTES;
 use rrq::shard::counters::Counters;
 use rrq::wire::message::{ReplyBody, RequestBody};
-use rrq::wire::{AckItem, Command, JobState, Op, PurgeStates};
+use rrq::wire::{JobState, Op, PurgeStates};
 
 const GROUP: GroupId = GroupId(0);
 const PAGE_BYTES: u64 = 4096;
@@ -49,41 +49,9 @@ fn with_jobs(thousands: usize, jobs_held_bytes_max: u64) -> Cluster {
 
 /// A node that does not lead is cut off.
 fn cut_off_one(cluster: &mut Cluster) -> u32 {
-    cluster.until("somebody leads", |cluster| cluster.leader(GROUP).is_some());
-    let leader = cluster.leader(GROUP).expect("it was just seen");
-    let follower = 1 + leader % 3;
+    let follower = 1 + cluster.led_by(GROUP) % 3;
     cluster.cut_off(follower);
     follower
-}
-
-/// Takes so many jobs at the head, at most 1,000, and finishes them.
-fn finish(cluster: &mut Cluster, count: u32) {
-    let lease = Op::Lease {
-        queue: cluster.queue("mail").uid,
-        partition: Partition(0),
-        max: count,
-        lease_ms: 60_000,
-        epoch: 1,
-    };
-    let command = Command {
-        session: None,
-        op: lease,
-    };
-    let body = RequestBody::Command {
-        group: GROUP,
-        command,
-        wait_ms: 0,
-    };
-    let ReplyBody::Leased(jobs) = cluster.ask(&body) else {
-        panic!("nothing leased");
-    };
-    assert_eq!(jobs.len(), count as usize);
-    let items = jobs.iter().map(|job| AckItem {
-        token: Token::clone(&job.token()),
-        result: None,
-    });
-    let items = items.collect();
-    cluster.command("mail", None, Op::Ack { items });
 }
 
 /// Everybody has everything; the follower by one checkpoint.
@@ -102,7 +70,7 @@ fn who_missed_one_change_in_a_hundred_gets_hardly_more_than_that() {
         let mut cluster = with_jobs(50, held);
         let follower = cut_off_one(&mut cluster);
         // As many come at the tail as go at the head.
-        finish(&mut cluster, 500);
+        cluster.finish("mail", 500);
         cluster.fill("mail", 500, PAYLOAD_BYTES as usize);
         cluster.pass(100);
         let before = bytes_sent(&mut cluster);
@@ -122,7 +90,7 @@ fn who_missed_one_change_in_a_hundred_gets_hardly_more_than_that() {
         assert!(taken <= pages + 3, "{taken} pages");
         all_equal(&mut cluster, follower);
         cluster.make_lead(follower, GROUP);
-        finish(&mut cluster, 1000);
+        cluster.finish("mail", 1000);
         let jobs = cluster.engine(follower).live_jobs();
         assert_eq!(jobs, 49_000);
     }
@@ -132,7 +100,7 @@ fn who_missed_one_change_in_a_hundred_gets_hardly_more_than_that() {
 fn what_stays_is_not_written_again_and_lives_on() {
     let mut cluster = with_jobs(20, u64::MAX);
     let follower = cut_off_one(&mut cluster);
-    finish(&mut cluster, 300);
+    cluster.finish("mail", 300);
     cluster.fill("mail", 300, PAYLOAD_BYTES as usize);
     cluster.heal();
     cluster.until("it is installed", |cluster| {
@@ -144,7 +112,7 @@ fn what_stays_is_not_written_again_and_lives_on() {
     // Files that only other bases named are gone; what is left is a whole state at the next start.
     for _ in 0..4 {
         cluster.fill("mail", 500, PAYLOAD_BYTES as usize);
-        finish(&mut cluster, 500);
+        cluster.finish("mail", 500);
         cluster.pass(200);
     }
     cluster.kill(follower);
@@ -160,7 +128,7 @@ fn what_stays_is_not_written_again_and_lives_on() {
     );
     cluster.make_lead(follower, GROUP);
     for _ in 0..20 {
-        finish(&mut cluster, 1000);
+        cluster.finish("mail", 1000);
     }
     assert_eq!(cluster.engine(follower).live_jobs(), 0);
 }

@@ -5,11 +5,9 @@
 mod replica_kit;
 
 use replica_kit::Cluster;
-use rrq::base::ids::{GroupId, Partition};
+use rrq::base::ids::GroupId;
 use rrq::base::prng::Prng;
 use rrq::shard::counters::Counters;
-use rrq::wire::message::{ReplyBody, RequestBody};
-use rrq::wire::{AckItem, Command, Op};
 
 const GROUP: GroupId = GroupId(0);
 /// 6 MB of pages and bodies.
@@ -41,47 +39,6 @@ fn with_jobs(nodes: u32) -> Cluster {
     cluster
 }
 
-fn leader(cluster: &mut Cluster) -> u32 {
-    cluster.until("somebody leads", |cluster| cluster.leader(GROUP).is_some());
-    cluster.leader(GROUP).expect("it was just seen")
-}
-
-/// Takes so many jobs at the head and finishes them, asking until somebody serves.
-fn finish(cluster: &mut Cluster, count: u32) {
-    let finished = finish_up_to(cluster, count);
-    assert_eq!(finished, count as usize, "no job is missing");
-}
-
-/// Likewise, up to so many. A lease whose answer is lost with its leader ends after a second.
-fn finish_up_to(cluster: &mut Cluster, count: u32) -> usize {
-    let op = Op::Lease {
-        queue: cluster.queue("mail").uid,
-        partition: Partition(0),
-        max: count,
-        lease_ms: 1_000,
-        epoch: 1,
-    };
-    let body = RequestBody::Command {
-        group: GROUP,
-        command: Command { session: None, op },
-        wait_ms: 0,
-    };
-    let jobs = match cluster.ask(&body) {
-        ReplyBody::Leased(jobs) => jobs,
-        _ => Vec::new(),
-    };
-    let items = jobs.iter().map(|job| AckItem {
-        token: job.token(),
-        result: None,
-    });
-    let items: Vec<_> = items.collect();
-    let count = items.len();
-    if count > 0 {
-        cluster.command("mail", None, Op::Ack { items });
-    }
-    count
-}
-
 fn is_mended(cluster: &mut Cluster, number: u32) -> bool {
     let counters = counters(cluster, number);
     assert_eq!(counters.groups_halted, 0, "others have what is damaged");
@@ -92,7 +49,7 @@ fn is_mended(cluster: &mut Cluster, number: u32) -> bool {
 fn work_off(cluster: &mut Cluster, number: u32, left: u32) {
     cluster.make_lead(number, GROUP);
     for _ in 0..left / 1000 {
-        finish(cluster, 1000);
+        cluster.finish("mail", 1000);
     }
     cluster.until("all have the same state", |cluster| {
         cluster.are_equal(GROUP)
@@ -104,14 +61,14 @@ fn work_off(cluster: &mut Cluster, number: u32, left: u32) {
 fn a_follower_gets_pages_that_rotted_from_its_leader() {
     for seed in 0..8 {
         let mut cluster = with_jobs(3);
-        let leader = leader(&mut cluster);
+        let leader = cluster.led_by(GROUP);
         let follower = 1 + leader % 3;
         let mut prng = Prng::new(seed);
         assert!(cluster.node(follower).disk.rot_files(40, &mut prng) > 0);
         let before = bytes_sent(&mut cluster);
         let mut left = JOBS;
         while !is_mended(&mut cluster, follower) && left > 1000 {
-            finish(&mut cluster, 1000);
+            cluster.finish("mail", 1000);
             cluster.pass(100);
             left -= 1000;
         }
@@ -131,19 +88,19 @@ fn a_follower_gets_pages_that_rotted_from_its_leader() {
 fn a_leader_hands_over_before_it_mends() {
     for seed in 0..4 {
         let mut cluster = with_jobs(3);
-        let old = leader(&mut cluster);
+        let old = cluster.led_by(GROUP);
         let mut prng = Prng::new(seed);
         assert!(cluster.node(old).disk.rot_files(20, &mut prng) > 0);
         let mut left = JOBS;
         while !is_mended(&mut cluster, old) && left > 1000 {
-            finish_up_to(&mut cluster, 1000);
+            cluster.finish_up_to("mail", 1000);
             cluster.pass(100);
             left -= 1000;
         }
         cluster.until("it is mended", |cluster| is_mended(cluster, old));
         println!("seed {seed}: {left} jobs left");
         for _ in 0..100 {
-            finish_up_to(&mut cluster, 1000);
+            cluster.finish_up_to("mail", 1000);
             cluster.pass(100);
         }
         cluster.until("all have the same state", |cluster| {
@@ -157,7 +114,7 @@ fn a_leader_hands_over_before_it_mends() {
 fn a_member_that_can_read_no_base_gets_its_state_from_the_others() {
     for seed in 0..4 {
         let mut cluster = with_jobs(3);
-        let leader = leader(&mut cluster);
+        let leader = cluster.led_by(GROUP);
         let follower = 1 + leader % 3;
         cluster.kill(follower);
         let mut prng = Prng::new(seed);
@@ -183,7 +140,7 @@ fn a_member_that_can_read_no_base_gets_its_state_from_the_others() {
 #[test]
 fn a_group_at_rest_is_mended_too() {
     let mut cluster = with_jobs(3);
-    let leader = leader(&mut cluster);
+    let leader = cluster.led_by(GROUP);
     let follower = 1 + leader % 3;
     cluster.kill(follower);
     // Its log reaches as far as the others', who are asked for nothing meanwhile.
@@ -200,7 +157,7 @@ fn a_group_at_rest_is_mended_too() {
 #[test]
 fn who_is_asked_in_vain_is_followed_by_the_next() {
     let mut cluster = with_jobs(3);
-    let leader = leader(&mut cluster);
+    let leader = cluster.led_by(GROUP);
     let follower = 1 + leader % 3;
     let other = 6 - leader - follower;
     cluster.kill(follower);
@@ -218,7 +175,7 @@ fn who_is_asked_in_vain_is_followed_by_the_next() {
 #[test]
 fn where_nobody_else_votes_the_group_stops() {
     let mut cluster = with_jobs(1);
-    leader(&mut cluster);
+    cluster.led_by(GROUP);
     // Its log does not lead from the beginning any more.
     while counters(&mut cluster, 1).checkpoint_rounds_total < 3 {
         cluster.fill("mail", 500, 256);

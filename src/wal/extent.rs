@@ -115,9 +115,15 @@ impl Extent {
             && rest.len() >= BATCH_HEADER_BYTES
         {
             match self.batch_at(rest) {
-                Some((bytes, announces)) => {
-                    self.at += bytes;
-                    (self.end, self.announces) = (self.at, announces);
+                Some(Ok(header)) => {
+                    self.at += header.encoded_len();
+                    self.end = self.at;
+                    self.announces = header.flags == LARGE_NEXT;
+                }
+                // How long it is, nobody knows: what was announced may be this.
+                Some(Err(_)) => {
+                    self.at += BLOCK_BYTES;
+                    self.end = self.at;
                 }
                 None => self.at += BLOCK_BYTES,
             }
@@ -126,9 +132,8 @@ impl Extent {
         self.end.saturating_add(self.quiet).saturating_add(large)
     }
 
-    /// The length of the batch at the start of `rest`, if something there looks like one, and whether it
-    /// announces a large one.
-    fn batch_at(&self, rest: &[u8]) -> Option<(usize, bool)> {
+    /// The header of the batch at the start of `rest`, if something there looks like one.
+    fn batch_at(&self, rest: &[u8]) -> Option<Result<BatchHeader, BatchError>> {
         let header = BatchHeader::decode(rest);
         let is_batch = match self.kind {
             Kind::Written { base, epoch } => {
@@ -137,10 +142,7 @@ impl Extent {
             Kind::Headless => !matches!(header, Err(BatchError::NoHeader)),
             Kind::Other => false,
         };
-        let told = header.map_or((BLOCK_BYTES, false), |header| {
-            (header.encoded_len(), header.flags == LARGE_NEXT)
-        });
-        is_batch.then_some(told)
+        is_batch.then_some(header)
     }
 }
 
@@ -250,10 +252,18 @@ mod tests {
         let entry = ENTRY_BYTES_MAX.div_ceil(BLOCK_BYTES) + 1;
         let whole = segment(&[1, 0, entry, 1]);
         let end = (1 + 1 + 1 + entry + 1) * BLOCK_BYTES;
-        // The notice, the large batch, both.
-        for (damaged, found) in [(2..3, end), (3..4, end), (2..4, 2 * BLOCK_BYTES)] {
+        // The notice, the large batch, both, and of the large batch the length alone, so that it still
+        // looks like one.
+        let blocks = |from: usize, to: usize| from * BLOCK_BYTES..to * BLOCK_BYTES;
+        let length = blocks(3, 3).start + 40..blocks(3, 3).start + 44;
+        for (damaged, found) in [
+            (blocks(2, 3), end),
+            (blocks(3, 4), end),
+            (blocks(2, 4), 2 * BLOCK_BYTES),
+            (length, end),
+        ] {
             let mut file = whole.clone();
-            file[damaged.start * BLOCK_BYTES..damaged.end * BLOCK_BYTES].fill(0xa5);
+            file[damaged.clone()].fill(0xa5);
             let front = Bytes::copy_from_slice(&file[..BLOCK_BYTES]);
             let read = |from: usize, piece: &mut [u8]| -> Result<(), ()> {
                 piece.copy_from_slice(&file[from..][..piece.len()]);

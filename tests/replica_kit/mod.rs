@@ -27,7 +27,8 @@ use rrq::wal::writer::LogIdentity;
 use rrq::wire::message::{Reply, ReplyBody, Request, RequestBody};
 use rrq::wire::peer::{Durable, Link};
 use rrq::wire::{
-    Command, Enqueued, JobState, NewJob, Op, Outcome, QueueInfo, QueueSettings, SessionCall, Window,
+    AckItem, Command, Enqueued, JobState, NewJob, Op, Outcome, QueueInfo, QueueSettings,
+    SessionCall, Window,
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -784,11 +785,16 @@ impl Cluster {
         self.command(queue, None, op);
     }
 
+    /// Who leads a group, once somebody does.
+    pub(crate) fn led_by(&mut self, group: GroupId) -> u32 {
+        self.until("somebody leads", |cluster| cluster.leader(group).is_some());
+        self.leader(group).expect("it was just seen")
+    }
+
     /// Whoever leads a group dies, until this node leads it.
     pub(crate) fn make_lead(&mut self, number: u32, group: GroupId) {
         for _ in 0..20 {
-            self.until("somebody leads", |cluster| cluster.leader(group).is_some());
-            let leader = self.leader(group).expect("it was just seen");
+            let leader = self.led_by(group);
             if leader == number {
                 return;
             }
@@ -848,6 +854,43 @@ impl Cluster {
             epoch: 1,
         };
         self.command(queue, call, op);
+    }
+
+    /// Takes up to so many jobs at the head of a queue, at most 1,000, and finishes them; how many. A lease
+    /// whose answer is lost with its leader ends after a second.
+    pub(crate) fn finish_up_to(&mut self, queue: &str, count: u32) -> usize {
+        let op = Op::Lease {
+            queue: self.queue(queue).uid,
+            partition: Partition(0),
+            max: count,
+            lease_ms: 1_000,
+            epoch: 1,
+        };
+        let body = RequestBody::Command {
+            group: self.home(queue),
+            command: Command { session: None, op },
+            wait_ms: 0,
+        };
+        let jobs = match self.ask(&body) {
+            ReplyBody::Leased(jobs) => jobs,
+            _ => Vec::new(),
+        };
+        let items = jobs.iter().map(|job| AckItem {
+            token: job.token(),
+            result: None,
+        });
+        let items: Vec<_> = items.collect();
+        let count = items.len();
+        if count > 0 {
+            self.command(queue, None, Op::Ack { items });
+        }
+        count
+    }
+
+    /// Likewise, all of them.
+    pub(crate) fn finish(&mut self, queue: &str, count: u32) {
+        let finished = self.finish_up_to(queue, count);
+        assert_eq!(finished, count as usize, "no job is missing");
     }
 
     /// The state of a job, asked of who leads.
