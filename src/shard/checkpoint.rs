@@ -65,7 +65,7 @@ pub(super) use round_files::RoundFiles;
 const SLICE_BYTES: usize = 128 << 10;
 /// Pages and bodies whose places are taken note of in one step.
 const SLICE_PLACES: usize = 1024;
-/// Rounds that leave sparse files alone after what lives in them could not be read.
+/// Rounds that leave sparse files alone after what lives in them could not be read, or not be written.
 const REWRITES_AFTER: u64 = 16;
 
 /// A group's state, frozen at a cut.
@@ -517,9 +517,14 @@ impl ShardEngine {
             unreachable!("only a round that is being written reads");
         };
         self.drop_files_of(writing.files.files());
+        self.leave_sparse_files();
+        self.retry_round();
+    }
+
+    /// The next rounds move nothing out of sparse files.
+    fn leave_sparse_files(&mut self) {
         self.checkpoints.rewrite = Arc::default();
         self.checkpoints.rewrites_from = self.checkpoints.round + REWRITES_AFTER;
-        self.retry_round();
     }
 
     /// A round that came to nothing is made again after a while.
@@ -595,6 +600,7 @@ impl ShardEngine {
                 }
             }
         }
+        self.leave_sparse_files();
         self.retry_round();
     }
 

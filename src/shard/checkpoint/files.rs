@@ -20,13 +20,19 @@ use std::time::Duration;
 const DEAD_BYTES_MAX: u64 = 16 << 20;
 /// or once there are more than so many: of each round one can be left.
 const SPARSE_FILES_MAX: usize = 16;
+/// A round moves what lives in the oldest of them, up to so many bytes,
+const MOVED_BYTES_MIN: u64 = 64 << 20;
+/// or up to this part of what is alive: after a change of the number of shards nearly all files are sparse,
+/// and a round that moved it all would take long, and twice the room.
+const MOVED_PART: u64 = 8;
 /// The manifest is written at least this often while the log grows.
 pub(super) const MANIFEST_EVERY: Duration = Duration::from_secs(10);
 
 /// Files of one kind of which less than half is alive.
 #[derive(Default)]
 struct Sparse {
-    files: BTreeSet<u64>,
+    /// With the bytes of each that are alive.
+    files: BTreeMap<u64, u64>,
     /// Bytes of all files that are alive.
     alive: u64,
     /// Bytes of the sparse ones that are not.
@@ -38,18 +44,31 @@ impl Sparse {
         self.alive += alive;
         if alive * 2 < total {
             self.dead += total - alive;
-            self.files.insert(file);
+            self.files.insert(file, alive);
         }
     }
 
-    /// Those, if moving what lives in them is worth the search for it among all that is alive.
-    fn worth_it(self) -> BTreeSet<u64> {
+    /// Those that the next round leaves, at least one, if moving what lives in them is worth the search for
+    /// it among all that is alive. With `little_room` less is moved at once: it gives more room than it takes,
+    /// but later.
+    fn worth_it(&self, little_room: bool) -> BTreeSet<u64> {
         let is_much = self.dead >= DEAD_BYTES_MAX.max(self.alive / 4);
-        if is_much || self.files.len() > SPARSE_FILES_MAX {
-            self.files
-        } else {
-            BTreeSet::new()
+        if !is_much && self.files.len() <= SPARSE_FILES_MAX {
+            return BTreeSet::new();
         }
+        let part = if little_room {
+            0
+        } else {
+            self.alive / MOVED_PART
+        };
+        let mut room = MOVED_BYTES_MIN.max(part);
+        let fits = |(at, (file, alive)): (usize, (&u64, &u64))| {
+            let is_first = at == 0;
+            let fits = is_first || *alive <= room;
+            room = room.saturating_sub(*alive);
+            fits.then_some(*file)
+        };
+        self.files.iter().enumerate().map_while(fits).collect()
     }
 }
 
@@ -121,8 +140,8 @@ impl ShardEngine {
         }
         let left = match self.checkpoints.round >= self.checkpoints.rewrites_from {
             true => LeftFiles {
-                runs: runs.worth_it(),
-                payloads: payloads.worth_it(),
+                runs: runs.worth_it(self.disk_full),
+                payloads: payloads.worth_it(self.disk_full),
             },
             false => LeftFiles::default(),
         };
@@ -174,5 +193,31 @@ impl ShardEngine {
     /// The manifest is durable.
     pub(in crate::shard) fn on_manifest_written(&mut self) {
         self.checkpoints.manifest_under_way = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_round_moves_a_part_of_what_lives_in_sparse_files() {
+        let of = |files: &[(u64, u64)]| {
+            let mut sparse = Sparse::default();
+            for (file, alive) in (0..).zip(files) {
+                sparse.note(file, alive.0 << 20, alive.1 << 20);
+            }
+            sparse
+        };
+        let left = |files| Vec::from_iter(of(files).worth_it(false));
+        assert_eq!(left(&[(10, 20), (90, 100)]), [0; 0], "none is sparse");
+        assert_eq!(left(&[(9, 20), (900, 901)]), [0; 0], "it is not worth it");
+        assert_eq!(left(&[(9, 30), (9, 30), (1, 1)]), [0, 1]);
+        // The oldest first: as a shard has them that has a quarter of what there was.
+        assert_eq!(left(&[(25, 100); 20]), [0, 1]);
+        let many = [(1000, 4000); 20];
+        assert_eq!(left(&many), [0, 1], "an eighth of all");
+        assert_eq!(Vec::from_iter(of(&many).worth_it(true)), [0]);
+        assert_eq!(left(&[(1000, 4000), (1, 4)]), [0], "one at least");
     }
 }
