@@ -4,7 +4,7 @@
 
 mod replica_kit;
 
-use replica_kit::Cluster;
+use replica_kit::{Cluster, queue_in};
 use rrq::base::ids::GroupId;
 use rrq::base::prng::Prng;
 use rrq::shard::counters::Counters;
@@ -45,12 +45,15 @@ fn is_mended(cluster: &mut Cluster, number: u32) -> bool {
     counters.groups_mended_total > 0 && counters.groups_mending == 0
 }
 
-/// Works off the rest, on this node's state as much as on the others'.
+/// Works off the rest, on this node's state as much as on the others'. What is damaged there still it meets
+/// now; then another leads, and jobs that were leased come back a second later.
 fn work_off(cluster: &mut Cluster, number: u32, left: u32) {
     cluster.make_lead(number, GROUP);
-    for _ in 0..left / 1000 {
-        cluster.finish("mail", 1000);
-    }
+    let mut finished = 0;
+    cluster.until("all is worked off", |cluster| {
+        finished += cluster.finish_up_to("mail", 1000);
+        finished == left as usize
+    });
     cluster.until("all have the same state", |cluster| {
         cluster.are_equal(GROUP)
     });
@@ -170,6 +173,42 @@ fn who_is_asked_in_vain_is_followed_by_the_next() {
     println!("after {took} ms");
     let sent = counters(&mut cluster, other).checkpoint_part_bytes_sent_total;
     assert!(sent > 1_000_000, "{sent} bytes of the other");
+}
+
+#[test]
+fn who_mends_hands_over_what_it_comes_to_lead() {
+    const GROUPS: u16 = 8;
+    let mut cluster = Cluster::with_checkpoints(3, u32::from(GROUPS), 1 << 20);
+    for _ in 0..8 {
+        for group in (0..GROUPS).map(GroupId) {
+            cluster.fill(&queue_in(group, u32::from(GROUPS)), 500, 256);
+        }
+    }
+    let dead = cluster.led_by(GROUP);
+    let (mending, intact) = (1 + dead % 3, 1 + (dead + 1) % 3);
+    cluster.kill(mending);
+    cluster.node(mending).disk.reads_fail = true;
+    cluster.start(mending);
+    cluster.until("nothing can be read", |cluster| {
+        counters(cluster, mending).groups_mending == u64::from(GROUPS)
+    });
+    // It gets nothing meanwhile.
+    cluster.node(intact).disk.reads_fail = true;
+    cluster.kill(dead);
+    let took = cluster.until("the intact one leads all", |cluster| {
+        let mut groups = (0..GROUPS).map(GroupId);
+        groups.all(|group| cluster.leader(group) == Some(intact))
+    });
+    println!("after {took} ms");
+    assert!(took < 2_000, "{took} ms");
+    assert!(counters(&mut cluster, mending).groups_mending > 0);
+    for number in [mending, intact] {
+        cluster.node(number).disk.reads_fail = false;
+    }
+    // One after the other, whichever of them nobody could answer before.
+    let took = cluster.until("all are mended", |cluster| is_mended(cluster, mending));
+    println!("after {took} ms");
+    assert!(took < 8_000, "{took} ms");
 }
 
 #[test]

@@ -31,6 +31,8 @@ pub struct ShardMetrics {
     pub durable_lsn: AtomicU64,
     /// Whether it serves.
     pub serving: AtomicBool,
+    /// Whether it shall get leads of other nodes.
+    pub takes_leads: AtomicBool,
     /// From submitting a batch of the log to its completion: one write that is also its sync.
     pub wal_fsync: Histogram,
     /// Records of a batch.
@@ -61,6 +63,7 @@ impl ShardMetrics {
             jobs_held_bytes: AtomicU64::new(0),
             durable_lsn: AtomicU64::new(0),
             serving: AtomicBool::new(false),
+            takes_leads: AtomicBool::new(true),
             wal_fsync: histogram(
                 "rrq_wal_fsync_seconds",
                 "Time of a write of the log that is also its sync (O_DSYNC).",

@@ -471,6 +471,8 @@ impl Driver {
             self.hub.numbers().durable_lsn.store(durable.0, Relaxed);
             self.perform();
             self.hub.numbers().publish(self.engine.counters());
+            let takes_leads = self.engine.takes_leads();
+            self.hub.numbers().takes_leads.store(takes_leads, Relaxed);
             self.tell_of_installs();
             self.hub.durations.borrow().publish();
             self.open_door();
@@ -692,10 +694,11 @@ impl Driver {
 
     /// What this node tells the others of itself.
     fn beat(&self) -> NodeBeat {
-        let shards = self.hub.metrics.shards.iter();
-        let lsns = shards.map(|shard| Lsn(shard.durable_lsn.load(Relaxed)));
+        let mut shards = self.hub.metrics.shards.iter();
+        let lsns = shards.clone();
+        let lsns = lsns.map(|shard| Lsn(shard.durable_lsn.load(Relaxed)));
         NodeBeat {
-            draining: self.engine.hands_over(),
+            draining: shards.any(|shard| !shard.takes_leads.load(Relaxed)),
             nr: 0,
             wall: now().wall,
             durable: Durable {

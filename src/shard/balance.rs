@@ -19,7 +19,8 @@
 //!
 //! A node that *drains* hands over all that it leads, and what it comes to lead; nobody hands it anything.
 //! So does one whose disk is full, which refuses new jobs, as long as another has room: it tells the others
-//! that it shall get no lead, and where all are full nobody hands over anything.
+//! that it shall get no lead, and where all are full nobody hands over anything. Nor shall a node get one
+//! while some group of it is mended: it would only give it back.
 //!
 //! Deliberately absent: load, since a group counts one, however busy it is; and the placement of replicas,
 //! since every node has one of each group.
@@ -169,9 +170,14 @@ impl ShardEngine {
     }
 
     /// Whether it hands over whatever it leads: it was told to, or its disk is full.
-    #[must_use]
-    pub fn hands_over(&self) -> bool {
+    fn hands_over(&self) -> bool {
         self.draining || self.disk_full
+    }
+
+    /// Whether another may give it a lead: it hands over none, and has the state of all its groups.
+    #[must_use]
+    pub fn takes_leads(&self) -> bool {
+        !self.hands_over() && self.counters.groups_mending == 0
     }
 
     /// The room left on the disk changed.
@@ -184,7 +190,7 @@ impl ShardEngine {
         }
     }
 
-    /// Another node hands over whatever it leads, or does so no more.
+    /// Another node shall get no lead, or may again.
     pub(super) fn on_peer_drains(&mut self, peer: Voter, on: bool) {
         self.peers.set_drains(peer, on);
         self.put_off_balance();

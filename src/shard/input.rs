@@ -206,11 +206,11 @@ pub enum Input {
     /// The clocks of the voters say this, as shard 0 has said
     /// ([`Effect::TellClock`](super::effect::Effect::TellClock)).
     VotersClock(VotersClock),
-    /// Another node hands over whatever it leads, or does so no more.
+    /// Another node shall get no lead, or may again.
     PeerDrains {
         /// The node.
         peer: Voter,
-        /// Whether it does.
+        /// Whether it shall get none.
         on: bool,
     },
     /// Another node is not what it was.

@@ -481,7 +481,9 @@ impl ShardEngine {
         }
         // Another member may be intact.
         let is_mended = self.groups[slot].mending.is_some();
-        if !is_heard || (is_mended && receiving.stands_still(now)) {
+        let is_there = self.peers.is_there(&receiving.from);
+        let is_in_vain = receiving.gathers() && (receiving.stands_still(now) || !is_there);
+        if !is_heard || (is_mended && is_in_vain) {
             return self.break_off_install();
         }
         if receiving.wants_a_turn() {

@@ -16,7 +16,8 @@
 //! # Invariants
 //! - Who mends does not serve, and leads no longer than it takes to hand that over.
 //! - A group in which nobody else votes is not mended: it stops, and is repaired by hand.
-//! - One group of a shard is mended at a time. Who does not answer is followed by the next member.
+//! - One group of a shard is mended at a time, and none keeps the others from it: who does not answer is
+//!   followed by the next group, and there by the next member.
 //!
 //! Left out on purpose: finding damage before anybody needs what is damaged.
 
@@ -130,42 +131,62 @@ impl ShardEngine {
 
     /// Asks for what a group needs to be mended, if nothing else is on its way here.
     pub(super) fn begin_mending(&mut self) {
+        self.hand_over_mending();
         let now = self.now.mono;
         if self.next_mending().is_none_or(|at| at > now) {
             return;
         }
-        let is_placing = self.checkpoints.is_placing();
-        for slot in 0..self.groups.len() {
-            let me = self.config.me();
-            let may = self.may_install(slot) && !is_placing;
-            let group = &mut self.groups[slot];
-            let Some(mending) = group.mending.as_mut().filter(|it| it.next <= now) else {
+        let is_due = |slot: &usize| {
+            let mending = self.groups[*slot].mending.as_ref();
+            mending.is_some_and(|mending| mending.next <= now)
+        };
+        let mut due: Vec<usize> = (0..self.groups.len()).filter(is_due).collect();
+        // Who has waited longest: one that nobody can help must not keep the others from being helped.
+        due.sort_by_key(|slot| self.groups[*slot].mending.as_ref().map(|it| it.next));
+        for slot in due {
+            let all = self.may_be_intact(slot);
+            let leads = self.groups[slot].raft.role() == Role::Leader;
+            let may = self.may_install(slot) && !self.checkpoints.is_placing() && !leads;
+            let Some(mending) = &mut self.groups[slot].mending else {
                 continue;
             };
             mending.next = now.plus(ASK_ANOTHER);
-            let leader = group.raft.leader().filter(|leader| *leader != me);
-            let others = group.raft.members().members();
-            let others = others.filter(|other| *other != me && Some(*other) != leader);
-            let all: Vec<Voter> = leader.into_iter().chain(others).collect();
-            if all.is_empty() {
+            let nth = mending.asked % (all.len() + 1);
+            if nth < all.len() && !may {
                 continue;
             }
-            let from = all[mending.asked % all.len()];
             mending.asked += 1;
-            if mending.asked.is_multiple_of(all.len() + 1) {
-                self.try_anew(slot);
-                continue;
+            match all.get(nth) {
+                Some(from) => return self.begin_install(slot, *from),
+                None => self.try_anew(slot),
             }
-            if group.raft.role() == Role::Leader {
+        }
+    }
+
+    /// Who mends cannot serve: as soon as another can lead, it does.
+    fn hand_over_mending(&mut self) {
+        if self.counters.groups_mending == 0 {
+            return;
+        }
+        for slot in 0..self.groups.len() {
+            let group = &mut self.groups[slot];
+            let leads = group.raft.role() == Role::Leader && !group.raft.is_handing_over();
+            if group.mending.is_some() && leads {
                 group.raft.hand_over();
                 self.mark(slot);
-                continue;
             }
-            if !may {
-                continue;
-            }
-            return self.begin_install(slot, from);
         }
+    }
+
+    /// The other members that may answer, first the leader.
+    fn may_be_intact(&self, slot: usize) -> Vec<Voter> {
+        let (raft, me) = (&self.groups[slot].raft, self.config.me());
+        let leader = raft.leader();
+        let others = raft.members().members();
+        let others = others.filter(|other| Some(*other) != leader);
+        let all = leader.into_iter().chain(others);
+        all.filter(|other| *other != me && self.peers.is_there(other))
+            .collect()
     }
 
     /// Whether a group that was lost is being read again, and no checkpoint of another member is.

@@ -64,13 +64,15 @@ pub(super) struct Peers {
     stand_in_at: Option<Monotonic>,
     /// The other members of the cluster.
     members: BTreeSet<Voter>,
-    /// Those of them that hand over whatever they lead.
+    /// Those of them that shall get no lead.
     draining: BTreeSet<Voter>,
     /// Those that are watched; nobody on all shards but the first.
     nodes: BTreeMap<Voter, Watched>,
     next_beat: Option<Monotonic>,
     /// What the other nodes said of themselves.
     known: BTreeMap<Voter, Peer>,
+    /// Those of them that were lost, and have said nothing since.
+    away: BTreeSet<Voter>,
 }
 
 /// Another node, watched.
@@ -115,7 +117,7 @@ impl Peers {
         there.filter_map(|(voter, node)| Some((*voter, node.clock.ahead_ms()?)))
     }
 
-    /// A node hands over whatever it leads, or does so no more.
+    /// A node shall get no lead, or may again.
     pub(super) fn set_drains(&mut self, node: Voter, on: bool) {
         if on {
             self.draining.insert(node);
@@ -132,6 +134,11 @@ impl Peers {
     /// What a node that has said hello said of its zone.
     pub(super) fn zone(&self, node: &Voter) -> Option<&String> {
         self.known.get(node).map(|peer| &peer.zone)
+    }
+
+    /// Whether a node may answer: it has said hello, and was not lost since.
+    pub(super) fn is_there(&self, node: &Voter) -> bool {
+        self.known.contains_key(node) && !self.away.contains(node)
     }
 
     /// The other members of the cluster.
@@ -206,6 +213,7 @@ impl ShardEngine {
     /// Another node sent messages.
     pub(super) fn on_peer_messages(&mut self, messages: Vec<Message>) {
         for message in messages {
+            self.peers.away.remove(&message.from);
             let group = message.group;
             let is_here = u32::from(group.0) < self.config.groups
                 && shard_of(group, self.config.shards) == self.config.shard;
@@ -230,6 +238,7 @@ impl ShardEngine {
     pub(super) fn on_peer_known(&mut self, peer: Peer) {
         let voter = peer.voter;
         self.peers.known.insert(voter, peer);
+        self.peers.away.remove(&voter);
         self.put_off_balance();
         for slot in 0..self.groups.len() {
             self.groups[slot].raft.found_peer(voter);
@@ -273,6 +282,7 @@ impl ShardEngine {
 
     /// Another node is not what it was.
     pub(super) fn on_peer_lost(&mut self, peer: Voter, loss: Loss) {
+        self.peers.away.insert(peer);
         self.installs_lost(peer, loss);
         for slot in 0..self.groups.len() {
             let raft = &mut self.groups[slot].raft;

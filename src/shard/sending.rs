@@ -458,11 +458,13 @@ impl ShardEngine {
             }
             let progress = raft.followers().find(|(follower, _)| follower == to);
             let matched = progress.map_or(LogIndex(0), |(_, progress)| Progress::matched(progress));
-            if matched > sending.matched && matched >= sending.index {
+            // Who mends its state has the whole log, and gets new entries all the while.
+            let is_done = sending.stream.is_none();
+            if is_done && matched > sending.matched && matched >= sending.index {
                 (sending.matched, sending.heard) = (matched, now);
             }
             let log = raft.log();
-            let is_installed = sending.matched >= sending.index;
+            let is_installed = is_done && sending.matched >= sending.index;
             if is_installed && !log.has_more_above(sending.matched, tail_bytes / 2) {
                 return false;
             }

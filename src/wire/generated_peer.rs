@@ -115,7 +115,7 @@ pub struct NodeBeat {
     pub wall_ms: u64,
     #[prost(message, optional, tag = "3")]
     pub durable: ::core::option::Option<Durable>,
-    /// Whatever the sender leads it hands over, being drained or out of disk: it shall get no lead.
+    /// The sender shall get no lead: it is drained, out of disk, or gets back what of its state was damaged.
     #[prost(bool, tag = "4")]
     pub draining: bool,
 }

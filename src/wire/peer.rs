@@ -148,7 +148,7 @@ pub struct NodeBeat {
     pub wall: WallTime,
     /// How far its logs are durable.
     pub durable: Durable,
-    /// Whatever it leads it hands over.
+    /// It shall get no lead.
     pub draining: bool,
 }
 

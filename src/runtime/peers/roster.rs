@@ -55,7 +55,7 @@ pub struct Known {
     /// Where other nodes are reached, `host:port`: as each says of itself, else as configured here, else as
     /// others say.
     pub addresses: BTreeMap<NodeId, String>,
-    /// Nodes that hand over whatever they lead.
+    /// Nodes that shall get no lead.
     draining: BTreeSet<Voter>,
     /// Members that have gone while this process runs.
     gone: BTreeSet<Voter>,
@@ -103,7 +103,7 @@ impl Known {
         }
     }
 
-    /// Another node hands over whatever it leads, or not; whether that is news.
+    /// Another node shall get no lead, or may; whether that is news.
     pub fn heard_draining(&mut self, node: Voter, on: bool) -> bool {
         if on {
             self.draining.insert(node)

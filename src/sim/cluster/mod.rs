@@ -704,7 +704,7 @@ impl<'a> Cluster<'a> {
         let way = self.ways.get_mut(&(node, to)).expect("a way");
         way.beats += 1;
         let beat = NodeBeat {
-            draining: self.nodes[node].hands_over(),
+            draining: self.nodes[node].takes_no_leads(),
             nr: way.beats,
             wall: self.nodes[node].clock(self.now).wall,
             durable: self.nodes[node].durable(),

@@ -102,7 +102,7 @@ pub(super) struct Node {
     pub(super) heard: BTreeMap<NodeId, Heard>,
     /// How far their logs were durable.
     pub(super) durable: BTreeMap<NodeId, Durable>,
-    /// Those that hand over whatever they lead.
+    /// Those that shall get no lead.
     pub(super) draining: BTreeSet<Voter>,
 }
 
@@ -151,9 +151,9 @@ impl Node {
         SimDisk::new(options.segment_bytes)
     }
 
-    /// Whether its first shard, which beats for all, says that it shall lead nothing.
-    pub(super) fn hands_over(&self) -> bool {
-        self.engines.first().is_some_and(ShardEngine::hands_over)
+    /// Whether it says that it shall get no lead, for all of its shards.
+    pub(super) fn takes_no_leads(&self) -> bool {
+        !self.engines.iter().all(ShardEngine::takes_leads)
     }
 
     pub(super) fn runs(&self) -> bool {
