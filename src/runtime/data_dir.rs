@@ -53,8 +53,8 @@ pub struct DataDir {
     new: bool,
     /// How many shards the start is for.
     wanted: u16,
-    /// Folders of WAL sets that are not in force.
-    others: Vec<PathBuf>,
+    /// Folders of WAL sets that are not in force, with the numbers of those.
+    others: Vec<(u32, PathBuf)>,
     /// A superblock names one of them.
     other_is_named: bool,
     lock: File,
@@ -246,7 +246,7 @@ impl DataDir {
             self.write_copy(0)?;
             self.write_copy(1)?;
         }
-        for folder in std::mem::take(&mut self.others) {
+        for (_, folder) in std::mem::take(&mut self.others) {
             let removed = step("remove a set").and_then(|()| fs::remove_dir_all(&folder));
             if let Err(error) = removed {
                 let folder = folder.display();

@@ -70,25 +70,37 @@ pub fn make(dir: &Path, set: u32, shards: u16) -> io::Result<()> {
     sync_folder(dir)
 }
 
-/// Whether a name in a data directory is that of a set or of a shard.
+/// Whether a name in a data directory may be that of a set or of a shard: enough to see that it is one, not to
+/// remove what has the name.
 #[must_use]
 pub fn is_of_a_set(name: &str) -> bool {
     name.starts_with(SHARD) || name.starts_with(SET)
 }
 
-/// The folders of all sets but this one.
+/// The folders of all sets but this one, each with the number of its set.
 ///
 /// # Errors
 /// If the directory cannot be read.
-pub fn others(dir: &Path, set: u32) -> io::Result<Vec<PathBuf>> {
-    let own = folder(dir, set);
-    let mut others = names(dir)?;
-    others.retain(|name| match set {
-        FIRST => name.starts_with(SET),
-        _ => is_of_a_set(name) && dir.join(name) != own,
-    });
+pub fn others(dir: &Path, set: u32) -> io::Result<Vec<(u32, PathBuf)>> {
+    let names = names(dir)?;
+    let folders = names.iter().filter_map(|name| Some((set_of(name)?, name)));
+    let mut others: Vec<(u32, PathBuf)> = folders
+        .filter(|(of, _)| *of != set)
+        .map(|(of, name)| (of, dir.join(name)))
+        .collect();
     others.sort_unstable();
-    Ok(others.iter().map(|name| dir.join(name)).collect())
+    Ok(others)
+}
+
+/// The set whose folder, or the folder of one of whose shards, is named exactly so. What only begins like
+/// one, `shard-0001.bak`, is somebody else's, and is never removed.
+fn set_of(name: &str) -> Option<u32> {
+    if let Some(digits) = name.strip_prefix(SHARD) {
+        let shard: u16 = digits.parse().ok()?;
+        return (format!("{SHARD}{shard:04}") == name).then_some(FIRST);
+    }
+    let set: u32 = name.strip_prefix(SET)?.parse().ok()?;
+    (set != FIRST && format!("{SET}{set:04}") == name).then_some(set)
 }
 
 #[cfg(test)]
@@ -106,10 +118,36 @@ mod tests {
         }
         fs::write(dir.join("lock"), "").expect("a file");
         let others = |set| others(dir, set).expect("it can be read");
-        let named = |names: &[&str]| names.iter().map(|name| dir.join(name)).collect::<Vec<_>>();
-        assert_eq!(others(1), named(&["set-0070", "set-123456"]));
-        let all = ["set-123456", "shard-0000", "shard-0001"];
+        let named = |names: &[(u32, &str)]| {
+            let named = names.iter().map(|(set, name)| (*set, dir.join(name)));
+            named.collect::<Vec<_>>()
+        };
+        let later = [(70, "set-0070"), (123_456, "set-123456")];
+        assert_eq!(others(1), named(&later));
+        let all = [(1, "shard-0000"), (1, "shard-0001"), later[1]];
         assert_eq!(others(70), named(&all));
+    }
+
+    #[test]
+    fn what_only_begins_like_a_folder_of_a_set_is_none() {
+        for (name, set) in [
+            ("shard-0001", Some(1)),
+            ("shard-0001.bak", None),
+            ("shard-1", None),
+            ("shard-00001", None),
+            ("shard-", None),
+            ("set-0070", Some(70)),
+            ("set-4294967295", Some(u32::MAX)),
+            ("set-4294967296", None),
+            ("set-0070.old", None),
+            ("set-70", None),
+            ("set-+070", None),
+            ("set-aside", None),
+            // The first has no folder of its own.
+            ("set-0001", None),
+        ] {
+            assert_eq!(set_of(name), set, "{name}");
+        }
     }
 
     #[test]
