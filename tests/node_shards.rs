@@ -224,6 +224,46 @@ fn copy(from: &Path, to: &Path) {
     assert!(done.success(), "{done}");
 }
 
+#[test]
+fn superblocks_that_are_older_than_the_logs_are_refused_and_nothing_is_removed() {
+    let data = folder("shards-older");
+    let known = make(&data, None);
+    let backup = data.with_extension("backup");
+    copy(&data, &backup);
+    let node = Node::start(&data, &args(3));
+    block_on(async { put(&connect(&node).await, 0..10).await });
+    drop(node);
+    let newer = sets(&data).pop_first().expect("it has a set");
+    let superblocks = ["superblock.0", "superblock.1"];
+    let own = superblocks.map(|name| fs::read(data.join(name)).expect("it is there"));
+    for name in superblocks {
+        fs::copy(backup.join(name), data.join(name)).expect("it is copied");
+    }
+    // The superblocks alone, then with the logs that they name.
+    for parts in [&[][..], &["shard-0000", "shard-0001"]] {
+        for part in parts {
+            copy(&backup.join(part), &data.join(part));
+        }
+        let before = files(&data);
+        for shards in [2, 3] {
+            let (status, text) = refused(&data, &args(shards));
+            assert_eq!(status, 5, "{text}");
+            assert!(text.contains("error[RRQ-5003]"), "{text}");
+            assert!(text.contains(&format!("move {}", data.display())), "{text}");
+            assert!(text.contains(&newer), "{text}");
+            assert_eq!(files(&data), before);
+        }
+    }
+    for (name, bytes) in superblocks.iter().zip(own) {
+        fs::write(data.join(name), bytes).expect("it is written");
+    }
+    let node = Node::start(&data, &args(3));
+    assert_eq!(survey(&node, &known), whole(&known));
+    let taken = block_on(async { take(&connect(&node).await, 20).await });
+    assert_eq!(taken.len(), 10, "what came after the backup is there");
+    assert_eq!(sets(&data), BTreeSet::from([newer]));
+}
+
 /// Gives a directory another number of shards, as a start does.
 fn change(
     data: &Path,

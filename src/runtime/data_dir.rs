@@ -20,7 +20,8 @@
 //! A node that is to be one of several has a directory without a cluster until the cluster is formed
 //! (`peers/forming.rs`); what belongs to none has no log.
 //!
-//! Nothing is changed in a directory that is refused.
+//! Nothing is changed in a directory that is refused: so is one with a set of logs that is newer than the
+//! superblocks, since what is not in force is removed.
 
 use crate::base::code::Code;
 use crate::base::ids::{ClusterId, DiskId, LogIndex, NodeId};
@@ -111,9 +112,11 @@ impl DataDir {
         };
         if !dir.new {
             dir.wanted = fits(&dir.path, &dir.superblock, config)?;
-            dir.check_logs()?;
             let others = sets::others(&dir.path, dir.superblock.wal_set);
             dir.others = others.map_err(|error| unusable(&dir.path, "read", &error))?;
+            // First: who is told of a missing log puts that back, and only then hears of a newer one.
+            dir.check_others()?;
+            dir.check_logs()?;
             dir.other_is_named = sets.iter().any(|set| *set != dir.superblock.wal_set);
         }
         if let (Some(error), false) = (damaged, dir.superblock.forming) {
@@ -304,6 +307,30 @@ impl DataDir {
         self.superblock.generation += 1;
         self.write_copy(0)?;
         self.write_copy(1)
+    }
+
+    /// Refuses superblocks that are older than a later set of logs, as those of a backup are: what was
+    /// acknowledged since may be there alone. What a change leaves that was cut off knows of no start that the
+    /// superblock does not: that number was durable first.
+    fn check_others(&self) -> Result<(), Report> {
+        let Superblock { wal_set, start, .. } = self.superblock;
+        for (_, folder) in self.others.iter().filter(|(set, _)| *set > wal_set) {
+            let last = sets::last_start(folder);
+            let last = last.map_err(|error| unusable(folder, "read", &error))?;
+            if last > start {
+                let (path, folder) = (self.path.display(), folder.display());
+                let what =
+                    format!("the superblocks of data directory {path} are older than its logs");
+                return Err(Report::error(Code::SuperblockDamaged, what)
+                    .location(format!("{folder} is of start {last}, the superblocks of start {start}"))
+                    .why("what was acknowledged since may be there alone; nothing was changed")
+                    .fix(format!(
+                        "put back superblocks from after the change of shards; or, to go on without what came \
+                         after the backup, move {folder} away"
+                    )));
+            }
+        }
+        Ok(())
     }
 
     fn check_logs(&self) -> Result<(), Report> {

@@ -9,13 +9,15 @@
 //!   set-4711/shard-0000/wal-4711/   a later one
 //! ```
 //!
-//! The superblock names the set in force. What belongs to another was never in force, or is no more.
+//! The superblock names the set in force. What belongs to another was never in force, or is no more; unless
+//! the superblock is an older one, put beside newer logs: [`last_start`] tells.
 //!
 //! Numbers rise, by a step that nobody can foretell: of two changes that start from one image of a
 //! directory, each makes another set, so that what others have heard of the one is never held against
 //! the other ([`Durable`](crate::wire::peer::Durable)).
 
 use crate::runtime::data_dir::{names, sync_folder};
+use crate::runtime::snapshot_files;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -90,6 +92,19 @@ pub fn others(dir: &Path, set: u32) -> io::Result<Vec<(u32, PathBuf)>> {
         .collect();
     others.sort_unstable();
     Ok(others)
+}
+
+/// The last start that has put its manifest into a set's own folder; 0 if none has, since what makes a set
+/// was cut off before.
+///
+/// # Errors
+/// If the folder cannot be read.
+pub fn last_start(folder: &Path) -> io::Result<u64> {
+    let mut last = 0;
+    for name in names(folder)?.iter().filter(|name| is_of_a_set(name)) {
+        last = last.max(snapshot_files::last_start(&folder.join(name))?);
+    }
+    Ok(last)
 }
 
 /// The set whose folder, or the folder of one of whose shards, is named exactly so. What only begins like

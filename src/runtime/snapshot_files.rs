@@ -436,6 +436,16 @@ pub fn manifests(folder: &Path) -> io::Result<Vec<u64>> {
     Ok(all)
 }
 
+/// The last start that has written a manifest into a folder; 0 if there is none. Told by the names, so that
+/// one that is damaged counts.
+///
+/// # Errors
+/// If the folder cannot be read.
+pub fn last_start(folder: &Path) -> io::Result<u64> {
+    let newest = manifests(folder)?.pop();
+    Ok(newest.map_or(0, |sequence| sequence >> 32))
+}
+
 /// The bytes of a manifest.
 ///
 /// # Errors
