@@ -7,7 +7,7 @@
 
 use crate::base::limits::SEGMENT_BYTES;
 use crate::runtime::data_dir::sync_folder;
-use crate::runtime::space;
+use crate::runtime::{space, sys};
 use crate::wal::writer::{LogWriter, WalWrite};
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -76,9 +76,7 @@ impl LogFiles {
         self.drain(writer)?;
         self.proves = writer.beacon();
         self.drain(writer)?;
-        for file in self.files.values() {
-            file.sync_all()?;
-        }
+        self.files.values().try_for_each(settle)?;
         sync_folder(&self.folder)
     }
 
@@ -88,7 +86,7 @@ impl LogFiles {
         while let Some(full) = self.files.first_entry()
             && *full.key() < write.segment
         {
-            full.remove().sync_all()?;
+            settle(&full.remove())?;
         }
         let file = self.files.get(&write.segment);
         let file = file.expect("a writer writes to segments that it has asked for");
@@ -126,4 +124,50 @@ impl LogFiles {
     }
 }
 
+/// Makes a file durable, and has the kernel forget it: who reads it back is to see what the disk has, not
+/// what is in memory.
+fn settle(file: &File) -> io::Result<()> {
+    file.sync_all()?;
+    sys::drop_cached(file)
+}
+
 const _: () = assert!(SEGMENT_BYTES.is_multiple_of(ZEROS_BYTES));
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::ids::{ClusterId, DiskId, GroupId, Incarnation, ShardId};
+    use crate::runtime::data_dir::names;
+    use crate::wal::record::{HardState, Record};
+    use crate::wal::writer::{LogIdentity, LogStart};
+
+    #[test]
+    fn what_is_written_is_read_back_from_the_disk() {
+        let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).expect("a folder");
+        let identity = LogIdentity {
+            cluster: ClusterId([1; 16]),
+            disk: DiskId([2; 16]),
+            shard: ShardId(0),
+            wal_set: 1,
+        };
+        let mut writer = LogWriter::new(identity, LogStart::fresh(), 1);
+        let mut files = LogFiles::new(folder.path(), "seg", None);
+        while writer.end_lsn().0 <= SEGMENT_BYTES as u64 {
+            for _ in 0..10_000 {
+                writer.append(Record::HardState {
+                    group: GroupId(0),
+                    incarnation: Incarnation(1),
+                    state: HardState::default(),
+                });
+            }
+            files.drain(&mut writer).expect("it is written");
+        }
+        files.finish(&mut writer).expect("it is written");
+        let names = names(folder.path()).expect("it can be listed");
+        assert_eq!(names.len(), 2, "one was full");
+        for name in names {
+            let file = File::open(folder.path().join(name)).expect("it is there");
+            assert_eq!(sys::cached_pages(&file).expect("mapped"), 0);
+        }
+    }
+}

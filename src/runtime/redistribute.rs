@@ -14,7 +14,8 @@
 //!
 //! 1. Read all logs as a start does, one at a time. A log that is damaged is refused: what is lost in it, or only in doubt,
 //!    is judged in that log, by a start with the old number.
-//! 2. Write the new set; sync all of it; read it back, and hold it against what was read.
+//! 2. Write the new set; sync all of it; read it back, from the disk and not from memory, and hold it against
+//!    what was read.
 //! 3. Write both superblocks. With the first of them the new set is in force.
 //! 4. Remove the set before.
 //!
