@@ -4,6 +4,9 @@
 mod node_support;
 
 use node_support::{Node, folder, http, refused, skip};
+use rrq::base::limits::STARTS_END;
+use rrq::runtime::snapshot_files::last_start;
+use rrq::snapshot::superblock::Superblock;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
@@ -251,6 +254,37 @@ fn one_damaged_superblock_is_healed_two_are_refused() {
         text.contains("error[RRQ-5004]") && text.contains("superblock.1"),
         "{text}"
     );
+}
+
+#[test]
+fn superblocks_that_allow_no_more_starts_are_refused_by_name() {
+    let data = used("last-start", &[]);
+    let say = |start: u64| {
+        for copy in ["superblock.0", "superblock.1"].map(|name| data.join(name)) {
+            let bytes = fs::read(&copy).expect("a superblock");
+            let mut superblock = Superblock::decode(&bytes).expect("it is sound");
+            superblock.start = start;
+            fs::write(&copy, superblock.encode()).expect("it can be written");
+        }
+    };
+    let last = u64::from(STARTS_END) - 1;
+    for start in [last, last + 1, u64::MAX] {
+        say(start);
+        let before = contents(&data);
+        let (status, text) = refused(&data, &[]);
+        assert_eq!(status, 5, "{text}");
+        assert!(text.contains("error[RRQ-5003]"), "{text}");
+        assert!(text.contains(&format!("start {start};")), "{text}");
+        assert!(text.contains("backup of the whole directory"), "{text}");
+        assert_eq!(contents(&data), before);
+    }
+    // The last start of all serves, and writes checkpoints.
+    say(last - 1);
+    let mut node = Node::start(&data, &[]);
+    node.signal("-TERM");
+    assert!(node.wait().success(), "it stops well");
+    let written = last_start(&data.join("shard-0000"));
+    assert_eq!(written.expect("it can be read"), last);
 }
 
 #[test]

@@ -4,14 +4,17 @@
 use bytes::{Bytes, BytesMut};
 use rrq::base::entry::{Entry, EntryKind};
 use rrq::base::ids::{ClusterId, DiskId, GroupId, Incarnation, LogIndex, NodeId, Term};
-use rrq::base::limits::{APPEND_BYTES_MAX, PEER_FRAME_BYTES_FULL, PEER_FRAME_BYTES_MAX};
-use rrq::base::units::{GroupTime, Lsn};
+use rrq::base::limits::{
+    APPEND_BYTES_MAX, PEER_FRAME_BYTES_FULL, PEER_FRAME_BYTES_MAX, STARTS_END,
+};
+use rrq::base::units::{GroupTime, Lsn, WallTime};
 use rrq::raft::log::RaftLog;
 use rrq::raft::message::{Body, Message, Voter};
 use rrq::wire::WireError;
 use rrq::wire::frame::{Frame, FrameDecoder, FrameKind, encode_frame};
 use rrq::wire::peer::{
-    Durable, Link, PEER_PROTOCOL_VERSION, PeerHello, decode_messages, encode_messages,
+    Durable, Link, NodeBeat, PEER_PROTOCOL_VERSION, PeerHello, decode_messages, decode_node_beat,
+    decode_peer_hello, encode_messages, encode_node_beat, encode_peer_hello,
 };
 
 const GROUP: GroupId = GroupId(7);
@@ -293,6 +296,54 @@ fn more_fields_than_a_full_frame_has_are_refused_before_there_are_values() {
         error.to_string(),
         "messages of groups, in fields, has length 1048577, allowed are 1 to 1048576"
     );
+}
+
+/// A node goes on behind a start of its own of which it hears, and names files by it.
+#[test]
+fn a_start_that_no_node_can_have_is_refused_wherever_it_is_told() {
+    let heard = |start| Durable {
+        disk: member(1).disk,
+        wal_set: 1,
+        lsns: vec![Lsn(1)],
+        start,
+        process: 1,
+    };
+    let body = |encode: &dyn Fn(&mut BytesMut)| {
+        let mut out = BytesMut::new();
+        encode(&mut out);
+        let mut decoder = FrameDecoder::default();
+        decoder.push(&out);
+        decoder.next().expect("sound").expect("whole").body
+    };
+    let told = |start: u32| {
+        let own = PeerHello { start, ..hello(2) };
+        let other = PeerHello {
+            heard: Some(heard(start)),
+            ..hello(2)
+        };
+        let hellos = [own, other].map(|hello| {
+            let body = body(&|out| encode_peer_hello(&hello, out));
+            decode_peer_hello(&body).map(drop)
+        });
+        let beat = NodeBeat {
+            nr: 1,
+            wall: WallTime(5),
+            durable: heard(start),
+            draining: false,
+        };
+        let beat = body(&|out| encode_node_beat(&beat, out));
+        [hellos.to_vec(), vec![decode_node_beat(&beat).map(drop)]].concat()
+    };
+    assert_eq!(told(STARTS_END - 1), [Ok(()), Ok(()), Ok(())]);
+    for start in [STARTS_END, u32::MAX] {
+        for refused in told(start) {
+            let words = format!(
+                "the start of a node is {start}, allowed are 0 to {}",
+                STARTS_END - 1
+            );
+            assert_eq!(refused.expect_err("refused").to_string(), words);
+        }
+    }
 }
 
 #[test]

@@ -132,6 +132,9 @@ pub const ELECTION_TICKS: u32 = 16;
 pub const HEARTBEAT_TICKS: u32 = 2;
 /// Shards of a node.
 pub const SHARDS_MAX: u16 = 64;
+/// No start of a node has this number or a higher one: with that of a shard it makes 32 bits of the number of
+/// a checkpoint file.
+pub const STARTS_END: u32 = 1 << (32 - SHARDS_MAX.ilog2());
 /// Shards of a node that another node keeps numbers of.
 pub const PEER_SHARDS_MAX: usize = 1024;
 /// The group whose members are the cluster's.

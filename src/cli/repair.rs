@@ -257,7 +257,7 @@ impl Shard {
         if !salvaged.is_empty() {
             let shard = self.files.identity.shard;
             let file = file_number(dir.superblock.start, shard, 1);
-            let file = file.expect("a directory is started fewer than 2^26 times");
+            let file = file.expect("no start has a number from STARTS_END on");
             salvage::write(&self.files, file, salvaged)?;
         }
         let lives = || {

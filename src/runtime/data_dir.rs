@@ -25,7 +25,7 @@
 
 use crate::base::code::Code;
 use crate::base::ids::{ClusterId, DiskId, LogIndex, NodeId};
-use crate::base::limits::{GROUPS_MIN, GROUPS_PER_SHARD};
+use crate::base::limits::{GROUPS_MIN, GROUPS_PER_SHARD, STARTS_END};
 use crate::base::members::{ClusterMembers, Member};
 use crate::base::report::Report;
 use crate::base::units::WallTime;
@@ -149,8 +149,12 @@ impl DataDir {
     /// still refuse the start. The log may be read before what this gives is written, not more.
     ///
     /// # Errors
-    /// If the directory cannot be written.
+    /// If the directory cannot be written, or no start may follow.
     pub fn begin(&mut self) -> Result<RaisedStart, Report> {
+        let start = self.superblock.start.saturating_add(1);
+        if start >= STARTS_END.into() {
+            return Err(no_more_starts(&self.path, self.superblock.start));
+        }
         if self.new {
             let Superblock {
                 wal_set, shards, ..
@@ -161,7 +165,7 @@ impl DataDir {
                 _ => unusable(&self.path, "make folders in", &error),
             })?;
         }
-        self.superblock.start += 1;
+        self.superblock.start = start;
         self.superblock.generation += 1;
         let lock = self.lock.try_clone();
         Ok(RaisedStart {
@@ -705,6 +709,20 @@ fn no_superblock(path: &Path, error: &SuperblockError) -> Report {
         .why("nothing that rrq does leads to this; nothing was changed")
         .fix("put one of the two files back from a backup"),
     }
+}
+
+/// So often nobody has started a node: another one, or whoever wrote the superblock, has made that up.
+fn no_more_starts(path: &Path, start: u64) -> Report {
+    let shown = path.display();
+    let what = format!("the superblocks of data directory {shown} allow no more starts");
+    let last = STARTS_END - 1;
+    Report::error(Code::SuperblockDamaged, what)
+        .location(format!("they are of start {start}; the last is {last}"))
+        .why("files of a start could be named like those of another; no log was changed")
+        .fix(
+            "put a backup of the whole directory in its place; or, in a cluster, empty it, start it, \
+             and rrqctl cluster add the node",
+        )
 }
 
 fn missing(file: &Path, why: &str) -> Report {

@@ -254,7 +254,7 @@ impl Checkpointer {
             self.start_number
         };
         let file = file_number(start.into(), self.shard, self.next_file);
-        let file = file.expect("a directory is started fewer than 2^26 times");
+        let file = file.expect("no start has a number from STARTS_END on");
         self.next_file += 1;
         FileHeader {
             kind,

@@ -138,6 +138,7 @@ use crate::base::checksum::{Hash128, crc32c};
 use crate::base::ids::{ClusterId, DiskId, GroupId, Incarnation, JobId, LogIndex, ShardId, Term};
 use crate::base::limits::{
     BLOCK_BYTES, ENTRY_BYTES_MAX, LEAF_JOBS, NODE_BRANCHES, PAYLOAD_BYTES_HARD_MAX, SHARDS_MAX,
+    STARTS_END,
 };
 pub use crate::base::limits::{BODY_HEAD_BYTES, DISK_ALIGN_BYTES as ALIGN_BYTES};
 use crate::base::members::Member;
@@ -244,14 +245,12 @@ pub struct FileHeader {
 
 /// Bits of a file number that tell the shard.
 const SHARD_BITS: u32 = SHARDS_MAX.ilog2();
-/// No start has this number or a higher one.
-const STARTS_END: u64 = 1 << (32 - SHARD_BITS);
 
-/// The number of the `counter`-th file of a shard in a start; `None` from start 2^26 on, and from
-/// shard [`SHARDS_MAX`] on.
+/// The number of the `counter`-th file of a shard in a start; `None` from start [`STARTS_END`] on, and
+/// from shard [`SHARDS_MAX`] on.
 #[must_use]
 pub fn file_number(start: u64, shard: ShardId, counter: u32) -> Option<u64> {
-    let is_one = start < STARTS_END && shard.0 < SHARDS_MAX;
+    let is_one = start < u64::from(STARTS_END) && shard.0 < SHARDS_MAX;
     let of_shard = start << SHARD_BITS | u64::from(shard.0);
     is_one.then_some(of_shard << 32 | u64::from(counter))
 }

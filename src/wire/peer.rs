@@ -14,7 +14,7 @@ use crate::base::ids::{
 };
 use crate::base::limits::{
     CHANGE_BYTES_MAX, CHECKPOINT_PART_BYTES, CHECKPOINT_WANTS_MAX, MEMBERS_MAX,
-    PEER_FRAME_BYTES_FULL, PEER_SHARDS_MAX, VOTERS_MAX, ZONE_BYTES_MAX,
+    PEER_FRAME_BYTES_FULL, PEER_SHARDS_MAX, STARTS_END, VOTERS_MAX, ZONE_BYTES_MAX,
 };
 use crate::base::units::{GroupTime, Lsn, WallTime};
 use crate::raft::message::{Body, Checkpoint, PageWanted, Position, QueueChange, Why};
@@ -53,7 +53,7 @@ pub struct Durable {
     pub wal_set: u32,
     /// All below was durable, by shard.
     pub lsns: Vec<Lsn>,
-    /// The start of the node in which it was.
+    /// The start of the node in which it was, below [`STARTS_END`].
     pub start: u32,
     /// Random bits of the process. An older image of a disk starts with a number that was used before.
     pub process: u64,
@@ -103,7 +103,7 @@ pub struct PeerHello {
     pub node: NodeId,
     /// Its disk.
     pub disk: DiskId,
-    /// Rises with each start.
+    /// Rises with each start, below [`STARTS_END`].
     pub start: u32,
     /// Its shards.
     pub shards: u16,
@@ -292,6 +292,7 @@ fn durable_from_pb(durable: pb::Durable) -> Result<Durable, WireError> {
         0,
         PEER_SHARDS_MAX as u64,
     )?;
+    check_start(durable.start)?;
     Ok(Durable {
         disk: disk_from_pb(&durable.disk)?,
         wal_set: durable.wal_set,
@@ -299,6 +300,16 @@ fn durable_from_pb(durable: pb::Durable) -> Result<Durable, WireError> {
         start: durable.start,
         process: durable.process,
     })
+}
+
+/// A node goes on behind a start of its own that it is told of.
+fn check_start(start: u32) -> Result<(), WireError> {
+    check_range(
+        "the start of a node",
+        start.into(),
+        0,
+        u64::from(STARTS_END) - 1,
+    )
 }
 
 fn encode_message(kind: FrameKind, message: &impl prost::Message, out: &mut BytesMut) {
@@ -354,6 +365,7 @@ pub fn decode_peer_hello(body: &Bytes) -> Result<PeerHello, WireError> {
         return Err(WireError::Contradiction("groups are a power of two"));
     }
     check_range("shards", hello.shards.into(), 1, PEER_SHARDS_MAX as u64)?;
+    check_start(hello.start)?;
     check_range(
         "addresses of clients",
         hello.client_addresses.len() as u64,
