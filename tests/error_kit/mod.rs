@@ -32,6 +32,8 @@ static VARIES: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
         (r"\bnode_start-[0-9a-f]+", "node_start"),
         (r"/rrq-(check|test)-\d+", "/rrq-$1"),
         (r"\b[0-9a-f]{32}\b", "[ID]"),
+        // The number of a set of logs is drawn.
+        (r"/set-\d+", "/set-[N]"),
         (r"\bkernel \d+\.\d+\.[^ ,)]+", "kernel [VERSION]"),
         (r"/tmp/\.?[A-Za-z0-9]+", "[TMP]"),
     ];
