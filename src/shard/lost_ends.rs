@@ -8,11 +8,12 @@
 //! | --- | --- |
 //! | this WAL set | the log of this shard was longer |
 //! | one before it, in which the node had other shards | the log that the group was in then was longer than when it was taken over |
-//! | one so long ago that nobody knows how long its logs were | always |
+//! | one before it of which no end is known | the log that the group was in then held anything |
 //! | a later one | always: this is an image from before it |
 //!
 //! The others hear of a new set as soon as the node speaks to them; so only who was cut off meanwhile tells of
-//! an earlier one.
+//! an earlier one. Nobody knows how long the logs of a set were if it was in force long ago, or if the next one
+//! came before anything was written: then nothing of it was ever durable.
 
 use super::engine::ShardEngine;
 use super::placement::shard_of;
@@ -22,6 +23,7 @@ use crate::base::units::Lsn;
 use crate::wal::segment::Echo;
 use crate::wal::writer::LogIdentity;
 use crate::wire::peer::Durable;
+use std::collections::BTreeMap;
 
 /// How long the logs of this disk were, and are.
 #[derive(Debug)]
@@ -49,24 +51,36 @@ impl KnownEnds {
         self.found
     }
 
-    /// Whether something of a group is missing of which another node has heard that it was durable.
-    fn lacks(&self, group: GroupId, heard: &Durable) -> bool {
-        let is_longer = |shard: ShardId, end: Lsn| {
-            let heard = heard.lsns.get(usize::from(shard.0));
-            heard.is_some_and(|heard| *heard > end)
+    /// Which groups miss something of which another node has heard that it was durable.
+    fn lacks(&self, heard: &Durable) -> impl Fn(GroupId) -> bool + use<> {
+        let lost = self.lost_logs(heard);
+        let shards = u16::try_from(lost.len()).unwrap_or(u16::MAX);
+        move |group| shards > 0 && lost[usize::from(shard_of(group, shards).0)]
+    }
+
+    /// Which logs have lost something: by the shards that the node had then, or the one of this shard alone.
+    fn lost_logs(&self, heard: &Durable) -> Vec<bool> {
+        let LogIdentity { wal_set, shard, .. } = self.identity;
+        if heard.wal_set == wal_set {
+            let own = heard.lsns.get(usize::from(shard.0));
+            return vec![own.is_some_and(|own| *own > self.found)];
+        }
+        if heard.wal_set > wal_set {
+            return vec![true; heard.lsns.len()];
+        }
+        if bugs::on(Bug::EarlierLogsVoid) {
+            return Vec::new();
+        }
+        let ends = self
+            .before
+            .iter()
+            .filter(|end| end.wal_set == heard.wal_set);
+        let ends: BTreeMap<ShardId, Lsn> = ends.map(|end| (end.shard, end.durable_lsn)).collect();
+        let is_longer = |(shard, heard): (u16, &Lsn)| {
+            let end = ends.get(&ShardId(shard)).copied();
+            *heard > end.unwrap_or(Lsn(0))
         };
-        if heard.wal_set == self.identity.wal_set {
-            return is_longer(self.identity.shard, self.found);
-        }
-        let shards = u16::try_from(heard.lsns.len()).unwrap_or(u16::MAX);
-        let is_earlier = heard.wal_set < self.identity.wal_set;
-        if shards == 0 || is_earlier && bugs::on(Bug::EarlierLogsVoid) {
-            return false;
-        }
-        let shard = shard_of(group, shards);
-        let mut before = self.before.iter();
-        let end = before.find(|end| end.wal_set == heard.wal_set && end.shard == shard);
-        end.is_none_or(|end| is_longer(shard, end.durable_lsn))
+        (0..).zip(&heard.lsns).map(is_longer).collect()
     }
 }
 
@@ -77,8 +91,9 @@ impl ShardEngine {
         if bugs::on(Bug::EchoIgnored) {
             return;
         }
-        let lacks = |slot: &usize| self.ends.lacks(self.groups[*slot].id, heard);
-        let lost: Vec<usize> = (0..self.groups.len()).filter(lacks).collect();
+        let lacks = self.ends.lacks(heard);
+        let slots = 0..self.groups.len();
+        let lost: Vec<usize> = slots.filter(|slot| lacks(self.groups[*slot].id)).collect();
         self.counters.log_ends_lost_total += u64::from(!lost.is_empty());
         let me = self.config.me();
         let has_others = self.cluster.members().members().any(|member| member != me);
@@ -137,13 +152,17 @@ mod tests {
         KnownEnds::new(identity, Lsn(500), &echoes)
     }
 
+    fn lacks(ends: &KnownEnds, group: GroupId, heard: &Durable) -> bool {
+        ends.lacks(heard)(group)
+    }
+
     #[test]
     fn of_the_same_set_the_log_of_the_shard_counts() {
         let (ends, group) = (ends(), GroupId(4));
-        assert!(!ends.lacks(group, &heard(20, &[900, 500])));
-        assert!(ends.lacks(group, &heard(20, &[0, 501])));
+        assert!(!lacks(&ends, group, &heard(20, &[900, 500])));
+        assert!(lacks(&ends, group, &heard(20, &[0, 501])));
         assert!(
-            !ends.lacks(group, &heard(20, &[900])),
+            !lacks(&ends, group, &heard(20, &[900])),
             "it had no such shard"
         );
     }
@@ -151,21 +170,29 @@ mod tests {
     #[test]
     fn of_a_set_before_the_log_counts_that_the_group_was_in() {
         let ends = ends();
-        assert!(!ends.lacks(GroupId(4), &heard(9, &[100, 999])));
-        assert!(ends.lacks(GroupId(4), &heard(9, &[101, 0])));
-        assert!(!ends.lacks(GroupId(5), &heard(9, &[999, 200])));
-        assert!(ends.lacks(GroupId(5), &heard(9, &[0, 201])));
-        assert!(!ends.lacks(GroupId(5), &heard(5, &[70])));
-        assert!(ends.lacks(GroupId(4), &heard(5, &[71])));
+        assert!(!lacks(&ends, GroupId(4), &heard(9, &[100, 999])));
+        assert!(lacks(&ends, GroupId(4), &heard(9, &[101, 0])));
+        assert!(!lacks(&ends, GroupId(5), &heard(9, &[999, 200])));
+        assert!(lacks(&ends, GroupId(5), &heard(9, &[0, 201])));
+        assert!(!lacks(&ends, GroupId(5), &heard(5, &[70])));
+        assert!(lacks(&ends, GroupId(4), &heard(5, &[71])));
+    }
+
+    #[test]
+    fn nothing_is_missing_of_logs_that_were_never_begun() {
+        let ends = ends();
+        assert!(!lacks(&ends, GroupId(4), &heard(3, &[0, 1])));
+        assert!(!lacks(&ends, GroupId(5), &heard(3, &[1, 0])));
     }
 
     #[test]
     fn of_any_other_set_nothing_is_known() {
         let ends = ends();
-        assert!(ends.lacks(GroupId(4), &heard(3, &[0, 0])), "long ago");
-        assert!(ends.lacks(GroupId(4), &heard(21, &[0, 0])), "an image");
+        assert!(lacks(&ends, GroupId(4), &heard(3, &[1, 0])), "long ago");
+        assert!(lacks(&ends, GroupId(5), &heard(3, &[0, 1])), "long ago");
+        assert!(lacks(&ends, GroupId(4), &heard(21, &[0, 0])), "an image");
         assert!(
-            !ends.lacks(GroupId(4), &heard(21, &[])),
+            !lacks(&ends, GroupId(4), &heard(21, &[])),
             "nothing was heard"
         );
     }
