@@ -38,11 +38,10 @@ pub(super) struct KnownEnds {
 impl KnownEnds {
     /// A log that ends at `found`, and knows of others.
     pub(super) fn new(identity: LogIdentity, found: Lsn, echoes: &[Echo]) -> Self {
-        let before = echoes.iter().filter(|echo| echo.disk == identity.disk);
         Self {
             identity,
             found,
-            before: before.copied().collect(),
+            before: echoes.to_vec(),
         }
     }
 
@@ -141,15 +140,8 @@ mod tests {
             shard: ShardId(shard),
             durable_lsn: Lsn(end),
         };
-        let other = Echo {
-            disk: DiskId([8; 16]),
-            wal_set: 3,
-            shard: ShardId(0),
-            durable_lsn: Lsn(u64::MAX),
-        };
         let before = [(9, 0, 100), (9, 1, 200), (5, 0, 70)].map(before);
-        let echoes = [&before[..], &[other]].concat();
-        KnownEnds::new(identity, Lsn(500), &echoes)
+        KnownEnds::new(identity, Lsn(500), &before)
     }
 
     fn lacks(ends: &KnownEnds, group: GroupId, heard: &Durable) -> bool {

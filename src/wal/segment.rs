@@ -63,8 +63,8 @@ pub struct SegmentEnd {
     pub end_crc: u32,
 }
 
-/// How far a log was durable that is not this one. Of this disk: where a log of an earlier WAL set ended when
-/// its groups were taken over, of another disk: what it said.
+/// How far a log was durable that is not this one: where a log of an earlier WAL set ended when its groups were
+/// taken over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Echo {
     /// The disk.
