@@ -366,6 +366,33 @@ fn a_fault_at_any_step_leaves_the_directory_as_it_was_or_changes_it() {
 }
 
 #[test]
+fn a_file_system_without_hard_links_is_told_of_the_number_that_serves() {
+    let data = folder("shards-links");
+    let known = make(&data, None);
+    let before = files(&data);
+    for kind in [
+        io::ErrorKind::CrossesDevices,
+        io::ErrorKind::PermissionDenied,
+        io::ErrorKind::TooManyLinks,
+    ] {
+        let done = change(&data, 3, &mut |what| match what {
+            "link a file" => Err(kind.into()),
+            _ => Ok(()),
+        });
+        let report = done.expect_err("no file can be linked");
+        assert_eq!(report.code, Code::DirectoryUnusable, "{report}");
+        let fix = report.fix.as_deref().unwrap_or_default();
+        assert!(
+            fix.starts_with("--shards 2,") && fix.contains("hard links"),
+            "{fix}"
+        );
+        assert_eq!(files(&data), before, "{kind}: it is as it was");
+    }
+    let node = Node::start(&data, ARGS);
+    assert_eq!(survey(&node, &known), whole(&known));
+}
+
+#[test]
 fn killed_while_it_changes_its_shards_a_node_comes_back_with_every_job() {
     let data = folder("shards-killed");
     let known = make(&data, None);

@@ -204,7 +204,11 @@ impl Change {
             io::ErrorKind::StorageFull => disk_full(&self.path)
                 .why("the logs of another number of shards are written beside those of before, which stay")
                 .fix(format!("make room, or --shards {}", self.superblock.shards)),
-            _ => unusable(&self.path, "write another set of logs into", error),
+            // The directory serves as it is: what it does not allow may be links, or more of anything.
+            _ => unusable(&self.path, "write another set of logs into", error).fix(format!(
+                "--shards {}, or a --data-dir within which this user may make files and hard links",
+                self.superblock.shards
+            )),
         }
     }
 
