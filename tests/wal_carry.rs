@@ -12,7 +12,8 @@ use rrq::shard::redistribution::{NewLog, damage_of, known_ends};
 use rrq::wal::record::{GroupRow, Record, RowStatus};
 use rrq::wal::recovery::{GroupLogStatus, Recovered, Recovery};
 use rrq::wal::segment::Echo;
-use rrq::wal::writer::LogIdentity;
+use rrq::wal::writer::{LogIdentity, Need};
+use std::convert::Infallible;
 use wal_kit::{BLOCK, Disk, LIFE, Log, hard, identity};
 
 const SEGMENT: usize = 16 * BLOCK;
@@ -76,18 +77,15 @@ fn sample(seed: u64) -> Recovered {
 /// Writes all that a log holds.
 fn write(log: &mut NewLog) -> Disk {
     let mut disk = Disk::new(SEGMENT);
-    loop {
-        while let Some(number) = log.writer.segment_wanted() {
-            disk.files.insert(number, vec![0; SEGMENT]);
-            log.writer.segment_ready(number);
+    let done = log.writer.drain_proved(&mut |need| {
+        match need {
+            Need::Segment(number) => drop(disk.files.insert(number, vec![0; SEGMENT])),
+            Need::Write(write) => disk.write(&write),
         }
-        if let Some(write) = log.writer.next_write() {
-            disk.write(&write);
-            log.writer.completed(write.batch_seq);
-        } else if !log.writer.beacon() {
-            return disk;
-        }
-    }
+        Ok::<(), Infallible>(())
+    });
+    let Ok(()) = done;
+    disk
 }
 
 fn read(disk: &Disk, identity: LogIdentity) -> Recovered {

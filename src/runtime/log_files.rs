@@ -8,7 +8,7 @@
 use crate::base::limits::SEGMENT_BYTES;
 use crate::runtime::data_dir::sync_folder;
 use crate::runtime::{space, sys};
-use crate::wal::writer::{LogWriter, WalWrite};
+use crate::wal::writer::{LogWriter, Need, WalWrite};
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -25,10 +25,6 @@ pub struct LogFiles {
     /// The data directory whose ballast may be given up for them.
     ballast_of: Option<PathBuf>,
     files: BTreeMap<u64, File>,
-    /// The newest segment that holds something; 0 if none does.
-    last: u64,
-    /// An empty batch is to prove the end of what was written.
-    proves: bool,
 }
 
 impl LogFiles {
@@ -41,8 +37,6 @@ impl LogFiles {
             ending,
             ballast_of: ballast_of.map(Path::to_owned),
             files: BTreeMap::new(),
-            last: 0,
-            proves: false,
         }
     }
 
@@ -51,21 +45,7 @@ impl LogFiles {
     /// # Errors
     /// What the file system says.
     pub fn drain(&mut self, writer: &mut LogWriter) -> io::Result<()> {
-        loop {
-            if let Some(write) = writer.next_write() {
-                self.write(&write)?;
-                writer.completed(write.batch_seq);
-                continue;
-            }
-            // All writes are done, so what is left waits for a segment.
-            let waits = self.last == 0 || writer.has_pending() || self.proves && writer.beacon();
-            let wanted = waits.then(|| writer.segment_wanted()).flatten();
-            let Some(number) = wanted else {
-                return Ok(());
-            };
-            self.files.insert(number, self.make(number)?);
-            writer.segment_ready(number);
-        }
+        writer.drain(&mut |need| self.meet(need))
     }
 
     /// Writes the rest, proves all of it by an empty batch, and syncs files and names.
@@ -73,11 +53,19 @@ impl LogFiles {
     /// # Errors
     /// What the file system says.
     pub fn finish(mut self, writer: &mut LogWriter) -> io::Result<()> {
-        self.drain(writer)?;
-        self.proves = writer.beacon();
-        self.drain(writer)?;
+        writer.drain_proved(&mut |need| self.meet(need))?;
         self.files.values().try_for_each(settle)?;
         sync_folder(&self.folder)
+    }
+
+    fn meet(&mut self, need: Need) -> io::Result<()> {
+        match need {
+            Need::Segment(number) => {
+                self.files.insert(number, self.make(number)?);
+                Ok(())
+            }
+            Need::Write(write) => self.write(&write),
+        }
     }
 
     fn write(&mut self, write: &WalWrite) -> io::Result<()> {
@@ -90,7 +78,6 @@ impl LogFiles {
         }
         let file = self.files.get(&write.segment);
         let file = file.expect("a writer writes to segments that it has asked for");
-        self.last = write.segment;
         file.write_all_at(&bytes, write.offset)
     }
 

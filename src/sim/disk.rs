@@ -11,9 +11,10 @@ use crate::base::units::Lsn;
 use crate::shard::effect::CheckpointFile;
 use crate::snapshot::manifest::Manifest;
 use crate::wal::batch::{BatchHeader, WalBatch};
-use crate::wal::writer::{LogWriter, WalWrite};
+use crate::wal::writer::{LogWriter, Need, WalWrite};
 use bytes::Bytes;
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::sync::Arc;
 
 /// A torn write is torn between sectors of this size.
@@ -263,19 +264,17 @@ impl SimDisk {
 
     /// Writes all that a log holds which no shard writes yet, and proves it.
     pub fn write_log(&mut self, writer: &mut LogWriter) {
-        loop {
-            while let Some(number) = writer.segment_wanted() {
-                self.prepare_segment(number);
-                writer.segment_ready(number);
+        let done = writer.drain_proved(&mut |need| {
+            match need {
+                Need::Segment(number) => self.prepare_segment(number),
+                Need::Write(write) => {
+                    self.start_write(&write);
+                    self.complete_write(write.batch_seq);
+                }
             }
-            if let Some(write) = writer.next_write() {
-                self.start_write(&write);
-                self.complete_write(write.batch_seq);
-                writer.completed(write.batch_seq);
-            } else if !writer.beacon() {
-                return;
-            }
-        }
+            Ok::<(), Infallible>(())
+        });
+        let Ok(()) = done;
     }
 
     /// Starts to replace the manifest.

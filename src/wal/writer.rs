@@ -72,6 +72,15 @@ pub struct WalWrite {
     pub batch: WalBatch,
 }
 
+/// What [`LogWriter::drain`] needs done.
+#[derive(Debug)]
+pub enum Need {
+    /// A segment of this number, whole.
+    Segment(u64),
+    /// A write.
+    Write(WalWrite),
+}
+
 /// A batch that still gathers.
 #[derive(Debug)]
 struct Filling {
@@ -510,6 +519,44 @@ impl LogWriter {
             self.beacon_due = true;
         }
         self.beacon_due
+    }
+
+    /// Writes all that waits, of a log that no shard writes yet: `meet` does what it needs, one after the
+    /// other, and makes a segment only when something waits for it. A write counts as durable once it is met;
+    /// the driver syncs all of them before anything depends on it.
+    ///
+    /// # Errors
+    /// The first of `meet`.
+    pub fn drain<E>(&mut self, meet: &mut impl FnMut(Need) -> Result<(), E>) -> Result<(), E> {
+        loop {
+            if let Some(write) = self.next_write() {
+                let batch_seq = write.batch_seq;
+                meet(Need::Write(write))?;
+                self.completed(batch_seq);
+            } else if self.head_due || self.has_pending() || self.beacon_due {
+                let number = self.segment_wanted();
+                let number = number.expect("with no write under way only a segment can be missing");
+                meet(Need::Segment(number))?;
+                self.segment_ready(number);
+            } else {
+                return Ok(());
+            }
+        }
+    }
+
+    /// As [`Self::drain`], and then proves all of it by an empty batch.
+    ///
+    /// # Errors
+    /// The first of `meet`.
+    pub fn drain_proved<E>(
+        &mut self,
+        meet: &mut impl FnMut(Need) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.drain(meet)?;
+        while self.beacon() {
+            self.drain(meet)?;
+        }
+        Ok(())
     }
 
     /// The driver has written and synced a batch; whether the durable prefix grew.
