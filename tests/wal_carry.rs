@@ -8,11 +8,12 @@ use rrq::base::ids::{GroupId, LogIndex, ShardId};
 use rrq::base::prng::Prng;
 use rrq::base::units::Lsn;
 use rrq::shard::placement::shard_of;
-use rrq::shard::redistribution::{NewLog, damage_of, known_ends};
+use rrq::shard::redistribution::{NewLog, damage_of, known_ends, moves};
 use rrq::wal::record::{GroupRow, Record, RowStatus};
 use rrq::wal::recovery::{GroupLogStatus, Recovered, Recovery};
 use rrq::wal::segment::Echo;
 use rrq::wal::writer::{LogIdentity, Need};
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use wal_kit::{BLOCK, Disk, LIFE, Log, hard, identity};
 
@@ -102,8 +103,12 @@ fn redistribute(from: &Recovered, shards: u16) -> Vec<NewLog> {
     let ends = known_ends(identity(), &ends, &[]);
     let new = |shard| NewLog::new(to_be(shard), ends.clone(), 5, SEGMENT);
     let mut logs: Vec<NewLog> = (0..shards).map(new).collect();
-    for (group, log) in &from.groups {
-        logs[usize::from(shard_of(*group, shards).0)].take(*group, log);
+    let mut unread = |_, _, _| Err(());
+    for moved in moves(from, ShardId(0), (1, shards), GROUPS.into(), &mut unread) {
+        let has_root = moved.log.bases.iter().any(|base| base.root.is_some());
+        let wanted = (!has_root).then(BTreeSet::new);
+        assert_eq!(moved.files, wanted, "only who reads a root knows its files");
+        logs[usize::from(moved.to.0)].take(moved.group, moved.log);
     }
     logs
 }

@@ -41,8 +41,7 @@ use crate::runtime::log_files::LogFiles;
 use crate::runtime::snapshot_files::{self, find_files, manifest_name};
 use crate::runtime::{recover, segments, sets};
 use crate::shard::effect::CheckpointFile;
-use crate::shard::placement::{groups_of, shard_of};
-use crate::shard::redistribution::{NewLog, damage_of, files_of, known_ends};
+use crate::shard::redistribution::{NewLog, damage_of, known_ends, moves};
 use crate::snapshot::layout::Owner;
 use crate::snapshot::superblock::Superblock;
 use crate::wal::recovery::Recovered;
@@ -271,13 +270,10 @@ impl Change {
         let Superblock { shards, groups, .. } = self.superblock;
         let folder = self.folder(shard);
         let mut read = snapshot_files::reader(&folder);
-        for group in groups_of(ShardId(shard), shards, groups) {
-            // One that was never formed is formed by its new shard.
-            let Some(log) = log.groups.get(&group) else {
-                continue;
-            };
-            let target = &mut targets[usize::from(shard_of(group, self.shards).0)];
-            let files = match files_of(log, &mut read) {
+        let change = (shards, self.shards);
+        for moved in moves(log, ShardId(shard), change, groups, &mut read) {
+            let target = &mut targets[usize::from(moved.to.0)];
+            let files = match moved.files {
                 Some(files) => files,
                 None => find_files(&folder)
                     .map_err(|error| unusable(&folder, "read", &error))?
@@ -301,7 +297,7 @@ impl Change {
                     ));
                 }
             }
-            target.log.take(group, log);
+            target.log.take(moved.group, moved.log);
             if target.log.writer.pending_bytes() >= BATCH_BYTES_MAX {
                 step("write a log")
                     .and_then(|()| target.files.drain(&mut target.log.writer))

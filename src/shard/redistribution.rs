@@ -5,8 +5,8 @@
 //! entries above the oldest of them; the checkpoint files that its bases name go with it.
 //!
 //! ```text
-//! logs as they are ── Recovered ──> take(group) ──> NewLog ── writer ──> files
-//!                                                     └── reads_back <── Recovered of those
+//! logs as they are ── Recovered ──> moves ──> take(group) ──> NewLog ── writer ──> files
+//!                                                               └── reads_back <── Recovered of those
 //! ```
 //!
 //! Drivers read and write; in which order, and what a crash leaves, is theirs.
@@ -17,6 +17,7 @@
 use super::bases::{manifest_group, root_ref};
 use super::effect::CheckpointFile;
 use super::loading::files_of_base;
+use super::placement::{groups_of, shard_of};
 use crate::base::checksum::Hash128;
 use crate::base::ids::{GroupId, ShardId};
 use crate::base::units::Lsn;
@@ -42,10 +43,41 @@ pub fn damage_of(log: &Recovered) -> Option<String> {
     Some(format!("what is left of group {group} is in doubt"))
 }
 
-/// The checkpoint files that the bases of a group name; `None` if a root cannot be read: then it may be any.
+/// A group that goes from one log to another.
+#[derive(Debug)]
+pub struct Move<'a> {
+    /// The group.
+    pub group: GroupId,
+    /// What is recovered of it.
+    pub log: &'a GroupLog,
+    /// The shard that is to have it.
+    pub to: ShardId,
+    /// The checkpoint files that its bases name; `None` if a root cannot be read: then it may be any.
+    pub files: Option<BTreeSet<CheckpointFile>>,
+}
+
+/// Where the groups of a shard go when there are `after` shards and no longer `before`. One that was never
+/// formed stays out: its new shard forms it.
 ///
 /// `read` is that of [`load_group`](super::loading::load_group).
-pub fn files_of<E>(
+pub fn moves<'a, E>(
+    log: &'a Recovered,
+    shard: ShardId,
+    (before, after): (u16, u16),
+    groups: u32,
+    read: &'a mut dyn FnMut(u64, u64, usize) -> Result<Bytes, E>,
+) -> impl Iterator<Item = Move<'a>> {
+    let groups = groups_of(shard, before, groups);
+    let formed = groups.filter_map(|group| Some((group, log.groups.get(&group)?)));
+    formed.map(move |(group, log)| Move {
+        group,
+        log,
+        to: shard_of(group, after),
+        files: files_of(log, read),
+    })
+}
+
+fn files_of<E>(
     log: &GroupLog,
     read: &mut dyn FnMut(u64, u64, usize) -> Result<Bytes, E>,
 ) -> Option<BTreeSet<CheckpointFile>> {

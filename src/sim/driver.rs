@@ -16,8 +16,7 @@ use crate::raft::message::{Message, Voter};
 use crate::shard::effect::{CheckpointFile, Effect, PageOrder};
 use crate::shard::input::{Input, Origin};
 use crate::shard::loading::{load_group, load_pages};
-use crate::shard::placement::{groups_of, shard_of};
-use crate::shard::redistribution::{NewLog, damage_of, files_of, known_ends};
+use crate::shard::redistribution::{NewLog, damage_of, known_ends, moves};
 use crate::shard::sparing::VoterSets;
 use crate::shard::wall::VotersClock;
 use crate::snapshot::layout::{Owner, RootRef};
@@ -342,15 +341,13 @@ pub fn redistribute(
     let old_shards = u16::try_from(disks.len()).expect("few shards");
     for ((shard, disk), log) in (0..).zip(disks.iter()).zip(&logs) {
         let mut read = |file, offset, len| disk.read(file, offset, len);
-        for group in groups_of(ShardId(shard), old_shards, groups) {
-            let Some(log) = log.groups.get(&group) else {
-                continue;
-            };
-            let (to, new_disk) = &mut made[usize::from(shard_of(group, shards).0)];
+        let change = (old_shards, shards);
+        for moved in moves(log, ShardId(shard), change, groups, &mut read) {
+            let (to, new_disk) = &mut made[usize::from(moved.to.0)];
             let any = || disk.files().into_keys().collect();
-            let files = files_of(log, &mut read).unwrap_or_else(any);
+            let files = moved.files.unwrap_or_else(any);
             files.into_iter().for_each(|file| new_disk.link(file, disk));
-            to.take(group, log);
+            to.take(moved.group, moved.log);
         }
     }
     let finish = |(shard, (mut log, mut disk)): (u16, (NewLog, SimDisk))| {
