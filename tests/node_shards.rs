@@ -10,6 +10,7 @@ use cluster_kit::{Cluster, Load};
 use data_kit::{ARGS, Known, Survey, block_on, connect, files, make, make_with, survey};
 use node_support::{Node, folder, refused};
 use rrq::base::code::Code;
+use rrq::base::limits::SEGMENT_BYTES;
 use rrq::base::report::Report;
 use rrq::client::{Client, NewJob, Token};
 use rrq::runtime::config::{NodeConfig, Shards};
@@ -20,8 +21,10 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+/// Of a large payload.
+const LARGE_BYTES: usize = 512 << 10;
 /// The one that a directory is made with, whose folders lie in the directory itself.
 const FIRST_SET: &str = "set 1";
 
@@ -280,10 +283,39 @@ fn change(
     redistribute(&mut dir, step)
 }
 
+/// Adds jobs of one group that take more than a segment, none of which a checkpoint has.
+fn fill_a_segment(data: &Path) -> Vec<Known> {
+    let config = data.with_extension("toml");
+    let late = "[shards]\npin = false\n[checkpoint]\nmin_log_bytes = \"1GiB\"\n";
+    fs::write(&config, late).expect("a file");
+    let path = config.to_str().expect("a path of ours");
+    let node = Node::start(data, &["--config", path]);
+    block_on(async {
+        let queue = connect(&node).await.queue("large").await.expect("a queue");
+        let mut known = Vec::new();
+        for number in 0..=SEGMENT_BYTES / LARGE_BYTES {
+            let payload = format!("{number} {}", "large ".repeat(LARGE_BYTES / 6));
+            let job = NewJob {
+                payload: payload.clone().into(),
+                ..NewJob::default()
+            };
+            let enqueued = queue.enqueue(job).await.expect("it is taken");
+            known.push(Known {
+                id: enqueued.id().expect("it is a job"),
+                state: "pending".to_owned(),
+                payload,
+                key: String::new(),
+            });
+        }
+        known
+    })
+}
+
 #[test]
 fn a_crash_at_any_step_leaves_every_job() {
     let original = folder("shards-steps");
-    let known = make(&original, None);
+    let mut known = make(&original, None);
+    known.extend(fill_a_segment(&original));
     let data = folder("shards-steps-made");
     copy(&original, &data);
     let mut images: Vec<(String, PathBuf)> = Vec::new();
@@ -294,9 +326,14 @@ fn a_crash_at_any_step_leaves_every_job() {
         Ok(())
     });
     done.expect("nothing is in its way");
+    let second = |file: &PathBuf| file.ends_with("0000000000000002.seg");
+    let segments = files(&data);
+    let long = segments.iter().filter(|file| second(file)).count();
+    assert_eq!(long, 1, "one of the new logs is longer than a segment");
     let words = [
         "make folders",
         "link a file",
+        "write a log",
         "write the rest of a log",
         "write a manifest",
         "write a superblock",
@@ -396,13 +433,24 @@ fn a_file_system_without_hard_links_is_told_of_the_number_that_serves() {
 fn killed_while_it_changes_its_shards_a_node_comes_back_with_every_job() {
     let data = folder("shards-killed");
     let known = make(&data, None);
-    for round in 0..8_u64 {
+    let mut cut_off = 0;
+    for round in 0..12_u64 {
         let shards = [3, 1, 4, 2][round as usize % 4];
+        let before = sets(&data);
         let mut node = Node::spawn(&data, &args(shards));
-        std::thread::sleep(Duration::from_millis(7 * (round + 1)));
+        // From its first step on there is another set: the moments after that are tried one by one.
+        let begun = Instant::now();
+        while sets(&data).is_subset(&before) && begun.elapsed() < Duration::from_secs(1) {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        std::thread::sleep(Duration::from_millis(round));
         node.signal("-KILL");
         node.wait();
+        let left = sets(&data);
+        println!("{round}: {shards} shards, {left:?}");
+        cut_off += u32::from(left.len() > 1 && !left.is_subset(&before));
     }
+    assert!(cut_off > 0, "no change was cut off");
     let node = Node::start(&data, &args(3));
     assert_eq!(survey(&node, &known), whole(&known));
     assert_eq!(sets(&data).len(), 1, "{:?}", sets(&data));
