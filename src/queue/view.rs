@@ -226,7 +226,7 @@ pub struct SessionView {
 /// Where a body is on this node's disk; local, never part of the state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BodyLocation {
-    /// The payload file: start number (high 32 bits) and number within that start.
+    /// The payload file: start, shard and count within both, as `snapshot::layout::file_number` has them.
     pub file: u64,
     /// Offset of the encoded body.
     pub offset: u64,

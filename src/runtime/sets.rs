@@ -13,8 +13,8 @@
 //! the superblock is an older one, put beside newer logs: [`last_start`] tells.
 //!
 //! Numbers rise, by a step that nobody can foretell: of two changes that start from one image of a
-//! directory, each makes another set, so that what others have heard of the one is never held against
-//! the other ([`Durable`](crate::wire::peer::Durable)).
+//! directory, each makes another set, so that what others have heard of the one is not held against
+//! the other ([`Durable`](crate::wire::peer::Durable)). Once in 65,536 times they draw the same number.
 
 use crate::runtime::data_dir::{names, sync_folder};
 use crate::runtime::snapshot_files;

@@ -241,7 +241,7 @@ mod tests {
     use crate::base::ids::DiskId;
     use crate::runtime::config::Member;
     use crate::runtime::peers::roster::Process;
-    use crate::wire::peer::PeerHello;
+    use crate::wire::peer::{PEER_PROTOCOL_VERSION, PeerHello};
 
     fn member(node: u32) -> Voter {
         Voter {
@@ -252,8 +252,8 @@ mod tests {
 
     fn hello(node: u32, cluster: Option<ClusterId>) -> PeerHello {
         PeerHello {
-            protocol_min: 1,
-            protocol_max: 1,
+            protocol_min: PEER_PROTOCOL_VERSION,
+            protocol_max: PEER_PROTOCOL_VERSION,
             version: "0.1.0".to_owned(),
             cluster,
             node: NodeId(node),
