@@ -580,8 +580,9 @@ fn of_data(code: Code) -> Entry {
         ),
         Code::SuperblockDamaged => new(
             "the superblock is damaged",
-            "Neither of the two copies can be trusted.",
-            "Put superblock.0 or superblock.1 back from a backup.",
+            "Neither of the two copies can be trusted; or they are of a backup, and the logs of a later number \
+             of shards lie beside them.",
+            "Put superblock.0 or superblock.1 back from a backup, one that is not older than the logs.",
             "One damaged copy is healed from the other at the next start.",
         ),
         Code::FileMissing => new(
