@@ -36,7 +36,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 /// What is wrong with a page that has such a sequence.
-const NEVER_GIVEN: &str = "a sequence was never given out";
+pub(super) const NEVER_GIVEN: &str = "a sequence was never given out";
 
 /// A page that is on this node's disk alone, or a node above pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

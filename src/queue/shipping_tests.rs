@@ -8,7 +8,7 @@ use crate::queue::job_queue::JobQueue;
 use crate::queue::needs::PageWant;
 use crate::queue::page::PageError;
 use crate::queue::residence::StoredPart;
-use crate::queue::shipping::{Answer, Difference, Found, Source, Wanted};
+use crate::queue::shipping::{Answer, Difference, Found, NamedTree, Names, Source, Wanted};
 use crate::queue::tests::{GROUP, apply, lease, rich, uid};
 use crate::queue::view::{PageKey, PageKind, StoredPage};
 use crate::queue::writing::{Piece, SummaryBytes, WrittenState};
@@ -264,6 +264,54 @@ fn damaged_parts_come_again_and_nothing_else() {
         }
         assert_eq!(disk.load(&state).state_hash(), theirs.0.state_hash());
     }
+}
+
+#[test]
+fn a_page_whose_sequences_cannot_be_is_refused() {
+    let [(theirs, their_disk, _), _] = two(|| waiting(1000));
+    let mut source = Source::new(&theirs.freeze());
+    while !source.prepare(3, hash_node) {}
+    let (key, level) = leaf(0);
+    let first = Wanted {
+        key,
+        level,
+        held: 0,
+    };
+    let Answer::Page(bytes, _) = answer(&source, &their_disk, &first) else {
+        panic!("a leaf is a page");
+    };
+    // The same page, named where sequences have more than 56 bits.
+    let key = PageKey {
+        number: 1 << 44,
+        ..key
+    };
+    let summary = source.names().trees[0].summary;
+    let branch = (0, summary, Hash128::of(&bytes));
+    let stored = (0, summary, StoredPage::nowhere(branch.2));
+    let hash = Hash128::of(&said_of_node(&[stored]));
+    let level = 1;
+    let tree = NamedTree {
+        key,
+        level,
+        summary,
+        hash,
+    };
+    let names = Names {
+        pages: Vec::new(),
+        trees: vec![tree],
+    };
+    let own = JobQueue::new(GROUP, 0).freeze();
+    let difference = Difference::new(&own, &names, Found::default(), BTreeSet::new());
+    let mut difference = difference.expect("the names are in order");
+    difference.step(1);
+    assert_eq!(difference.wants(1).len(), 1);
+    let taken = difference.take_node(hash, vec![branch]);
+    taken.expect("it is what was named");
+    difference.step(1);
+    assert_eq!(difference.wants(1).len(), 1);
+    let refused = difference.take_page(bytes);
+    let refused = refused.expect_err("no job has such a sequence");
+    assert!(refused.contains("never given out"), "{refused}");
 }
 
 #[test]

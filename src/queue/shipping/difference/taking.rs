@@ -8,6 +8,7 @@ use crate::base::ids::{GroupId, JobId};
 use crate::base::limits::LEAF_JOBS;
 use crate::queue::load::body_of;
 use crate::queue::page::{LEAF_BYTES, PageError, read_leaf};
+use crate::queue::residence::NEVER_GIVEN;
 use crate::queue::shipping::NamedBranch;
 use crate::queue::view::{BodyLocation, PageKey, PageKind, StoredPage};
 use crate::queue::writing::{Piece, StoredTree, WrittenState};
@@ -53,6 +54,9 @@ impl Difference {
             let Own::Bodies(mut own) = asked.own else {
                 unreachable!("a leaf is wanted for the bodies that are not here");
             };
+            if key.number > JobId::SEQ_MAX / LEAF_JOBS {
+                return Err(at_page(key, NEVER_GIVEN));
+            }
             let records = page.bytes.slice(..page.bytes.len().min(LEAF_BYTES));
             let records = read_leaf(&records).map_err(|what| at_page(key, what))?;
             for (slot, record) in records {
