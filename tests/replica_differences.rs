@@ -197,6 +197,30 @@ fn what_one_leader_has_brought_another_does_not_bring_again() {
     all_equal(&mut cluster, follower);
 }
 
+#[test]
+fn own_pages_that_take_long_to_read_do_not_begin_it_anew() {
+    let mut cluster = with_jobs(20, 1 << 20);
+    let follower = cut_off_one(&mut cluster);
+    // All leaves of the follower go, each of which it has to read to know whose bodies go with it.
+    for _ in 0..20 {
+        cluster.finish("mail", 1000);
+    }
+    cluster.fill("mail", 500, PAYLOAD_BYTES as usize);
+    cluster.node(follower).page_turns = 1_200;
+    let before = counters(&mut cluster, follower).checkpoint_pages_taken_total;
+    cluster.heal();
+    let took = cluster.until("it is installed", |cluster| {
+        installed(cluster, follower) == 1
+    });
+    assert!(
+        took > 6_000,
+        "{took} ms are less than a transfer may stand still"
+    );
+    all_equal(&mut cluster, follower);
+    let taken = counters(&mut cluster, follower).checkpoint_pages_taken_total - before;
+    assert!(taken > 0, "something came before the reads");
+}
+
 /// A follower that lacks 3 MB.
 fn behind(cluster: &mut Cluster) -> u32 {
     cluster.enqueue("mail", b"before");

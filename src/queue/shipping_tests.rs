@@ -98,7 +98,7 @@ fn bring(
         }
         for wanted in difference.wants(3) {
             if left == 0 {
-                return (came, Err(difference.into_found()));
+                return (came, Err(difference.into_found().0));
             }
             left -= 1;
             match answer(&source, their_disk, &wanted) {

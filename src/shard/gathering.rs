@@ -26,6 +26,8 @@ const COMPARED_PER_TURN: usize = 256;
 pub(super) struct Partly {
     files: Option<RoundFiles>,
     found: Found,
+    /// Parts of this node's own that are damaged, as far as was known: what was found is none of them.
+    damaged: BTreeSet<(PageKey, u8)>,
     /// Files that what was written names beside its own.
     pinned: BTreeSet<CheckpointFile>,
 }
@@ -36,6 +38,7 @@ impl Partly {
         Self {
             files: None,
             found: Found::default(),
+            damaged: BTreeSet::new(),
             pinned: BTreeSet::new(),
         }
     }
@@ -84,8 +87,6 @@ pub(super) struct Gathering {
     incarnation: Incarnation,
     me: Voter,
     own: FrozenState,
-    /// Parts of it that are damaged.
-    damaged: BTreeSet<(PageKey, u8)>,
     decoder: ItemDecoder,
     head: Option<CheckpointHead>,
     names: Names,
@@ -98,12 +99,15 @@ impl Gathering {
     pub(super) fn new(group: &Group, me: Voter, own: FrozenState, partly: Partly) -> Self {
         let mut partly = partly;
         partly.pinned.extend(files_of(&own.files()));
+        // A page that was found may name bodies that were not known to be damaged when it was written.
+        let damaged = group.damaged();
+        partly.found.forget(damaged.difference(&partly.damaged));
+        partly.damaged.extend(damaged);
         Self {
             group: group.id,
             incarnation: group.incarnation,
             me,
             own,
-            damaged: group.damaged(),
             decoder: ItemDecoder::default(),
             head: None,
             names: Names::default(),
@@ -177,7 +181,7 @@ impl Gathering {
     /// It is given up: what is written of it.
     pub(super) fn into_partly(mut self) -> Partly {
         if let Some(difference) = self.difference {
-            self.partly.found = difference.into_found();
+            (self.partly.found, self.partly.damaged) = difference.into_found();
         }
         self.partly
     }
@@ -214,7 +218,7 @@ impl Gathering {
         let names = self.names.pages.len() + self.names.trees.len();
         if self.head.as_ref().map(|head| head.names as usize) == Some(names) {
             let found = std::mem::take(&mut self.partly.found);
-            let damaged = std::mem::take(&mut self.damaged);
+            let damaged = std::mem::take(&mut self.partly.damaged);
             let difference = Difference::new(&self.own, &self.names, found, damaged)?;
             self.difference = Some(Box::new(difference));
         }

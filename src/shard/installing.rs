@@ -64,7 +64,7 @@ pub(super) struct Receiving {
     holds: bool,
     ask_at: Monotonic,
     ask_after: Duration,
-    /// When the last part came.
+    /// When it went on last: a part came, or this node's own disk was read, or written to.
     heard: Monotonic,
 }
 
@@ -349,8 +349,9 @@ impl ShardEngine {
     /// Parts of this node's own were read, or cannot be.
     pub(super) fn on_pages_of_install(&mut self, id: u64, result: Result<Vec<StoredPart>, Unread>) {
         let result = result.map_err(|unread| unread.what);
-        let receiving = self.installs.receiving.as_ref();
-        if receiving.is_some_and(|receiving| receiving.id == id) {
+        let receiving = self.installs.receiving.as_mut();
+        if let Some(receiving) = receiving.filter(|receiving| receiving.id == id) {
+            receiving.heard = self.now.mono;
             self.gather(|_, gathering| {
                 gathering.read(result);
                 Ok(())
@@ -371,6 +372,7 @@ impl ShardEngine {
             && let Some(files) = gathering.files_of_round(round)
         {
             files.chunk_written(bytes);
+            receiving.heard = self.now.mono;
             if receiving.holds && !gathering.is_full() {
                 self.ask(false);
             }

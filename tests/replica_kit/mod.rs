@@ -96,6 +96,10 @@ pub(crate) struct Node {
     filing: Vec<(u64, Work)>,
     /// Turns that it takes to write or sync checkpoint files, beside the present one.
     pub(crate) file_turns: u64,
+    /// Turns that it takes to read pages, beside the present one.
+    pub(crate) page_turns: u64,
+    /// The first page of each run file that it writes rots at once.
+    pub(crate) spoils_runs: bool,
     /// So many rounds cannot be written from now on.
     pub(crate) rounds_fail: u64,
     /// A group whose state is read only when [`Node::load_it`] says so.
@@ -294,6 +298,9 @@ impl Node {
             Begun::Work(work @ (Work::Chunk(..) | Work::Files(..))) if self.file_turns > 0 => {
                 self.filing.push((self.file_turns, work));
             }
+            Begun::Work(work @ Work::Pages(_)) if self.page_turns > 0 => {
+                self.filing.push((self.page_turns, work));
+            }
             Begun::Work(work) => self.finish(work),
             Begun::Out(Out::Messages(to, messages)) => sent.push((to.node, messages)),
             // A beat is told apart by being empty.
@@ -408,6 +415,8 @@ impl Cluster {
             write_turns: 1,
             filing: Vec::new(),
             file_turns: 0,
+            page_turns: 0,
+            spoils_runs: false,
             rounds_fail: 0,
             loads_late: None,
             replies: BTreeMap::new(),

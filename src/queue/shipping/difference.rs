@@ -44,6 +44,14 @@ use std::sync::Arc;
 #[derive(Debug, Default)]
 pub struct Found(BTreeMap<(PageKey, Hash128), FoundPage>);
 
+impl Found {
+    /// Pages with these keys are not believed any more.
+    pub fn forget<'a>(&mut self, damaged: impl Iterator<Item = &'a (PageKey, u8)>) {
+        let keys: BTreeSet<PageKey> = damaged.map(|(key, _)| *key).collect();
+        self.0.retain(|(key, _), _| !keys.contains(key));
+    }
+}
+
 #[derive(Debug)]
 struct FoundPage {
     stored: StoredPage,

@@ -13,7 +13,7 @@ use crate::queue::shipping::NamedBranch;
 use crate::queue::view::{BodyLocation, PageKey, PageKind, StoredPage};
 use crate::queue::writing::{Piece, StoredTree, WrittenState};
 use bytes::Bytes;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 impl Difference {
     // What comes.
@@ -235,10 +235,10 @@ impl Difference {
         }
     }
 
-    /// It is given up: what was written so far, for another state.
+    /// It is given up: what was written so far, for another state, and what of this node's own is damaged.
     #[must_use]
-    pub fn into_found(self) -> Found {
-        self.found
+    pub fn into_found(self) -> (Found, BTreeSet<(PageKey, u8)>) {
+        (self.found, self.damaged)
     }
 }
 
