@@ -212,6 +212,41 @@ fn who_mends_hands_over_what_it_comes_to_lead() {
 }
 
 #[test]
+fn a_base_that_is_read_again_late_is_not_taken_for_what_comes() {
+    let mut cluster = with_jobs(3);
+    let leader = cluster.led_by(GROUP);
+    let follower = 1 + leader % 3;
+    cluster.kill(follower);
+    cluster.cut_off(follower);
+    cluster.node(follower).disk.reads_fail = true;
+    cluster.start(follower);
+    cluster.until("it is lost", |cluster| {
+        counters(cluster, follower).groups_mending == 1
+    });
+    // Nobody answers, so that it reads its own base again, which it can by then, and takes long.
+    let node = cluster.node(follower);
+    (node.disk.reads_fail, node.loads_late) = (false, Some(GROUP));
+    cluster.until("it reads again", |cluster| {
+        cluster.node(follower).loads_waiting() > 0
+    });
+    // What the others have is ahead of that base.
+    cluster.finish("mail", 1000);
+    cluster.heal();
+    cluster.pass(8_000);
+    while cluster.node(follower).loads_waiting() > 0 {
+        cluster.node(follower).load_the_oldest();
+        cluster.pass(1);
+    }
+    cluster.node(follower).loads_late = None;
+    cluster.until("it is mended", |cluster| is_mended(cluster, follower));
+    assert_eq!(cluster.engine(follower).install_failure(), None);
+    cluster.until("all have the same state", |cluster| {
+        cluster.are_equal(GROUP)
+    });
+    work_off(&mut cluster, follower, JOBS - 1000);
+}
+
+#[test]
 fn where_nobody_else_votes_the_group_stops() {
     let mut cluster = with_jobs(1);
     cluster.led_by(GROUP);

@@ -11,7 +11,7 @@ use rrq::base::members::ClusterMembers;
 use rrq::base::units::{Monotonic, Now, WallTime};
 use rrq::queue::MACHINE_VERSION;
 use rrq::shard::config::ShardConfig;
-use rrq::shard::effect::{CheckpointFile, Effect};
+use rrq::shard::effect::{CheckpointFile, Effect, GroupReader};
 use rrq::shard::engine::ShardEngine;
 use rrq::shard::input::{Input, Origin};
 use rrq::shard::loading::{GroupState, load_group};
@@ -190,8 +190,11 @@ impl Node {
 
     /// Takes the state of a group.
     pub(crate) fn loaded(&mut self, group: GroupId, state: GroupState) {
-        let result = Ok(state);
-        self.tell(Input::GroupLoaded { group, result });
+        self.tell(Input::GroupLoaded {
+            group,
+            reader: GroupReader::Group,
+            result: Ok(state),
+        });
     }
 
     fn tell(&mut self, input: Input) {
@@ -247,7 +250,7 @@ impl Node {
                 }
                 self.tell(Input::ManifestWritten);
             }
-            Effect::LoadGroup { group, bases } => self.loads.push((group, bases)),
+            Effect::LoadGroup { group, bases, .. } => self.loads.push((group, bases)),
             Effect::LoadPages(_) => panic!("no operation needs what it does not have"),
             Effect::Stopped => self.stopped = true,
             Effect::DropSegments { .. }

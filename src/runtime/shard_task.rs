@@ -562,8 +562,16 @@ impl Driver {
                 self.order_segments(segments::Order::Drop(numbers));
             }
             Effect::ReadLog(piece) => self.read_log(piece),
-            Effect::LoadGroup { group, bases } => {
-                self.read(snapshot_reads::Order::Group { group, bases });
+            Effect::LoadGroup {
+                group,
+                bases,
+                reader,
+            } => {
+                self.read(snapshot_reads::Order::Group {
+                    group,
+                    bases,
+                    reader,
+                });
             }
             Effect::LoadPages(order) => self.read(snapshot_reads::Order::Pages(order)),
             Effect::WriteChunk {

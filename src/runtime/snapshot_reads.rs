@@ -7,7 +7,7 @@
 
 use crate::base::ids::GroupId;
 use crate::runtime::snapshot_files::reader;
-use crate::shard::effect::{PageOrder, Reader};
+use crate::shard::effect::{GroupReader, PageOrder, Reader};
 use crate::shard::input::Input;
 use crate::shard::loading::{load_group, load_pages};
 use crate::snapshot::layout::{Owner, RootRef};
@@ -26,6 +26,8 @@ pub enum Order {
         group: GroupId,
         /// Its bases, newest first.
         bases: Vec<RootRef>,
+        /// Who waits for it.
+        reader: GroupReader,
     },
     /// Read pages of a group.
     Pages(PageOrder),
@@ -81,14 +83,23 @@ impl SnapshotReads {
                     break;
                 };
                 tell(match order {
-                    Order::Group { group, bases } => self.group(group, &bases, &mut read),
+                    Order::Group {
+                        group,
+                        bases,
+                        reader,
+                    } => self.group((group, reader), &bases, &mut read),
                     Order::Pages(order) => self.pages(&order, &mut read),
                 });
             }
         }
     }
 
-    fn group(&self, group: GroupId, bases: &[RootRef], read: &mut Read<'_>) -> Input {
+    fn group(
+        &self,
+        (group, reader): (GroupId, GroupReader),
+        bases: &[RootRef],
+        read: &mut Read<'_>,
+    ) -> Input {
         let result = load_group(&self.owner, bases, read);
         // The state may come from an older checkpoint and the log; the operator must hear of it.
         let damage: &[String] = match &result {
@@ -98,7 +109,11 @@ impl SnapshotReads {
         for what in damage {
             tracing::error!(%group, "a checkpoint is damaged: {what}");
         }
-        Input::GroupLoaded { group, result }
+        Input::GroupLoaded {
+            group,
+            reader,
+            result,
+        }
     }
 
     fn pages(&self, order: &PageOrder, read: &mut Read<'_>) -> Input {

@@ -58,6 +58,18 @@ pub enum Reader {
     },
 }
 
+/// Who waits for the state of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GroupReader {
+    /// The group, which has none.
+    Group,
+    /// A checkpoint of another node, which is opened.
+    Install {
+        /// The number under which it was asked for.
+        id: u64,
+    },
+}
+
 /// Pages that are to be read.
 #[derive(Debug)]
 pub struct PageOrder {
@@ -95,6 +107,8 @@ pub enum Effect {
         group: GroupId,
         /// Its bases, newest first.
         bases: Vec<RootRef>,
+        /// Who waits for it.
+        reader: GroupReader,
     },
     /// Read pages of a group off the shard thread, by
     /// [`load_pages`](super::loading::load_pages); then `PagesLoaded`. Their files may be gone by then.

@@ -281,7 +281,11 @@ impl ShardEngine {
             Input::WalSynced { batch_seq } => self.on_wal_synced(batch_seq),
             Input::SegmentReady { number } => self.wal.segment_ready(number),
             Input::LogRead { piece, bytes } => self.on_log_read(piece, bytes.as_ref()),
-            Input::GroupLoaded { group, result } => self.on_group_loaded(group, result),
+            Input::GroupLoaded {
+                group,
+                reader,
+                result,
+            } => self.on_group_loaded(group, reader, result),
             Input::PagesLoaded {
                 group,
                 reader,

@@ -1,6 +1,6 @@
 //! What happened: the only way into a [`ShardEngine`](super::engine::ShardEngine). Past tense.
 
-use super::effect::Reader;
+use super::effect::{GroupReader, Reader};
 use super::loading::{GroupState, Unread};
 use super::sparing::VoterSets;
 use super::wall::VotersClock;
@@ -125,6 +125,8 @@ pub enum Input {
     GroupLoaded {
         /// The group.
         group: GroupId,
+        /// Who waits for it.
+        reader: GroupReader,
         /// Its state, or what is damaged.
         result: Result<GroupState, Unread>,
     },

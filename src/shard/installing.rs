@@ -25,7 +25,7 @@
 //!
 //! Deliberately absent: going on after a start of this node with what an earlier one has written.
 
-use super::effect::{CheckpointFile, Effect, PageOrder, Reader};
+use super::effect::{CheckpointFile, Effect, GroupReader, PageOrder, Reader};
 use super::engine::ShardEngine;
 use super::gathering::{Gathering, Partly, Whole};
 use super::installs::FORGET_AFTER;
@@ -119,11 +119,6 @@ impl Receiving {
         matches!(self.stage, Stage::Gathering(_))
     }
 
-    /// Whether it is being opened, for this slot.
-    pub(super) fn opens(&self, slot: usize) -> bool {
-        self.slot == slot && matches!(self.stage, Stage::Opening(_))
-    }
-
     /// Whether it can go on at once.
     pub(super) fn wants_a_turn(&self) -> bool {
         match &self.stage {
@@ -184,7 +179,9 @@ impl ShardEngine {
     }
 
     pub(super) fn may_install(&self, slot: usize) -> bool {
-        self.groups[slot].takes_checkpoints()
+        let group = &self.groups[slot];
+        group.takes_checkpoints()
+            && !group.is_tried_anew()
             && !self.stopping()
             && !self.disk_full
             && !self.installs.put_off.contains_key(&slot)
@@ -396,6 +393,7 @@ impl ShardEngine {
             self.effects.push(Effect::LoadGroup {
                 group: whole.meta.group,
                 bases: vec![whole.root],
+                reader: GroupReader::Install { id: receiving.id },
             });
             receiving.stage = Stage::Opening(whole);
         } else {
@@ -403,12 +401,13 @@ impl ShardEngine {
         }
     }
 
-    /// It was read, or cannot be: something that was here already is damaged.
-    pub(super) fn on_install_loaded(&mut self, slot: usize, result: Result<GroupState, Unread>) {
+    /// It was read, or cannot be: something that was here already is damaged, or what was written.
+    pub(super) fn on_install_loaded(&mut self, id: u64, result: Result<GroupState, Unread>) {
         let receiving = self.installs.receiving.as_mut();
-        let Some(receiving) = receiving.filter(|receiving| receiving.slot == slot) else {
+        let Some(receiving) = receiving.filter(|receiving| receiving.id == id) else {
             return;
         };
+        let slot = receiving.slot;
         let stage = std::mem::replace(&mut receiving.stage, Stage::Between);
         let Stage::Opening(whole) = stage else {
             receiving.stage = stage;

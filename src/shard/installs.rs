@@ -70,11 +70,6 @@ impl Installs {
         sending.chain(receiving).chain(aside)
     }
 
-    /// Whether a checkpoint of another member is being opened for a slot.
-    pub(super) fn opens(&self, slot: usize) -> bool {
-        self.receiving.as_ref().is_some_and(|it| it.opens(slot))
-    }
-
     /// Whether the next step can be made at once.
     pub(super) fn wants_a_turn(&self) -> bool {
         let may_begin = self.receiving.is_none() && !self.offered.is_empty();

@@ -11,7 +11,8 @@
 //! stops where it is meanwhile, so that a checkpoint is ahead of it; its log goes on, and is as good as ever.
 //! A member that has read no base at a start begins with nothing: all comes. Its log is whole, so that it votes
 //! and counts as before. A disk that could not be read may be readable again: once all others were asked in
-//! vain, it is tried anew.
+//! vain, it is tried anew. No checkpoint is asked for until that is read, or cannot be: the log goes on from one
+//! state alone.
 //!
 //! # Invariants
 //! - Who mends does not serve, and leads no longer than it takes to hand that over.
@@ -22,7 +23,7 @@
 //! Left out on purpose: finding damage before anybody needs what is damaged.
 
 use super::bases::root_ref;
-use super::effect::Effect;
+use super::effect::{Effect, GroupReader};
 use super::engine::ShardEngine;
 use super::group::{Group, Phase};
 use crate::base::units::Monotonic;
@@ -38,16 +39,23 @@ const ASK_ANOTHER: Duration = Duration::from_secs(1);
 /// More than so many times more was found to be damaged: nothing is believed any more.
 const FOUND_MAX: usize = 8;
 
+/// Who leads still after it was to hand over so many times finds nobody who can: it goes on.
+const HAND_OVERS_MAX: usize = 3;
+
 /// What a group waits for that is mended.
 pub(super) struct Mending {
     /// Parts of its state that are damaged, by key and level.
     damaged: BTreeSet<(PageKey, u8)>,
     /// How often more was found to be damaged.
     found: usize,
-    /// How often somebody was asked.
+    /// How often somebody was asked since then.
     asked: usize,
+    /// How often it led still when somebody was to be asked.
+    led: usize,
     /// Nobody is asked before.
     next: Monotonic,
+    /// Its own bases are being read again.
+    is_tried_anew: bool,
 }
 
 impl Group {
@@ -62,6 +70,20 @@ impl Group {
     pub(super) fn is_given_up(&self) -> bool {
         let is_rotten = |mending: &Mending| mending.found > FOUND_MAX;
         matches!(self.phase, Phase::Lost(_)) || self.mending.as_ref().is_some_and(is_rotten)
+    }
+
+    /// Whether its own bases are being read again. What is read takes the place of the state as of the base:
+    /// no other may come there meanwhile.
+    pub(super) fn is_tried_anew(&self) -> bool {
+        let mending = self.mending.as_ref();
+        mending.is_some_and(|mending| mending.is_tried_anew)
+    }
+
+    /// They were read again; false if nobody waits for that.
+    pub(super) fn end_attempt(&mut self) -> bool {
+        let is_lost = matches!(self.phase, Phase::Lost(_));
+        let mending = self.mending.as_mut().filter(|_| is_lost);
+        mending.is_some_and(|mending| std::mem::take(&mut mending.is_tried_anew))
     }
 
     /// Whether a checkpoint of another member may take the place of its state.
@@ -87,10 +109,13 @@ impl ShardEngine {
             damaged: BTreeSet::new(),
             found: 0,
             asked: 0,
+            led: 0,
             next: now,
+            is_tried_anew: false,
         });
         mending.damaged.extend(damaged);
-        (mending.found, mending.next) = (mending.found + 1, now);
+        // Who leads has what was missing, most likely.
+        (mending.found, mending.asked, mending.next) = (mending.found + 1, 0, now);
         group.raft.hand_over();
         self.counters.groups_mending += u64::from(is_new);
         self.mark(slot);
@@ -126,6 +151,7 @@ impl ShardEngine {
             .groups
             .iter()
             .filter_map(|group| group.mending.as_ref());
+        let mending = mending.filter(|mending| !mending.is_tried_anew);
         mending.map(|mending| mending.next).min()
     }
 
@@ -138,19 +164,28 @@ impl ShardEngine {
         }
         let is_due = |slot: &usize| {
             let mending = self.groups[*slot].mending.as_ref();
-            mending.is_some_and(|mending| mending.next <= now)
+            mending.is_some_and(|mending| mending.next <= now && !mending.is_tried_anew)
         };
         let mut due: Vec<usize> = (0..self.groups.len()).filter(is_due).collect();
         // Who has waited longest: one that nobody can help must not keep the others from being helped.
         due.sort_by_key(|slot| self.groups[*slot].mending.as_ref().map(|it| it.next));
         for slot in due {
             let all = self.may_be_intact(slot);
-            let leads = self.groups[slot].raft.role() == Role::Leader;
-            let may = self.may_install(slot) && !self.checkpoints.is_placing() && !leads;
-            let Some(mending) = &mut self.groups[slot].mending else {
+            let may = self.may_install(slot) && !self.checkpoints.is_placing();
+            let group = &mut self.groups[slot];
+            let leads = group.raft.role() == Role::Leader;
+            let Some(mending) = &mut group.mending else {
                 continue;
             };
             mending.next = now.plus(ASK_ANOTHER);
+            if leads {
+                mending.led += 1;
+                if mending.led.is_multiple_of(HAND_OVERS_MAX) {
+                    self.try_anew(slot);
+                }
+                continue;
+            }
+            // Who cannot be asked now was not asked in vain.
             let nth = mending.asked % (all.len() + 1);
             if nth < all.len() && !may {
                 continue;
@@ -189,19 +224,15 @@ impl ShardEngine {
             .collect()
     }
 
-    /// Whether a group that was lost is being read again, and no checkpoint of another member is.
-    pub(super) fn is_tried_anew(&self, slot: usize) -> bool {
-        let is_opened = self.installs.opens(slot);
-        matches!(self.groups[slot].phase, Phase::Lost(_)) && !is_opened
-    }
-
     /// Nobody has answered: what could not be read here may be readable by now.
     fn try_anew(&mut self, slot: usize) {
         let group = &mut self.groups[slot];
-        if let Phase::Lost(_) = group.phase {
+        if let (Phase::Lost(_), Some(mending)) = (&group.phase, &mut group.mending) {
+            mending.is_tried_anew = true;
             self.effects.push(Effect::LoadGroup {
                 group: group.id,
                 bases: group.bases.iter().filter_map(root_ref).collect(),
+                reader: GroupReader::Group,
             });
             return;
         }

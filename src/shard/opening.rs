@@ -11,7 +11,7 @@ use super::bases::{damaged, known_key, root_ref};
 use super::changes::Changes;
 use super::clock::GroupClock;
 use super::config::ShardConfig;
-use super::effect::Effect;
+use super::effect::{Effect, GroupReader};
 use super::engine::ShardEngine;
 use super::following::Following;
 use super::group::{Group, Phase, Proposed};
@@ -43,10 +43,18 @@ use std::collections::VecDeque;
 
 impl ShardEngine {
     /// The hot state of a group is here, or cannot be read.
-    pub(super) fn on_group_loaded(&mut self, group: GroupId, result: Result<GroupState, Unread>) {
+    pub(super) fn on_group_loaded(
+        &mut self,
+        group: GroupId,
+        reader: GroupReader,
+        result: Result<GroupState, Unread>,
+    ) {
         let slot = self.slot(group);
-        if self.groups[slot].phase != Phase::Loading && !self.is_tried_anew(slot) {
-            return self.on_install_loaded(slot, result);
+        if let GroupReader::Install { id } = reader {
+            return self.on_install_loaded(id, result);
+        }
+        if self.groups[slot].phase != Phase::Loading && !self.groups[slot].end_attempt() {
+            return;
         }
         let result = result.map_err(|unread| unread.what);
         match result.and_then(|state| self.install(slot, state)) {
@@ -249,6 +257,7 @@ pub(super) fn open_group(
             effects.push(Effect::LoadGroup {
                 group: id,
                 bases: roots,
+                reader: GroupReader::Group,
             });
             Phase::Loading
         }

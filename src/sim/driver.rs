@@ -13,7 +13,7 @@ use crate::base::members::ClusterMembers;
 use crate::base::prng::Prng;
 use crate::base::units::Lsn;
 use crate::raft::message::{Message, Voter};
-use crate::shard::effect::{CheckpointFile, Effect, PageOrder};
+use crate::shard::effect::{CheckpointFile, Effect, GroupReader, PageOrder};
 use crate::shard::input::{Input, Origin};
 use crate::shard::loading::{load_group, load_pages};
 use crate::shard::redistribution::{NewLog, damage_of, known_ends, moves};
@@ -51,7 +51,7 @@ pub enum Work {
     /// A piece of the log is read.
     Piece(Piece),
     /// The state of a group is read.
-    Group(GroupId, Vec<RootRef>),
+    Group(GroupId, GroupReader, Vec<RootRef>),
     /// Pages of a group are read.
     Pages(PageOrder),
     /// So many bytes of a checkpoint file of a round are written, not yet synced.
@@ -109,7 +109,11 @@ pub fn begin(disk: &mut SimDisk, effect: Effect) -> Begun {
         }
         Effect::PrepareSegment { number } => Work::Segment(number),
         Effect::ReadLog(piece) => Work::Piece(piece),
-        Effect::LoadGroup { group, bases } => Work::Group(group, bases),
+        Effect::LoadGroup {
+            group,
+            bases,
+            reader,
+        } => Work::Group(group, reader, bases),
         Effect::LoadPages(order) => Work::Pages(order),
         Effect::WriteChunk {
             round,
@@ -166,10 +170,14 @@ impl Work {
                 let bytes = disk.read_log(piece.segment, piece.offset, piece.bytes);
                 Input::LogRead { piece, bytes }
             }
-            Self::Group(group, bases) => {
+            Self::Group(group, reader, bases) => {
                 let mut read = |file, offset, len| disk.read(file, offset, len);
                 let result = load_group(owner, &bases, &mut read);
-                Input::GroupLoaded { group, result }
+                Input::GroupLoaded {
+                    group,
+                    reader,
+                    result,
+                }
             }
             Self::Pages(order) => {
                 let mut read = |file, offset, len| disk.read(file, offset, len);

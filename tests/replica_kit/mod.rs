@@ -15,7 +15,7 @@ use rrq::base::units::{Lsn, Monotonic, Now, WallTime};
 use rrq::queue::MACHINE_VERSION;
 use rrq::raft::message::{Message, Voter};
 use rrq::shard::config::ShardConfig;
-use rrq::shard::effect::Effect;
+use rrq::shard::effect::{CheckpointFile, Effect, GroupReader};
 use rrq::shard::engine::ShardEngine;
 use rrq::shard::input::{Input, Loss, Origin, Peer};
 use rrq::shard::loading::Unread;
@@ -102,8 +102,10 @@ pub(crate) struct Node {
     pub(crate) spoils_runs: bool,
     /// So many rounds cannot be written from now on.
     pub(crate) rounds_fail: u64,
-    /// A group whose state is read only when [`Node::load_it`] says so.
+    /// A group that is told what was read of its state only when [`Node::load_it`] says so.
     pub(crate) loads_late: Option<GroupId>,
+    /// What it will be told.
+    loaded: VecDeque<Input>,
     replies: BTreeMap<u64, Reply>,
     /// All is durable, and it could end.
     pub(crate) has_stopped: bool,
@@ -209,6 +211,7 @@ impl Node {
         self.inbox.clear();
         self.writing.clear();
         self.filing.clear();
+        self.loaded.clear();
         let files = self.disk.files();
         self.engine = Some(ShardEngine::new(config, recovered, files, now));
     }
@@ -258,26 +261,54 @@ impl Node {
         self.disk.lie(u32::MAX);
     }
 
-    /// The group that loads late is read now.
+    /// How many reads of the group that loads late are not told.
+    pub(crate) fn loads_waiting(&self) -> usize {
+        self.loaded.len()
+    }
+
+    /// The oldest of them is told now; the others wait.
+    pub(crate) fn load_the_oldest(&mut self) {
+        let oldest = self.loaded.pop_front();
+        self.inbox.push_back(oldest.expect("a read waits"));
+    }
+
+    /// The group that loads late is told now.
     pub(crate) fn load_it(&mut self) {
         self.loads_late = None;
-        for (turns, work) in &mut self.filing {
-            if matches!(work, Work::Group(..)) {
-                *turns = 1;
-            }
-        }
+        self.inbox.append(&mut self.loaded);
     }
 
     /// The group that loads late cannot be read.
     pub(crate) fn fail_to_load_it(&mut self) {
         let group = self.loads_late.take().expect("a group loads late");
-        self.filing
-            .retain(|(_, work)| !matches!(work, Work::Group(..)));
+        self.loaded.clear();
         let result = Err(Unread {
             what: "its pages are damaged".to_owned(),
             damaged: Vec::new(),
         });
-        self.inbox.push_back(Input::GroupLoaded { group, result });
+        self.inbox.push_back(Input::GroupLoaded {
+            group,
+            reader: GroupReader::Group,
+            result,
+        });
+    }
+
+    fn spoilt(&self, mut effect: Effect) -> Effect {
+        if let Effect::WriteChunk {
+            file: CheckpointFile::Run(_),
+            offset,
+            bytes,
+            ..
+        } = &mut effect
+            && self.spoils_runs
+            // The head of the file is before it.
+            && *offset == BLOCK_BYTES as u64
+        {
+            let mut spoilt = bytes.to_vec();
+            spoilt[0] ^= 1;
+            *bytes = spoilt.into();
+        }
+        effect
     }
 
     fn finish(&mut self, work: Work) {
@@ -286,14 +317,16 @@ impl Node {
     }
 
     fn perform(&mut self, effect: Effect, sent: &mut Vec<(NodeId, Vec<Message>)>) {
+        let effect = self.spoilt(effect);
         match driver::begin(&mut self.disk, effect) {
             Begun::Work(work @ Work::Batch(_)) => self.writing.push((self.write_turns, work)),
             Begun::Work(work) if work.may_fail() && self.rounds_fail > 0 => {
                 self.rounds_fail -= 1;
                 self.inbox.push_back(work.fail(&mut self.disk));
             }
-            Begun::Work(work @ Work::Group(group, _)) if self.loads_late == Some(group) => {
-                self.filing.push((u64::MAX, work));
+            Begun::Work(work @ Work::Group(group, ..)) if self.loads_late == Some(group) => {
+                let owner = driver::owner_of(&self.identity());
+                self.loaded.push_back(work.finish(&mut self.disk, &owner));
             }
             Begun::Work(work @ (Work::Chunk(..) | Work::Files(..))) if self.file_turns > 0 => {
                 self.filing.push((self.file_turns, work));
@@ -419,6 +452,7 @@ impl Cluster {
             spoils_runs: false,
             rounds_fail: 0,
             loads_late: None,
+            loaded: VecDeque::new(),
             replies: BTreeMap::new(),
             has_stopped: false,
             is_removed: false,
