@@ -4,10 +4,12 @@
 
 mod replica_kit;
 
-use replica_kit::{Cluster, queue_in};
+use replica_kit::{Cluster, queue_in, voter};
 use rrq::base::ids::GroupId;
 use rrq::base::prng::Prng;
 use rrq::shard::counters::Counters;
+use rrq::shard::input::Input;
+use rrq::wire::message::{MemberChange, RequestBody};
 
 const GROUP: GroupId = GroupId(0);
 /// 6 MB of pages and bodies.
@@ -37,6 +39,18 @@ fn with_jobs(nodes: u32) -> Cluster {
     }
     cluster.pass(2_000);
     cluster
+}
+
+/// From a new start on all have so much memory for jobs, and hold hardly anything of their logs for who is behind.
+fn hold(cluster: &mut Cluster, jobs_held_bytes_max: u64) {
+    for number in 1..=3 {
+        cluster.kill(number);
+        let node = cluster.node(number);
+        (node.tails_bytes, node.jobs_held_bytes_max) = (16 << 10, jobs_held_bytes_max);
+    }
+    for number in 1..=3 {
+        cluster.start(number);
+    }
 }
 
 fn is_mended(cluster: &mut Cluster, number: u32) -> bool {
@@ -247,8 +261,94 @@ fn a_base_that_is_read_again_late_is_not_taken_for_what_comes() {
 }
 
 #[test]
+fn a_leader_that_cannot_read_what_a_follower_lacks_is_mended() {
+    let mut cluster = with_jobs(3);
+    hold(&mut cluster, 1 << 20);
+    let leader = cluster.led_by(GROUP);
+    let follower = 1 + leader % 3;
+    cluster.cut_off(follower);
+    for _ in 0..10 {
+        cluster.fill("mail", 500, 256);
+    }
+    cluster.pass(2_000);
+    // No entry needs what is damaged: the leader finds it when it is to send it.
+    let mut prng = Prng::new(1);
+    cluster.node(leader).disk.rot_files(40_000, &mut prng);
+    cluster.heal();
+    cluster.until("the follower has what it lacked", |cluster| {
+        counters(cluster, follower).checkpoints_installed_total == 1
+    });
+    cluster.until("the leader is mended", |cluster| is_mended(cluster, leader));
+    cluster.until("all have the same state", |cluster| {
+        cluster.are_equal(GROUP)
+    });
+}
+
+#[test]
+fn what_was_written_badly_is_not_blamed_on_what_was_here() {
+    let mut cluster = with_jobs(3);
+    hold(&mut cluster, u64::MAX);
+    let follower = 1 + cluster.led_by(GROUP) % 3;
+    cluster.cut_off(follower);
+    for _ in 0..10 {
+        cluster.fill("mail", 500, 256);
+    }
+    cluster.pass(2_000);
+    cluster.node(follower).spoils_runs = true;
+    cluster.heal();
+    cluster.pass(12_000);
+    // It is tried once more with nothing that was here, then every 5 s, and the state that is here goes on.
+    let counted = counters(&mut cluster, follower);
+    let failed = counted.checkpoint_installs_failed_total;
+    assert!((3..=4).contains(&failed), "{failed} times in 12 s");
+    assert_eq!((counted.groups_mending, counted.groups_halted), (0, 0));
+    cluster.node(follower).spoils_runs = false;
+    cluster.until("it is installed", |cluster| {
+        counters(cluster, follower).checkpoints_installed_total == 1
+    });
+    cluster.until("all have the same state", |cluster| {
+        cluster.are_equal(GROUP)
+    });
+}
+
+#[test]
+fn a_full_disk_does_not_keep_a_member_from_being_mended() {
+    let mut cluster = with_jobs(3);
+    let leader = cluster.led_by(GROUP);
+    let follower = 1 + leader % 3;
+    cluster.kill(follower);
+    let mut prng = Prng::new(1);
+    cluster.node(follower).disk.rot_files(40_000, &mut prng);
+    cluster.start(follower);
+    // What it has of files is dropped once the state is here, and not before.
+    let (full, exhausted) = (true, false);
+    cluster.tell(follower, Input::DiskSpace { full, exhausted });
+    cluster.until("it is mended", |cluster| is_mended(cluster, follower));
+    cluster.until("all have the same state", |cluster| {
+        cluster.are_equal(GROUP)
+    });
+}
+
+#[test]
 fn where_nobody_else_votes_the_group_stops() {
+    stops_alone(with_jobs(1));
+}
+
+#[test]
+fn where_only_learners_are_beside_the_group_stops_too() {
     let mut cluster = with_jobs(1);
+    // It does not start, so that it does not catch up to vote.
+    cluster.wait_to_be_added(voter(2));
+    let change = MemberChange::Add(vec![voter(2)]);
+    cluster.ask(&RequestBody::ChangeMembers(change));
+    cluster.until("it is a member", |cluster| {
+        cluster.members(1, GROUP).len() == 2
+    });
+    stops_alone(cluster);
+}
+
+/// The one who votes can read no base of its own.
+fn stops_alone(mut cluster: Cluster) {
     cluster.led_by(GROUP);
     // Its log does not lead from the beginning any more.
     while counters(&mut cluster, 1).checkpoint_rounds_total < 3 {

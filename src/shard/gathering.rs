@@ -10,7 +10,7 @@ use super::engine::ShardEngine;
 use super::group::Group;
 use crate::base::checksum::Hash128;
 use crate::base::ids::{GroupId, Incarnation};
-use crate::queue::view::PageKey;
+use crate::queue::view::{PageKey, StoredPage};
 use crate::queue::{Difference, Found, FrozenState, MACHINE_VERSION, Names, PageWant, Piece};
 use crate::queue::{StoredPart, Wanted};
 use crate::raft::membership::Membership;
@@ -73,6 +73,11 @@ impl Whole {
     /// The files that it has written.
     pub(super) fn own_files(&self) -> &[CheckpointFile] {
         &self.own_files
+    }
+
+    /// Whether a part lies in one of them.
+    pub(super) fn has_written(&self, part: &StoredPage) -> bool {
+        self.own_files.contains(&CheckpointFile::Run(part.file))
     }
 
     /// All files that it needs.

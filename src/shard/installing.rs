@@ -178,12 +178,14 @@ impl ShardEngine {
         }
     }
 
+    /// Whether a checkpoint of another node may be asked for. A group that is mended gets one although the disk
+    /// is full: nothing of the shard goes before it is known what that group needs.
     pub(super) fn may_install(&self, slot: usize) -> bool {
         let group = &self.groups[slot];
         group.takes_checkpoints()
             && !group.is_tried_anew()
             && !self.stopping()
-            && !self.disk_full
+            && (!self.disk_full || group.mending.is_some())
             && !self.installs.put_off.contains_key(&slot)
     }
 
@@ -430,13 +432,21 @@ impl ShardEngine {
         match opened {
             Ok((queue, files)) => receiving.stage = Stage::Opened(whole, files, Box::new(queue)),
             Err(unread) => {
+                // What has just been written says nothing about what was here.
+                let mut own = unread.damaged;
+                own.retain(|at| !whole.has_written(&at.stored));
                 receiving.stage = Stage::Opening(whole);
-                if unread.damaged.is_empty() {
-                    self.installs.rotten.insert(slot);
-                    return self.install_failed(&unread.what);
+                self.install_failed(&unread.what);
+                let keeps_less = if own.is_empty() || !self.can_mend(slot) {
+                    self.installs.rotten.insert(slot)
+                } else {
+                    self.mend(slot, &own);
+                    true
+                };
+                // The next can be another outcome, and keeps nothing in the end.
+                if keeps_less {
+                    self.installs.put_off.remove(&slot);
                 }
-                self.give_up_install();
-                self.mend(slot, unread.damaged);
             }
         }
     }

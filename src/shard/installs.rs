@@ -50,8 +50,8 @@ pub(super) struct Installs {
     pub(super) set_aside: Option<SetAside>,
     /// What was offered meanwhile to other groups, by slot: by whom, and up to where.
     pub(super) offered: BTreeMap<usize, (Voter, Position)>,
-    /// Slots of whose state something is damaged, as was found when a checkpoint was opened that kept it:
-    /// nothing of it is kept in the next.
+    /// Slots of whose state something may be damaged, nobody knows what, since a checkpoint that kept it could
+    /// not be opened: nothing of it is kept in the next.
     pub(super) rotten: BTreeSet<usize>,
     /// Slots whose last installation failed, and when the next may begin.
     pub(super) put_off: BTreeMap<usize, Monotonic>,

@@ -126,7 +126,7 @@ fn damaged_at_start<E: Display>(
     owner: &Owner,
     root: &RootRef,
     read: &mut dyn FnMut(u64, u64, usize) -> Result<Bytes, E>,
-) -> Vec<(PageKey, u8)> {
+) -> Vec<AbsentPage> {
     let Ok(Some(root)) = read_root(owner, root, read) else {
         return Vec::new();
     };
@@ -135,7 +135,7 @@ fn damaged_at_start<E: Display>(
     let mut load = |at: AbsentPage, with: With| {
         let parts = load_wants(owner, (group, &[PageWant::only(at)]), with, read);
         if parts.is_err() {
-            damaged.push((at.key, at.level));
+            damaged.push(at);
         }
         parts.unwrap_or_default()
     };
@@ -225,8 +225,8 @@ fn reads_at_start(tree: &SummaryBytes, name: &PageName, level: u8, summary: &Sum
 pub struct Unread {
     /// The first thing that is wrong, in a sentence for the operator.
     pub what: String,
-    /// All that cannot be read of what was wanted, by key and level.
-    pub damaged: Vec<(PageKey, u8)>,
+    /// All that cannot be read of what was wanted.
+    pub damaged: Vec<AbsentPage>,
 }
 
 /// Reads pages of a group, each with the bodies of its jobs; or without, for who compares them with those of
@@ -262,7 +262,7 @@ pub fn load_pages<E: Display>(
                         .filter(|(below, summary)| want.lets_through(below.key.number, summary));
                     left.extend(below.take(want.pages_max()).map(|(below, _)| below));
                 }
-                Err(_) => damaged.push((at.key, at.level)),
+                Err(_) => damaged.push(at),
             }
         }
     }

@@ -27,6 +27,7 @@ use super::effect::{Effect, GroupReader};
 use super::engine::ShardEngine;
 use super::group::{Group, Phase};
 use crate::base::units::Monotonic;
+use crate::queue::AbsentPage;
 use crate::queue::view::PageKey;
 use crate::raft::message::Voter;
 use crate::raft::role::Role;
@@ -93,15 +94,16 @@ impl Group {
 }
 
 impl ShardEngine {
-    /// Whether another member may have what is damaged here.
+    /// Whether another member may have what is damaged here, and one can lead meanwhile: a learner cannot.
     pub(super) fn can_mend(&self, slot: usize) -> bool {
         let members = self.groups[slot].raft.members();
         let me = self.config.me();
-        members.members().any(|member| member != me)
+        let mut others = members.members().filter(|member| *member != me);
+        others.any(|other| members.is_voter(other))
     }
 
     /// Parts of a group's state are damaged. It goes on once they have come from another member.
-    pub(super) fn mend(&mut self, slot: usize, damaged: impl IntoIterator<Item = (PageKey, u8)>) {
+    pub(super) fn mend(&mut self, slot: usize, damaged: &[AbsentPage]) {
         let now = self.now.mono;
         let group = &mut self.groups[slot];
         let is_new = group.mending.is_none();
@@ -113,6 +115,7 @@ impl ShardEngine {
             next: now,
             is_tried_anew: false,
         });
+        let damaged = damaged.iter().map(|at| (at.key, at.level));
         mending.damaged.extend(damaged);
         // Who leads has what was missing, most likely.
         (mending.found, mending.asked, mending.next) = (mending.found + 1, 0, now);
@@ -128,7 +131,7 @@ impl ShardEngine {
         group.phase = Phase::Lost(format!(
             "group {id} waits for its state from another member, because {why}"
         ));
-        self.mend(slot, []);
+        self.mend(slot, &[]);
     }
 
     /// A checkpoint has taken the place of the group's state.

@@ -185,7 +185,7 @@ impl ShardEngine {
         let queue = &mut group.queue;
         let taken = result.and_then(|parts| {
             parts.into_iter().try_fold(0, |count, part| {
-                let at = (part.at.key, part.at.level);
+                let at = part.at;
                 let taken = queue.take_part(part).map_err(|error| Unread {
                     what: error.to_string(),
                     damaged: vec![at],
@@ -200,7 +200,7 @@ impl ShardEngine {
             }
             // A file may have been dropped since it was asked for, and a read may fail in passing.
             Err(_) if !before.failed => wanted.failed = true,
-            Err(unread) if self.can_mend(slot) => self.mend(slot, unread.damaged),
+            Err(unread) if self.can_mend(slot) => self.mend(slot, &unread.damaged),
             Err(unread) => {
                 let why = damaged(self.groups[slot].id, &unread.what);
                 return self.cannot_read(slot, reader, &why);

@@ -86,6 +86,8 @@ struct Stream {
     read: BTreeMap<(PageKey, u8), StoredPart>,
     /// Something is being read.
     reads: bool,
+    /// It could not be read the last time.
+    failed: bool,
     /// What is made and in no part yet.
     made: BytesMut,
 }
@@ -108,6 +110,7 @@ impl Stream {
             told: 0,
             read: BTreeMap::new(),
             reads: false,
+            failed: false,
             made: BytesMut::new(),
         }
     }
@@ -210,7 +213,7 @@ impl Stream {
 
     /// Parts were read. Those above pages that are wanted are of no more use.
     fn take(&mut self, parts: Vec<StoredPart>) {
-        self.reads = false;
+        (self.reads, self.failed) = (false, false);
         for part in parts {
             let place = (part.at.key, part.at.level);
             if self
@@ -378,8 +381,9 @@ impl ShardEngine {
         self.installs.sending.remove(&(to, slot));
     }
 
-    /// Pages were read that are to be sent, or cannot be: then others may send a checkpoint, this node
-    /// cannot.
+    /// Pages were read that are to be sent, or cannot be. A read may fail in passing; what cannot be read twice
+    /// over is damaged, since its files stay: others may send a checkpoint, and this node is mended by one, else
+    /// who is behind would be sent the same in vain for ever.
     pub(super) fn on_pages_to_send(
         &mut self,
         slot: usize,
@@ -393,8 +397,12 @@ impl ShardEngine {
         };
         match result {
             Ok(parts) => stream.take(parts),
-            Err(_) => {
+            Err(_) if !stream.failed => (stream.reads, stream.failed) = (false, true),
+            Err(unread) => {
                 self.installs.sending.remove(&(to, slot));
+                if self.groups[slot].phase == Phase::Serving && self.can_mend(slot) {
+                    self.mend(slot, &unread.damaged);
+                }
                 return;
             }
         }
