@@ -173,6 +173,8 @@ pub const CHECKPOINT_WANTS_MAX: usize = 512;
 /// A page or a body on its way to another node, at the most: a session may hold all outcomes of its
 /// group.
 pub const CHECKPOINT_ITEM_BYTES_MAX: usize = 128 << 20;
+/// Names of a checkpoint: its queues and their partitions, each of which has up to three trees, and sessions.
+pub const CHECKPOINT_NAMES_MAX: usize = 1 << 24;
 /// While a checkpoint goes to a follower, its leader keeps the entries behind it in memory as long as
 /// they take no more than this, or no more than the checkpoint so far.
 pub const CHECKPOINT_TAIL_BYTES_MAX: usize = 64 << 20;

@@ -23,6 +23,19 @@ impl fmt::Debug for Discarded {
 }
 
 impl Discarded {
+    /// A state that is of no more use, if it takes long to free.
+    #[must_use]
+    pub fn state(queue: JobQueue) -> Option<Self> {
+        let partitions = queue.partitions.values();
+        let live: u64 = partitions.map(|partition| partition.head.live()).sum();
+        (live >= WORTH_JOBS).then(|| Self(vec![Box::new(queue)]))
+    }
+
+    /// Anything else that holds much.
+    pub(super) fn rest(rest: impl Send + 'static) -> Self {
+        Self(vec![Box::new(rest)])
+    }
+
     /// Takes leaves that have left the state.
     pub(super) fn leaves(&mut self, leaves: Vec<Arc<Leaf>>) {
         if leaves.len() as u64 * LEAF_JOBS >= WORTH_JOBS {

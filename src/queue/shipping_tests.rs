@@ -13,7 +13,7 @@ use crate::queue::tests::{GROUP, apply, lease, rich, uid};
 use crate::queue::view::{PageKey, PageKind, StoredPage};
 use crate::queue::writing::{Piece, SummaryBytes, WrittenState};
 use crate::queue::writing_tests::{Disk, checkpoint, jobs, random_op, said_of_node, waiting};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 
 /// What came from the other node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -89,6 +89,7 @@ fn bring(
     let mut difference = difference.expect("the names are in order");
     let mut came = Came::default();
     let mut left = answers;
+    let mut told = VecDeque::new();
     while !difference.is_done() {
         difference.step(5);
         write(&mut difference, disk);
@@ -96,40 +97,46 @@ fn bring(
         if !reads.is_empty() {
             difference.read(own_parts(disk, &reads, &damage.found));
         }
-        for wanted in difference.wants(3) {
-            if left == 0 {
-                return (came, Err(difference.into_found().0));
-            }
-            left -= 1;
-            match answer(&source, their_disk, &wanted) {
-                Answer::Node(branches) => {
-                    came.nodes += 1;
-                    let stored = branches
-                        .iter()
-                        .map(|(slot, summary, hash)| (*slot, *summary, StoredPage::nowhere(*hash)));
-                    let hash = Hash128::of(&said_of_node(&stored.collect::<Vec<_>>()));
-                    let taken = difference.take_node(hash, branches);
-                    taken.expect("it was wanted");
-                }
-                Answer::Page(bytes, bodies) => {
-                    came.pages += 1;
-                    difference.take_page(bytes).expect("it was wanted");
-                    write(&mut difference, disk);
-                    for (slot, body) in bodies {
-                        came.bodies += 1;
-                        let mut bytes = Vec::new();
-                        body.encode_into(&mut bytes);
-                        let taken = difference.take_body(slot, &bytes.into());
-                        taken.expect("it was wanted");
-                        write(&mut difference, disk);
-                    }
-                }
-                Answer::Read(_) | Answer::Nothing => panic!("{wanted:?} is not there"),
-            }
-            write(&mut difference, disk);
+        // Some are told, and others compared, before the first is answered.
+        told.extend(difference.wants(1));
+        if told.len() < 3 && (difference.can_step() || difference.has_wants()) {
+            continue;
         }
+        let Some(wanted) = told.pop_front() else {
+            continue;
+        };
+        if left == 0 {
+            return (came, Err(difference.into_found().0));
+        }
+        left -= 1;
+        match answer(&source, their_disk, &wanted) {
+            Answer::Node(branches) => {
+                came.nodes += 1;
+                let stored = branches
+                    .iter()
+                    .map(|(slot, summary, hash)| (*slot, *summary, StoredPage::nowhere(*hash)));
+                let hash = Hash128::of(&said_of_node(&stored.collect::<Vec<_>>()));
+                let taken = difference.take_node(hash, branches);
+                taken.expect("it was wanted");
+            }
+            Answer::Page(bytes, bodies) => {
+                came.pages += 1;
+                difference.take_page(bytes).expect("it was wanted");
+                write(&mut difference, disk);
+                for (slot, body) in bodies {
+                    came.bodies += 1;
+                    let mut bytes = Vec::new();
+                    body.encode_into(&mut bytes);
+                    let taken = difference.take_body(slot, &bytes.into());
+                    taken.expect("it was wanted");
+                    write(&mut difference, disk);
+                }
+            }
+            Answer::Read(_) | Answer::Nothing => panic!("{wanted:?} is not there"),
+        }
+        write(&mut difference, disk);
     }
-    (came, Ok(difference.finish()))
+    (came, Ok(difference.finish().0))
 }
 
 fn write(difference: &mut Difference, disk: &mut Disk) {

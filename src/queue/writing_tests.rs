@@ -8,6 +8,7 @@ use crate::base::units::GroupTime;
 use crate::queue::body::{StoredBody, decode_body, encode_body};
 use crate::queue::check::check;
 use crate::queue::command::{AckItem, Command, NackItem, NewJob, Op, Outcome, PurgeStates, Start};
+use crate::queue::discarded::Discarded;
 use crate::queue::frozen::FrozenState;
 use crate::queue::job_queue::JobQueue;
 use crate::queue::load::stored_pages;
@@ -838,6 +839,9 @@ fn what_takes_long_to_free_is_handed_out() {
             assert!(machine.take_discarded().is_none());
         }
     }
+    // A state that another takes the place of, likewise.
+    assert!(Discarded::state(waiting(4_000)).is_none());
+    assert!(Discarded::state(waiting(5_000)).is_some());
 }
 
 #[test]

@@ -62,7 +62,7 @@ pub(super) use due::Due;
 pub(super) use round_files::RoundFiles;
 
 /// Bytes encoded in one step.
-const SLICE_BYTES: usize = 128 << 10;
+pub(super) const SLICE_BYTES: usize = 128 << 10;
 /// Pages and bodies whose places are taken note of in one step.
 const SLICE_PLACES: usize = 1024;
 /// Rounds that leave sparse files alone after what lives in them could not be read, or not be written.

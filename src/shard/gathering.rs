@@ -1,11 +1,12 @@
 //! What comes of a checkpoint of another node, item by item: held against what is here, and written at once.
 //!
-//! Nothing is gathered in memory but nodes of which something is missing yet, and one page. The files are
-//! the checkpoint's own; what they name beside each other lies in files that are here, and stay as long.
+//! Of what comes nothing stays in memory but nodes of which something is missing yet, and one page; of each page
+//! that was written, its place, and which files need it. The files are the checkpoint's own; what they name beside
+//! each other lies in files that are here, and stay as long.
 
 use super::bases::{branches_of, root};
-use super::checkpoint::RoundFiles;
-use super::effect::{CheckpointFile, files_of};
+use super::checkpoint::{RoundFiles, SLICE_BYTES};
+use super::effect::{CheckpointFile, Effect, files_of};
 use super::engine::ShardEngine;
 use super::group::Group;
 use crate::base::checksum::Hash128;
@@ -19,7 +20,7 @@ use crate::snapshot::layout::{GroupMeta, RootRef};
 use crate::wire::checkpoint::{CheckpointHead, CheckpointItem, ItemDecoder};
 use std::collections::BTreeSet;
 
-/// Places that are compared in one turn.
+/// Places that are compared in one turn, as long as no more than [`SLICE_BYTES`] of pages are hashed for that.
 const COMPARED_PER_TURN: usize = 256;
 
 /// What was written of a checkpoint that did not become whole: for the next one of the group.
@@ -270,11 +271,11 @@ impl ShardEngine {
     /// # Errors
     /// What is wrong, in a sentence.
     pub(super) fn compare(&mut self, gathering: &mut Gathering) -> Result<(), String> {
-        let mut left = COMPARED_PER_TURN;
-        while left > 0 && gathering.wants_a_turn() {
+        let (mut left, mut hashed) = (COMPARED_PER_TURN, 0);
+        while left > 0 && hashed < SLICE_BYTES && gathering.wants_a_turn() {
             left -= 1;
             if let Some(difference) = &mut gathering.difference {
-                difference.step(1);
+                hashed += difference.step(1);
             }
             self.write_pieces(gathering)?;
         }
@@ -332,7 +333,8 @@ impl ShardEngine {
             wall_offset_ms: head.wall_offset_ms,
             members: head.members,
         };
-        let written = difference.finish();
+        let (written, discarded) = difference.finish();
+        self.effects.push(Effect::Discard(discarded));
         let Partly { files, pinned, .. } = partly;
         let mut files = files.unwrap_or_else(|| {
             let round = self.checkpoints.new_round();

@@ -33,7 +33,7 @@ use super::loading::{BaseFiles, GroupState, Unread};
 use super::opening::open_state;
 use crate::base::limits::{BASES_KEPT, CHECKPOINT_WANTS_MAX};
 use crate::base::units::{Lsn, Monotonic};
-use crate::queue::{JobQueue, StoredPart, Wanted};
+use crate::queue::{Discarded, JobQueue, StoredPart, Wanted};
 use crate::raft::follower::Installed;
 use crate::raft::membership::Membership;
 use crate::raft::message::{Checkpoint, Position, Voter};
@@ -586,7 +586,9 @@ impl ShardEngine {
         group.base_files.truncate(BASES_KEPT);
         group.bases.insert(0, base);
         group.bases.truncate(BASES_KEPT);
-        group.queue = queue;
+        let old = std::mem::replace(&mut group.queue, queue);
+        self.effects
+            .extend(Discarded::state(old).map(Effect::Discard));
         group.installing = false;
         group.raft.installed(installed);
         self.installs.rotten.remove(&slot);

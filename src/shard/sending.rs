@@ -211,8 +211,9 @@ impl Stream {
         answers.collect()
     }
 
-    /// Parts were read. Those above pages that are wanted are of no more use.
-    fn take(&mut self, parts: Vec<StoredPart>) {
+    /// Parts were read. Those above pages that are wanted are of no more use. False if what is wanted next is
+    /// not among them: it does not exist, and would be read again for ever.
+    fn take(&mut self, parts: Vec<StoredPart>) -> bool {
         (self.reads, self.failed) = (false, false);
         for part in parts {
             let place = (part.at.key, part.at.level);
@@ -224,6 +225,8 @@ impl Stream {
                 self.read.insert(place, part);
             }
         }
+        let mut next = self.wants.iter().take(1);
+        next.all(|want| self.read.contains_key(&(want.key, want.level)))
     }
 }
 
@@ -396,7 +399,12 @@ impl ShardEngine {
             return;
         };
         match result {
-            Ok(parts) => stream.take(parts),
+            Ok(parts) => {
+                if !stream.take(parts) {
+                    self.installs.sending.remove(&(to, slot));
+                    return;
+                }
+            }
             Err(_) if !stream.failed => (stream.reads, stream.failed) = (false, true),
             Err(unread) => {
                 self.installs.sending.remove(&(to, slot));
@@ -484,5 +492,58 @@ impl ShardEngine {
             true
         });
         needed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::ids::{GroupId, Incarnation, Partition, QueueUid, Term};
+    use crate::base::units::GroupTime;
+    use crate::queue::view::{PageKind, StoredPage};
+    use crate::queue::{AbsentPage, JobQueue};
+
+    #[test]
+    fn what_was_read_in_vain_is_not_read_again() {
+        let group = GroupId(0);
+        let meta = GroupMeta {
+            group,
+            incarnation: Incarnation(1),
+            index: LogIndex(1),
+            term: Term(1),
+            time: GroupTime(0),
+            machine_version: 1,
+            wall_offset_ms: 0,
+            members: Vec::new(),
+        };
+        let key = |number| PageKey {
+            kind: PageKind::Leaf,
+            queue: QueueUid::new(group, 1).expect("a small counter"),
+            partition: Partition(0),
+            number,
+        };
+        let stored = StoredPage {
+            hash: Default::default(),
+            file: 1,
+            offset: 4096,
+            len: 100,
+            crc: 0,
+        };
+        let at = |number, level| AbsentPage {
+            key: key(number),
+            level,
+            stored,
+        };
+        let mut stream = Stream::new(meta, &JobQueue::new(group, 0).freeze());
+        for number in [64, 127] {
+            let (key, level, held) = (key(number), 0, 0);
+            stream.wants.push_back(Wanted { key, level, held });
+        }
+        // The node above both has the first page alone.
+        let node = || StoredPart::node(at(1, 1), &[]);
+        let page = StoredPart::places(at(64, 0), Bytes::new(), Vec::new());
+        assert!(stream.take(vec![node(), page]));
+        stream.wants.pop_front();
+        assert!(!stream.take(vec![node()]));
     }
 }

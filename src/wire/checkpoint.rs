@@ -8,7 +8,9 @@
 
 use crate::base::checksum::Hash128;
 use crate::base::ids::{DiskId, LogIndex, NodeId, Partition, QueueUid, Term};
-use crate::base::limits::{CHECKPOINT_ITEM_BYTES_MAX, INDEX_MAX, LEAF_JOBS, MEMBERS_MAX, TERM_MAX};
+use crate::base::limits::{
+    CHECKPOINT_ITEM_BYTES_MAX, CHECKPOINT_NAMES_MAX, INDEX_MAX, LEAF_JOBS, MEMBERS_MAX, TERM_MAX,
+};
 use crate::base::members::{Member, MemberRole};
 use crate::base::units::GroupTime;
 use crate::queue::view::{PageKey, PageKind};
@@ -276,6 +278,8 @@ fn hash_from_pb(field: &'static str, bytes: &Bytes) -> Result<Hash128, WireError
 fn head_from_pb(head: ci::Head) -> Result<CheckpointHead, WireError> {
     check_range("the index of a checkpoint", head.index, 1, INDEX_MAX.0)?;
     check_range("the term of a checkpoint", head.term, 1, TERM_MAX.0)?;
+    let names_max = CHECKPOINT_NAMES_MAX as u64;
+    check_range("the names of a checkpoint", head.names.into(), 1, names_max)?;
     let count = head.members.len() as u64;
     check_range("the members of a checkpoint", count, 1, MEMBERS_MAX as u64)?;
     let members = head.members.into_iter().map(|member| {
@@ -403,6 +407,8 @@ mod tests {
             BytesMut::from(&[2, 0x22, 0][..]),
             head(|head| head.index = LogIndex(u64::MAX)),
             head(|head| head.term = Term(0)),
+            head(|head| head.names = 0),
+            head(|head| head.names = u32::MAX),
             head(|head| head.members.clear()),
             head(|head| head.members.reverse()),
             head(voters),

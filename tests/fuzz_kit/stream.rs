@@ -106,7 +106,7 @@ fn take(mut items: VecDeque<CheckpointItem>) -> Result<bool, String> {
         }
         place_all(&mut difference)?;
     }
-    let written = difference.finish();
+    let (written, _) = difference.finish();
     assert_eq!(written.pages.len(), names.pages.len());
     assert_eq!(written.trees.len(), names.trees.len());
     Ok(items.is_empty())

@@ -212,6 +212,8 @@ pub struct Difference {
     open: Option<Open>,
     found: Found,
     brought: u64,
+    /// Bytes that the last step hashed.
+    hashed: usize,
 }
 
 impl Difference {
@@ -256,6 +258,7 @@ impl Difference {
             open: None,
             found,
             brought: 0,
+            hashed: 0,
         };
         for named in names.trees.iter().rev() {
             new.begin_tree(named);
@@ -321,12 +324,14 @@ impl Difference {
         }
     }
 
-    /// Compares up to so many places more, as far as nothing has to come or be read first.
-    pub fn step(&mut self, places: usize) {
+    /// Compares up to so many places more, as far as nothing has to come or be read first; how many bytes of
+    /// pages it hashed for that.
+    pub fn step(&mut self, places: usize) -> usize {
+        self.hashed = 0;
         for _ in 0..places {
             let under_way = self.asked.len() + self.to_read.len() + self.reading.len();
             if under_way >= CHECKPOINT_WANTS_MAX || self.own_page.is_some() {
-                return;
+                break;
             }
             match self.tasks.pop() {
                 Some(Task::Compare(it)) => self.compare(it),
@@ -341,9 +346,10 @@ impl Difference {
                     level,
                     number,
                 }) => self.retire_around(tree, (level, number)),
-                None => return,
+                None => break,
             }
         }
+        self.hashed
     }
 
     /// Whether [`Self::step`] would do something.
@@ -480,10 +486,13 @@ impl Difference {
         if is_tainted {
             bodies.values_mut().for_each(|body| body.at = None);
         }
-        let bytes = page_bytes(holds).expect("it is a page");
-        if Hash128::of(&bytes) != it.hash {
+        // What has not changed since it was stored has that hash.
+        let may_be_same = stored.is_none_or(|stored| stored.hash == it.hash);
+        let bytes = may_be_same.then(|| page_bytes(holds).expect("it is a page"));
+        self.hashed += bytes.as_ref().map_or(0, Bytes::len);
+        let Some(bytes) = bytes.filter(|bytes| Hash128::of(bytes) == it.hash) else {
             return self.want(it, Own::Bodies(bodies));
-        }
+        };
         let key = self.key(it.tree, it.number);
         let mut page = OpenPage::new(key, bytes, (it.tree, it.hash, it.target));
         for (slot, body) in bodies {

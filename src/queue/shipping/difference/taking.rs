@@ -6,6 +6,7 @@ use crate::base::bugs::{self, Bug};
 use crate::base::checksum::Hash128;
 use crate::base::ids::{GroupId, JobId};
 use crate::base::limits::LEAF_JOBS;
+use crate::queue::discarded::Discarded;
 use crate::queue::load::body_of;
 use crate::queue::page::{LEAF_BYTES, PageError, read_leaf};
 use crate::queue::residence::NEVER_GIVEN;
@@ -212,16 +213,18 @@ impl Difference {
         Ok(())
     }
 
-    /// What a root of the other's state names here.
+    /// What a root of the other's state names here; and what is to be freed, which is as much as came and what
+    /// of this node's own nobody else holds any more.
     ///
     /// # Panics
     /// If something is missing yet.
     #[must_use]
-    pub fn finish(self) -> WrittenState {
+    pub fn finish(mut self) -> (WrittenState, Discarded) {
         assert!(self.is_done(), "something is missing yet");
-        let pages = self.pages.into_iter();
+        let pages = std::mem::take(&mut self.pages).into_iter();
         let pages = pages.map(|(key, stored)| (key, stored.expect("it is written")));
-        let trees = self.trees.into_iter().map(|tree| StoredTree {
+        let trees = std::mem::take(&mut self.trees).into_iter();
+        let trees = trees.map(|tree| StoredTree {
             key: tree.key,
             level: tree.level,
             summary: tree.summary,
@@ -229,10 +232,11 @@ impl Difference {
             runs: tree.runs,
             payloads: tree.payloads,
         });
-        WrittenState {
+        let state = WrittenState {
             pages: pages.collect(),
             trees: trees.collect(),
-        }
+        };
+        (state, Discarded::rest(self))
     }
 
     /// It is given up: what was written so far, for another state, and what of this node's own is damaged.
