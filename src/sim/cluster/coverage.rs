@@ -90,7 +90,9 @@ impl Cluster<'_> {
                 Doing::Recovers,
                 members.iter().any(|raft| raft.is_recovering()),
             ));
-            doing.extend(is(Doing::Loads, !engines().all(ShardEngine::serving)));
+            // Who dies while it loads is noted by itself, whatever kills it.
+            let dies = matches!(fault, Fault::Crash | Fault::PowerLoss);
+            doing.extend(is(Doing::Loads, place.loads() && !dies));
             let checkpoints = engines().any(ShardEngine::writes_checkpoint);
             doing.extend(is(Doing::Checkpoints, checkpoints));
             doing.extend(is(Doing::Installs, engines().any(ShardEngine::installs)));
@@ -101,7 +103,11 @@ impl Cluster<'_> {
             doing.push(Doing::Dead);
         }
         for doing in doing {
-            *self.report.met.entry((fault, doing)).or_default() += 1;
+            self.has_met(fault, doing);
         }
+    }
+
+    pub(super) fn has_met(&mut self, fault: Fault, doing: Doing) {
+        *self.report.met.entry((fault, doing)).or_default() += 1;
     }
 }

@@ -1,6 +1,7 @@
 //! What befalls a cluster, and when. Faults are numbered, and each draws what it needs from a generator of
 //! its own number, so that one can be left out and the others stay what they are.
 
+use super::coverage::Doing;
 use super::node::Image;
 use super::options::Fault;
 use super::{Cluster, Event};
@@ -72,12 +73,12 @@ impl Cluster<'_> {
                 }
             }
             Fault::PowerLoss => {
-                // What a disk has lost and called safe is known to who has heard of it, and to nobody once
-                // all have forgotten: the README does not promise that.
-                let lies = |node: &usize| self.nodes[*node].lies_until > self.now;
-                match (0..nodes).find(lies) {
-                    Some(liar) => self.die(liar),
-                    None => (0..nodes).for_each(|node| self.die(node)),
+                self.lose_power();
+                // Perhaps again, as soon as one of them has started.
+                if prng.chance(1, 3) {
+                    self.start(node);
+                    let soon = Duration::from_micros(prng.below(10_000));
+                    self.schedule(soon, Event::PowerLoss);
                 }
             }
             Fault::Pause => {
@@ -152,6 +153,23 @@ impl Cluster<'_> {
     fn want_other_shards(&mut self, node: usize, prng: &mut Prng) {
         let most = SHARDS_MAX.min(self.options.groups.into());
         self.nodes[node].shards_wanted = 1 + prng.below(most) as u16;
+    }
+
+    /// All nodes are gone at once.
+    pub(super) fn lose_power(&mut self) {
+        let nodes = 0..self.options.nodes;
+        // What a disk has lost and called safe is known to who has heard of it, and to nobody once
+        // all have forgotten: the README does not promise that.
+        let lies = |node: &usize| self.nodes[*node].lies_until > self.now;
+        if let Some(liar) = nodes.clone().find(lies) {
+            return self.die(liar);
+        }
+        for node in nodes {
+            if self.nodes[node].loads() {
+                self.has_met(Fault::PowerLoss, Doing::Loads);
+            }
+            self.die(node);
+        }
     }
 
     fn die_soon(&mut self, node: usize, micros: u64) {

@@ -54,7 +54,6 @@ use crate::base::units::Monotonic;
 use crate::queue::MACHINE_VERSION;
 use crate::queue::command::{Backoff, QueueSettings};
 use crate::shard::effect::Effect;
-use crate::shard::engine::ShardEngine;
 use crate::shard::input::{Input, Loss};
 use crate::shard::placement::home_group;
 use crate::wire::frame::FrameDecoder;
@@ -107,6 +106,8 @@ enum Event {
     Late(usize),
     /// A node dies, if it is still this process.
     Die(usize, u32),
+    /// All nodes die.
+    PowerLoss,
     Start(usize),
 }
 
@@ -359,11 +360,9 @@ impl<'a> Cluster<'a> {
         }
         self.say(|| format!("node {} is gone", node + 1));
         self.count(node);
-        let serves = self.nodes[node].engines.iter().all(ShardEngine::serving);
-        self.report.crashes_in_recovery += u64::from(!serves);
-        if !serves {
-            let pair = (Fault::Crash, Doing::Loads);
-            *self.report.met.entry(pair).or_default() += 1;
+        if self.nodes[node].loads() {
+            self.report.crashes_in_recovery += 1;
+            self.has_met(Fault::Crash, Doing::Loads);
         }
         self.nodes[node].die(&mut self.prng);
         let late = Duration::from_micros(self.prng.below(20_000));
@@ -482,6 +481,7 @@ impl<'a> Cluster<'a> {
                 let disks = &mut self.nodes[node].disks;
                 disks.iter_mut().for_each(SimDisk::land_late);
             }
+            Event::PowerLoss => self.lose_power(),
             Event::Die(node, start) => {
                 if self.nodes[node].start == start {
                     self.die(node);

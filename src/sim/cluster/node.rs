@@ -156,6 +156,11 @@ impl Node {
         !self.engines.iter().all(ShardEngine::takes_leads)
     }
 
+    /// Whether it has started, and does not serve yet.
+    pub(super) fn loads(&self) -> bool {
+        self.runs() && !self.engines.iter().all(ShardEngine::serving)
+    }
+
     pub(super) fn runs(&self) -> bool {
         !self.engines.is_empty()
     }
