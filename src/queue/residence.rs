@@ -141,6 +141,15 @@ impl StoredPart {
             (below, put_summary(summary))
         })
     }
+
+    /// Where the bodies of its jobs are, if it was read with [`Self::places`].
+    pub fn bodies(&self) -> impl Iterator<Item = (u8, BodyLocation)> {
+        let places = match &self.holds {
+            Holds::Places(_, places) => &places[..],
+            _ => &[],
+        };
+        places.iter().copied()
+    }
 }
 
 /// A leaf, of its page's bytes and of the bodies of its jobs.

@@ -41,7 +41,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 pub(super) use dropping::Fate;
-pub(super) use places::At;
+pub(super) use places::{At, Stored};
 pub(super) use residence::{Absent, Seen};
 pub(super) use walk::{Placed, Todo, Walk, WrittenBranch, WrittenTree};
 

@@ -38,6 +38,7 @@ use crate::queue::tree::{NEVER, Placed, Summary, Todo, Walk, WrittenTree};
 use crate::queue::view::{BodyLocation, PageKey, PageKind, StoredPage};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Bound;
 use std::sync::Arc;
 
 /// Bytes of a summary.
@@ -159,6 +160,23 @@ pub(super) struct Flat {
     /// The version of the machine by which they are laid out.
     version: u16,
     pages: BTreeMap<PageKey, (StoredPage, Same)>,
+}
+
+impl Flat {
+    /// Where a page was stored last, whatever has become of it since.
+    pub(super) fn stored(&self, key: PageKey) -> Option<StoredPage> {
+        self.pages.get(&key).map(|(stored, _)| *stored)
+    }
+
+    /// Those behind one, or all.
+    pub(super) fn behind(
+        &self,
+        key: Option<PageKey>,
+    ) -> impl Iterator<Item = (PageKey, StoredPage)> {
+        let from = key.map_or(Bound::Unbounded, Bound::Excluded);
+        let pages = self.pages.range((from, Bound::Unbounded));
+        pages.map(|(key, (stored, _))| (*key, *stored))
+    }
 }
 
 /// What the machine is to remember of a checkpoint once that is durable.
@@ -592,8 +610,7 @@ fn node_of<T>(kind: PageKind, place: Place, todo: Todo<T>) -> Piece {
 impl Shared {
     /// Where a page of which a group has few was stored last, whatever has become of it since.
     pub(super) fn flat_stored(&self, key: PageKey) -> Option<StoredPage> {
-        let flat = self.flat.pages.get(&key);
-        flat.map(|(stored, _)| *stored)
+        self.flat.stored(key)
     }
 }
 
@@ -662,6 +679,16 @@ impl JobQueue {
     pub fn found(&mut self, key: PageKey, stored: StoredPage) {
         let flat = Arc::make_mut(&mut self.flat);
         flat.pages.insert(key, (stored, Same::Bytes));
+    }
+
+    /// The next checkpoint stores this page anew, from memory. False if it is one of those that stand in trees:
+    /// it stays where it is.
+    pub fn store_anew(&mut self, key: PageKey) -> bool {
+        let is_stored = self.flat.stored(key).is_some();
+        if is_stored {
+            Arc::make_mut(&mut self.flat).pages.remove(&key);
+        }
+        is_stored
     }
 
     /// Remembers where the body of a job is on this node's disk; nothing if the job is gone.

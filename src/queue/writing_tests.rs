@@ -32,7 +32,7 @@ pub(super) struct Disk {
     end: u64,
     pub(super) pages: BTreeMap<(u64, u64), Page>,
     nodes: BTreeMap<(u64, u64), Node>,
-    bodies: BTreeMap<(u64, u64), (JobId, Bytes)>,
+    pub(super) bodies: BTreeMap<(u64, u64), (JobId, Bytes)>,
 }
 
 /// What a node says of what is below it.

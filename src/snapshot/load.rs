@@ -25,7 +25,8 @@ use bytes::Bytes;
 use std::fmt;
 
 pub use parts::{
-    Opened, OpenedGroup, Part, PartHolds, Wanted, With, open_group, read_parts, read_root,
+    Opened, OpenedGroup, Part, PartHolds, Wanted, With, check_bodies, open_group, read_parts,
+    read_root,
 };
 
 /// Neighbours are read together up to this many bytes; one larger item is read alone.

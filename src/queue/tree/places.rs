@@ -1,6 +1,8 @@
-//! What of a tree is at a place, page or node by its number: for who holds it against another tree.
+//! What of a tree is at a place, page or node by its number: for who holds it against another tree, or against
+//! what is on the disk.
 
-use super::{BITS, Below, FAN_OUT, Page, Summary, Tree, bits};
+use super::residence::Absent;
+use super::{BITS, Below, FAN_OUT, Node, Page, Summary, Tree, bits};
 use crate::queue::view::StoredPage;
 use std::sync::Arc;
 
@@ -98,6 +100,98 @@ impl<T: Page> Tree<T> {
                 Below::Page(_) | Below::Absent => return None,
             }
         }
+    }
+}
+
+/// What is on this node's disk as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::queue) struct Stored {
+    /// A page, or a node.
+    pub(in crate::queue) at: Absent,
+    /// It is a node, and on the disk alone: so is what is below it.
+    pub(in crate::queue) with_all_below: bool,
+}
+
+/// A look at what is stored, in the order of pages, each node before what is below it.
+pub(in crate::queue) struct Look {
+    /// What ends before this page was looked at.
+    from: u64,
+    /// Places that are looked at yet.
+    left: usize,
+    /// What is stored as it is.
+    pub(in crate::queue) found: Vec<Stored>,
+    /// The numbers of pages that are not.
+    pub(in crate::queue) changed: Vec<u64>,
+    /// The page before which the next look begins, if this one does not come to the end.
+    pub(in crate::queue) stopped: Option<u64>,
+}
+
+impl Look {
+    fn note(&mut self, at: Absent, with_all_below: bool) {
+        // One that was let go of since the last look was not looked at with all that is below it.
+        if at.number << (BITS * at.level) >= self.from || with_all_below {
+            self.found.push(Stored { at, with_all_below });
+        }
+    }
+
+    /// The page before which it stops, unless it comes to the end of the node.
+    fn below<T: Page>(&mut self, node: &Node<T>, (level, prefix): (u32, u64)) -> Option<u64> {
+        for slot in bits(node.used) {
+            let branch = node.branch(slot);
+            let (level, number) = (level - 1, prefix << BITS | slot as u64);
+            let first = number << (BITS * level);
+            let last = first | ((1 << (BITS * level)) - 1);
+            if last < self.from {
+                continue;
+            }
+            if self.left == 0 {
+                return Some(first.max(self.from));
+            }
+            self.left -= 1;
+            let is_absent = matches!(branch.below, Below::Absent);
+            if let Some(stored) = branch.stored {
+                let at = Absent {
+                    level,
+                    number,
+                    stored,
+                };
+                self.note(at, is_absent && level > 0);
+            }
+            if branch.stored.is_none() && level == 0 {
+                self.changed.push(number);
+            }
+            if let Below::Node(below) = &branch.below {
+                let stopped = self.below(below, (level, number));
+                if stopped.is_some() {
+                    return stopped;
+                }
+            }
+        }
+        None
+    }
+}
+
+impl<T: Page> Tree<T> {
+    /// What is stored as it is from a page on, of so many places.
+    pub(in crate::queue) fn stored_from(&self, from: u64, places: usize) -> Look {
+        let mut look = Look {
+            from,
+            left: places,
+            found: Vec::new(),
+            changed: Vec::new(),
+            stopped: None,
+        };
+        if let Some(stored) = self.disk.root.filter(|_| self.height != 0) {
+            let at = Absent {
+                level: self.height,
+                number: self.prefix,
+                stored,
+            };
+            look.note(at, self.root.is_none());
+        }
+        let root = self.root.as_deref();
+        look.stopped = root.and_then(|root| look.below(root, (self.height, self.prefix)));
+        look
     }
 }
 

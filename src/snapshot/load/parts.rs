@@ -265,6 +265,18 @@ pub fn read_parts<E>(
     Files::new(owner, read).parts(group, wanted, with)
 }
 
+/// Reads the bodies of jobs, which ascend by job, and holds them against their heads and checksums.
+///
+/// # Errors
+/// The first thing that is wrong, with file, place and job.
+pub fn check_bodies<E>(
+    owner: &Owner,
+    bodies: &[BodyEntry],
+    read: &mut Read<'_, E>,
+) -> Result<(), LoadError<E>> {
+    Files::new(owner, read).bodies(bodies).map(drop)
+}
+
 /// Reads the root of a group; `None` if it is of format 1, which has no trees.
 ///
 /// # Errors
