@@ -188,6 +188,7 @@ const HUNTS: &[(Bug, Where, u64)] = &[
     (Bug::LetGoInFlight, Where::Storage, 100),
     (Bug::PlaceWithoutHash, Where::Behind, 100),
     (Bug::BodyOfAnotherJob, Where::Behind, 100),
+    (Bug::DroppedIsDamage, Where::Storage, 100),
     (Bug::StaleTokenAccepted, Where::Anywhere, 20),
     (Bug::TokenReused, Where::Anywhere, 20),
     (Bug::SupersededApplied, Where::Anywhere, 100),

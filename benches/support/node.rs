@@ -152,6 +152,7 @@ impl Node {
             checkpoint_log_bytes: u64::MAX,
             checkpoint_log_bytes_max: u64::MAX,
             jobs_held_bytes_max: u64::MAX,
+            scrub_period: None,
             tails_bytes: 1 << 20,
             catch_up_bytes: 0,
             segment_bytes: SEGMENT_BYTES,
@@ -251,6 +252,9 @@ impl Node {
                 self.tell(Input::ManifestWritten);
             }
             Effect::LoadGroup { group, bases, .. } => self.loads.push((group, bases)),
+            Effect::Scrub(_) | Effect::TellDamage { .. } => {
+                panic!("nothing stored is looked at")
+            }
             Effect::LoadPages(_) => panic!("no operation needs what it does not have"),
             Effect::Stopped => self.stopped = true,
             Effect::DropSegments { .. }

@@ -107,6 +107,9 @@ pub enum Bug {
     /// The body of one job is taken for that of another in its page.
     BodyOfAnotherJob,
 
+    /// What cannot be read because its file was dropped is taken for damage.
+    DroppedIsDamage,
+
     // Queues.
     /// A token of an earlier grant is still accepted.
     StaleTokenAccepted,
@@ -140,7 +143,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 58] = [
+    pub const ALL: [Self; 59] = [
         Self::AckBeforeSync,
         Self::AppendedBeforeSync,
         Self::VoteBeforeSync,
@@ -186,6 +189,7 @@ impl Bug {
         Self::LetGoInFlight,
         Self::PlaceWithoutHash,
         Self::BodyOfAnotherJob,
+        Self::DroppedIsDamage,
         Self::StaleTokenAccepted,
         Self::TokenReused,
         Self::SupersededApplied,

@@ -9,7 +9,7 @@
 //! | it panics without io_uring or locked memory | [`preflight`] asks first |
 //! | the first park waits for an RCU grace period | [`sys::register_membarrier`], in `main` |
 //! | a first file that is empty spoils all reads | only whole segments are opened, [`wal_writer`] |
-//! | a runnable task starves all I/O | no loops on executors; long work on [`segments`]', [`snapshot_files`]' and [`snapshot_reads`]' threads |
+//! | a runnable task starves all I/O | no loops on executors; long work on [`segments`]', [`snapshot_files`]', [`snapshot_reads`]' and [`scrubber`]'s threads |
 //! | a panic ends one executor alone | the hook in [`node`] ends the process |
 //!
 //! Threads: one executor a shard ([`shard_task`]); a shard's three helpers, for the files of its log, for
@@ -42,6 +42,7 @@ pub mod process;
 pub mod recover;
 pub mod redistribute;
 pub mod repair;
+pub mod scrubber;
 pub mod segments;
 pub mod sets;
 pub mod shard_task;

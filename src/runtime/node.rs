@@ -29,11 +29,14 @@ use crate::runtime::peers::roster::{Process, Roster};
 use crate::runtime::peers::{connector, forming};
 use crate::runtime::poker::{self, Mailbox, Pulse};
 use crate::runtime::redistribute::redistribute;
+use crate::runtime::scrubber::Scrubber;
 use crate::runtime::shard_task::{self, Event, Parts};
 use crate::runtime::snapshot_files::{self, SnapshotFiles};
 use crate::runtime::snapshot_reads::{self, SnapshotReads};
 use crate::runtime::space::{self, Space};
-use crate::runtime::{admin, logs, preflight, process, recover, segments, supervisor, sys};
+use crate::runtime::{
+    admin, logs, preflight, process, recover, scrubber, segments, supervisor, sys,
+};
 use crate::shard::config::ShardConfig;
 use crate::snapshot::layout::Owner;
 use crate::wal::writer::LogIdentity;
@@ -359,6 +362,8 @@ impl Node {
         let pinned = self.config.pin && usize::from(self.shards()) <= cores;
         let allowed = sys::allowed_cores();
         let mut helpers = Vec::new();
+        let (scrubs, scrub_orders) = channel();
+        self.start_scrubber(scrub_orders)?;
         for (shard, listener) in (0..self.shards()).zip(clients) {
             let (segments, segment_orders) = channel();
             let (snapshots, snapshot_orders) = channel();
@@ -369,7 +374,12 @@ impl Node {
                 snapshots: snapshot_orders,
                 reads: read_orders,
             });
-            let parts = self.parts(shard, listener, segments, (snapshots, reads));
+            let parts = self.parts(
+                shard,
+                listener,
+                segments,
+                (snapshots, reads, scrubs.clone()),
+            );
             let placement = match allowed.get(usize::from(shard)) {
                 Some(&core) if pinned => Placement::Fixed(core),
                 _ => Placement::Unbound,
@@ -396,7 +406,11 @@ impl Node {
         shard: u16,
         listener: TcpListener,
         segments: Sender<segments::Order>,
-        (snapshots, reads): (Sender<snapshot_files::Order>, Sender<snapshot_reads::Order>),
+        (snapshots, reads, scrubs): (
+            Sender<snapshot_files::Order>,
+            Sender<snapshot_reads::Order>,
+            Sender<scrubber::Order>,
+        ),
     ) -> Parts {
         let (config, superblock) = (&self.config, &self.dir.superblock);
         let memory = process::memory_limit();
@@ -424,6 +438,7 @@ impl Node {
                 checkpoint_log_bytes: config.checkpoint_log_bytes,
                 checkpoint_log_bytes_max: config.checkpoint_log_max(superblock.shards, memory),
                 jobs_held_bytes_max: config.jobs_held(superblock.shards, memory),
+                scrub_period: config.scrub_period,
                 tails_bytes: config.tails_bytes(superblock.shards, memory),
                 catch_up_bytes: CATCH_UP_BYTES_MAX,
                 segment_bytes: SEGMENT_BYTES,
@@ -460,9 +475,30 @@ impl Node {
             segments,
             snapshots,
             reads,
+            scrubs,
             events: self.events.clone(),
             metrics: self.metrics.clone(),
             desk: self.desk.clone(),
+        }
+    }
+
+    /// One thread for all shards looks whether the disk has still what was stored.
+    fn start_scrubber(&self, orders: Receiver<scrubber::Order>) -> Result<(), Report> {
+        let folders = (0..self.shards()).map(|shard| self.dir.shard(shard));
+        let scrubber = Scrubber::new(folders.collect(), self.owner());
+        let boxes = self.boxes.clone();
+        self.thread("rrq-scrub", move || {
+            scrubber.obey(&orders, |shard, input| {
+                boxes[usize::from(shard)].send(Letter::Happened(input));
+            });
+        })
+    }
+
+    fn owner(&self) -> Owner {
+        let superblock = &self.dir.superblock;
+        Owner {
+            cluster: superblock.cluster,
+            disk: superblock.disk,
         }
     }
 
@@ -477,11 +513,7 @@ impl Node {
         } in helpers
         {
             let (data_dir, folder) = (self.dir.path().to_owned(), self.dir.shard(shard));
-            let superblock = &self.dir.superblock;
-            let owner = Owner {
-                cluster: superblock.cluster,
-                disk: superblock.disk,
-            };
+            let owner = self.owner();
             let pages = SnapshotReads::new(folder.clone(), owner);
             let boxes = self.boxes.clone();
             self.thread(&format!("rrq-pages-{shard}"), move || {

@@ -24,11 +24,12 @@ use crate::runtime::peers::link::Links;
 use crate::runtime::poker::Pulse;
 use crate::runtime::recover::Remains;
 use crate::runtime::wal_writer::WalWriter;
-use crate::runtime::{process, segments, snapshot_files, snapshot_reads, sys};
+use crate::runtime::{process, scrubber, segments, snapshot_files, snapshot_reads, sys};
 use crate::shard::config::ShardConfig;
 use crate::shard::effect::Effect;
 use crate::shard::engine::ShardEngine;
 use crate::shard::input::{Input, Loss, Origin, Peer};
+use crate::shard::scrub::Walk;
 use crate::shard::wall::VotersClock;
 use crate::wal::pieces::Piece;
 use crate::wal::writer::{LogIdentity, WalWrite};
@@ -114,6 +115,8 @@ pub struct Parts {
     pub snapshots: Sender<snapshot_files::Order>,
     /// Orders to the thread that reads checkpoints.
     pub reads: Sender<snapshot_reads::Order>,
+    /// Orders to the thread that looks whether they are there still.
+    pub scrubs: Sender<scrubber::Order>,
     /// To the node.
     pub events: Sender<Event>,
     /// Where numbers are published.
@@ -327,6 +330,7 @@ pub async fn run(parts: Parts) {
         segments: parts.segments,
         snapshots: parts.snapshots,
         reads: parts.reads,
+        scrubs: parts.scrubs,
         events: parts.events,
         door: Some((sys::adopt_listener(parts.listener), parts.admission)),
         letters,
@@ -390,6 +394,7 @@ struct Driver {
     segments: Sender<segments::Order>,
     snapshots: Sender<snapshot_files::Order>,
     reads: Sender<snapshot_reads::Order>,
+    scrubs: Sender<scrubber::Order>,
     events: Sender<Event>,
     /// The listener until the shard serves.
     door: Option<(glommio::net::TcpListener, Admission)>,
@@ -574,6 +579,13 @@ impl Driver {
                 });
             }
             Effect::LoadPages(order) => self.read(snapshot_reads::Order::Pages(order)),
+            Effect::Scrub(walk) => self.scrub(walk),
+            Effect::TellDamage {
+                group,
+                text,
+                is_lost: true,
+            } => tracing::error!(%group, "{text}"),
+            Effect::TellDamage { group, text, .. } => tracing::warn!(%group, "{text}"),
             Effect::WriteChunk {
                 round,
                 file,
@@ -698,6 +710,11 @@ impl Driver {
 
     fn read(&self, order: snapshot_reads::Order) {
         let _ = self.reads.send(order);
+    }
+
+    fn scrub(&self, walk: Box<Walk>) {
+        let shard = self.hub.shard.0;
+        let _ = self.scrubs.send(scrubber::Order { shard, walk });
     }
 
     /// What this node tells the others of itself.

@@ -245,15 +245,28 @@ pub fn reader(folder: &Path) -> impl FnMut(u64, u64, usize) -> io::Result<Bytes>
     move |file, offset, length| {
         let file = match files.entry(file) {
             Entry::Occupied(open) => open.into_mut(),
-            Entry::Vacant(free) => free.insert(find(folder, file)?),
+            Entry::Vacant(free) => free.insert(find(folder, file, sys::open_for_pieces)?),
         };
         read_at(file, offset, length)
     }
 }
 
+/// What the disk has of the checkpoint files in a folder, whatever the kernel keeps of them in memory: file,
+/// offset, length. Each is opened once.
+pub fn reader_of_disk(folder: &Path) -> impl FnMut(u64, u64, usize) -> io::Result<Bytes> {
+    let mut files: BTreeMap<u64, sys::Uncached> = BTreeMap::new();
+    move |file, offset, length| {
+        let file = match files.entry(file) {
+            Entry::Occupied(open) => open.into_mut(),
+            Entry::Vacant(free) => free.insert(find(folder, file, sys::Uncached::open)?),
+        };
+        file.read_at(offset, length).map(Bytes::from)
+    }
+}
+
 /// A run or a payload file: their numbers are of one sequence.
-fn find(folder: &Path, number: u64) -> io::Result<File> {
-    let open = |file| sys::open_for_pieces(&folder.join(file_name(file)));
+fn find<F>(folder: &Path, number: u64, open: impl Fn(&Path) -> io::Result<F>) -> io::Result<F> {
+    let open = |file| open(&folder.join(file_name(file)));
     open(CheckpointFile::Run(number)).or_else(|error| match error.kind() {
         io::ErrorKind::NotFound => open(CheckpointFile::Payload(number)),
         _ => Err(error),

@@ -13,7 +13,8 @@ use std::io::{self, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Registers this process for expedited membarriers. glommio does so on the first park of an
@@ -507,6 +508,101 @@ pub fn open_for_pieces(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
+/// A file that is read from the disk, past what the kernel keeps of it in memory, and nothing of which is kept
+/// there for having been read.
+#[derive(Debug)]
+pub struct Uncached {
+    file: File,
+    path: PathBuf,
+    is_direct: bool,
+}
+
+impl Uncached {
+    /// Files and memory are aligned so for direct reads, whatever the disk has for a sector.
+    const ALIGN: usize = 4096;
+
+    /// Opens it.
+    ///
+    /// # Errors
+    /// If it cannot be opened.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let direct = File::options()
+            .read(true)
+            .custom_flags(libc::O_DIRECT)
+            .open(path);
+        match direct {
+            Ok(file) => Ok(Self {
+                file,
+                path: path.to_owned(),
+                is_direct: true,
+            }),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Self::forgotten(path),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Where the file system reads nothing directly, the kernel is asked to forget the file first. Pages that
+    /// somebody else is at stay, so that this is second choice.
+    fn forgotten(path: &Path) -> io::Result<Self> {
+        let file = open_for_pieces(path)?;
+        drop_cached(&file)?;
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+            is_direct: false,
+        })
+    }
+
+    /// So many bytes, or fewer at the end of the file.
+    ///
+    /// # Errors
+    /// If the disk cannot read them.
+    pub fn read_at(&mut self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        match self.try_read_at(offset, length) {
+            // Some file systems say only now that they do not read so, or not so aligned.
+            Err(error) if self.is_direct && error.raw_os_error() == Some(libc::EINVAL) => {
+                *self = Self::forgotten(&self.path)?;
+                self.try_read_at(offset, length)
+            }
+            result => result,
+        }
+    }
+
+    fn try_read_at(&self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        let align = if self.is_direct { Self::ALIGN } else { 1 };
+        // No more is taken from memory than the file has.
+        let there = self.file.metadata()?.len().saturating_sub(offset);
+        let length = length.min(usize::try_from(there).unwrap_or(usize::MAX));
+        let before = (offset % align as u64) as usize;
+        let wanted = (before + length).next_multiple_of(align);
+        let mut bytes = vec![0; wanted + align];
+        let start = bytes.as_ptr().align_offset(align);
+        let (mut filled, from) = (0, offset - before as u64);
+        while filled < before + length {
+            let rest = &mut bytes[start..][filled..wanted];
+            match self.file.read_at(rest, from + filled as u64)? {
+                0 => break,
+                // Only the end of the file is not aligned, and nothing is behind it.
+                read => filled += read,
+            }
+        }
+        let end = filled.min(before + length).max(before);
+        bytes.copy_within(start + before..start + end, 0);
+        bytes.truncate(end - before);
+        Ok(bytes)
+    }
+}
+
+/// The calling thread asks the disk for something only when nobody else does: in the idle class, where the
+/// scheduler of the disk has classes. A kernel that refuses, or a disk without, is only less polite.
+pub fn read_when_idle() {
+    const WHO_PROCESS: libc::c_int = 1;
+    const CALLER: libc::c_int = 0;
+    const CLASS_IDLE: libc::c_int = 3 << 13;
+    // SAFETY: takes no pointer.
+    unsafe { libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, CALLER, CLASS_IDLE) };
+}
+
 /// How many pages of a file the kernel keeps in memory.
 ///
 /// # Errors
@@ -555,5 +651,25 @@ mod tests {
         file.sync_all().expect("synced");
         drop_cached(&file).expect("asked");
         assert_eq!(cached_pages(&file).expect("mapped"), 0);
+    }
+
+    #[test]
+    fn a_file_is_read_past_what_is_cached_of_it() {
+        let mut file = tempfile::NamedTempFile::new_in(env!("CARGO_MANIFEST_DIR")).expect("a file");
+        let bytes: Vec<u8> = (0..40_000_u32).map(|byte| (byte % 251) as u8).collect();
+        file.write_all(&bytes).expect("written");
+        file.as_file().sync_all().expect("synced");
+        drop_cached(file.as_file()).expect("asked");
+        let mut uncached = Uncached::open(file.path()).expect("opened");
+        for (offset, length) in [(0, 1), (4095, 2), (5000, 20_000), (0, 40_000), (40_000, 9)] {
+            let read = uncached.read_at(offset as u64, length).expect("read");
+            let end = bytes.len().min(offset + length);
+            assert_eq!(read, &bytes[offset..end], "{length} bytes at {offset}");
+        }
+        assert_eq!(uncached.read_at(39_990, 100).expect("read").len(), 10);
+        assert!(uncached.read_at(1 << 40, 1).expect("read").is_empty());
+        if uncached.is_direct {
+            assert_eq!(cached_pages(file.as_file()).expect("mapped"), 0);
+        }
     }
 }

@@ -6,6 +6,7 @@ use crate::base::units::WallTime;
 use crate::queue::command::QueueSettings;
 use crate::raft::message::Voter;
 use crate::wal::writer::LogIdentity;
+use std::time::Duration;
 
 /// The settings of one shard's engine.
 #[derive(Clone, Debug)]
@@ -49,6 +50,9 @@ pub struct ShardConfig {
     pub checkpoint_log_bytes_max: u64,
     /// Beyond so many bytes of jobs and keys in memory, those that a checkpoint has on the disk are let go of.
     pub jobs_held_bytes_max: u64,
+    /// All that the newest checkpoints have on the disk is looked at within this; `None`: not until it is
+    /// needed.
+    pub scrub_period: Option<Duration>,
     /// What the groups hold together of applied entries for members that are behind, in bytes.
     pub tails_bytes: usize,
     /// A member that lacks more of a group than is in memory gets it from the log of the leader, if that

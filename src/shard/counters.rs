@@ -116,6 +116,15 @@ counters! {
     groups_mending: gauge,
     /// Groups that got back from another member what was damaged.
     groups_mended_total: total,
+    /// Bytes of checkpoint files read to see whether the disk has them still.
+    scrub_bytes_total: total,
+    /// Parts of checkpoints found to be damaged before anybody needed them.
+    scrub_damaged_total: total,
+    /// Times that all groups were looked at for such damage.
+    scrub_passes_total: total,
+    /// Seconds since all of a group was looked at, or since the start, of the group of which that is longest
+    /// ago; 0 if nothing is looked at.
+    scrub_oldest_seconds: gauge,
     /// Groups of this shard.
     groups: gauge,
     /// Steps of the wall clock by more than a minute, group by group.

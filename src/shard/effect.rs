@@ -5,6 +5,7 @@
 //! engine until it is durable, so a driver cannot answer too early.
 
 use super::input::Origin;
+use super::scrub::Walk;
 use super::sparing::VoterSets;
 use super::wall::VotersClock;
 use crate::base::ids::{GroupId, NodeId, ShardId};
@@ -113,6 +114,18 @@ pub enum Effect {
     /// Read pages of a group off the shard thread, by
     /// [`load_pages`](super::loading::load_pages); then `PagesLoaded`. Their files may be gone by then.
     LoadPages(PageOrder),
+    /// Look whether the disk has still what was stored: one [`step`](Walk::step) of a walk, off the shard
+    /// thread, behind whatever somebody waits for; then `Scrubbed`. Files may be gone by then.
+    Scrub(Box<Walk>),
+    /// Tell the operator of damage that was found before anybody needed what is damaged.
+    TellDamage {
+        /// Of which group.
+        group: GroupId,
+        /// What, and what becomes of it.
+        text: String,
+        /// Nobody else has it.
+        is_lost: bool,
+    },
     /// Append a chunk to a checkpoint file, which is made by its first chunk; then `ChunkWritten`.
     WriteChunk {
         /// The round that it belongs to.

@@ -19,6 +19,7 @@ use super::peers::Peers;
 use super::placement::{groups_of, shard_of};
 use super::polls::Place;
 use super::requests::{Refusal, STOPPING};
+use super::scrubbing::Scrubber;
 use super::sparing::Sparing;
 use super::wall::VotersClock;
 use crate::base::bugs::{self, Bug};
@@ -139,6 +140,7 @@ pub struct ShardEngine {
     forms: bool,
     pub(super) installs: Installs,
     pub(super) log_reads: LogReads,
+    pub(super) scrub: Scrubber,
     beacon_at: Option<Monotonic>,
     stop: Stop,
 }
@@ -217,6 +219,7 @@ impl ShardEngine {
         let mut peers = Peers::default();
         peers.set_members(others.filter(|other| *other != me), is_first, now.mono);
         let cluster = Cluster::known(&config.members);
+        let scrub = Scrubber::new(&config, groups.len(), now.mono);
         let mut engine = Self {
             config,
             now,
@@ -253,6 +256,7 @@ impl ShardEngine {
             forms,
             installs: Installs::default(),
             log_reads: LogReads::default(),
+            scrub,
             beacon_at: None,
             stop: Stop::No,
         };
@@ -291,6 +295,7 @@ impl ShardEngine {
                 reader,
                 result,
             } => self.on_pages_loaded(group, reader, result),
+            Input::Scrubbed(walk) => self.on_scrubbed(walk),
             Input::ChunkWritten { round, bytes } => self.on_chunk_written(round, bytes),
             Input::FilesSynced { round } => self.on_files_synced(round),
             Input::RoundFailed { round } => self.on_round_failed(round),
@@ -333,6 +338,7 @@ impl ShardEngine {
         self.start_due_round();
         self.step_round();
         self.let_go_of_pages();
+        self.step_scrub();
         self.write_due_manifest();
         self.step_stop();
         while let Some(slot) = self.dirty.pop() {
@@ -370,6 +376,7 @@ impl ShardEngine {
             balance,
             mending,
             round,
+            self.next_scrub(),
         ]
         .into_iter()
         .flatten()

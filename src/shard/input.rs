@@ -2,6 +2,7 @@
 
 use super::effect::{GroupReader, Reader};
 use super::loading::{GroupState, Unread};
+use super::scrub::Walk;
 use super::sparing::VoterSets;
 use super::wall::VotersClock;
 use crate::base::ids::{ConnId, GroupId, ShardId};
@@ -139,6 +140,8 @@ pub enum Input {
         /// They, each node before what is below it, or what is wrong.
         result: Result<Vec<StoredPart>, Unread>,
     },
+    /// A step of a walk over what is stored is done.
+    Scrubbed(Box<Walk>),
     /// A chunk of a checkpoint round was handed to the disk, or given up with its round.
     ChunkWritten {
         /// The round.

@@ -431,16 +431,15 @@ impl ShardEngine {
         });
         match opened {
             Ok((queue, files)) => receiving.stage = Stage::Opened(whole, files, Box::new(queue)),
-            Err(unread) => {
+            Err(mut unread) => {
                 // What has just been written says nothing about what was here.
-                let mut own = unread.damaged;
-                own.retain(|at| !whole.has_written(&at.stored));
+                unread.damaged.retain(|at| !whole.has_written(&at.stored));
                 receiving.stage = Stage::Opening(whole);
                 self.install_failed(&unread.what);
-                let keeps_less = if own.is_empty() || !self.can_mend(slot) {
+                let keeps_less = if unread.damaged.is_empty() || !self.can_mend(slot) {
                     self.installs.rotten.insert(slot)
                 } else {
-                    self.mend(slot, &own);
+                    self.mend(slot, unread.parts());
                     true
                 };
                 // The next can be another outcome, and keeps nothing in the end.

@@ -229,6 +229,13 @@ pub struct Unread {
     pub damaged: Vec<AbsentPage>,
 }
 
+impl Unread {
+    /// What cannot be read, by key and level.
+    pub(super) fn parts(&self) -> impl Iterator<Item = (PageKey, u8)> {
+        self.damaged.iter().map(|at| (at.key, at.level))
+    }
+}
+
 /// Reads pages of a group, each with the bodies of its jobs; or without, for who compares them with those of
 /// another node.
 ///
@@ -269,7 +276,13 @@ pub fn load_pages<E: Display>(
     Err(Unread { what, damaged })
 }
 
-fn load_wants<E: Display>(
+/// Reads parts of a group, each with what belongs to its jobs.
+///
+/// `read` is that of [`load_group`].
+///
+/// # Errors
+/// The first thing that is wrong.
+pub(super) fn load_wants<E: Display>(
     owner: &Owner,
     (group, wants): (GroupId, &[PageWant]),
     with: With,

@@ -3,7 +3,8 @@
 //! ```text
 //!   a page twice unreadable ───┐
 //!                              ├─> mend: applies no further ─> hands the lead over, if it leads
-//!   no base readable at start ─┘                                           │
+//!   no base readable at start ─┤                                           │
+//!   found by a look (scrubbing)┘                                           │
 //!   goes on, from the log behind it <─ in force <─ a checkpoint of an intact member, by difference
 //! ```
 //!
@@ -19,15 +20,12 @@
 //! - A group in which nobody else votes is not mended: it stops, and is repaired by hand.
 //! - One group of a shard is mended at a time, and none keeps the others from it: who does not answer is
 //!   followed by the next group, and there by the next member.
-//!
-//! Left out on purpose: finding damage before anybody needs what is damaged.
 
 use super::bases::root_ref;
 use super::effect::{Effect, GroupReader};
 use super::engine::ShardEngine;
 use super::group::{Group, Phase};
 use crate::base::units::Monotonic;
-use crate::queue::AbsentPage;
 use crate::queue::view::PageKey;
 use crate::raft::message::Voter;
 use crate::raft::role::Role;
@@ -103,7 +101,7 @@ impl ShardEngine {
     }
 
     /// Parts of a group's state are damaged. It goes on once they have come from another member.
-    pub(super) fn mend(&mut self, slot: usize, damaged: &[AbsentPage]) {
+    pub(super) fn mend(&mut self, slot: usize, damaged: impl IntoIterator<Item = (PageKey, u8)>) {
         let now = self.now.mono;
         let group = &mut self.groups[slot];
         let is_new = group.mending.is_none();
@@ -115,7 +113,6 @@ impl ShardEngine {
             next: now,
             is_tried_anew: false,
         });
-        let damaged = damaged.iter().map(|at| (at.key, at.level));
         mending.damaged.extend(damaged);
         // Who leads has what was missing, most likely.
         (mending.found, mending.asked, mending.next) = (mending.found + 1, 0, now);
@@ -131,7 +128,7 @@ impl ShardEngine {
         group.phase = Phase::Lost(format!(
             "group {id} waits for its state from another member, because {why}"
         ));
-        self.mend(slot, &[]);
+        self.mend(slot, []);
     }
 
     /// A checkpoint has taken the place of the group's state.

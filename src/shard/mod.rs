@@ -18,7 +18,7 @@
 //! follower lacks and memory does not hold any more is read from the log by `log_reads`. A checkpoint for a
 //! follower that lacks more than its leader's log has goes through `sending` there and `installing`
 //! here, which takes of it what differs (`gathering`); `installs` knows which are under way. So comes, too,
-//! what of a state is damaged (`mending`). What other nodes have heard of the log tells `lost_ends` whether it
+//! what of a state is damaged (`mending`); `scrubbing` looks for that before it is needed ([`scrub`]). What other nodes have heard of the log tells `lost_ends` whether it
 //! was longer once; [`redistribution`] says what the logs hold when the node gets another number of shards.
 //!
 //! # The contract
@@ -67,6 +67,8 @@ mod reads;
 pub mod redistribution;
 mod requests;
 mod residence;
+pub mod scrub;
+mod scrubbing;
 mod sending;
 pub mod sparing;
 mod timers;

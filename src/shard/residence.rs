@@ -200,7 +200,7 @@ impl ShardEngine {
             }
             // A file may have been dropped since it was asked for, and a read may fail in passing.
             Err(_) if !before.failed => wanted.failed = true,
-            Err(unread) if self.can_mend(slot) => self.mend(slot, &unread.damaged),
+            Err(unread) if self.can_mend(slot) => self.mend(slot, unread.parts()),
             Err(unread) => {
                 let why = damaged(self.groups[slot].id, &unread.what);
                 return self.cannot_read(slot, reader, &why);

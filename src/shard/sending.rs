@@ -409,7 +409,7 @@ impl ShardEngine {
             Err(unread) => {
                 self.installs.sending.remove(&(to, slot));
                 if self.groups[slot].phase == Phase::Serving && self.can_mend(slot) {
-                    self.mend(slot, &unread.damaged);
+                    self.mend(slot, unread.parts());
                 }
                 return;
             }

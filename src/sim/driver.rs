@@ -10,13 +10,14 @@ use crate::base::bugs::{self, Bug};
 use crate::base::ids::{GroupId, NodeId, ShardId};
 use crate::base::limits::PEER_FRAME_BYTES_MAX;
 use crate::base::members::ClusterMembers;
-use crate::base::prng::Prng;
+use crate::base::prng::{Prng, mix};
 use crate::base::units::Lsn;
 use crate::raft::message::{Message, Voter};
 use crate::shard::effect::{CheckpointFile, Effect, GroupReader, PageOrder};
 use crate::shard::input::{Input, Origin};
 use crate::shard::loading::{load_group, load_pages};
 use crate::shard::redistribution::{NewLog, damage_of, known_ends, moves};
+use crate::shard::scrub::Walk;
 use crate::shard::sparing::VoterSets;
 use crate::shard::wall::VotersClock;
 use crate::snapshot::layout::{Owner, RootRef};
@@ -29,6 +30,7 @@ use crate::wire::frame::FrameDecoder;
 use crate::wire::message::{Reply, Request};
 use crate::wire::peer::{Link, decode_messages, encode_messages};
 use bytes::BytesMut;
+use std::time::Duration;
 
 /// What became of an effect.
 pub enum Begun {
@@ -54,6 +56,8 @@ pub enum Work {
     Group(GroupId, GroupReader, Vec<RootRef>),
     /// Pages of a group are read.
     Pages(PageOrder),
+    /// What is stored is looked at.
+    Scrub(Box<Walk>),
     /// So many bytes of a checkpoint file of a round are written, not yet synced.
     Chunk(u64, usize),
     /// The files of a checkpoint round are synced.
@@ -97,6 +101,15 @@ pub fn jobs_held_bytes_max(checkpoint_log_bytes: u64) -> u64 {
     if has_none { 0 } else { u64::MAX }
 }
 
+/// Within which time a shard looks at what is stored: in one run of four never, else between half a second and
+/// four, so that passes come to their end.
+#[must_use]
+pub fn scrub_period(seed: u64) -> Option<Duration> {
+    let drawn = mix(!seed) >> 16;
+    let period = Duration::from_millis(500 << (drawn >> 2 & 3));
+    (drawn & 3 != 0).then_some(period)
+}
+
 /// What a start reads of a segment before anything is known of it.
 const FRONT_BYTES: usize = 4 << 10;
 
@@ -115,6 +128,7 @@ pub fn begin(disk: &mut SimDisk, effect: Effect) -> Begun {
             reader,
         } => Work::Group(group, reader, bases),
         Effect::LoadPages(order) => Work::Pages(order),
+        Effect::Scrub(walk) => Work::Scrub(walk),
         Effect::WriteChunk {
             round,
             file,
@@ -137,7 +151,9 @@ pub fn begin(disk: &mut SimDisk, effect: Effect) -> Begun {
             disk.drop_files(&files);
             return Begun::Done;
         }
-        Effect::JobsRan { .. } | Effect::Discard(_) => return Begun::Done,
+        Effect::JobsRan { .. } | Effect::Discard(_) | Effect::TellDamage { .. } => {
+            return Begun::Done;
+        }
         Effect::Reply { to, reply } => return Begun::Out(Out::Reply(to, reply)),
         Effect::SendPeer { to, messages } => return Begun::Out(Out::Messages(to, messages)),
         Effect::SendBeat { to } => return Begun::Out(Out::Beat(to)),
@@ -187,6 +203,11 @@ impl Work {
                     reader: order.reader,
                     result,
                 }
+            }
+            Self::Scrub(mut walk) => {
+                let mut read = |file, offset, len| disk.read(file, offset, len);
+                walk.step(owner, &mut read);
+                Input::Scrubbed(walk)
             }
             Self::Chunk(round, bytes) => Input::ChunkWritten { round, bytes },
             Self::Files(round, files) => {
@@ -238,7 +259,7 @@ impl Work {
             Self::Batch(_) => 150,
             Self::Chunk(..) => 300,
             Self::Group(..) | Self::Pages(..) | Self::Piece(_) => 500,
-            Self::Manifest => 1_000,
+            Self::Manifest | Self::Scrub(_) => 1_000,
             Self::Segment(_) | Self::Files(..) => 2_000,
         }
     }

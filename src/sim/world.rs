@@ -48,13 +48,14 @@ struct Options {
     groups: u32,
     segment_bytes: usize,
     checkpoint_log_bytes: u64,
+    scrub_period: Option<Duration>,
     slow_disk: bool,
     rounds_fail: bool,
     machine_version: u16,
 }
 
 impl Options {
-    fn draw(prng: &mut Prng) -> Self {
+    fn draw(prng: &mut Prng, seed: u64) -> Self {
         Self {
             clients: 1 + prng.below(5),
             steps: 400 + prng.below(2_400),
@@ -62,6 +63,7 @@ impl Options {
             groups: 1 << prng.below(4),
             segment_bytes: 256 << 10 << prng.below(3),
             checkpoint_log_bytes: 128 << 10 << prng.below(5),
+            scrub_period: driver::scrub_period(seed),
             slow_disk: prng.chance(1, 3),
             rounds_fail: prng.chance(1, 4),
             machine_version: if prng.chance(1, 4) {
@@ -95,6 +97,8 @@ pub struct RunReport {
     pub rounds: u64,
     /// Pages that were on the disk alone and needed.
     pub pages_read: u64,
+    /// Times that all that is stored was looked at.
+    pub scrub_passes: u64,
     /// Torn tails cut.
     pub tails_cut: u64,
     /// Queues made, changed and deleted by the operator.
@@ -164,7 +168,7 @@ impl World {
 
     fn new(seed: u64) -> Self {
         let mut prng = Prng::new(seed);
-        let options = Options::draw(&mut prng);
+        let options = Options::draw(&mut prng, seed);
         let mut disk = SimDisk::new(options.segment_bytes);
         let now = Monotonic(1_000_000_000);
         let engine = open(&options, &mut disk, 1, now, 1_700_000_000_000);
@@ -439,6 +443,12 @@ impl World {
         self.report.crashes += 1;
         self.report.rounds += self.engine.counters().checkpoint_rounds_total;
         self.report.pages_read += self.engine.counters().pages_read_total;
+        self.report.scrub_passes += self.engine.counters().scrub_passes_total;
+        let damaged = self.engine.counters().scrub_damaged_total;
+        assert!(
+            damaged == 0,
+            "{damaged} stored parts are found to be damaged, and nothing was done to the disk"
+        );
         self.events.clear();
         self.disk.crash(&mut self.prng);
         self.now = self.now.plus(Duration::from_millis(self.prng.below(500)));
@@ -601,6 +611,7 @@ fn open(
         checkpoint_log_bytes: options.checkpoint_log_bytes,
         checkpoint_log_bytes_max: 2 * options.checkpoint_log_bytes,
         jobs_held_bytes_max: driver::jobs_held_bytes_max(options.checkpoint_log_bytes),
+        scrub_period: options.scrub_period,
         tails_bytes: 1 << 20,
         catch_up_bytes: 0,
         segment_bytes: options.segment_bytes,

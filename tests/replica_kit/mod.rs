@@ -83,6 +83,8 @@ pub(crate) struct Node {
     pub(crate) tails_bytes: usize,
     /// The memory that jobs may take; as of its next start.
     pub(crate) jobs_held_bytes_max: u64,
+    /// Within which time it looks at what is stored; as of its next start.
+    pub(crate) scrub_period: Option<Duration>,
     segment_bytes: usize,
     pub(crate) machine_version_max: u16,
     pub(crate) engine: Option<ShardEngine>,
@@ -107,6 +109,8 @@ pub(crate) struct Node {
     /// What it will be told.
     loaded: VecDeque<Input>,
     replies: BTreeMap<u64, Reply>,
+    /// What the operator was told of damage that nobody had needed.
+    pub(crate) told: Vec<String>,
     /// All is durable, and it could end.
     pub(crate) has_stopped: bool,
     /// It knows that it belongs to the cluster no more.
@@ -204,6 +208,7 @@ impl Node {
             checkpoint_log_bytes: self.checkpoint_log_bytes,
             checkpoint_log_bytes_max: 64 << 20,
             jobs_held_bytes_max: self.jobs_held_bytes_max,
+            scrub_period: self.scrub_period,
             tails_bytes: self.tails_bytes,
             catch_up_bytes: self.catch_up_bytes,
             segment_bytes: self.segment_bytes,
@@ -317,6 +322,9 @@ impl Node {
     }
 
     fn perform(&mut self, effect: Effect, sent: &mut Vec<(NodeId, Vec<Message>)>) {
+        if let Effect::TellDamage { text, .. } = &effect {
+            self.told.push(text.clone());
+        }
         let effect = self.spoilt(effect);
         match driver::begin(&mut self.disk, effect) {
             Begun::Work(work @ Work::Batch(_)) => self.writing.push((self.write_turns, work)),
@@ -439,6 +447,7 @@ impl Cluster {
             catch_up_bytes: self.catch_up_bytes,
             tails_bytes: 1 << 20,
             jobs_held_bytes_max: u64::MAX,
+            scrub_period: None,
             segment_bytes,
             machine_version_max: MACHINE_VERSION,
             engine: None,
@@ -454,6 +463,7 @@ impl Cluster {
             loads_late: None,
             loaded: VecDeque::new(),
             replies: BTreeMap::new(),
+            told: Vec::new(),
             has_stopped: false,
             is_removed: false,
             wall_ahead_ms: 0,

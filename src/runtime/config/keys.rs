@@ -94,6 +94,7 @@ pub const KEYS: &[Key] = &[
     with_flag("log.format", "--log-format"),
     key("checkpoint.min_log_bytes"),
     key("checkpoint.replay_budget"),
+    key("checkpoint.scrub_period"),
     key("upgrade.machine_version"),
 ];
 
@@ -203,6 +204,12 @@ pub(super) fn set(config: &mut NodeConfig, key: &str, text: &str) -> Result<(), 
         "checkpoint.replay_budget" => {
             config.replay_budget = Duration::from_millis(duration(text, 1..=60_000)?);
         }
+        "checkpoint.scrub_period" if text == "off" => config.scrub_period = None,
+        "checkpoint.scrub_period" => {
+            let rule = |_| rule("1s to 365d, a whole number with ms, s, min, h or d, or off");
+            let ms = duration(text, 1000..=365 * 86_400_000).map_err(rule)?;
+            config.scrub_period = Some(Duration::from_millis(ms));
+        }
         "upgrade.machine_version" if text == "latest" => {
             config.machine_version_max = MACHINE_VERSION_MAX;
         }
@@ -278,6 +285,10 @@ pub(super) fn show(config: &NodeConfig, key: &str) -> String {
         "log.format" => if config.log_json { "json" } else { "text" }.to_owned(),
         "checkpoint.min_log_bytes" => show_size(config.checkpoint_log_bytes),
         "checkpoint.replay_budget" => show_duration(config.replay_budget.as_millis() as u64),
+        "checkpoint.scrub_period" => config.scrub_period.map_or_else(
+            || "off".to_owned(),
+            |period| show_duration(period.as_millis() as u64),
+        ),
         "upgrade.machine_version" if config.machine_version_max == MACHINE_VERSION_MAX => {
             "latest".to_owned()
         }

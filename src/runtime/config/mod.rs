@@ -102,6 +102,8 @@ pub struct NodeConfig {
     pub checkpoint_log_bytes: u64,
     /// How long a start may read back, and apply, the log between two checkpoints.
     pub replay_budget: Duration,
+    /// All that the newest checkpoints have on the disk is looked at within this; `None`: not until it is needed.
+    pub scrub_period: Option<Duration>,
     /// The highest version of the job machine that this node proposes.
     pub machine_version_max: u16,
 }
@@ -158,6 +160,7 @@ impl Default for NodeConfig {
             log_json: false,
             checkpoint_log_bytes: 8 << 20,
             replay_budget: Duration::from_millis(10),
+            scrub_period: Some(Duration::from_secs(7 * 86_400)),
             machine_version_max: MACHINE_VERSION_MAX,
         }
     }

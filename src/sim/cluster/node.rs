@@ -278,6 +278,7 @@ impl Node {
                 checkpoint_log_bytes: options.checkpoint_log_bytes,
                 checkpoint_log_bytes_max: 2 * options.checkpoint_log_bytes,
                 jobs_held_bytes_max: driver::jobs_held_bytes_max(options.checkpoint_log_bytes),
+                scrub_period: options.scrub_period,
                 tails_bytes: 256 << 10,
                 catch_up_bytes: options.catch_up_bytes,
                 segment_bytes: options.segment_bytes,

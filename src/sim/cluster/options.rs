@@ -4,7 +4,9 @@
 use crate::base::prng::{Prng, mix};
 use crate::queue::MACHINE_VERSION;
 use crate::sim::disk::Harm;
+use crate::sim::driver;
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 /// What may befall a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -143,6 +145,8 @@ pub(super) struct Options {
     /// What is read of the log for a member that is behind.
     pub(super) catch_up_bytes: u64,
     pub(super) checkpoint_log_bytes: u64,
+    /// What is stored is looked at within this.
+    pub(super) scrub_period: Option<Duration>,
     /// Payloads have fewer bytes than this.
     pub(super) payload_bytes: u64,
     /// A client thinks up to so long between its acts.
@@ -204,6 +208,7 @@ impl Options {
             catch_up_bytes: [0, 4 << 20][(mix(!seed) >> 1 & 1) as usize],
             segment_bytes: 256 << 10 << prng.below(2),
             checkpoint_log_bytes: 128 << 10 << prng.below(4),
+            scrub_period: driver::scrub_period(seed),
             payload_bytes: if is_bulky { 24_000 } else { 1_000 },
             think_us: clients * (10_000 << prng.below(3)),
             faults,
