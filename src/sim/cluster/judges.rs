@@ -331,11 +331,12 @@ impl Judges {
             let halted: Vec<_> = engine.halted().collect();
             let counters = engine.counters();
             let damaged = counters.checkpoints_damaged_total;
+            let parts = counters.scrub_damaged_total;
             let mended = counters.groups_mending + counters.groups_mended_total;
             assert!(
-                halted.is_empty() && damaged == 0 && mended == 0,
-                "{me:?} finds {damaged} checkpoints damaged, has stopped {halted:?} and mends {mended} \
-                 groups, and nothing was done to its disk"
+                halted.is_empty() && damaged == 0 && mended == 0 && parts == 0,
+                "{me:?} finds {damaged} checkpoints and {parts} parts of them damaged, has stopped \
+                 {halted:?} and mends {mended} groups, and nothing was done to its disk"
             );
         }
         if let Err(why) = engine.check(group) {

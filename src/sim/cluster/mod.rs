@@ -415,6 +415,8 @@ impl<'a> Cluster<'a> {
             self.report.entries_read += counters.entries_sent_from_log_total;
             self.report.pages_read += counters.pages_read_total;
             self.report.mended += counters.groups_mended_total;
+            self.report.scrub_passes += counters.scrub_passes_total;
+            self.report.scrub_found += counters.scrub_damaged_total;
             self.report.tails_cut += counters.log_tails_cut_total;
             self.report.changes_sent += counters.partition_changes_sent_total;
             self.report.halted += engine.halted().count() as u64;

@@ -46,6 +46,10 @@ pub struct RunReport {
     pub pages_read: u64,
     /// Groups of a node that got back from another what was damaged.
     pub mended: u64,
+    /// Times that all that is stored was looked at.
+    pub scrub_passes: u64,
+    /// Parts of it that were found to be damaged before anybody needed them.
+    pub scrub_found: u64,
     /// Disks that were lost.
     pub disks_lost: u64,
     /// Those of them whose place another has taken.
@@ -97,6 +101,8 @@ impl RunReport {
         self.entries_read += other.entries_read;
         self.pages_read += other.pages_read;
         self.mended += other.mended;
+        self.scrub_passes += other.scrub_passes;
+        self.scrub_found += other.scrub_found;
         self.disks_lost += other.disks_lost;
         self.disks_replaced += other.disks_replaced;
         self.tails_cut += other.tails_cut;
