@@ -13,9 +13,11 @@ mod data_kit;
 mod node_support;
 
 use data_kit::{ARGS, Known, copy, files, make, survey};
-use node_support::{Node, assert_is_report, folder};
+use node_support::{DEADLINE, Node, assert_is_report, command, folder, http};
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// The ways in which a file is damaged.
 const DAMAGES: [&str; 6] = ["flip", "half", "empty", "missing", "swapped", "older"];
@@ -169,4 +171,77 @@ fn every_file_damaged_in_every_way_has_a_named_outcome_and_nothing_is_lost_silen
         println!("{row:14} {cells:?}");
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Flips a bit in each 32 bytes behind the head of a file, in its place, as a disk does to one that is open.
+fn rot(path: &Path) {
+    let file = fs::File::options().read(true).write(true).open(path);
+    let file = file.expect("it can be opened");
+    let length = file.metadata().expect("it is there").len();
+    for offset in (4096..length).step_by(32) {
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, offset).expect("it is read");
+        file.write_all_at(&[byte[0] ^ 1], offset)
+            .expect("it is written");
+    }
+    file.sync_all().expect("it is synced");
+}
+
+#[test]
+fn damage_under_a_running_node_is_told_before_anybody_asks_for_what_is_damaged() {
+    let data = folder("damage-scrubbed");
+    make(&data, None);
+    let mut command = command(&data, ARGS);
+    command.env("RRQ_CHECKPOINT__SCRUB_PERIOD", "1s");
+    let mut node = Node::spawn_by(&mut command).until_ready();
+    let counted = |node: &Node, name: &str| -> u64 {
+        let (_, page) = http(node.admin(), "/metrics");
+        let name = format!("rrq_scrub_{name}{{");
+        let lines = page.lines().filter(|line| line.starts_with(&name));
+        let numbers = lines.map(|line| line.rsplit_once(' ').expect("a number").1);
+        numbers
+            .map(|text| text.parse::<u64>().expect("a number"))
+            .sum()
+    };
+    let until = |node: &Node, what: &str, holds: &dyn Fn(&Node) -> bool| {
+        let begun = Instant::now();
+        while !holds(node) {
+            assert!(
+                begun.elapsed() < DEADLINE,
+                "it does not come about that {what}"
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    until(&node, "passes are over", &|node| {
+        counted(node, "passes_total") >= 4
+    });
+    assert!(counted(&node, "bytes_total") > 0);
+    assert_eq!(counted(&node, "damaged_total"), 0);
+    for payload in targets(&data, "payload").0 {
+        rot(&payload);
+    }
+    until(&node, "it is counted", &|node| {
+        counted(node, "damaged_total") > 0
+    });
+    let (_, page) = http(node.admin(), "/metrics");
+    assert!(
+        page.contains("rrq_groups_halted{shard=\"0\"} 0"),
+        "it serves on"
+    );
+    let begun = Instant::now();
+    let mut said = Vec::new();
+    while !said
+        .iter()
+        .any(|line: &String| line.contains("nobody else has"))
+    {
+        assert!(begun.elapsed() < DEADLINE, "it is not told: {said:?}");
+        said.extend(node.heard());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let told = said.iter().find(|line| line.contains("nobody else has"));
+    let told = told.expect("it was just seen");
+    assert!(told.contains("the checkpoint of group "), "{told}");
+    assert!(told.contains("what is left of the jobs "), "{told}");
+    assert!(told.contains("rrqctl repair"), "{told}");
 }

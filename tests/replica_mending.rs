@@ -10,6 +10,7 @@ use rrq::base::prng::Prng;
 use rrq::shard::counters::Counters;
 use rrq::shard::input::Input;
 use rrq::wire::message::{MemberChange, RequestBody};
+use std::time::Duration;
 
 const GROUP: GroupId = GroupId(0);
 /// 6 MB of pages and bodies.
@@ -26,10 +27,16 @@ fn bytes_sent(cluster: &mut Cluster) -> u64 {
 
 /// Nodes whose jobs are on their disks alone, but for a few.
 fn with_jobs(nodes: u32) -> Cluster {
+    with_jobs_looked_at(nodes, None)
+}
+
+/// Likewise; and they look within that time whether the disk has still what was stored.
+fn with_jobs_looked_at(nodes: u32, scrub_period: Option<Duration>) -> Cluster {
     let mut cluster = Cluster::with_checkpoints(nodes, 1, 1 << 20);
     for number in 1..=nodes {
         cluster.kill(number);
         cluster.node(number).jobs_held_bytes_max = 1 << 20;
+        cluster.node(number).scrub_period = scrub_period;
     }
     for number in 1..=nodes {
         cluster.start(number);
@@ -63,6 +70,11 @@ fn is_mended(cluster: &mut Cluster, number: u32) -> bool {
 /// now; then another leads, and jobs that were leased come back a second later.
 fn work_off(cluster: &mut Cluster, number: u32, left: u32) {
     cluster.make_lead(number, GROUP);
+    finish_all(cluster, number, left);
+}
+
+/// Likewise, whoever leads.
+fn finish_all(cluster: &mut Cluster, number: u32, left: u32) {
     let mut finished = 0;
     cluster.until("all is worked off", |cluster| {
         finished += cluster.finish_up_to("mail", 1000);
@@ -223,6 +235,99 @@ fn who_mends_hands_over_what_it_comes_to_lead() {
     let took = cluster.until("all are mended", |cluster| is_mended(cluster, mending));
     println!("after {took} ms");
     assert!(took < 8_000, "{took} ms");
+}
+
+const PERIOD: Duration = Duration::from_secs(2);
+
+#[test]
+fn what_nobody_asks_for_is_found_and_mended() {
+    for seed in 0..8 {
+        let mut cluster = with_jobs_looked_at(3, Some(PERIOD));
+        let leader = cluster.led_by(GROUP);
+        // Leaders hand over before they mend.
+        let number = 1 + (leader + seed as u32) % 3;
+        let before = counters(&mut cluster, number);
+        assert_eq!(
+            (before.scrub_damaged_total, before.groups_mended_total),
+            (0, 0)
+        );
+        let sent = bytes_sent(&mut cluster);
+        let mut prng = Prng::new(seed);
+        assert!(cluster.node(number).disk.rot_files(40, &mut prng) > 0);
+        let took = cluster.until("it is mended", |cluster| is_mended(cluster, number));
+        let after = counters(&mut cluster, number);
+        assert_eq!(
+            after.pages_read_total, before.pages_read_total,
+            "nobody asked"
+        );
+        assert!(after.scrub_damaged_total > 0, "{after:?}");
+        let sent = bytes_sent(&mut cluster) - sent;
+        let told = std::mem::take(&mut cluster.node(number).told);
+        println!("seed {seed}: {took} ms, {sent} bytes, {told:?}");
+        assert!(told[0].contains("is damaged: "), "{told:?}");
+        // What is beside it and below it, too: nothing is found any more.
+        let pass = |cluster: &mut Cluster| {
+            let passes = counters(cluster, number).scrub_passes_total + 2;
+            cluster.until("two passes are over", |cluster| {
+                counters(cluster, number).scrub_passes_total >= passes
+            });
+        };
+        pass(&mut cluster);
+        cluster.until("it is mended", |cluster| is_mended(cluster, number));
+        let found = counters(&mut cluster, number).scrub_damaged_total;
+        pass(&mut cluster);
+        assert_eq!(counters(&mut cluster, number).scrub_damaged_total, found);
+        // As a follower, too, it needs every page of it for this.
+        finish_all(&mut cluster, number, JOBS);
+    }
+}
+
+#[test]
+fn where_nobody_else_votes_it_is_said_and_the_group_serves() {
+    let mut cluster = with_jobs_looked_at(1, Some(PERIOD));
+    cluster.led_by(GROUP);
+    let mut prng = Prng::new(5);
+    assert!(cluster.node(1).disk.rot_files(40, &mut prng) > 0);
+    let passes = counters(&mut cluster, 1).scrub_passes_total;
+    cluster.until("it is found", |cluster| {
+        counters(cluster, 1).scrub_passes_total == passes + 2
+    });
+    let told = std::mem::take(&mut cluster.node(1).told);
+    let lost = told.iter().filter(|text| text.contains("nobody else has"));
+    let count = lost.count();
+    assert!((1..=3).contains(&count), "once a pass: {told:#?}");
+    assert!(
+        told.iter()
+            .any(|text| text.contains("what is left of the jobs ")),
+        "{told:#?}"
+    );
+    let counted = counters(&mut cluster, 1);
+    assert!(counted.scrub_damaged_total > 0, "{counted:?}");
+    assert_eq!((counted.groups_halted, counted.groups_mending), (0, 0));
+    cluster.enqueue("mail", b"one more");
+}
+
+#[test]
+fn nothing_is_found_where_nothing_was_done() {
+    let mut cluster = with_jobs_looked_at(3, Some(Duration::from_secs(1)));
+    let mut left = JOBS;
+    while left > 2000 {
+        // Files of checkpoints come and go, while they are looked at.
+        cluster.finish("mail", 1000);
+        cluster.pass(200);
+        left -= 1000;
+    }
+    for number in 1..=3 {
+        let counters = counters(&mut cluster, number);
+        assert!(counters.checkpoint_rounds_total > 2, "{counters:?}");
+        assert!(counters.scrub_passes_total > 2, "{counters:?}");
+        assert!(counters.scrub_bytes_total > 6_000_000, "{counters:?}");
+        assert_eq!(
+            (counters.scrub_damaged_total, counters.groups_mended_total),
+            (0, 0)
+        );
+        assert!(counters.scrub_oldest_seconds <= 2, "{counters:?}");
+    }
 }
 
 #[test]
