@@ -384,7 +384,8 @@ impl CoreClient {
             panic!("a call that must have ended has not, at {now:?}: {call:?}");
         }
         if let Some(until) = self.closing {
-            let goes_on = until <= now && at.mood != Mood::Leaves;
+            // Who left before all did, and is not answered, is given up then, too.
+            let goes_on = until <= now && (at.mood != Mood::Leaves || !self.calls.is_empty());
             return if goes_on {
                 self.begin_anew()
             } else {
