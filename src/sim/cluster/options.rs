@@ -126,6 +126,8 @@ pub struct Plan {
     pub helpless: Option<bool>,
     /// Whether all clients use the client library, or none does.
     pub library: Option<bool>,
+    /// Whether it is looked at what is stored.
+    pub scrubs: Option<bool>,
 }
 
 /// The options of a run.
@@ -240,6 +242,12 @@ impl Options {
         self.library = plan
             .library
             .map_or(self.library, |all| u64::from(all) * u64::MAX);
+        let every_second = || self.scrub_period.or(Some(Duration::from_secs(1)));
+        self.scrub_period = match plan.scrubs {
+            Some(true) => every_second(),
+            Some(false) => None,
+            None => self.scrub_period,
+        };
         self.think_us = plan.think_us.unwrap_or(self.think_us);
         self.network_us = plan.network_us.unwrap_or(self.network_us);
         self
