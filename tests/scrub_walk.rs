@@ -116,7 +116,7 @@ impl Disk {
         let flat = flat.expect("small");
         let root = run.add_root(Root {
             meta: meta(),
-            pages: vec![flat.clone()],
+            pages: vec![flat],
             trees: Vec::new(),
         });
         payload.finish();

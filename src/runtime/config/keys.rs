@@ -427,6 +427,26 @@ mod tests {
     }
 
     #[test]
+    fn a_scrub_period_is_a_time_or_off() {
+        let of = |text: &str| {
+            let mut config = NodeConfig::default();
+            match set(&mut config, "checkpoint.scrub_period", text) {
+                Ok(()) => Ok(config.scrub_period.map(|period| period.as_secs())),
+                Err(Refusal::Value(rule)) => Err(rule),
+                Err(Refusal::UnknownKey) => panic!("it is a key"),
+            }
+        };
+        assert_eq!(of("off"), Ok(None));
+        assert_eq!(of("7d"), Ok(Some(7 * 86_400)));
+        assert_eq!((of("1s"), of("365d").is_ok()), (Ok(Some(1)), true));
+        for text in ["0s", "999ms", "366d", "7", "never", ""] {
+            let rule = of(text).expect_err(text);
+            assert!(rule.starts_with("1s to 365d, "), "{text}: {rule}");
+            assert!(rule.ends_with(", or off"), "{text}: {rule}");
+        }
+    }
+
+    #[test]
     fn each_key_has_its_section_and_a_variable_of_its_own() {
         for key in KEYS {
             let section = key.name.split_once('.').map(|(section, _)| section);
