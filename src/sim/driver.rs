@@ -101,13 +101,13 @@ pub fn jobs_held_bytes_max(checkpoint_log_bytes: u64) -> u64 {
     if has_none { 0 } else { u64::MAX }
 }
 
-/// Within which time a shard looks at what is stored: in one run of four never, else between half a second and
-/// four, so that passes come to their end.
+/// Within which time a shard looks at what is stored: in every second run never, which would take a quarter
+/// longer for it, else between half a second and four, so that passes come to their end.
 #[must_use]
 pub fn scrub_period(seed: u64) -> Option<Duration> {
     let drawn = mix(!seed) >> 16;
     let period = Duration::from_millis(500 << (drawn >> 2 & 3));
-    (drawn & 3 != 0).then_some(period)
+    (drawn & 1 != 0).then_some(period)
 }
 
 /// What a start reads of a segment before anything is known of it.
