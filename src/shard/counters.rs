@@ -91,7 +91,8 @@ counters! {
     checkpoint_bytes_total: total,
     /// Checkpoints of other nodes that were installed in place of log entries.
     checkpoints_installed_total: total,
-    /// Checkpoints of other nodes whose transfer or installation was given up.
+    /// Checkpoints of other nodes whose transfer or installation was given up, also since what was written of
+    /// them, or was here, cannot be read.
     checkpoint_installs_failed_total: total,
     /// Checkpoints on their way to other nodes, or there and not caught up with yet.
     checkpoints_under_way: gauge,
@@ -114,7 +115,7 @@ counters! {
     groups_halted: gauge,
     /// Groups of whose state something is damaged and comes from another member.
     groups_mending: gauge,
-    /// Groups that got back from another member what was damaged.
+    /// Groups whose state was damaged and is whole again: another member had it, or it could be read again.
     groups_mended_total: total,
     /// Bytes of checkpoint files read to see whether the disk has them still.
     scrub_bytes_total: total,
