@@ -152,6 +152,7 @@ pub fn run(config: NodeConfig) -> Result<(), Report> {
     };
     let desk = Arc::new(Desk::new(boxes.clone()));
     let metrics = NodeMetrics::new(&pulses).map_err(|error| no_thread("metrics", &error))?;
+    let (scrubs, scrub_orders) = channel();
     let node = Node {
         config,
         dir,
@@ -165,6 +166,8 @@ pub fn run(config: NodeConfig) -> Result<(), Report> {
         process,
         roster,
         begun_on_disk,
+        scrubs,
+        scrub_orders: Some(scrub_orders),
     };
     node.metrics
         .recovered("open", begun.elapsed().as_secs_f64());
@@ -284,6 +287,9 @@ struct Node {
     roster: Option<Arc<Roster>>,
     /// Open once the number of this start is durable.
     begun_on_disk: Arc<Gate>,
+    /// Steps of walks over what is stored, and who makes them once the start is over.
+    scrubs: Sender<scrubber::Order>,
+    scrub_orders: Option<Receiver<scrubber::Order>>,
 }
 
 /// What several threads wait for.
@@ -362,8 +368,6 @@ impl Node {
         let pinned = self.config.pin && usize::from(self.shards()) <= cores;
         let allowed = sys::allowed_cores();
         let mut helpers = Vec::new();
-        let (scrubs, scrub_orders) = channel();
-        self.start_scrubber(scrub_orders)?;
         for (shard, listener) in (0..self.shards()).zip(clients) {
             let (segments, segment_orders) = channel();
             let (snapshots, snapshot_orders) = channel();
@@ -374,12 +378,7 @@ impl Node {
                 snapshots: snapshot_orders,
                 reads: read_orders,
             });
-            let parts = self.parts(
-                shard,
-                listener,
-                segments,
-                (snapshots, reads, scrubs.clone()),
-            );
+            let parts = self.parts(shard, listener, segments, (snapshots, reads));
             let placement = match allowed.get(usize::from(shard)) {
                 Some(&core) if pinned => Placement::Fixed(core),
                 _ => Placement::Unbound,
@@ -406,11 +405,7 @@ impl Node {
         shard: u16,
         listener: TcpListener,
         segments: Sender<segments::Order>,
-        (snapshots, reads, scrubs): (
-            Sender<snapshot_files::Order>,
-            Sender<snapshot_reads::Order>,
-            Sender<scrubber::Order>,
-        ),
+        (snapshots, reads): (Sender<snapshot_files::Order>, Sender<snapshot_reads::Order>),
     ) -> Parts {
         let (config, superblock) = (&self.config, &self.dir.superblock);
         let memory = process::memory_limit();
@@ -475,15 +470,19 @@ impl Node {
             segments,
             snapshots,
             reads,
-            scrubs,
+            scrubs: self.scrubs.clone(),
             events: self.events.clone(),
             metrics: self.metrics.clone(),
             desk: self.desk.clone(),
         }
     }
 
-    /// One thread for all shards looks whether the disk has still what was stored.
-    fn start_scrubber(&self, orders: Receiver<scrubber::Order>) -> Result<(), Report> {
+    /// One thread for all shards looks whether the disk has still what was stored; not before the first jobs, to
+    /// which a thread costs time.
+    fn start_scrubber(&mut self) -> Result<(), Report> {
+        let Some(orders) = self.scrub_orders.take() else {
+            return Ok(());
+        };
         let folders = (0..self.shards()).map(|shard| self.dir.shard(shard));
         let scrubber = Scrubber::new(folders.collect(), self.owner());
         let boxes = self.boxes.clone();
@@ -603,6 +602,7 @@ impl Node {
                     return removed.map_or(Ok(()), Err);
                 }
                 Err(RecvTimeoutError::Timeout) => {
+                    self.start_scrubber()?;
                     // Without descriptors it waits: jobs are served by one good copy.
                     settle_at = self
                         .dir

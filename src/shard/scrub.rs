@@ -99,7 +99,7 @@ pub struct Walk {
     root: Option<RootRef>,
     /// The last is the next.
     left: Vec<Part>,
-    /// Likewise; by place, from the last on.
+    /// Likewise; by place, from the last on, once a step has begun.
     bodies: Vec<OwnBody>,
     looked: Looked,
 }
@@ -144,13 +144,7 @@ impl Walk {
         Self::of(group, root, left, bodies)
     }
 
-    fn of(
-        group: GroupId,
-        root: Option<RootRef>,
-        left: Vec<Part>,
-        mut bodies: Vec<OwnBody>,
-    ) -> Self {
-        sort_by_place(&mut bodies);
+    fn of(group: GroupId, root: Option<RootRef>, left: Vec<Part>, bodies: Vec<OwnBody>) -> Self {
         Self {
             group,
             root,
@@ -189,6 +183,8 @@ impl Walk {
             bytes.set(bytes.get() + len as u64);
             read(file, offset, len)
         };
+        // Here, and not where it is made: the shard has no time for it. What is sorted takes none.
+        sort_by_place(&mut self.bodies);
         let found_before = self.looked.damaged.len();
         while !self.is_done()
             && bytes.get() < STEP_BYTES

@@ -40,8 +40,9 @@ use std::time::Duration;
 
 /// What the shards of a node read together of its disk in a second, at the most.
 const RATE_BYTES: u64 = 16 << 20;
-/// Places that one walk looks at; below each that is on the disk alone there are up to 64 more.
-const PLACES: usize = 256;
+/// Places that one walk looks at. Few, since the shard looks them up, and a leaf that has changed tells of 64
+/// bodies. Below each that is on the disk alone there are up to 64 more.
+const PLACES: usize = 64;
 /// No pause is longer than this part of the period, so that a shard with little is not late with what it gets.
 const PAUSE_PART: u32 = 64;
 /// Nor is the first, after a start.
