@@ -8,7 +8,6 @@ use bytes::Bytes;
 use replica_kit::Cluster;
 use rrq::base::ids::{GroupId, Partition};
 use rrq::base::limits::CHECKPOINT_PART_BYTES;
-use rrq::shard::counters::Counters;
 use rrq::wire::message::{ReplyBody, RequestBody};
 use rrq::wire::{JobState, Op, PurgeStates};
 
@@ -16,30 +15,14 @@ const GROUP: GroupId = GroupId(0);
 const PAGE_BYTES: u64 = 4096;
 const PAYLOAD_BYTES: u64 = 256;
 
-fn counters(cluster: &mut Cluster, number: u32) -> Counters {
-    cluster.engine(number).counters().clone()
-}
-
 fn installed(cluster: &mut Cluster, number: u32) -> u64 {
-    counters(cluster, number).checkpoints_installed_total
-}
-
-fn bytes_sent(cluster: &mut Cluster) -> u64 {
-    let of = |number| counters(cluster, number).checkpoint_part_bytes_sent_total;
-    (1..=3).map(of).sum()
+    cluster.counters(number).checkpoints_installed_total
 }
 
 /// Three nodes that hold little of their logs for who is behind, and so many jobs, all in checkpoints.
 fn with_jobs(thousands: usize, jobs_held_bytes_max: u64) -> Cluster {
     let mut cluster = Cluster::with_checkpoints(3, 1, 1 << 20);
-    for number in 1..=3 {
-        cluster.kill(number);
-        let node = cluster.node(number);
-        (node.tails_bytes, node.jobs_held_bytes_max) = (16 << 10, jobs_held_bytes_max);
-    }
-    for number in 1..=3 {
-        cluster.start(number);
-    }
+    cluster.start_with_little(jobs_held_bytes_max);
     for _ in 0..2 * thousands {
         cluster.fill("mail", 500, PAYLOAD_BYTES as usize);
     }
@@ -56,9 +39,7 @@ fn cut_off_one(cluster: &mut Cluster) -> u32 {
 
 /// Everybody has everything; the follower by one checkpoint.
 fn all_equal(cluster: &mut Cluster, follower: u32) {
-    cluster.until("all have the same state", |cluster| {
-        cluster.are_equal(GROUP)
-    });
+    cluster.until_equal(GROUP);
     let failure = cluster.engine(follower).install_failure();
     assert_eq!(failure, None);
     assert_eq!(installed(cluster, follower), 1);
@@ -73,17 +54,17 @@ fn who_missed_one_change_in_a_hundred_gets_hardly_more_than_that() {
         cluster.finish("mail", 500);
         cluster.fill("mail", 500, PAYLOAD_BYTES as usize);
         cluster.pass(100);
-        let before = bytes_sent(&mut cluster);
+        let before = cluster.bytes_sent();
         cluster.heal();
         cluster.until("it is installed", |cluster| {
             installed(cluster, follower) == 1
         });
-        let sent = bytes_sent(&mut cluster) - before;
+        let sent = cluster.bytes_sent() - before;
         // One page at the head, which has lost some; those at the tail, of 64 jobs each.
         let pages = 1 + 500_u64.div_ceil(64);
         let lacked = pages * PAGE_BYTES + 500 * PAYLOAD_BYTES;
         let ratio = sent as f64 / lacked as f64;
-        let taken = counters(&mut cluster, follower).checkpoint_pages_taken_total;
+        let taken = cluster.counters(follower).checkpoint_pages_taken_total;
         println!("{sent} bytes sent, {lacked} lacked: {ratio:.3}; {taken} pages taken");
         assert!(ratio <= 1.25, "{sent} bytes for {lacked}");
         // Those of the group and of the partition beside.
@@ -106,7 +87,7 @@ fn what_stays_is_not_written_again_and_lives_on() {
     cluster.until("it is installed", |cluster| {
         installed(cluster, follower) == 1
     });
-    let taken = counters(&mut cluster, follower).checkpoint_pages_taken_total;
+    let taken = cluster.counters(follower).checkpoint_pages_taken_total;
     assert!(taken <= 10, "{taken} of 313 pages");
     all_equal(&mut cluster, follower);
     // Files that only other bases named are gone; what is left is a whole state at the next start.
@@ -118,10 +99,8 @@ fn what_stays_is_not_written_again_and_lives_on() {
     cluster.kill(follower);
     cluster.start(follower);
     cluster.pass(500);
-    cluster.until("all have the same state", |cluster| {
-        cluster.are_equal(GROUP)
-    });
-    let counters = counters(&mut cluster, follower);
+    cluster.until_equal(GROUP);
+    let counters = cluster.counters(follower);
     assert_eq!(
         (counters.checkpoints_damaged_total, counters.groups_halted),
         (0, 0)
@@ -170,7 +149,7 @@ fn what_one_leader_has_brought_another_does_not_bring_again() {
         cluster.until("it is installed", |cluster| {
             installed(cluster, follower) == 1
         });
-        bytes_sent(&mut cluster)
+        cluster.bytes_sent()
     };
     assert!(whole > 3_000_000, "{whole} bytes");
     let mut cluster = Cluster::new(3, 1);
@@ -178,15 +157,15 @@ fn what_one_leader_has_brought_another_does_not_bring_again() {
     let leader = cluster.leader(GROUP).expect("it has just answered");
     cluster.heal();
     cluster.until("most of it is here", |cluster| {
-        bytes_sent(cluster) > whole / 2
+        cluster.bytes_sent() > whole / 2
     });
-    let first = counters(&mut cluster, leader).checkpoint_part_bytes_sent_total;
+    let first = cluster.counters(leader).checkpoint_part_bytes_sent_total;
     cluster.kill(leader);
     cluster.until("another has brought the rest", |cluster| {
         installed(cluster, follower) == 1
     });
     let other = 6 - leader - follower;
-    let second = counters(&mut cluster, other).checkpoint_part_bytes_sent_total;
+    let second = cluster.counters(other).checkpoint_part_bytes_sent_total;
     // What was on its way when it died, and the page that was half here.
     let lost = 6 * CHECKPOINT_PART_BYTES as u64;
     assert!(
@@ -207,7 +186,7 @@ fn own_pages_that_take_long_to_read_do_not_begin_it_anew() {
     }
     cluster.fill("mail", 500, PAYLOAD_BYTES as usize);
     cluster.node(follower).page_turns = 1_200;
-    let before = counters(&mut cluster, follower).checkpoint_pages_taken_total;
+    let before = cluster.counters(follower).checkpoint_pages_taken_total;
     cluster.heal();
     let took = cluster.until("it is installed", |cluster| {
         installed(cluster, follower) == 1
@@ -217,7 +196,7 @@ fn own_pages_that_take_long_to_read_do_not_begin_it_anew() {
         "{took} ms are less than a transfer may stand still"
     );
     all_equal(&mut cluster, follower);
-    let taken = counters(&mut cluster, follower).checkpoint_pages_taken_total - before;
+    let taken = cluster.counters(follower).checkpoint_pages_taken_total - before;
     assert!(taken > 0, "something came before the reads");
 }
 

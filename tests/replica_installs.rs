@@ -8,7 +8,6 @@ use bytes::Bytes;
 use replica_kit::{Cluster, enqueue_body, queue_in, voter};
 use rrq::base::ids::{GroupId, Incarnation, LogIndex, Partition, Term, Token};
 use rrq::raft::message::{Body, Checkpoint, Message, PageWanted};
-use rrq::shard::counters::Counters;
 use rrq::shard::input::Loss;
 use rrq::wire::message::{ReplyBody, RequestBody};
 use rrq::wire::{
@@ -39,25 +38,19 @@ fn write(cluster: &mut Cluster, commands: usize) {
     }
 }
 
-fn counters(cluster: &mut Cluster, number: u32) -> Counters {
-    cluster.engine(number).counters().clone()
-}
-
 fn installed(cluster: &mut Cluster, number: u32) -> u64 {
-    counters(cluster, number).checkpoints_installed_total
+    cluster.counters(number).checkpoints_installed_total
 }
 
 /// Everybody has everything, and the follower has got it by so many checkpoints at the most.
 fn all_equal(cluster: &mut Cluster, follower: u32, checkpoints: u64) {
-    cluster.until("all have the same state", |cluster| {
-        cluster.are_equal(GROUP)
-    });
+    cluster.until_equal(GROUP);
     let failure = cluster
         .engine(follower)
         .install_failure()
         .map(str::to_owned);
     assert_eq!(failure, None);
-    let counters = counters(cluster, follower);
+    let counters = cluster.counters(follower);
     assert!(
         counters.checkpoints_installed_total <= checkpoints,
         "{counters:?}"
@@ -124,7 +117,7 @@ fn nothing_is_installed_before_every_group_of_the_shard_is_loaded() {
     cluster.kill(follower);
     cluster.start(follower);
     cluster.pass(1_000);
-    let counters = counters(&mut cluster, follower);
+    let counters = cluster.counters(follower);
     assert_eq!(counters.checkpoints_damaged_total, 0, "its files are there");
     assert_eq!(counters.groups_halted, 0);
     all_equal(&mut cluster, follower, 0);
@@ -145,7 +138,7 @@ fn a_follower_that_was_away_over_checkpoints_of_its_leader_gets_one() {
         cluster.pass(20);
     }
     all_equal(&mut cluster, follower, 1);
-    assert!(counters(&mut cluster, follower).checkpoint_rounds_total > 2);
+    assert!(cluster.counters(follower).checkpoint_rounds_total > 2);
     for number in 1..=3 {
         cluster.kill(number);
     }
@@ -322,12 +315,12 @@ fn a_follower_may_die_at_any_step_of_the_way() {
         slow(&mut cluster, follower);
         cluster.heal();
         cluster.until("it is offered", |cluster| {
-            (1..=3).any(|number| counters(cluster, number).checkpoint_parts_sent_total > 0)
+            (1..=3).any(|number| cluster.counters(number).checkpoint_parts_sent_total > 0)
         });
         cluster.pass(step);
         let (is_installed, written) = (
             installed(&mut cluster, follower) == 1,
-            counters(&mut cluster, follower).checkpoint_bytes_total,
+            cluster.counters(follower).checkpoint_bytes_total,
         );
         match (is_installed, written) {
             (true, _) => after += 1,
@@ -412,7 +405,7 @@ fn parts_that_a_broken_link_has_lost_are_sent_again_and_no_others() {
 }
 
 fn parts_sent(cluster: &mut Cluster) -> u64 {
-    let of = |number| counters(cluster, number).checkpoint_parts_sent_total;
+    let of = |number| cluster.counters(number).checkpoint_parts_sent_total;
     (1..=3).map(of).sum()
 }
 
@@ -433,7 +426,9 @@ fn a_leader_may_die_at_any_step_of_the_way() {
             installed(cluster, follower) == 1
         });
         let job = cluster.enqueue("mail", b"by the other");
-        anew += counters(&mut cluster, 6 - follower - leader).checkpoints_under_way;
+        anew += cluster
+            .counters(6 - follower - leader)
+            .checkpoints_under_way;
         cluster.start(leader);
         cluster.pass(500);
         all_equal(&mut cluster, follower, 2);
@@ -464,7 +459,7 @@ fn a_checkpoint_arrives_once_under_load_and_on_a_slow_disk() {
     all_equal(&mut cluster, follower, 1);
     cluster.pass(500);
     let under_way = |cluster: &mut Cluster| -> u64 {
-        let of = |number| counters(cluster, number).checkpoints_under_way;
+        let of = |number| cluster.counters(number).checkpoints_under_way;
         (1..=3).map(of).sum()
     };
     write(&mut cluster, 1);
@@ -483,7 +478,7 @@ fn a_follower_that_is_cut_off_while_it_writes_goes_on() {
     cluster.node(follower).file_turns = 1_000;
     cluster.heal();
     cluster.until("all is there, and it writes", |cluster| {
-        counters(cluster, follower).checkpoint_pages_taken_total > 0
+        cluster.counters(follower).checkpoint_pages_taken_total > 0
     });
     cluster.cut_off(follower);
     cluster.pass(4_000);
@@ -504,7 +499,7 @@ fn a_leader_forgets_a_follower_that_does_not_come_back() {
         let leader = cluster.leader(GROUP).expect("it has just answered");
         cluster.heal();
         cluster.until("some parts are here", |cluster| parts_sent(cluster) > 0);
-        assert_eq!(counters(&mut cluster, leader).checkpoints_under_way, 1);
+        assert_eq!(cluster.counters(leader).checkpoints_under_way, 1);
         if dies {
             cluster.kill(follower);
             cluster.pass(50);
@@ -512,7 +507,7 @@ fn a_leader_forgets_a_follower_that_does_not_come_back() {
             cluster.cut_off(follower);
             cluster.pass(31_000);
         }
-        assert_eq!(counters(&mut cluster, leader).checkpoints_under_way, 0);
+        assert_eq!(cluster.counters(leader).checkpoints_under_way, 0);
         if dies {
             cluster.start(follower);
         }
@@ -545,9 +540,7 @@ fn a_tail_that_nobody_else_has_is_void_behind_the_new_base() {
         cluster.pass(step);
         cluster.kill(old);
         cluster.start(old);
-        cluster.until("all have the same state", |cluster| {
-            cluster.are_equal(GROUP)
-        });
+        cluster.until_equal(GROUP);
         assert_eq!(cluster.engine(old).live_jobs(), 1001, "step {step}");
     }
 }
@@ -568,16 +561,16 @@ fn a_member_whose_log_is_damaged_gets_a_checkpoint_too() {
     write(&mut cluster, 10);
     cluster.start(hurt);
     cluster.step();
-    assert_eq!(counters(&mut cluster, hurt).raft_groups_recovering, 1);
+    assert_eq!(cluster.counters(hurt).raft_groups_recovering, 1);
     cluster.until("it is installed", |cluster| installed(cluster, hurt) == 1);
     cluster.pass(2_000);
     all_equal(&mut cluster, hurt, 1);
-    let recovering = counters(&mut cluster, hurt).raft_groups_recovering;
+    let recovering = cluster.counters(hurt).raft_groups_recovering;
     assert_eq!(recovering, 0, "it is sound again");
     cluster.kill(hurt);
     cluster.start(hurt);
     cluster.pass(1_000);
-    let recovering = counters(&mut cluster, hurt).raft_groups_recovering;
+    let recovering = cluster.counters(hurt).raft_groups_recovering;
     assert_eq!(recovering, 0, "it stays sound");
     cluster.make_lead(hurt, GROUP);
     assert_eq!(cluster.engine(hurt).live_jobs(), 1011);
@@ -605,7 +598,7 @@ fn many_groups_are_brought_there_one_after_the_other() {
             cluster.are_equal(group)
         });
     }
-    let counters = counters(&mut cluster, 2);
+    let counters = cluster.counters(2);
     assert!(counters.checkpoints_installed_total > 3, "{counters:?}");
     assert_eq!(counters.checkpoint_installs_failed_total, 0);
 }
@@ -638,7 +631,7 @@ fn parts_that_nobody_asked_for_are_counted_and_change_nothing() {
     cluster.until("some parts are here", |cluster| parts_sent(cluster) > 6);
     let id = 1 << 32 | 1;
     let refused = |cluster: &mut Cluster| {
-        let counters = counters(cluster, follower);
+        let counters = cluster.counters(follower);
         (
             counters.checkpoint_parts_refused_total,
             counters.peer_messages_refused_total,
@@ -708,7 +701,7 @@ fn a_checkpoint_that_changed_on_its_way_is_not_installed() {
     };
     cluster.say_first(follower, bad);
     cluster.step();
-    let counted = counters(&mut cluster, follower);
+    let counted = cluster.counters(follower);
     assert_eq!(counted.checkpoint_installs_failed_total, 1);
     assert!(cluster.engine(follower).install_failure().is_some());
     // Another is tried after a while.
@@ -716,9 +709,7 @@ fn a_checkpoint_that_changed_on_its_way_is_not_installed() {
         installed(cluster, follower) == 1
     });
     assert!(took > 4_000, "after {took} ms");
-    cluster.until("all have the same state", |cluster| {
-        cluster.are_equal(GROUP)
-    });
+    cluster.until_equal(GROUP);
 }
 
 #[test]
@@ -731,14 +722,12 @@ fn a_checkpoint_that_cannot_be_written_is_tried_again_later() {
         installed(cluster, follower) == 1
     });
     assert!(took > 9_000, "twice 5 s are waited, not {took} ms");
-    let counters = counters(&mut cluster, follower);
+    let counters = cluster.counters(follower);
     assert_eq!(counters.checkpoint_installs_failed_total, 2);
     assert_eq!(counters.checkpoint_rounds_failed_total, 0);
     let failure = cluster.engine(follower).install_failure();
     assert!(failure.is_some_and(|why| why.ends_with("it could not be written")));
-    cluster.until("all have the same state", |cluster| {
-        cluster.are_equal(GROUP)
-    });
+    cluster.until_equal(GROUP);
     cluster.kill(follower);
     cluster.start(follower);
     cluster.pass(500);
@@ -794,7 +783,7 @@ fn a_checkpoint_that_nobody_wants_any_more_is_not_in_the_way() {
         cluster.say_first(follower, message);
     }
     cluster.step();
-    let failed = counters(&mut cluster, follower).checkpoint_installs_failed_total;
+    let failed = cluster.counters(follower).checkpoint_installs_failed_total;
     assert_eq!(failed, 1);
     let took = cluster.until("both are installed", |cluster| {
         installed(cluster, follower) == 2
@@ -862,16 +851,14 @@ fn a_checkpoint_with_another_index_is_not_what_was_sent() {
     });
     cluster.heal();
     cluster.pass(2_000);
-    let counters = counters(&mut cluster, follower);
+    let counters = cluster.counters(follower);
     assert_eq!(counters.checkpoints_installed_total, 0);
     assert_eq!(counters.checkpoint_installs_failed_total, 1);
     cluster.tamper = None;
     cluster.until("it is installed", |cluster| {
         installed(cluster, follower) == 1
     });
-    cluster.until("all have the same state", |cluster| {
-        cluster.are_equal(GROUP)
-    });
+    cluster.until_equal(GROUP);
 }
 
 #[test]
@@ -883,7 +870,7 @@ fn bodies_of_an_installed_checkpoint_are_not_written_again() {
         installed(cluster, follower) == 1
     });
     let written = |cluster: &mut Cluster| {
-        let counters = counters(cluster, follower);
+        let counters = cluster.counters(follower);
         let rounds = counters.checkpoint_rounds_total;
         (rounds, counters.checkpoint_bytes_total)
     };

@@ -7,7 +7,6 @@ mod replica_kit;
 use replica_kit::{Cluster, queue_in};
 use rrq::base::ids::{GroupId, Partition};
 use rrq::queue::command::PurgeStates;
-use rrq::shard::counters::Counters;
 use rrq::wire::message::RequestBody;
 use rrq::wire::{Command, NewJob, Op};
 
@@ -22,20 +21,16 @@ fn write(cluster: &mut Cluster, commands: usize) {
     }
 }
 
-fn counters(cluster: &mut Cluster, number: u32) -> Counters {
-    cluster.engine(number).counters().clone()
-}
-
 /// Entries that any of the nodes has read from its log for another.
 fn sent(cluster: &mut Cluster) -> u64 {
     (1..=3)
-        .map(|number| counters(cluster, number).entries_sent_from_log_total)
+        .map(|number| cluster.counters(number).entries_sent_from_log_total)
         .sum()
 }
 
 fn installed(cluster: &mut Cluster) -> u64 {
     (1..=3)
-        .map(|number| counters(cluster, number).checkpoints_installed_total)
+        .map(|number| cluster.counters(number).checkpoints_installed_total)
         .sum()
 }
 
@@ -115,7 +110,7 @@ fn groups_that_lack_the_same_piece_share_its_reading() {
     assert!(count > 150, "{count}");
     // 5 MB by each of two nodes, in pieces of a segment of 256 KiB; the newest as it grew.
     let read: u64 = (1..=3)
-        .map(|number| counters(&mut cluster, number).log_pieces_read_total)
+        .map(|number| cluster.counters(number).log_pieces_read_total)
         .sum();
     assert!(read < 60, "{read} pieces for {count} entries");
 }
@@ -173,7 +168,7 @@ fn a_leader_that_dies_meanwhile_is_followed_by_another_that_reads() {
     });
     let (mut read, mut installed) = (0, 0);
     for number in (1..=3).filter(|number| *number != leader) {
-        let counters = counters(&mut cluster, number);
+        let counters = cluster.counters(number);
         read += counters.entries_sent_from_log_total;
         installed += counters.checkpoints_installed_total;
     }
@@ -192,7 +187,7 @@ fn what_the_log_does_not_hold_any_more_comes_in_a_checkpoint() {
     write(&mut cluster, 40);
     cluster.heal();
     must_be_equal(&mut cluster, 1);
-    let counters = counters(&mut cluster, follower);
+    let counters = cluster.counters(follower);
     assert_eq!(counters.checkpoints_installed_total, 1);
 }
 
@@ -231,7 +226,7 @@ fn a_log_that_rots_is_noticed_and_a_checkpoint_comes_instead() {
     }
     cluster.heal();
     must_be_equal(&mut cluster, 1);
-    let leader = counters(&mut cluster, leader);
+    let leader = cluster.counters(leader);
     assert!(leader.log_pieces_bad_total > 0);
     assert_eq!(installed(&mut cluster), 1);
 }

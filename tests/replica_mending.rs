@@ -7,7 +7,6 @@ mod replica_kit;
 use replica_kit::{Cluster, queue_in, voter};
 use rrq::base::ids::GroupId;
 use rrq::base::prng::Prng;
-use rrq::shard::counters::Counters;
 use rrq::shard::input::Input;
 use rrq::wire::message::{MemberChange, RequestBody};
 use std::time::Duration;
@@ -15,15 +14,6 @@ use std::time::Duration;
 const GROUP: GroupId = GroupId(0);
 /// 6 MB of pages and bodies.
 const JOBS: u32 = 20_000;
-
-fn counters(cluster: &mut Cluster, number: u32) -> Counters {
-    cluster.engine(number).counters().clone()
-}
-
-fn bytes_sent(cluster: &mut Cluster) -> u64 {
-    let of = |number| counters(cluster, number).checkpoint_part_bytes_sent_total;
-    (1..=3).map(of).sum()
-}
 
 /// Nodes whose jobs are on their disks alone, but for a few.
 fn with_jobs(nodes: u32) -> Cluster {
@@ -48,20 +38,8 @@ fn with_jobs_looked_at(nodes: u32, scrub_period: Option<Duration>) -> Cluster {
     cluster
 }
 
-/// From a new start on all have so much memory for jobs, and hold hardly anything of their logs for who is behind.
-fn hold(cluster: &mut Cluster, jobs_held_bytes_max: u64) {
-    for number in 1..=3 {
-        cluster.kill(number);
-        let node = cluster.node(number);
-        (node.tails_bytes, node.jobs_held_bytes_max) = (16 << 10, jobs_held_bytes_max);
-    }
-    for number in 1..=3 {
-        cluster.start(number);
-    }
-}
-
 fn is_mended(cluster: &mut Cluster, number: u32) -> bool {
-    let counters = counters(cluster, number);
+    let counters = cluster.counters(number);
     assert_eq!(counters.groups_halted, 0, "others have what is damaged");
     counters.groups_mended_total > 0 && counters.groups_mending == 0
 }
@@ -80,9 +58,7 @@ fn finish_all(cluster: &mut Cluster, number: u32, left: u32) {
         finished += cluster.finish_up_to("mail", 1000);
         finished == left as usize
     });
-    cluster.until("all have the same state", |cluster| {
-        cluster.are_equal(GROUP)
-    });
+    cluster.until_equal(GROUP);
     assert_eq!(cluster.engine(number).live_jobs(), 0);
 }
 
@@ -94,7 +70,7 @@ fn a_follower_gets_pages_that_rotted_from_its_leader() {
         let follower = 1 + leader % 3;
         let mut prng = Prng::new(seed);
         assert!(cluster.node(follower).disk.rot_files(40, &mut prng) > 0);
-        let before = bytes_sent(&mut cluster);
+        let before = cluster.bytes_sent();
         let mut left = JOBS;
         while !is_mended(&mut cluster, follower) && left > 1000 {
             cluster.finish("mail", 1000);
@@ -102,13 +78,11 @@ fn a_follower_gets_pages_that_rotted_from_its_leader() {
             left -= 1000;
         }
         cluster.until("it is mended", |cluster| is_mended(cluster, follower));
-        let sent = bytes_sent(&mut cluster) - before;
-        let times = counters(&mut cluster, follower).groups_mended_total;
+        let sent = cluster.bytes_sent() - before;
+        let times = cluster.counters(follower).groups_mended_total;
         println!("seed {seed}: mended {times} times by {sent} bytes, {left} jobs left");
         assert!(sent < 2_000_000 * times, "{sent} bytes of 6,000,000");
-        cluster.until("all have the same state", |cluster| {
-            cluster.are_equal(GROUP)
-        });
+        cluster.until_equal(GROUP);
         work_off(&mut cluster, follower, left);
     }
 }
@@ -132,9 +106,7 @@ fn a_leader_hands_over_before_it_mends() {
             cluster.finish_up_to("mail", 1000);
             cluster.pass(100);
         }
-        cluster.until("all have the same state", |cluster| {
-            cluster.are_equal(GROUP)
-        });
+        cluster.until_equal(GROUP);
         assert_eq!(cluster.engine(old).live_jobs(), 0);
     }
 }
@@ -151,17 +123,15 @@ fn a_member_that_can_read_no_base_gets_its_state_from_the_others() {
         assert_eq!(rotted, 40_000);
         cluster.start(follower);
         cluster.until("it is mended", |cluster| is_mended(cluster, follower));
-        cluster.until("all have the same state", |cluster| {
-            cluster.are_equal(GROUP)
-        });
+        cluster.until_equal(GROUP);
         cluster.pass(2_000);
-        let recovering = counters(&mut cluster, follower).raft_groups_recovering;
+        let recovering = cluster.counters(follower).raft_groups_recovering;
         assert_eq!(recovering, 0, "it is sound again");
         // What it had is of no use any more, and goes.
         cluster.kill(follower);
         cluster.start(follower);
         cluster.pass(1_000);
-        assert_eq!(counters(&mut cluster, follower).groups_mended_total, 0);
+        assert_eq!(cluster.counters(follower).groups_mended_total, 0);
         work_off(&mut cluster, follower, JOBS);
     }
 }
@@ -178,9 +148,7 @@ fn a_group_at_rest_is_mended_too() {
     cluster.pass(3_000);
     cluster.start(follower);
     cluster.until("it is mended", |cluster| is_mended(cluster, follower));
-    cluster.until("all have the same state", |cluster| {
-        cluster.are_equal(GROUP)
-    });
+    cluster.until_equal(GROUP);
 }
 
 #[test]
@@ -197,7 +165,7 @@ fn who_is_asked_in_vain_is_followed_by_the_next() {
     cluster.start(follower);
     let took = cluster.until("it is mended", |cluster| is_mended(cluster, follower));
     println!("after {took} ms");
-    let sent = counters(&mut cluster, other).checkpoint_part_bytes_sent_total;
+    let sent = cluster.counters(other).checkpoint_part_bytes_sent_total;
     assert!(sent > 1_000_000, "{sent} bytes of the other");
 }
 
@@ -216,7 +184,7 @@ fn who_mends_hands_over_what_it_comes_to_lead() {
     cluster.node(mending).disk.reads_fail = true;
     cluster.start(mending);
     cluster.until("nothing can be read", |cluster| {
-        counters(cluster, mending).groups_mending == u64::from(GROUPS)
+        cluster.counters(mending).groups_mending == u64::from(GROUPS)
     });
     // It gets nothing meanwhile.
     cluster.node(intact).disk.reads_fail = true;
@@ -227,7 +195,7 @@ fn who_mends_hands_over_what_it_comes_to_lead() {
     });
     println!("after {took} ms");
     assert!(took < 2_000, "{took} ms");
-    assert!(counters(&mut cluster, mending).groups_mending > 0);
+    assert!(cluster.counters(mending).groups_mending > 0);
     for number in [mending, intact] {
         cluster.node(number).disk.reads_fail = false;
     }
@@ -246,37 +214,37 @@ fn what_nobody_asks_for_is_found_and_mended() {
         let leader = cluster.led_by(GROUP);
         // Leaders hand over before they mend.
         let number = 1 + (leader + seed as u32) % 3;
-        let before = counters(&mut cluster, number);
+        let before = cluster.counters(number);
         assert_eq!(
             (before.scrub_damaged_total, before.groups_mended_total),
             (0, 0)
         );
-        let sent = bytes_sent(&mut cluster);
+        let sent = cluster.bytes_sent();
         let mut prng = Prng::new(seed);
         assert!(cluster.node(number).disk.rot_files(40, &mut prng) > 0);
         let took = cluster.until("it is mended", |cluster| is_mended(cluster, number));
-        let after = counters(&mut cluster, number);
+        let after = cluster.counters(number);
         assert_eq!(
             after.pages_read_total, before.pages_read_total,
             "nobody asked"
         );
         assert!(after.scrub_damaged_total > 0, "{after:?}");
-        let sent = bytes_sent(&mut cluster) - sent;
+        let sent = cluster.bytes_sent() - sent;
         let told = std::mem::take(&mut cluster.node(number).told);
         println!("seed {seed}: {took} ms, {sent} bytes, {told:?}");
         assert!(told[0].contains("is damaged: "), "{told:?}");
         // What is beside it and below it, too: nothing is found any more.
         let pass = |cluster: &mut Cluster| {
-            let passes = counters(cluster, number).scrub_passes_total + 2;
+            let passes = cluster.counters(number).scrub_passes_total + 2;
             cluster.until("two passes are over", |cluster| {
-                counters(cluster, number).scrub_passes_total >= passes
+                cluster.counters(number).scrub_passes_total >= passes
             });
         };
         pass(&mut cluster);
         cluster.until("it is mended", |cluster| is_mended(cluster, number));
-        let found = counters(&mut cluster, number).scrub_damaged_total;
+        let found = cluster.counters(number).scrub_damaged_total;
         pass(&mut cluster);
-        assert_eq!(counters(&mut cluster, number).scrub_damaged_total, found);
+        assert_eq!(cluster.counters(number).scrub_damaged_total, found);
         // As a follower, too, it needs every page of it for this.
         finish_all(&mut cluster, number, JOBS);
     }
@@ -288,9 +256,9 @@ fn where_nobody_else_votes_it_is_said_and_the_group_serves() {
     cluster.led_by(GROUP);
     let mut prng = Prng::new(5);
     assert!(cluster.node(1).disk.rot_files(40, &mut prng) > 0);
-    let passes = counters(&mut cluster, 1).scrub_passes_total;
+    let passes = cluster.counters(1).scrub_passes_total;
     cluster.until("it is found", |cluster| {
-        counters(cluster, 1).scrub_passes_total == passes + 2
+        cluster.counters(1).scrub_passes_total == passes + 2
     });
     let told = std::mem::take(&mut cluster.node(1).told);
     let lost = told.iter().filter(|text| text.contains("nobody else has"));
@@ -301,7 +269,7 @@ fn where_nobody_else_votes_it_is_said_and_the_group_serves() {
             .any(|text| text.contains("what is left of the jobs ")),
         "{told:#?}"
     );
-    let counted = counters(&mut cluster, 1);
+    let counted = cluster.counters(1);
     assert!(counted.scrub_damaged_total > 0, "{counted:?}");
     assert_eq!((counted.groups_halted, counted.groups_mending), (0, 0));
     cluster.enqueue("mail", b"one more");
@@ -318,7 +286,7 @@ fn nothing_is_found_where_nothing_was_done() {
         left -= 1000;
     }
     for number in 1..=3 {
-        let counters = counters(&mut cluster, number);
+        let counters = cluster.counters(number);
         assert!(counters.checkpoint_rounds_total > 2, "{counters:?}");
         assert!(counters.scrub_passes_total > 2, "{counters:?}");
         assert!(counters.scrub_bytes_total > 6_000_000, "{counters:?}");
@@ -340,7 +308,7 @@ fn a_base_that_is_read_again_late_is_not_taken_for_what_comes() {
     cluster.node(follower).disk.reads_fail = true;
     cluster.start(follower);
     cluster.until("it is lost", |cluster| {
-        counters(cluster, follower).groups_mending == 1
+        cluster.counters(follower).groups_mending == 1
     });
     // Nobody answers, so that it reads its own base again, which it can by then, and takes long.
     let node = cluster.node(follower);
@@ -359,16 +327,14 @@ fn a_base_that_is_read_again_late_is_not_taken_for_what_comes() {
     cluster.node(follower).loads_late = None;
     cluster.until("it is mended", |cluster| is_mended(cluster, follower));
     assert_eq!(cluster.engine(follower).install_failure(), None);
-    cluster.until("all have the same state", |cluster| {
-        cluster.are_equal(GROUP)
-    });
+    cluster.until_equal(GROUP);
     work_off(&mut cluster, follower, JOBS - 1000);
 }
 
 #[test]
 fn a_leader_that_cannot_read_what_a_follower_lacks_is_mended() {
     let mut cluster = with_jobs(3);
-    hold(&mut cluster, 1 << 20);
+    cluster.start_with_little(1 << 20);
     let leader = cluster.led_by(GROUP);
     let follower = 1 + leader % 3;
     cluster.cut_off(follower);
@@ -381,18 +347,16 @@ fn a_leader_that_cannot_read_what_a_follower_lacks_is_mended() {
     cluster.node(leader).disk.rot_files(40_000, &mut prng);
     cluster.heal();
     cluster.until("the follower has what it lacked", |cluster| {
-        counters(cluster, follower).checkpoints_installed_total == 1
+        cluster.counters(follower).checkpoints_installed_total == 1
     });
     cluster.until("the leader is mended", |cluster| is_mended(cluster, leader));
-    cluster.until("all have the same state", |cluster| {
-        cluster.are_equal(GROUP)
-    });
+    cluster.until_equal(GROUP);
 }
 
 #[test]
 fn what_was_written_badly_is_not_blamed_on_what_was_here() {
     let mut cluster = with_jobs(3);
-    hold(&mut cluster, u64::MAX);
+    cluster.start_with_little(u64::MAX);
     let follower = 1 + cluster.led_by(GROUP) % 3;
     cluster.cut_off(follower);
     for _ in 0..10 {
@@ -403,17 +367,15 @@ fn what_was_written_badly_is_not_blamed_on_what_was_here() {
     cluster.heal();
     cluster.pass(12_000);
     // It is tried once more with nothing that was here, then every 5 s, and the state that is here goes on.
-    let counted = counters(&mut cluster, follower);
+    let counted = cluster.counters(follower);
     let failed = counted.checkpoint_installs_failed_total;
     assert!((3..=4).contains(&failed), "{failed} times in 12 s");
     assert_eq!((counted.groups_mending, counted.groups_halted), (0, 0));
     cluster.node(follower).spoils_runs = false;
     cluster.until("it is installed", |cluster| {
-        counters(cluster, follower).checkpoints_installed_total == 1
+        cluster.counters(follower).checkpoints_installed_total == 1
     });
-    cluster.until("all have the same state", |cluster| {
-        cluster.are_equal(GROUP)
-    });
+    cluster.until_equal(GROUP);
 }
 
 #[test]
@@ -429,9 +391,7 @@ fn a_full_disk_does_not_keep_a_member_from_being_mended() {
     let (full, exhausted) = (true, false);
     cluster.tell(follower, Input::DiskSpace { full, exhausted });
     cluster.until("it is mended", |cluster| is_mended(cluster, follower));
-    cluster.until("all have the same state", |cluster| {
-        cluster.are_equal(GROUP)
-    });
+    cluster.until_equal(GROUP);
 }
 
 #[test]
@@ -456,7 +416,7 @@ fn where_only_learners_are_beside_the_group_stops_too() {
 fn stops_alone(mut cluster: Cluster) {
     cluster.led_by(GROUP);
     // Its log does not lead from the beginning any more.
-    while counters(&mut cluster, 1).checkpoint_rounds_total < 3 {
+    while cluster.counters(1).checkpoint_rounds_total < 3 {
         cluster.fill("mail", 500, 256);
     }
     cluster.pass(500);
@@ -465,6 +425,6 @@ fn stops_alone(mut cluster: Cluster) {
     cluster.node(1).disk.rot_files(40_000, &mut prng);
     cluster.start(1);
     cluster.pass(500);
-    let counters = counters(&mut cluster, 1);
+    let counters = cluster.counters(1);
     assert_eq!((counters.groups_halted, counters.groups_mending), (1, 0));
 }

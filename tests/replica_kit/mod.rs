@@ -15,6 +15,7 @@ use rrq::base::units::{Lsn, Monotonic, Now, WallTime};
 use rrq::queue::MACHINE_VERSION;
 use rrq::raft::message::{Message, Voter};
 use rrq::shard::config::ShardConfig;
+use rrq::shard::counters::Counters;
 use rrq::shard::effect::{CheckpointFile, Effect, GroupReader};
 use rrq::shard::engine::ShardEngine;
 use rrq::shard::input::{Input, Loss, Origin, Peer};
@@ -697,6 +698,33 @@ impl Cluster {
         self.node(to).inbox.push_front(input);
     }
 
+    /// What the engine of a node has counted.
+    pub(crate) fn counters(&mut self, number: u32) -> Counters {
+        self.engine(number).counters().clone()
+    }
+
+    /// Bytes of checkpoints that the nodes that run have sent to others.
+    pub(crate) fn bytes_sent(&mut self) -> u64 {
+        let running = self.running().into_iter();
+        running
+            .map(|number| self.counters(number).checkpoint_part_bytes_sent_total)
+            .sum()
+    }
+
+    /// All nodes start anew: they have so much memory for jobs, and hold hardly anything of their logs for who
+    /// is behind.
+    pub(crate) fn start_with_little(&mut self, jobs_held_bytes_max: u64) {
+        let numbers: Vec<u32> = self.nodes.keys().copied().collect();
+        for number in &numbers {
+            self.kill(*number);
+            let node = self.node(*number);
+            (node.tails_bytes, node.jobs_held_bytes_max) = (16 << 10, jobs_held_bytes_max);
+        }
+        for number in numbers {
+            self.start(number);
+        }
+    }
+
     /// So many milliseconds pass.
     pub(crate) fn pass(&mut self, milliseconds: u64) {
         for _ in 0..milliseconds {
@@ -713,6 +741,13 @@ impl Cluster {
             self.step();
         }
         panic!("it does not come about that {what}");
+    }
+
+    /// Until all have the same state of a group.
+    pub(crate) fn until_equal(&mut self, group: GroupId) {
+        self.until("all have the same state", |cluster| {
+            cluster.are_equal(group)
+        });
     }
 
     /// The nodes whose process runs.
