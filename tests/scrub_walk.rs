@@ -2,27 +2,18 @@
 //! step reads much.
 #![cfg(feature = "engine")]
 
+mod snapshot_kit;
+
 use bytes::Bytes;
-use rrq::base::ids::{
-    ClusterId, DiskId, GroupId, Incarnation, JobId, LogIndex, NodeId, Partition, QueueUid, ShardId,
-    Term,
-};
-use rrq::base::members::Member;
-use rrq::base::units::GroupTime;
+use rrq::base::ids::{GroupId, JobId, Partition, QueueUid};
 use rrq::queue::view::{BodyLocation, PageKey, PageKind, StoredPage};
 use rrq::queue::{AbsentPage, BodyAt, StoredAt, StoredParts};
 use rrq::shard::scrub::{Bad, Damaged, Walk};
 use rrq::snapshot::builder::{PayloadBuilder, RunBuilder};
-use rrq::snapshot::layout::{
-    BodyPlace, Branch, FileHeader, FileKind, GroupMeta, Node, Owner, PageName, Place, Root,
-    RootRef, SUMMARY_BYTES, Voter, file_number,
-};
+use rrq::snapshot::layout::{BodyPlace, FileKind, PageName, Place, Root, RootRef};
+use snapshot_kit::{OWNER, add_nodes, header, meta};
 use std::collections::{BTreeMap, BTreeSet};
 
-const OWNER: Owner = Owner {
-    cluster: ClusterId([0xc1; 16]),
-    disk: DiskId([0xd1; 16]),
-};
 const GROUP: GroupId = GroupId(3);
 /// What a step reads at the most, unless one body is larger: a slice, and what was begun before it was full.
 const STEP_BYTES_MAX: u64 = (1 << 20) + (512 << 10);
@@ -39,15 +30,6 @@ struct Disk {
 
 /// A part, by key and level; `None` is the root.
 type Found = Option<(PageKey, u8)>;
-
-fn header(kind: FileKind, counter: u32) -> FileHeader {
-    FileHeader {
-        kind,
-        owner: OWNER,
-        shard: ShardId(0),
-        file: file_number(1, ShardId(0), counter).expect("a small start number"),
-    }
-}
 
 fn queue() -> QueueUid {
     QueueUid::new(GROUP, 0).expect("in range")
@@ -92,30 +74,16 @@ impl Disk {
             pages.push(page.place);
             branches.push((number, page.hash, page.place));
         }
-        let nodes = branches.chunk_by(|one, next| one.0 >> 6 == next.0 >> 6);
-        let nodes = nodes.map(|branches| {
-            let number = branches[0].0 >> 6;
-            let key = key(PageKind::Leaf, number);
-            let branches = branches.iter().map(|(number, hash, place)| Branch {
-                slot: (number % 64) as u8,
-                summary: [0; SUMMARY_BYTES],
-                hash: *hash,
-                place: *place,
-            });
-            let node = Node {
-                name: name(key),
-                level: 1,
-                branches: branches.collect(),
-            };
-            let (hash, place) = run.add_node(GROUP, &node).expect("small");
-            stored_at(key, 1, (hash, place))
-        });
+        let name_of = |number| name(key(PageKind::Leaf, number));
+        let nodes = add_nodes(&mut run, GROUP, (1, &branches), name_of).into_iter();
+        let nodes = nodes
+            .map(|(number, hash, place)| stored_at(key(PageKind::Leaf, number), 1, (hash, place)));
         let nodes = nodes.collect();
         let flat_key = key(PageKind::Queue, 0);
         let flat = run.add_page(GROUP, name(flat_key), b"a queue", &[]);
         let flat = flat.expect("small");
         let root = run.add_root(Root {
-            meta: meta(),
+            meta: meta(GROUP, 100),
             pages: vec![flat],
             trees: Vec::new(),
         });
@@ -207,22 +175,6 @@ fn stored_at(
             },
         },
         with_all_below: level > 0,
-    }
-}
-
-fn meta() -> GroupMeta {
-    GroupMeta {
-        group: GROUP,
-        incarnation: Incarnation(1),
-        index: LogIndex(9),
-        term: Term(2),
-        time: GroupTime(3),
-        machine_version: 1,
-        wall_offset_ms: 1_700_000_000_000,
-        members: vec![Member::voting(Voter {
-            node: NodeId(1),
-            disk: OWNER.disk,
-        })],
     }
 }
 

@@ -3,31 +3,24 @@
 //! arbitrary bytes, and checkpoints of many groups there and back.
 #![cfg(feature = "engine")]
 
+mod snapshot_kit;
+
 use bytes::Bytes;
 use proptest::prelude::*;
 use rrq::base::checksum::Hash128;
-use rrq::base::ids::{
-    ClusterId, DiskId, GroupId, Incarnation, JobId, LogIndex, NodeId, Partition, QueueUid, ShardId,
-    Term,
-};
-use rrq::base::members::Member;
-use rrq::base::units::{GroupTime, Lsn, WallTime};
+use rrq::base::ids::{GroupId, JobId, LogIndex, NodeId, Partition, QueueUid, ShardId};
+use rrq::base::units::{Lsn, WallTime};
 use rrq::snapshot::builder::{PayloadBuilder, RunBuilder};
 use rrq::snapshot::layout::{
-    BodyPlace, Branch, FileHeader, FileKind, GroupMeta, Node, Owner, PageName, Root, RootRef,
-    SUMMARY_BYTES, TreeEntry, Voter, file_number,
+    BodyPlace, FileHeader, FileKind, PageName, Root, RootRef, SUMMARY_BYTES, TreeEntry,
 };
 use rrq::snapshot::load::{LoadError, LoadedGroup, read_group};
 use rrq::snapshot::manifest::{Manifest, ManifestBase, ManifestGroup};
 use rrq::snapshot::superblock::{Superblock, choose};
 use rrq::snapshot::view::decode_body_record;
+use snapshot_kit::{OWNER, add_nodes, header, meta};
 use std::collections::BTreeMap;
 use std::ops::Range;
-
-const OWNER: Owner = Owner {
-    cluster: ClusterId([0xc1; 16]),
-    disk: DiskId([0xd1; 16]),
-};
 
 /// Files in memory.
 #[derive(Clone, Default)]
@@ -52,31 +45,6 @@ impl Disk {
             let rest = bytes.get(offset as usize..).unwrap_or_default();
             Ok(Bytes::copy_from_slice(&rest[..len.min(rest.len())]))
         })
-    }
-}
-
-fn header(kind: FileKind, counter: u32) -> FileHeader {
-    FileHeader {
-        kind,
-        owner: OWNER,
-        shard: ShardId(0),
-        file: file_number(1, ShardId(0), counter).expect("a small start number"),
-    }
-}
-
-fn meta(group: u16, index: u64) -> GroupMeta {
-    GroupMeta {
-        group: GroupId(group),
-        incarnation: Incarnation(1),
-        index: LogIndex(index),
-        term: Term(2),
-        time: GroupTime(3),
-        machine_version: 1,
-        wall_offset_ms: 1_700_000_000_000,
-        members: vec![Member::voting(Voter {
-            node: NodeId(1),
-            disk: OWNER.disk,
-        })],
     }
 }
 
@@ -124,24 +92,8 @@ fn write(groups: &BTreeMap<u16, Content>) -> (Disk, Vec<RootRef>) {
         let mut height = 0;
         while height == 0 && !level.is_empty() || level.len() > 1 {
             height += 1;
-            let mut above = Vec::new();
-            for branches in level.chunk_by(|one, next| one.0 >> 6 == next.0 >> 6) {
-                let number = branches[0].0 >> 6;
-                let branches = branches.iter().map(|(number, hash, place)| Branch {
-                    slot: (number % 64) as u8,
-                    summary: [7; SUMMARY_BYTES],
-                    hash: *hash,
-                    place: *place,
-                });
-                let node = Node {
-                    name: leaf_name(group, number),
-                    level: height,
-                    branches: branches.collect(),
-                };
-                let (hash, place) = run.add_node(group_id, &node).expect("small");
-                above.push((number, hash, place));
-            }
-            level = above;
+            let name = |number| leaf_name(group, number);
+            level = add_nodes(&mut run, group_id, (height, &level), name);
         }
         let trees = level.iter().map(|(number, hash, place)| TreeEntry {
             name: leaf_name(group, *number),
@@ -158,7 +110,7 @@ fn write(groups: &BTreeMap<u16, Content>) -> (Disk, Vec<RootRef>) {
             page.expect("small")
         });
         let pages = pages.collect();
-        let meta = meta(group, 100);
+        let meta = meta(group_id, 100);
         let root = run.add_root(Root { meta, pages, trees });
         roots.push(root.expect("small"));
     }
@@ -182,7 +134,7 @@ fn check(disk: &Disk, roots: &[RootRef], groups: &BTreeMap<u16, Content>) {
     assert_eq!(roots.len(), groups.len());
     for (root, (&group, (pages, bodies))) in roots.iter().zip(groups) {
         let loaded = disk.load(root).expect("whole");
-        assert_eq!(loaded.meta, meta(group, 100));
+        assert_eq!(loaded.meta, meta(GroupId(group), 100));
         let same = |(one, two): (&(PageName, Bytes), &(PageName, Vec<u8>))| {
             one.0 == two.0 && one.1 == two.1
         };
@@ -321,7 +273,7 @@ fn a_file_swapped_missing_or_of_an_older_round_is_named() {
     let mut run_builder = RunBuilder::new(&header(FileKind::Run, 2));
     let page = run_builder.add_page(GroupId(0), name(1, 0), b"older", &[]);
     let older = run_builder.add_root(Root {
-        meta: meta(0, 99),
+        meta: meta(GroupId(0), 99),
         pages: vec![page.expect("small")],
         trees: Vec::new(),
     });
@@ -344,7 +296,7 @@ fn a_file_swapped_missing_or_of_an_older_round_is_named() {
 
 fn manifest() -> Manifest {
     let base = |index, root| ManifestBase {
-        meta: meta(7, index),
+        meta: meta(GroupId(7), index),
         root,
         log_start: Lsn(4096),
     };

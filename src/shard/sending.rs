@@ -225,8 +225,8 @@ impl Stream {
                 self.read.insert(place, part);
             }
         }
-        let mut next = self.wants.iter().take(1);
-        next.all(|want| self.read.contains_key(&(want.key, want.level)))
+        let is_read = |want: &Wanted| self.read.contains_key(&(want.key, want.level));
+        self.wants.front().is_none_or(is_read)
     }
 }
 
