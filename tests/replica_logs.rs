@@ -73,6 +73,18 @@ fn what_is_on_the_leaders_disk_is_read_for_who_was_away() {
 }
 
 #[test]
+fn who_was_not_there_when_the_group_began_gets_all_from_the_log() {
+    let mut cluster = Cluster::reading_logs(3, 1, 64 << 20, PLENTY);
+    cluster.kill(3);
+    cluster.enqueue("mail", b"first");
+    write(&mut cluster, 20);
+    cluster.start(3);
+    must_be_equal(&mut cluster, 1);
+    assert_eq!(installed(&mut cluster), 0);
+    assert!(sent(&mut cluster) >= 14);
+}
+
+#[test]
 fn a_follower_that_was_dead_catches_up_under_load() {
     let mut cluster = Cluster::reading_logs(3, 1, 64 << 20, PLENTY);
     let follower = follower(&mut cluster);

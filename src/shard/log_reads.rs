@@ -23,10 +23,10 @@
 use super::effect::Effect;
 use super::engine::ShardEngine;
 use crate::base::entry::Entry;
-use crate::base::ids::LogIndex;
+use crate::base::ids::{LogIndex, Term};
 use crate::base::limits::APPEND_BYTES_MAX;
 use crate::base::units::Lsn;
-use crate::raft::message::{Entries, Voter};
+use crate::raft::message::{Entries, Position, Voter};
 use crate::wal::pieces::{self, Piece};
 use bytes::Bytes;
 use std::collections::{BTreeSet, VecDeque};
@@ -73,8 +73,8 @@ impl LogReads {
 
 /// What is known of the entries that a follower lacks.
 enum Found {
-    /// The entry before them, and then they.
-    Entries(Vec<Entry>),
+    /// They are these, behind this place.
+    Entries(Position, Vec<Entry>),
     /// This is to be read first.
     In(Piece),
     /// They are not durable here yet.
@@ -101,7 +101,7 @@ impl ShardEngine {
                 continue;
             };
             match self.find_for(slot, next) {
-                Found::Entries(entries) => self.append_old(slot, follower, entries),
+                Found::Entries(prev, entries) => self.append_old(slot, follower, prev, entries),
                 Found::In(piece) => {
                     let reads = &mut self.log_reads.under_way;
                     if reads.len() < READS_MAX && reads.insert(piece) {
@@ -124,17 +124,19 @@ impl ShardEngine {
     fn find_for(&mut self, slot: usize, next: LogIndex) -> Found {
         let group = &self.groups[slot];
         let (id, life, base) = (group.id, group.incarnation, group.raft.log().base());
-        let before = next.prev();
-        let size = self.wal.bytes_of(id, life, before..=base.0);
+        // Who was not there when the group began lacks the very first, and no entry is before that.
+        let before = usize::from(next > LogIndex(1));
+        let first = LogIndex(next.0 - before as u64);
+        let size = self.wal.bytes_of(id, life, first..=base.0);
         let bound = self.config.catch_up_bytes.max(group.queue.held_bytes());
         if size.is_none_or(|bytes| bytes > bound) {
             return Found::Nowhere;
         }
         let mut found: Vec<Entry> = Vec::new();
         let mut bytes = 0;
-        let mut at = before;
+        let mut at = first;
         // The entry before may be the last of its piece.
-        while found.len() < 2 {
+        while found.len() <= before {
             let Some(held) = self.wal.find(id, life, at) else {
                 return Found::Nowhere;
             };
@@ -151,7 +153,7 @@ impl ShardEngine {
             let count = found.len();
             for entry in entries.range(id, life, at..=last) {
                 bytes += entry.held_bytes();
-                if found.len() > 1 && bytes > APPEND_BYTES_MAX {
+                if found.len() > before && bytes > APPEND_BYTES_MAX {
                     break;
                 }
                 found.push(entry.clone());
@@ -163,24 +165,25 @@ impl ShardEngine {
                     false => Found::Later,
                 };
             }
-            at = LogIndex(before.0 + found.len() as u64);
+            at = LogIndex(first.0 + found.len() as u64);
         }
         let leads_to_base = found.is_sorted_by_key(|entry| entry.term)
             && found.last().is_some_and(|last| {
                 last.term == base.1 || (last.term < base.1 && last.index < base.0)
             });
-        if leads_to_base {
-            Found::Entries(found)
-        } else {
-            Found::Bad
+        if !leads_to_base {
+            return Found::Bad;
         }
+        let entry_before = found.drain(..before).next();
+        let start = (LogIndex(0), Term(0));
+        let prev = entry_before.map_or(start, |entry| (entry.index, entry.term));
+        Found::Entries(prev, found)
     }
 
-    fn append_old(&mut self, slot: usize, follower: Voter, mut entries: Vec<Entry>) {
-        let rest: Entries = entries.drain(1..).collect();
-        let count = rest.len() as u64;
-        let prev = (entries[0].index, entries[0].term);
-        if self.groups[slot].raft.append_old(follower, prev, rest) {
+    fn append_old(&mut self, slot: usize, follower: Voter, prev: Position, entries: Vec<Entry>) {
+        let count = entries.len() as u64;
+        let entries: Entries = entries.into_iter().collect();
+        if self.groups[slot].raft.append_old(follower, prev, entries) {
             self.counters.entries_sent_from_log_total += count;
         }
     }
