@@ -174,6 +174,21 @@ fn a_taken_port_is_named_with_its_holder() {
 }
 
 #[test]
+fn a_port_that_the_node_itself_needs_twice_is_not_blamed_on_another() {
+    let data = folder("twice");
+    let output = Command::new(env!("CARGO_BIN_EXE_rrq-node"))
+        .args(["--shards", "2", "--listen", "127.91.7.1:7411"])
+        .args(["--admin", "127.91.7.1:7412", "--data-dir"])
+        .arg(&data)
+        .output();
+    let output = output.expect("it runs");
+    let text = String::from_utf8(output.stderr).expect("text");
+    node_support::assert_is_report(&text);
+    node_support::error_kit::compare(&text);
+    assert_eq!(output.status.code(), Some(4), "{text}");
+}
+
+#[test]
 fn a_second_node_on_a_directory_is_refused_and_the_first_named() {
     let data = folder("second");
     let first = Node::start(&data, &[]);

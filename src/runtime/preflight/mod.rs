@@ -355,6 +355,23 @@ fn client_addresses(config: &NodeConfig, shards: u16) -> Result<Vec<SocketAddr>,
     (0..shards).map(address).collect()
 }
 
+/// Who holds a port, why that will not do, and how to stop who does.
+fn taken_by(holder: Option<u32>) -> (String, &'static str, String) {
+    let two = "two processes cannot listen on one port";
+    match holder {
+        Some(pid) if pid == std::process::id() => (
+            "this node, for another of its listeners".to_owned(),
+            "each shard has a client port of its own, from that of --listen on",
+            String::new(),
+        ),
+        Some(pid) => {
+            let stop = format!("stop it (kill {pid}), or ");
+            (process::describe(pid), two, stop)
+        }
+        None => ("a process of another user".to_owned(), two, String::new()),
+    }
+}
+
 /// Binds a listener; with `wait`, a port that a process lets go of is waited for.
 fn bind(address: SocketAddr, purpose: &str, flag: &str, wait: bool) -> Result<TcpListener, Report> {
     let begun = Instant::now();
@@ -384,11 +401,10 @@ fn bind(address: SocketAddr, purpose: &str, flag: &str, wait: bool) -> Result<Tc
         let patience = if alive { HOLDER_GRACE } else { HOLDER_PATIENCE };
         if !wait || begun.elapsed() > patience {
             let what = format!("{address} is already in use ({purpose})");
-            let who = holder.map_or("a process of another user".to_owned(), process::describe);
-            let stop = holder.map_or(String::new(), |pid| format!("stop it (kill {pid}), or "));
+            let (who, why, stop) = taken_by(holder);
             return Err(Report::error(Code::PortInUse, what)
                 .location(who)
-                .why("two processes cannot listen on one port")
+                .why(why)
                 .fix(format!(
                     "{stop}{flag} with another port; port 0 takes any that is free"
                 )));
