@@ -11,7 +11,7 @@ use rrq::base::members::ClusterMembers;
 use rrq::base::units::{Monotonic, Now, WallTime};
 use rrq::queue::MACHINE_VERSION;
 use rrq::shard::config::ShardConfig;
-use rrq::shard::effect::{CheckpointFile, Effect, GroupReader};
+use rrq::shard::effect::{CheckpointFile, Effect, GroupReader, Reader};
 use rrq::shard::engine::ShardEngine;
 use rrq::shard::input::{Input, Origin};
 use rrq::shard::loading::{GroupState, load_group};
@@ -255,6 +255,8 @@ impl Node {
             Effect::Scrub(_) | Effect::TellDamage { .. } => {
                 panic!("nothing stored is looked at")
             }
+            // The first jobs of a queue are read beside a start; nobody takes any here.
+            Effect::LoadPages(order) if order.reader == Reader::Reads => {}
             Effect::LoadPages(_) => panic!("no operation needs what it does not have"),
             Effect::Stopped => self.stopped = true,
             Effect::DropSegments { .. }
