@@ -2,14 +2,16 @@
 //!
 //! ```text
 //! <16 hexadecimal digits>.seg   a segment in use: its number
-//! spare-<n>.seg                 zeroed or used before, whole, ready for a name
+//! spare-<n>.seg                 zeroed or used before, of full length, ready for a name
 //! *.tmp                         half zeroed: deleted at start
 //! ```
 //!
-//! A segment is written in place, so it must have its blocks before its first batch: zeroed in
-//! large writes, synced, renamed, directory synced. That takes tens of milliseconds, so spares are
+//! A segment is written in place, so it must have its blocks before its first batch: reserved, zeroed in
+//! large writes, synced, renamed, directory synced. That takes some ten milliseconds, so spares are
 //! made ahead, and dropped segments become spares (what they hold is told apart by the epoch in
-//! each batch).
+//! each batch). Where there is no spare, at a start soon after another, nobody waits for zeros but those of
+//! the *front*: the rest is reserved alone, which costs a batch there twice its time, the file system
+//! having to note each block's first write. Such a segment becomes a spare only if all of it was written.
 //!
 //! **The dead process's writes** can reach a file after its successor has read it. Each write
 //! descriptor holds an exclusive lock of its file, which lives as long as a write is under way; so
@@ -26,7 +28,8 @@ use crate::runtime::repair::refuse_half_repaired;
 use crate::runtime::{space, sys};
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -45,6 +48,7 @@ const AHEAD_AFTER: Duration = Duration::from_millis(250);
 const SUCCESSOR_AFTER: Duration = Duration::from_millis(100);
 /// With no room, how often it is tried again.
 const RETRY_EVERY: Duration = Duration::from_millis(100);
+/// What is zeroed at a time; of a segment that is waited for, this is the front.
 const ZEROS_BYTES: usize = 1 << 20;
 
 /// The files found at start, each free of writes of a dead process.
@@ -122,6 +126,11 @@ fn spare(name: &str) -> Option<Option<u64>> {
 
 fn is_whole(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|file| file.len() == SEGMENT_BYTES as u64)
+}
+
+/// Whether it is whole, and each of its blocks was written at some time.
+fn is_written(path: &Path) -> bool {
+    is_whole(path) && File::open(path).is_ok_and(|file| !sys::has_unwritten(&file))
 }
 
 fn wait_for_writes(path: &Path) -> Result<(), Report> {
@@ -293,19 +302,29 @@ impl Pool {
         named
     }
 
-    /// Makes a spare, gently until it is wanted: then never much of it is on its way to the disk, and the
-    /// log's own writes come in between.
+    /// Makes a spare: until it is wanted, zeroed a portion at a time, so that the log's own writes come in
+    /// between; no more of it from then on.
     fn make_spare(&mut self, is_wanted: &mut dyn FnMut() -> bool) -> io::Result<PathBuf> {
         let path = self.spare_path();
         let temporary = path.with_extension("tmp");
         let mut make = || {
-            let mut file = File::create(&temporary)?;
-            let zeros = vec![0; ZEROS_BYTES];
-            for portion in 0..SEGMENT_BYTES / ZEROS_BYTES {
-                file.write_all(&zeros)?;
-                if !is_wanted() {
-                    let (at, bytes) = (portion * ZEROS_BYTES, ZEROS_BYTES);
-                    sys::write_back(&file, at as u64, bytes as u64)?;
+            let file = File::options()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .custom_flags(libc::O_DIRECT)
+                .open(&temporary)?;
+            let is_reserved = match sys::reserve(&file, SEGMENT_BYTES as u64) {
+                Ok(()) => true,
+                Err(error) if error.kind() == io::ErrorKind::StorageFull => return Err(error),
+                // A file system that cannot has its blocks from the zeros.
+                Err(_) => false,
+            };
+            let zeros = sys::Zeros::new(ZEROS_BYTES);
+            for at in (0..SEGMENT_BYTES).step_by(ZEROS_BYTES) {
+                zeros.write_at(&file, at as u64)?;
+                if is_reserved && is_wanted() {
+                    break;
                 }
             }
             file.sync_data()?;
@@ -332,7 +351,7 @@ impl Pool {
     fn recycle(&mut self, numbers: &[u64]) -> io::Result<()> {
         for number in numbers {
             let path = self.folder.join(format!("{number:016x}.seg"));
-            if self.spares.len() < SPARES_MAX && is_whole(&path) {
+            if self.spares.len() < SPARES_MAX && is_written(&path) {
                 let spare = self.spare_path();
                 fs::rename(&path, &spare)?;
                 self.spares.push(spare);
@@ -348,3 +367,57 @@ impl Pool {
 }
 
 const _: () = assert!(SEGMENT_BYTES.is_multiple_of(ZEROS_BYTES));
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::FileExt;
+    use tempfile::TempDir;
+
+    fn folder() -> TempDir {
+        tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).expect("a folder")
+    }
+
+    fn pool(folder: &TempDir) -> Pool {
+        let found = find(folder.path(), folder.path(), Arc::default());
+        found.expect("it can be read").pool
+    }
+
+    fn is_zero(path: &Path) -> bool {
+        let bytes = fs::read(path).expect("it can be read");
+        bytes.len() == SEGMENT_BYTES && bytes.iter().all(|byte| *byte == 0)
+    }
+
+    #[test]
+    fn a_spare_made_ahead_is_written_and_used_again() {
+        let folder = folder();
+        let mut pool = pool(&folder);
+        let spare = pool.make_spare(&mut || false).expect("there is room");
+        assert!(is_zero(&spare) && is_written(&spare));
+        pool.spares.push(spare);
+        pool.prepare(7).expect("it is named");
+        assert_eq!(pool.spares.len(), 0);
+        pool.recycle(&[7]).expect("it is dropped");
+        assert_eq!(pool.spares.len(), 1);
+    }
+
+    #[test]
+    fn a_segment_that_is_waited_for_has_its_front_and_is_used_again_once_all_is_written() {
+        let folder = folder();
+        let mut pool = pool(&folder);
+        for (number, writes_all) in [(7, false), (8, true)] {
+            pool.prepare(number).expect("there is room");
+            let path = pool.folder.join(format!("{number:016x}.seg"));
+            assert!(is_zero(&path) && !is_written(&path));
+            let file = File::options()
+                .write(true)
+                .open(&path)
+                .expect("it is there");
+            let len = if writes_all { SEGMENT_BYTES } else { 4096 };
+            file.write_all_at(&vec![1; len], 0).expect("it has room");
+            file.sync_data().expect("it is synced");
+            pool.recycle(&[number]).expect("it is dropped");
+            assert_eq!(pool.spares.len(), usize::from(writes_all));
+        }
+    }
+}

@@ -17,6 +17,9 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// Files and memory are aligned so for direct reads and writes, whatever the disk has for a sector.
+const DIRECT_ALIGN: usize = 4096;
+
 /// Registers this process for expedited membarriers. glommio does so on the first park of an
 /// executor, where it waits for an RCU grace period (12-14 ms) once there are several threads;
 /// before the first thread it takes a microsecond.
@@ -261,6 +264,44 @@ pub fn reserve(file: &File, bytes: u64) -> io::Result<()> {
         0 => Ok(()),
         error => Err(io::Error::from_raw_os_error(error)),
     }
+}
+
+/// Zeros, where a file that was opened with O_DIRECT can be written from.
+#[derive(Debug)]
+pub struct Zeros {
+    memory: Vec<u8>,
+    bytes: usize,
+}
+
+impl Zeros {
+    /// So many, a multiple of 4096.
+    #[must_use]
+    pub fn new(bytes: usize) -> Self {
+        Self {
+            memory: vec![0; bytes + DIRECT_ALIGN],
+            bytes,
+        }
+    }
+
+    /// Writes all of them there: at a multiple of 4096, too.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn write_at(&self, file: &File, offset: u64) -> io::Result<()> {
+        let start = self.memory.as_ptr().align_offset(DIRECT_ALIGN);
+        file.write_all_at(&self.memory[start..][..self.bytes], offset)
+    }
+}
+
+/// Whether a file has blocks that were reserved and never written, or none where there could be some. What
+/// the file system does not tell counts as written.
+pub fn has_unwritten(file: &File) -> bool {
+    // What was read of such blocks counts as written as long as it is in memory.
+    let _ = drop_cached(file);
+    let len = file.metadata().map_or(0, |file| file.len());
+    // SAFETY: takes no pointer; the descriptor is open as long as `file` is borrowed.
+    let hole = unsafe { libc::lseek(file.as_raw_fd(), 0, libc::SEEK_HOLE) };
+    u64::try_from(hole).is_ok_and(|hole| hole < len)
 }
 
 /// Gives a bound socket to the executor of this thread. glommio's own `bind` shares the port
@@ -518,9 +559,6 @@ pub struct Uncached {
 }
 
 impl Uncached {
-    /// Files and memory are aligned so for direct reads, whatever the disk has for a sector.
-    const ALIGN: usize = 4096;
-
     /// Opens it.
     ///
     /// # Errors
@@ -569,7 +607,7 @@ impl Uncached {
     }
 
     fn try_read_at(&self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
-        let align = if self.is_direct { Self::ALIGN } else { 1 };
+        let align = if self.is_direct { DIRECT_ALIGN } else { 1 };
         // No more is taken from memory than the file has.
         let there = self.file.metadata()?.len().saturating_sub(offset);
         let length = length.min(usize::try_from(there).unwrap_or(usize::MAX));
