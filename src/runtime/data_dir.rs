@@ -24,7 +24,7 @@
 //! superblocks, since what is not in force is removed.
 
 use crate::base::code::Code;
-use crate::base::ids::{ClusterId, DiskId, LogIndex, NodeId};
+use crate::base::ids::{ClusterId, DiskId, LogIndex, NodeId, ShardId};
 use crate::base::limits::{GROUPS_MIN, GROUPS_PER_SHARD, STARTS_END};
 use crate::base::members::{ClusterMembers, Member};
 use crate::base::report::Report;
@@ -34,6 +34,7 @@ use crate::runtime::lock::{self, LOCK};
 use crate::runtime::redistribute::Step;
 use crate::runtime::{preflight, sets, space, sys};
 use crate::snapshot::superblock::{Superblock, SuperblockError, choose};
+use crate::wal::writer::LogIdentity;
 use crate::wire::peer::Formation;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -181,6 +182,17 @@ impl DataDir {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What names the log of a shard.
+    #[must_use]
+    pub fn identity(&self, shard: u16) -> LogIdentity {
+        LogIdentity {
+            cluster: self.superblock.cluster,
+            disk: self.superblock.disk,
+            shard: ShardId(shard),
+            wal_set: self.superblock.wal_set,
+        }
     }
 
     /// How many shards this start is for: if that is not what the superblock says, the groups are to be

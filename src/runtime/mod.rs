@@ -31,6 +31,7 @@ pub mod json;
 pub mod listener;
 pub mod lock;
 pub mod log_files;
+mod log_threads;
 pub mod logs;
 pub mod mesh;
 pub mod metrics;

@@ -2,11 +2,10 @@
 //!
 //! 1. what must be known first: kernel, directory and its lock, ports; groups that are to have other shards
 //!    get them; a node of a cluster that is not formed yet waits until it is;
-//! 2. the poker, then all executors, before any of them works: a busy pinned executor would delay
-//!    the start of the next;
-//! 3. on plain threads, a shard each: find the segments, read the log, tell the shard; meanwhile the
-//!    number of this start goes into a superblock (before, on a node of a cluster and at a first start), and
-//!    a shard begins when it is there;
+//! 2. the poker, and on plain threads, a shard each: find the segments, read the log, tell the shard
+//!    (`log_threads`); meanwhile the number of this start goes into a superblock (before, on a node of a cluster
+//!    and at a first start), and a shard begins when it is there;
+//! 3. all executors, before any of them works: a busy pinned executor would delay the start of the next;
 //! 4. when every shard serves: one line on standard output;
 //! 5. not in the way of the first job: both superblocks, ballast, spare segments.
 //!
@@ -23,6 +22,7 @@ use crate::runtime::config::{self, Asked, NoConfig, NodeConfig};
 use crate::runtime::data_dir::{self, DataDir, RaisedStart, fits_members};
 use crate::runtime::desk::Desk;
 use crate::runtime::listener::Admission;
+use crate::runtime::log_threads::{Gate, LogThreads};
 use crate::runtime::mesh::{Letter, Mesh};
 use crate::runtime::metrics::NodeMetrics;
 use crate::runtime::peers::roster::{Process, Roster};
@@ -34,12 +34,8 @@ use crate::runtime::shard_task::{self, Event, Parts};
 use crate::runtime::snapshot_files::{self, SnapshotFiles};
 use crate::runtime::snapshot_reads::{self, SnapshotReads};
 use crate::runtime::space::{self, Space};
-use crate::runtime::{
-    admin, logs, preflight, process, recover, scrubber, segments, supervisor, sys,
-};
+use crate::runtime::{admin, logs, preflight, process, scrubber, segments, supervisor, sys};
 use crate::shard::config::ShardConfig;
-use crate::snapshot::layout::Owner;
-use crate::wal::writer::LogIdentity;
 use crate::wire::message::{NodeAddresses, ServerHello};
 use crate::wire::peer::{Formation, PEER_PROTOCOL_VERSION, PeerHello};
 use glommio::{LocalExecutorBuilder, Placement};
@@ -48,9 +44,9 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// From the signal to the end of the process, whatever the shards do.
@@ -152,6 +148,13 @@ pub fn run(config: NodeConfig) -> Result<(), Report> {
     };
     let desk = Arc::new(Desk::new(boxes.clone()));
     let metrics = NodeMetrics::new(&pulses).map_err(|error| no_thread("metrics", &error))?;
+    let metrics = Arc::new(metrics);
+    let log_threads = LogThreads {
+        boxes: boxes.clone(),
+        metrics: metrics.clone(),
+        events: events.clone(),
+        begun_on_disk,
+    };
     let (scrubs, scrub_orders) = channel();
     let node = Node {
         config,
@@ -160,19 +163,19 @@ pub fn run(config: NodeConfig) -> Result<(), Report> {
         events,
         boxes,
         desk,
-        metrics: Arc::new(metrics),
+        metrics,
         pulses,
         begun,
         process,
         roster,
-        begun_on_disk,
         scrubs,
         scrub_orders: Some(scrub_orders),
     };
     node.metrics
         .recovered("open", begun.elapsed().as_secs_f64());
     poker::start(node.pulses.clone()).map_err(|error| no_thread("poker", &error))?;
-    let helpers = node.start_executors(clients, cores)?;
+    let logs = log_threads.start(&node.dir)?;
+    let helpers = node.start_executors(clients, logs, cores)?;
     node.start_helpers(helpers)?;
     node.watch_space()?;
     admin::start(admin, node.metrics.clone(), node.api())
@@ -266,7 +269,6 @@ impl Addresses {
 /// What the helpers of a shard read their orders from.
 struct Helpers {
     shard: u16,
-    segments: Receiver<segments::Order>,
     snapshots: Receiver<snapshot_files::Order>,
     reads: Receiver<snapshot_reads::Order>,
 }
@@ -285,31 +287,9 @@ struct Node {
     process: u64,
     /// The other nodes, if there may be some.
     roster: Option<Arc<Roster>>,
-    /// Open once the number of this start is durable.
-    begun_on_disk: Arc<Gate>,
     /// Steps of walks over what is stored, and who makes them once the start is over.
     scrubs: Sender<scrubber::Order>,
     scrub_orders: Option<Receiver<scrubber::Order>>,
-}
-
-/// What several threads wait for.
-#[derive(Default)]
-struct Gate {
-    is_open: Mutex<bool>,
-    opened: Condvar,
-}
-
-impl Gate {
-    fn open(&self) {
-        *self.is_open.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        self.opened.notify_all();
-    }
-
-    fn wait(&self) {
-        let is_open = self.is_open.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self.opened.wait_while(is_open, |is_open| !*is_open);
-        drop(waited.unwrap_or_else(PoisonError::into_inner));
-    }
 }
 
 /// Writes the superblock while executors start and logs are read. If it cannot be written, the gate stays
@@ -350,31 +330,20 @@ impl Node {
         }
     }
 
-    fn identity(&self, shard: u16) -> LogIdentity {
-        let superblock = &self.dir.superblock;
-        LogIdentity {
-            cluster: superblock.cluster,
-            disk: superblock.disk,
-            shard: ShardId(shard),
-            wal_set: superblock.wal_set,
-        }
-    }
-
     fn start_executors(
         &self,
         clients: Vec<TcpListener>,
+        logs: Vec<Sender<segments::Order>>,
         cores: usize,
     ) -> Result<Vec<Helpers>, Report> {
         let pinned = self.config.pin && usize::from(self.shards()) <= cores;
         let allowed = sys::allowed_cores();
         let mut helpers = Vec::new();
-        for (shard, listener) in (0..self.shards()).zip(clients) {
-            let (segments, segment_orders) = channel();
+        for ((shard, listener), segments) in (0..self.shards()).zip(clients).zip(logs) {
             let (snapshots, snapshot_orders) = channel();
             let (reads, read_orders) = channel();
             helpers.push(Helpers {
                 shard,
-                segments: segment_orders,
                 snapshots: snapshot_orders,
                 reads: read_orders,
             });
@@ -413,7 +382,7 @@ impl Node {
         Parts {
             config: ShardConfig {
                 zone: self.config.zone.clone().unwrap_or_default(),
-                identity: self.identity(shard),
+                identity: self.dir.identity(shard),
                 node: superblock.node,
                 founders: superblock.founders.clone(),
                 members: ClusterMembers {
@@ -484,7 +453,7 @@ impl Node {
             return Ok(());
         };
         let folders = (0..self.shards()).map(|shard| self.dir.shard(shard));
-        let scrubber = Scrubber::new(folders.collect(), self.owner());
+        let scrubber = Scrubber::new(folders.collect(), self.dir.superblock.owner());
         let boxes = self.boxes.clone();
         self.thread("rrq-scrub", move || {
             scrubber.obey(&orders, |shard, input| {
@@ -493,63 +462,28 @@ impl Node {
         })
     }
 
-    fn owner(&self) -> Owner {
-        let superblock = &self.dir.superblock;
-        Owner {
-            cluster: superblock.cluster,
-            disk: superblock.disk,
-        }
-    }
-
-    /// Three threads a shard. One reads the log and then looks after its files; one writes checkpoints, so
-    /// that a slow sync there does not hold up a segment; and one reads them.
+    /// Two more threads a shard: one writes checkpoints, so that a slow sync there does not hold up a segment;
+    /// and one reads them.
     fn start_helpers(&self, helpers: Vec<Helpers>) -> Result<(), Report> {
         for Helpers {
             shard,
-            segments,
             snapshots,
             reads,
         } in helpers
         {
             let (data_dir, folder) = (self.dir.path().to_owned(), self.dir.shard(shard));
-            let owner = self.owner();
-            let pages = SnapshotReads::new(folder.clone(), owner);
+            let pages = SnapshotReads::new(folder.clone(), self.dir.superblock.owner());
             let boxes = self.boxes.clone();
             self.thread(&format!("rrq-pages-{shard}"), move || {
                 let mine = &boxes[usize::from(shard)];
                 pages.obey(&reads, |input| mine.send(Letter::Happened(input)));
             })?;
 
-            let files = SnapshotFiles::new(folder.clone(), data_dir.clone());
+            let files = SnapshotFiles::new(folder, data_dir);
             let boxes = self.boxes.clone();
             self.thread(&format!("rrq-files-{shard}"), move || {
                 let mine = &boxes[usize::from(shard)];
                 files.obey(&snapshots, |input| mine.send(Letter::Happened(input)));
-            })?;
-
-            let (boxes, events) = (self.boxes.clone(), self.events.clone());
-            let (wal, identity) = (self.dir.wal(shard), self.identity(shard));
-            let (metrics, gate) = (self.metrics.clone(), self.begun_on_disk.clone());
-            self.thread(&format!("rrq-log-{shard}"), move || {
-                let mine = &boxes[usize::from(shard)];
-                let begun = Instant::now();
-                let recover = || {
-                    let found = segments::find(
-                        &wal,
-                        &data_dir,
-                        metrics.shards[usize::from(shard)].spares.clone(),
-                    )?;
-                    let remains = recover::recover(&folder, identity, owner, &found.segments)?;
-                    gate.wait();
-                    metrics.recovered("replay", begun.elapsed().as_secs_f64());
-                    mine.send(Letter::Recovered(Box::new(remains)));
-                    found
-                        .pool
-                        .obey(&segments, |number| mine.send(Letter::SegmentMade(number)))
-                };
-                if let Err(report) = recover() {
-                    let _ = events.send(Event::Failed(report));
-                }
             })?;
         }
         Ok(())
@@ -739,7 +673,8 @@ impl Node {
     }
 }
 
-fn no_thread(what: &str, error: &dyn std::fmt::Display) -> Report {
+/// A thread cannot be had, or what it needs.
+pub(super) fn no_thread(what: &str, error: &dyn std::fmt::Display) -> Report {
     Report::error(
         Code::TooManyShards,
         format!("this machine cannot carry the node: {what}"),

@@ -42,7 +42,6 @@ use crate::runtime::snapshot_files::{self, find_files, manifest_name};
 use crate::runtime::{recover, segments, sets};
 use crate::shard::effect::CheckpointFile;
 use crate::shard::redistribution::{NewLog, damage_of, known_ends, moves};
-use crate::snapshot::layout::Owner;
 use crate::snapshot::superblock::Superblock;
 use crate::wal::recovery::Recovered;
 use crate::wal::segment::Echo;
@@ -132,13 +131,6 @@ impl Change {
         }
     }
 
-    fn owner(&self) -> Owner {
-        Owner {
-            cluster: self.superblock.cluster,
-            disk: self.superblock.disk,
-        }
-    }
-
     /// The folder of a shard as it is.
     fn folder(&self, shard: u16) -> PathBuf {
         sets::shard(&self.path, self.superblock.wal_set, shard)
@@ -170,7 +162,13 @@ impl Change {
     ) -> Result<Recovered, Report> {
         let segments = segments::list(wal)?;
         // There is time to look at all of it.
-        recover::read_log(folder, identity, self.owner(), &segments, usize::MAX)
+        recover::read_log(
+            folder,
+            identity,
+            self.superblock.owner(),
+            &segments,
+            usize::MAX,
+        )
     }
 
     /// Where each log ends, and what they know of earlier ones, if all are whole; `None` if none was ever

@@ -52,7 +52,7 @@ use crate::base::members::{Member, MemberRole};
 use crate::base::units::WallTime;
 use crate::snapshot::fields::{Fields, Malformed, u16_at};
 use crate::snapshot::header::block_checksums;
-use crate::snapshot::layout::{HEADER_BYTES, HEADER_CRC_AT, Voter, seal_block};
+use crate::snapshot::layout::{HEADER_BYTES, HEADER_CRC_AT, Owner, Voter, seal_block};
 
 /// The newest format that this binary writes and reads.
 pub const FORMAT: u16 = 3;
@@ -170,6 +170,15 @@ pub enum SuperblockError {
 }
 
 impl Superblock {
+    /// Whose the files of checkpoints are.
+    #[must_use]
+    pub fn owner(&self) -> Owner {
+        Owner {
+            cluster: self.cluster,
+            disk: self.disk,
+        }
+    }
+
     /// One copy.
     ///
     /// # Panics

@@ -1,0 +1,88 @@
+//! The thread of each shard that reads its log at a start, and looks after the files of the log from then on.
+//!
+//! Reading takes most of a start, so it begins before the executors are there, which take some milliseconds to
+//! set up. What was read is handed over only once the number of this start is durable.
+
+use crate::base::report::Report;
+use crate::runtime::data_dir::DataDir;
+use crate::runtime::mesh::Letter;
+use crate::runtime::metrics::NodeMetrics;
+use crate::runtime::node::no_thread;
+use crate::runtime::poker::Mailbox;
+use crate::runtime::shard_task::Event;
+use crate::runtime::{recover, segments};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Instant;
+
+/// What several threads wait for.
+#[derive(Default)]
+pub(super) struct Gate {
+    is_open: Mutex<bool>,
+    opened: Condvar,
+}
+
+impl Gate {
+    pub(super) fn open(&self) {
+        *self.is_open.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.opened.notify_all();
+    }
+
+    fn wait(&self) {
+        let is_open = self.is_open.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.opened.wait_while(is_open, |is_open| !*is_open);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// Where the threads of all shards tell what they have done.
+pub(super) struct LogThreads {
+    pub(super) boxes: Arc<[Mailbox<Letter>]>,
+    pub(super) metrics: Arc<NodeMetrics>,
+    pub(super) events: Sender<Event>,
+    /// Open once the number of this start is durable.
+    pub(super) begun_on_disk: Arc<Gate>,
+}
+
+impl LogThreads {
+    /// Starts one for each shard of the directory.
+    ///
+    /// # Errors
+    /// If the machine carries no more threads.
+    pub(super) fn start(&self, dir: &DataDir) -> Result<Vec<Sender<segments::Order>>, Report> {
+        let shards = 0..dir.superblock.shards;
+        shards.map(|shard| self.start_one(dir, shard)).collect()
+    }
+
+    fn start_one(&self, dir: &DataDir, shard: u16) -> Result<Sender<segments::Order>, Report> {
+        let (sender, orders) = channel();
+        let (data_dir, folder, wal) = (dir.path().to_owned(), dir.shard(shard), dir.wal(shard));
+        let (identity, owner) = (dir.identity(shard), dir.superblock.owner());
+        let (boxes, events) = (self.boxes.clone(), self.events.clone());
+        let (metrics, gate) = (self.metrics.clone(), self.begun_on_disk.clone());
+        let work = move |orders: &Receiver<segments::Order>| {
+            let mine = &boxes[usize::from(shard)];
+            let begun = Instant::now();
+            let spares = metrics.shards[usize::from(shard)].spares.clone();
+            let found = segments::find(&wal, &data_dir, spares)?;
+            let remains = recover::recover(&folder, identity, owner, &found.segments)?;
+            gate.wait();
+            metrics.recovered("replay", begun.elapsed().as_secs_f64());
+            mine.send(Letter::Recovered(Box::new(remains)));
+            let made = |number| mine.send(Letter::SegmentMade(number));
+            found.pool.obey(orders, made)
+        };
+        let name = format!("rrq-log-{shard}");
+        let started = std::thread::Builder::new()
+            .name(name.clone())
+            .spawn(move || {
+                if let Err(report) = work(&orders) {
+                    let _ = events.send(Event::Failed(report));
+                }
+            });
+        match started {
+            Ok(_) => Ok(sender),
+            Err(error) => Err(no_thread(&name, &error)),
+        }
+    }
+}
