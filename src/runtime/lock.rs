@@ -22,8 +22,14 @@ const PID_DIGITS: usize = 10;
 pub const HOLDER_PATIENCE: Duration = Duration::from_secs(30);
 /// A living holder may have got its signal this moment.
 pub const HOLDER_GRACE: Duration = Duration::from_millis(500);
-/// How often it is asked again.
-pub const HOLDER_RETRY: Duration = Duration::from_millis(2);
+/// How soon it is asked again what somebody holds for whom so long was waited: most that dying processes
+/// hold is let go of within a few milliseconds, and each is one that nobody is served.
+#[must_use]
+pub fn holder_retry(waited: Duration) -> Duration {
+    const SOON: Duration = Duration::from_micros(200);
+    const LATE: Duration = Duration::from_millis(5);
+    (waited / 8).clamp(SOON, LATE)
+}
 
 /// Who works in a directory right now, if anybody does.
 ///
@@ -72,7 +78,7 @@ pub fn take(path: &Path) -> Result<File, Report> {
         if begun.elapsed() > patience {
             return Err(locked(path, holder, alive));
         }
-        std::thread::sleep(HOLDER_RETRY);
+        std::thread::sleep(holder_retry(begun.elapsed()));
     }
     Ok(file)
 }

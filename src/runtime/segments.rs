@@ -23,7 +23,7 @@ use crate::base::code::Code;
 use crate::base::limits::SEGMENT_BYTES;
 use crate::base::report::Report;
 use crate::runtime::data_dir::{names, segment_number, sync_folder, unusable};
-use crate::runtime::lock::{HOLDER_PATIENCE, HOLDER_RETRY};
+use crate::runtime::lock::{HOLDER_PATIENCE, holder_retry};
 use crate::runtime::repair::refuse_half_repaired;
 use crate::runtime::{space, sys};
 use std::collections::VecDeque;
@@ -150,7 +150,7 @@ fn wait_for_writes(path: &Path) -> Result<(), Report> {
                 .why("its writes could destroy what this process reads")
                 .fix("stop whatever works in this directory, then start again"));
         }
-        std::thread::sleep(HOLDER_RETRY);
+        std::thread::sleep(holder_retry(begun.elapsed()));
     }
     Ok(())
 }

@@ -17,7 +17,7 @@
 use crate::base::code::Code;
 use crate::base::limits::{BLOCK_BYTES, SEGMENT_BYTES};
 use crate::base::report::Report;
-use crate::runtime::lock::HOLDER_RETRY;
+use crate::runtime::lock::holder_retry;
 use crate::runtime::sys;
 use crate::wal::pieces::Piece;
 use crate::wal::writer::WalWrite;
@@ -27,7 +27,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Without descriptors, opening is tried again after this.
 const DESCRIPTORS_RETRY: Duration = Duration::from_millis(20);
@@ -75,12 +75,13 @@ impl WalWriter {
                 Err(error) => return Err(failed(&path, "open", &error.to_string())),
             }
         };
+        let begun = Instant::now();
         // A segment used again may still be closing under its old name; or another batch was first.
         while !sys::try_lock(&*file).map_err(|error| failed(&path, "lock", &error.to_string()))? {
             if let Some(file) = self.open.borrow().get(&number) {
                 return Ok(file.clone());
             }
-            glommio::timer::sleep(HOLDER_RETRY).await;
+            glommio::timer::sleep(holder_retry(begun.elapsed())).await;
         }
         let mut open = self.open.borrow_mut();
         open.insert(number, file.clone());

@@ -11,7 +11,7 @@ use crate::base::report::Report;
 use crate::runtime::config::{CheckFormat, Loaded, Member, NodeConfig, Shards};
 use crate::runtime::guest::GUESTS_MAX;
 use crate::runtime::listener::REFUSED_MAX;
-use crate::runtime::lock::{HOLDER_GRACE, HOLDER_PATIENCE, HOLDER_RETRY};
+use crate::runtime::lock::{HOLDER_GRACE, HOLDER_PATIENCE, holder_retry};
 use crate::runtime::{process, sys};
 use std::fs::OpenOptions;
 use std::io;
@@ -409,7 +409,7 @@ fn bind(address: SocketAddr, purpose: &str, flag: &str, wait: bool) -> Result<Tc
                     "{stop}{flag} with another port; port 0 takes any that is free"
                 )));
         }
-        std::thread::sleep(HOLDER_RETRY);
+        std::thread::sleep(holder_retry(begun.elapsed()));
     }
 }
 
