@@ -287,8 +287,7 @@ impl ShardEngine {
     /// The driver has measured how long this start took to read back so many bytes of log; one may take
     /// `budget`.
     pub fn bound_tail(&mut self, budget: Duration, read: (u64, Duration)) {
-        let least = self.config.checkpoint_log_bytes;
-        self.checkpoints.due.bound_tail(budget, read, least);
+        self.checkpoints.due.bound_tail(budget, read);
     }
 
     /// Whether the bases of a group are not known yet. Nothing new is written until then: what a crash
@@ -308,7 +307,8 @@ impl ShardEngine {
     /// Starts a round over the groups that serve and that `choose` names.
     pub(super) fn start_round(&mut self, choose: impl Fn(&super::group::Group) -> bool) {
         let written = self.counters.checkpoint_bytes_total;
-        self.checkpoints.due.cut(self.wal.end_lsn(), written);
+        let due = &mut self.checkpoints.due;
+        due.cut(self.wal.end_lsn(), written, self.now.mono);
         let mut waiting = BTreeSet::new();
         let mut frozen = VecDeque::new();
         for slot in 0..self.groups.len() {

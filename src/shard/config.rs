@@ -43,7 +43,7 @@ pub struct ShardConfig {
     pub auto_create: bool,
     /// Settings of a queue made at its first use.
     pub queue_defaults: QueueSettings,
-    /// A checkpoint round is cut each so many bytes of log.
+    /// A checkpoint round may be cut each so many bytes of log; after fewer, some time apart.
     pub checkpoint_log_bytes: u64,
     /// A start has the log since the last round in memory, beside the jobs: at twice so many bytes
     /// enqueues wait for the round.

@@ -98,7 +98,8 @@ pub struct NodeConfig {
     pub log_level: tracing::Level,
     /// Whether logs are JSON.
     pub log_json: bool,
-    /// No checkpoint is cut after fewer bytes of log, a shard, unless memory is short.
+    /// Within a second of the last one no checkpoint is cut after fewer bytes of log, a shard, unless memory
+    /// is short.
     pub checkpoint_log_bytes: u64,
     /// How long a start may read back, and apply, the log between two checkpoints.
     pub replay_budget: Duration,

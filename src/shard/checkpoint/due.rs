@@ -1,4 +1,5 @@
-//! When a checkpoint round is due: as often as a start needs it, and later where it writes in vain.
+//! When a checkpoint round is due: as often as a start needs it, but where much is written, less often, and
+//! later where rounds write in vain.
 
 use crate::base::units::{Lsn, Monotonic};
 use std::time::Duration;
@@ -9,11 +10,15 @@ const RETRY: Duration = Duration::from_secs(5);
 /// times as much memory as log.
 const PRESSED_LOG_BYTES: u64 = 1 << 20;
 /// A round that is due at the start waits for so long, since its writes would hold up the first jobs.
-const ROUNDS_AFTER: Duration = Duration::from_millis(200);
+const ROUNDS_AFTER: Duration = Duration::from_millis(50);
+/// A round comes so long after the one before, unless there is log for one that may come at any time.
+const ROUNDS_APART: Duration = Duration::from_secs(1);
 /// Of a log of fewer bytes the time to read it back tells nothing.
 const TELLING_BYTES: u64 = 4 << 20;
 /// Bytes of log that a shard reads back in a second, unless this start has told.
 const USUAL_RATE: u64 = 400 << 20;
+/// So much log is read back in no time.
+const TAIL_BYTES_MIN: u64 = 1 << 20;
 /// What a round has written needlessly is at most this part of the log between two rounds,
 const NEEDLESS_PART: u64 = 12;
 /// unless that were so many times what a start reads back in its time.
@@ -30,8 +35,12 @@ pub(in crate::shard) struct Due {
     cut_off: u64,
     /// Not before this.
     not_before: Monotonic,
+    /// Nor before this, unless there is log for a round that may come at any time.
+    apart_until: Monotonic,
     /// Bytes of log that a start reads back in the time that it may take.
     tail_bytes: u64,
+    /// With fewer bytes of log, rounds are some time apart.
+    often_bytes: u64,
     /// What had been written when the round under way began, in bytes.
     written_before: u64,
     /// What the newest bases need of what is on disk, in bytes.
@@ -44,7 +53,7 @@ impl Due {
     /// At a start that found this much log to replay.
     pub(in crate::shard) fn new(
         (log_end, found): (Lsn, u64),
-        tail_bytes: u64,
+        often_bytes: u64,
         now: Monotonic,
     ) -> Self {
         Self {
@@ -52,7 +61,9 @@ impl Due {
             carried: found,
             cut_off: 0,
             not_before: now.plus(ROUNDS_AFTER),
-            tail_bytes,
+            apart_until: now,
+            tail_bytes: often_bytes,
+            often_bytes,
             written_before: 0,
             live_bytes: 0,
             needless_bytes: 0,
@@ -60,18 +71,12 @@ impl Due {
     }
 
     /// This start took so long to read back, and apply, so many bytes of log: a start may take `budget`.
-    /// The tail is no shorter than `least`.
-    pub(super) fn bound_tail(
-        &mut self,
-        budget: Duration,
-        (bytes, took): (u64, Duration),
-        least: u64,
-    ) {
+    pub(super) fn bound_tail(&mut self, budget: Duration, (bytes, took): (u64, Duration)) {
         let rate = match bytes {
             TELLING_BYTES.. => bytes as f64 / took.as_secs_f64().max(0.001),
             _ => USUAL_RATE as f64,
         };
-        self.tail_bytes = least.max((rate * budget.as_secs_f64()) as u64);
+        self.tail_bytes = TAIL_BYTES_MIN.max((rate * budget.as_secs_f64()) as u64);
     }
 
     /// Bytes of log since the last cut.
@@ -90,21 +95,33 @@ impl Due {
     ) -> bool {
         let log_bytes = self.log_bytes(log_end);
         let presses = |held_max: u64| log_bytes >= PRESSED_LOG_BYTES.max(held_max / 16);
-        let is_due = log_bytes >= self.bytes().min(log_max) || held_max.is_some_and(presses);
-        is_due && now >= self.not_before
+        let is_due = self.due_at(log_end, log_max).is_some_and(|at| now >= at);
+        is_due || (held_max.is_some_and(presses) && now >= self.not_before)
     }
 
-    /// Bytes of log after which a round is due.
+    /// From when on a round is due for the log that there is.
+    fn due_at(&self, log_end: Lsn, log_max: u64) -> Option<Monotonic> {
+        let log_bytes = self.log_bytes(log_end);
+        if log_bytes >= self.bytes().min(log_max) {
+            Some(self.not_before)
+        } else {
+            let apart = self.not_before.max(self.apart_until);
+            (log_bytes >= self.tail_bytes).then_some(apart)
+        }
+    }
+
+    /// Bytes of log after which a round may come at any time.
     fn bytes(&self) -> u64 {
-        let latest = self.tail_bytes.saturating_mul(TAILS_MAX);
+        let least = self.tail_bytes.max(self.often_bytes);
         let worth = self.needless_bytes.saturating_mul(NEEDLESS_PART);
-        worth.clamp(self.tail_bytes, latest)
+        worth.clamp(least, least.saturating_mul(TAILS_MAX))
     }
 
     /// A round cuts here; so many bytes of checkpoints have been written before it.
-    pub(super) fn cut(&mut self, log_end: Lsn, written: u64) {
+    pub(super) fn cut(&mut self, log_end: Lsn, written: u64, now: Monotonic) {
         self.cut_off = self.log_bytes(log_end);
         (self.cut_at, self.carried) = (log_end, 0);
+        self.apart_until = now.plus(ROUNDS_APART);
         self.written_before = written;
     }
 
@@ -122,8 +139,7 @@ impl Due {
         log_max: u64,
         now: Monotonic,
     ) -> Option<Monotonic> {
-        let is_enough = self.log_bytes(log_end) >= self.bytes().min(log_max);
-        (is_enough && now < self.not_before).then_some(self.not_before)
+        self.due_at(log_end, log_max).filter(|at| now < *at)
     }
 
     /// The newest bases need so many bytes of what is on disk.
@@ -155,7 +171,7 @@ mod tests {
         due.published(5 * MIB, 5 * MIB);
         assert_eq!(due.bytes(), 4 * MIB);
         // As much was over by then as came.
-        due.cut(Lsn(4 * MIB), 5 * MIB);
+        due.cut(Lsn(4 * MIB), 5 * MIB, Monotonic(0));
         due.published(6 * MIB, 5 * MIB);
         assert_eq!(due.bytes(), 12 * MIB);
         due.published(60 * MIB, 5 * MIB);
@@ -171,7 +187,7 @@ mod tests {
         assert_eq!((is_due(&due, start), is_due(&due, soon)), (false, true));
         assert_eq!(due.waits_until(Lsn(0), u64::MAX, start), Some(soon));
         assert_eq!(due.waits_until(Lsn(0), u64::MAX, soon), None);
-        due.cut(Lsn(0), 0);
+        due.cut(Lsn(0), 0, soon);
         assert!(!is_due(&due, soon), "nothing has come since");
         due.retry(soon);
         let later = soon.plus(RETRY);
@@ -183,12 +199,30 @@ mod tests {
     fn a_long_log_tells_how_fast_logs_are_read_back() {
         let mut due = Due::new((Lsn(0), 0), 0, Monotonic(0));
         let ms = Duration::from_millis;
-        due.bound_tail(ms(10), (8 * MIB, ms(40)), 0);
+        due.bound_tail(ms(10), (8 * MIB, ms(40)));
         assert_eq!(due.bytes(), 2 * MIB);
-        due.bound_tail(ms(10), (4096, ms(40)), 0);
+        due.bound_tail(ms(10), (8 * MIB, ms(4000)));
+        assert_eq!(due.bytes(), TAIL_BYTES_MIN);
+        due.bound_tail(ms(10), (4096, ms(40)));
         assert_eq!(due.bytes(), USUAL_RATE / 100);
-        due.bound_tail(ms(10), (4096, ms(40)), 8 * MIB);
-        assert_eq!(due.bytes(), 8 * MIB);
+    }
+
+    #[test]
+    fn a_log_that_grows_slowly_is_cut_off_as_a_start_needs_it() {
+        let start = Monotonic(0);
+        let mut due = Due::new((Lsn(0), 0), 8 * MIB, start);
+        let ms = Duration::from_millis;
+        due.bound_tail(ms(10), (8 * MIB, ms(40)));
+        due.cut(Lsn(0), 0, start.plus(ROUNDS_AFTER));
+        let apart = start.plus(ROUNDS_AFTER).plus(ROUNDS_APART);
+        let at = |log_end| due.waits_until(Lsn(log_end), u64::MAX, start.plus(ROUNDS_AFTER));
+        assert_eq!(at(2 * MIB - 1), None);
+        assert_eq!(at(2 * MIB), Some(apart));
+        let is_due = |log_end, now| due.is_due(Lsn(log_end), u64::MAX, None, now);
+        assert!(is_due(2 * MIB, apart));
+        let before = start.plus(ROUNDS_AFTER).plus(ms(1));
+        assert!(!is_due(8 * MIB - 1, before));
+        assert!(is_due(8 * MIB, before));
     }
 
     #[test]
