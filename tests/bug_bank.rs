@@ -201,7 +201,7 @@ const HUNTS: &[(Bug, Where, u64)] = &[
     (Bug::AbsentIsNothing, Where::Storage, 100),
     (Bug::LetGoInFlight, Where::Storage, 100),
     (Bug::PlaceWithoutHash, Where::Behind, 100),
-    (Bug::BodyOfAnotherJob, Where::Behind, 400),
+    (Bug::BodyOfAnotherJob, Where::Behind, 20),
     (Bug::DroppedIsDamage, Where::Looked, 100),
     (Bug::StaleTokenAccepted, Where::Anywhere, 20),
     (Bug::TokenReused, Where::Anywhere, 20),

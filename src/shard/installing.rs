@@ -435,6 +435,7 @@ impl ShardEngine {
                 // What has just been written says nothing about what was here.
                 unread.damaged.retain(|at| !whole.has_written(&at.stored));
                 receiving.stage = Stage::Opening(whole);
+                self.counters.checkpoint_installs_unread_total += 1;
                 self.install_failed(&unread.what);
                 let keeps_less = if unread.damaged.is_empty() || !self.can_mend(slot) {
                     self.installs.rotten.insert(slot)

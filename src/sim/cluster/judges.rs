@@ -338,6 +338,12 @@ impl Judges {
                 "{me:?} finds {damaged} checkpoints and {parts} parts of them damaged, has stopped \
                  {halted:?} and mends {mended} groups, and nothing was done to its disk"
             );
+            assert!(
+                counters.checkpoint_installs_unread_total == 0,
+                "{me:?} cannot read again what it has written of the checkpoint of another node, and \
+                 nothing was done to its disk: {:?}",
+                engine.install_failure()
+            );
         }
         if let Err(why) = engine.check(group) {
             panic!("group {group} on {me:?} is not what it says: {why}");
