@@ -152,6 +152,11 @@ fn three_grow_to_five_while_leaders_die_and_shrink_again() {
     load.until_enqueued(200);
     cluster.start_one(1);
     cluster.start_one(2);
+    // Each is ready once it knows most of the others: who is asked to remove one may not be among them yet.
+    until("all know each other", || {
+        let knows_all = |number| cluster.metric(number, "rrq_peers_connected") == 4.0;
+        cluster.numbers().all(knows_all).then_some(())
+    });
     load.until_enqueued(200);
     // A node that is removed stops by itself, and says why if it is started again.
     let text = rrqctl(&cluster, &["remove", "5", "--yes"]).ok();
