@@ -11,7 +11,8 @@
 //! made ahead, and dropped segments become spares (what they hold is told apart by the epoch in
 //! each batch). Where there is no spare, at a start soon after another, nobody waits for zeros but those of
 //! the *front*: the rest is reserved alone, which costs a batch there twice its time, the file system
-//! having to note each block's first write. Such a segment becomes a spare only if all of it was written.
+//! having to note each block's first write (it keeps room of its own for that, also on a full disk). Such a
+//! segment becomes a spare only if all of it was written.
 //!
 //! **The dead process's writes** can reach a file after its successor has read it. Each write
 //! descriptor holds an exclusive lock of its file, which lives as long as a write is under way; so

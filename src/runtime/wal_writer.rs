@@ -3,8 +3,9 @@
 //! What the kernel promises and what we make of it:
 //! - A write with O_DIRECT | O_DSYNC that returned is on the disk, with what is needed to find it,
 //!   so its completion is `WalSynced`. Buffers, offsets and lengths are multiples of 4 KiB.
-//! - The blocks are there: segments are zeroed before they get their name (`segments.rs`), so a
-//!   write allocates nothing and needs no second flush.
+//! - The blocks are there: segments are reserved, and but for those that were waited for zeroed, before they
+//!   get their name (`segments.rs`), so a write allocates nothing. Only the first into blocks that were
+//!   reserved alone needs a second flush, for which O_DSYNC sees.
 //! - Several writes are under way at once and may end in any order; which prefix is durable is for
 //!   the engine to say.
 //! - Without descriptors a segment is not opened but waited for; its batches wait with it.

@@ -94,7 +94,8 @@ counters! {
     /// Checkpoints of other nodes whose transfer or installation was given up, also since what was written of
     /// them, or was here, cannot be read.
     checkpoint_installs_failed_total: total,
-    /// Checkpoints of other nodes that were whole here and could not be read again: a disk that loses what it was given.
+    /// Checkpoints of other nodes that were whole here and could not be read again: a disk that loses what it
+    /// was given.
     checkpoint_installs_unread_total: total,
     /// Checkpoints on their way to other nodes, or there and not caught up with yet.
     checkpoints_under_way: gauge,

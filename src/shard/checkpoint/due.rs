@@ -21,7 +21,7 @@ const USUAL_RATE: u64 = 400 << 20;
 const TAIL_BYTES_MIN: u64 = 1 << 20;
 /// What a round has written needlessly is at most this part of the log between two rounds,
 const NEEDLESS_PART: u64 = 12;
-/// unless that were so many times what a start reads back in its time.
+/// unless that were so many times what a round may come after at any time.
 const TAILS_MAX: u64 = 4;
 
 /// When the next round is due.
