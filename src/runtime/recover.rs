@@ -1,10 +1,11 @@
 //! Reads what a shard left: its log, by all segments and the newest manifest, and the list of its
 //! checkpoint files.
 //!
-//! Blocking, on a plain thread a shard. The kernel is told beforehand of all that will be read, since the
-//! disk gives 2 GB/s only to who asks for much at once. The bytes are read, not mapped: entries stay slices
-//! of them while the files are used again. The last segment is synced before it is believed: what a dead
-//! process wrote may be readable and not durable yet.
+//! Blocking, on a plain thread a shard. Segments are read as they were written, past the kernel's cache, which
+//! has nothing of the newest and would cost more than the disk: the processors are what a start is short of.
+//! What was only reserved is not read at all. The bytes are read, not mapped: entries stay slices of them while
+//! the files are used again. The last segment is synced before it is believed: what a dead process wrote may be
+//! readable and not durable yet.
 
 use crate::base::code::Code;
 use crate::base::report::Report;
@@ -15,7 +16,7 @@ use crate::shard::effect::CheckpointFile;
 use crate::snapshot::layout::Owner;
 use crate::snapshot::manifest::Manifest;
 use crate::wal::batch::BatchHeader;
-use crate::wal::extent::{QUIET_BYTES, find_end};
+use crate::wal::extent::{QUIET_BYTES, read_written};
 use crate::wal::recovery::{Recovered, Recovery, RecoveryError};
 use crate::wal::segment::SegmentHead;
 use crate::wal::writer::LogIdentity;
@@ -32,9 +33,8 @@ use std::time::{Duration, Instant};
 const FRONT_BYTES: usize = 64 << 10;
 /// What is read at the most to find the head: a thousand groups.
 const HEAD_BYTES: usize = 256 << 10;
-/// The kernel is told so much earlier what will be read of a long segment: what the disk gives in a
-/// millisecond.
-const FETCH_AHEAD_BYTES: usize = 512 << 10;
+/// What is read in one go: as much as the disk is asked for at once gives 2 GB/s.
+const WINDOW_BYTES: usize = 1 << 20;
 
 /// What a shard left behind.
 #[derive(Debug)]
@@ -85,15 +85,11 @@ pub fn read_log(
     if let Some(manifest) = newest_manifest(folder, identity, owner)? {
         recovery.proof(manifest.durable);
     }
-    let plan = plan(segments)?;
-    for part in &plan {
-        part.fetch(quiet)
-            .map_err(|error| unusable(part.path, "read", &error))?;
-    }
-    for part in plan {
+    let mut buffer = Vec::new();
+    for part in plan(segments)? {
         let (number, path, length) = (part.number, part.path, part.length);
         let bytes = part
-            .read(quiet)
+            .read(quiet, &mut buffer)
             .map_err(|error| unusable(path, "read", &error))?;
         recovery.feed_front(number, bytes, length);
     }
@@ -184,18 +180,8 @@ impl<'a> Part<'a> {
         Ok((part, head))
     }
 
-    /// Has the kernel fetch what will be read, whichever part is read first.
-    fn fetch(&self, quiet: usize) -> io::Result<()> {
-        let bytes = match self.reach {
-            Reach::Judged(used) => used,
-            Reach::Other => return Ok(()),
-            Reach::End => self.length.min(self.front.len().saturating_add(quiet)),
-        };
-        sys::will_read(&File::open(self.path)?, 0, bytes as u64);
-        Ok(())
-    }
-
-    fn read(self, quiet: usize) -> io::Result<Bytes> {
+    /// What is written of it, by way of a buffer.
+    fn read(self, quiet: usize, buffer: &mut Vec<u8>) -> io::Result<Bytes> {
         let (length, front) = (self.length, self.front);
         let used = match self.reach {
             Reach::Judged(used) if used <= front.len() => return Ok(front.slice(..used)),
@@ -203,29 +189,79 @@ impl<'a> Part<'a> {
             Reach::Judged(used) => Some(used),
             Reach::End => None,
         };
-        let file = sys::open_for_pieces(self.path)?;
-        let mut bytes = front.to_vec();
-        if let Some(used) = used {
-            read_to(&file, &mut bytes, used)?;
-            return Ok(bytes.into());
-        }
-        thread::scope(|scope| {
-            // A sync may take as long as the reading.
-            let sync = scope.spawn(|| file.sync_data());
-            // What only tells the end is not kept: fresh memory costs more than reading.
-            let mut fetched = length.min(front.len().saturating_add(quiet));
-            let read = |from: usize, piece: &mut [u8]| {
-                if from + FETCH_AHEAD_BYTES > fetched && fetched < length {
-                    sys::will_read(&file, fetched as u64, FETCH_AHEAD_BYTES as u64);
-                    fetched += FETCH_AHEAD_BYTES;
+        let end = used.unwrap_or(length);
+        let mut windows = Windows::open(self.path, end, std::mem::take(buffer))?;
+        let bytes = if let Some(used) = used {
+            let mut bytes = vec![0; used];
+            let (before, rest) = bytes.split_at_mut(front.len());
+            before.copy_from_slice(&front);
+            windows.read(before.len(), rest)?;
+            bytes.into()
+        } else {
+            thread::scope(|scope| {
+                // A sync may take as long as the reading.
+                let sync = scope.spawn(|| File::open(self.path)?.sync_data());
+                let read = |from: usize, piece: &mut [u8]| windows.read(from, piece);
+                let written = read_written(self.number, front, (length, quiet), read);
+                sync.join().expect("panics end it all").and(written)
+            })?
+        };
+        *buffer = windows.file.into_buffer();
+        Ok(bytes)
+    }
+}
+
+/// Reads a file in windows, some of it a few times, and nothing that was only reserved.
+struct Windows {
+    file: sys::Uncached,
+    /// Nothing is read behind it.
+    length: usize,
+    /// Where the window is that was read last.
+    at: usize,
+}
+
+impl Windows {
+    fn open(path: &Path, length: usize, buffer: Vec<u8>) -> io::Result<Self> {
+        let file = sys::Uncached::with_buffer(path, buffer)?;
+        Ok(Self {
+            file,
+            length,
+            at: 0,
+        })
+    }
+
+    /// The bytes from there on, none of which lies behind the end.
+    fn read(&mut self, mut from: usize, mut bytes: &mut [u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let window = self.file.last_read();
+            let known = from.checked_sub(self.at).and_then(|at| window.get(at..));
+            let done = match known {
+                Some(known) if !known.is_empty() => {
+                    let done = known.len().min(bytes.len());
+                    bytes[..done].copy_from_slice(&known[..done]);
+                    done
                 }
-                file.read_exact_at(piece, from as u64)
+                _ => self.skip_or_fetch(from, bytes)?,
             };
-            let end = find_end(self.number, &front, (length, quiet), read);
-            let read = end.and_then(|end| read_to(&file, &mut bytes, end));
-            sync.join().expect("panics end it all").and(read)
-        })?;
-        Ok(bytes.into())
+            from += done;
+            bytes = &mut bytes[done..];
+        }
+        Ok(())
+    }
+
+    /// Fills `bytes` with zeros as far as nothing was written there; where something was, reads a window.
+    fn skip_or_fetch(&mut self, from: usize, bytes: &mut [u8]) -> io::Result<usize> {
+        let written = usize::try_from(self.file.written_from(from as u64)).unwrap_or(usize::MAX);
+        let zeros = written.saturating_sub(from).min(bytes.len());
+        bytes[..zeros].fill(0);
+        if zeros == 0 {
+            let length = WINDOW_BYTES.min(self.length.saturating_sub(from));
+            self.at = from;
+            if self.file.read_at(from as u64, length)?.is_empty() {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        Ok(zeros)
     }
 }
 

@@ -260,7 +260,7 @@ pub fn reader_of_disk(folder: &Path) -> impl FnMut(u64, u64, usize) -> io::Resul
             Entry::Occupied(open) => open.into_mut(),
             Entry::Vacant(free) => free.insert(find(folder, file, sys::Uncached::open)?),
         };
-        file.read_at(offset, length).map(Bytes::from)
+        file.read_at(offset, length).map(Bytes::copy_from_slice)
     }
 }
 

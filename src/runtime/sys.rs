@@ -11,6 +11,7 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Write};
 use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -556,6 +557,10 @@ pub struct Uncached {
     file: File,
     path: PathBuf,
     is_direct: bool,
+    /// What is read goes here, where it can be aligned,
+    buffer: Vec<u8>,
+    /// and was read to here last.
+    last: Range<usize>,
 }
 
 impl Uncached {
@@ -564,60 +569,88 @@ impl Uncached {
     /// # Errors
     /// If it cannot be opened.
     pub fn open(path: &Path) -> io::Result<Self> {
+        Self::with_buffer(path, Vec::new())
+    }
+
+    /// Opens it, and reads to this memory if there is enough of it: fresh memory costs more than reading.
+    ///
+    /// # Errors
+    /// If it cannot be opened.
+    pub fn with_buffer(path: &Path, buffer: Vec<u8>) -> io::Result<Self> {
         let direct = File::options()
             .read(true)
             .custom_flags(libc::O_DIRECT)
             .open(path);
-        match direct {
-            Ok(file) => Ok(Self {
-                file,
-                path: path.to_owned(),
-                is_direct: true,
-            }),
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Self::forgotten(path),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Where the file system reads nothing directly, the kernel is asked to forget the file first. Pages that
-    /// somebody else is at stay, so that this is second choice.
-    fn forgotten(path: &Path) -> io::Result<Self> {
-        let file = open_for_pieces(path)?;
-        drop_cached(&file)?;
+        let (file, is_direct) = match direct {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => (forgotten(path)?, false),
+            file => (file?, true),
+        };
         Ok(Self {
             file,
             path: path.to_owned(),
-            is_direct: false,
+            is_direct,
+            buffer,
+            last: 0..0,
         })
+    }
+
+    /// Closes it. The memory that was read to, for the next.
+    #[must_use]
+    pub fn into_buffer(self) -> Vec<u8> {
+        self.buffer
     }
 
     /// So many bytes, or fewer at the end of the file.
     ///
     /// # Errors
     /// If the disk cannot read them.
-    pub fn read_at(&mut self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
-        match self.try_read_at(offset, length) {
+    pub fn read_at(&mut self, offset: u64, length: usize) -> io::Result<&[u8]> {
+        self.last = match self.try_read_at(offset, length) {
             // Some file systems say only now that they do not read so, or not so aligned.
             Err(error) if self.is_direct && error.raw_os_error() == Some(libc::EINVAL) => {
-                *self = Self::forgotten(&self.path)?;
-                self.try_read_at(offset, length)
+                (self.file, self.is_direct) = (forgotten(&self.path)?, false);
+                self.try_read_at(offset, length)?
             }
-            result => result,
+            result => result?,
+        };
+        Ok(self.last_read())
+    }
+
+    /// What was read last.
+    #[must_use]
+    pub fn last_read(&self) -> &[u8] {
+        &self.buffer[self.last.clone()]
+    }
+
+    /// Where the next byte is, from `offset` on, that somebody has written: what is reserved, or skipped, reads as
+    /// zeros and costs a reader most. What the file system does not tell counts as written.
+    #[must_use]
+    pub fn written_from(&self, offset: u64) -> u64 {
+        let from = offset as libc::off_t;
+        // SAFETY: takes no pointer; the descriptor is open as long as the file is.
+        let found = unsafe { libc::lseek(self.file.as_raw_fd(), from, libc::SEEK_DATA) };
+        match u64::try_from(found) {
+            Ok(found) => found,
+            Err(_) if io::Error::last_os_error().raw_os_error() == Some(libc::ENXIO) => u64::MAX,
+            Err(_) => offset,
         }
     }
 
-    fn try_read_at(&self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+    /// Where in the buffer it was read to.
+    fn try_read_at(&mut self, offset: u64, length: usize) -> io::Result<Range<usize>> {
         let align = if self.is_direct { DIRECT_ALIGN } else { 1 };
         // No more is taken from memory than the file has.
         let there = self.file.metadata()?.len().saturating_sub(offset);
         let length = length.min(usize::try_from(there).unwrap_or(usize::MAX));
         let before = (offset % align as u64) as usize;
         let wanted = (before + length).next_multiple_of(align);
-        let mut bytes = vec![0; wanted + align];
-        let start = bytes.as_ptr().align_offset(align);
+        if self.buffer.len() < wanted + align {
+            self.buffer = vec![0; wanted + align];
+        }
+        let start = self.buffer.as_ptr().align_offset(align);
         let (mut filled, from) = (0, offset - before as u64);
         while filled < before + length {
-            let rest = &mut bytes[start..][filled..wanted];
+            let rest = &mut self.buffer[start..][filled..wanted];
             match self.file.read_at(rest, from + filled as u64)? {
                 0 => break,
                 // Only the end of the file is not aligned, and nothing is behind it.
@@ -625,10 +658,16 @@ impl Uncached {
             }
         }
         let end = filled.min(before + length).max(before);
-        bytes.copy_within(start + before..start + end, 0);
-        bytes.truncate(end - before);
-        Ok(bytes)
+        Ok(start + before..start + end)
     }
+}
+
+/// Where the file system reads nothing directly, the kernel is asked to forget the file first. Pages that
+/// somebody else is at stay, so that this is second choice.
+fn forgotten(path: &Path) -> io::Result<File> {
+    let file = open_for_pieces(path)?;
+    drop_cached(&file)?;
+    Ok(file)
 }
 
 /// The calling thread asks the disk for something only when nobody else does: in the idle class, where the
@@ -709,5 +748,20 @@ mod tests {
         if uncached.is_direct {
             assert_eq!(cached_pages(file.as_file()).expect("mapped"), 0);
         }
+    }
+
+    #[test]
+    fn what_is_only_reserved_is_no_byte_that_somebody_has_written() {
+        let file = tempfile::NamedTempFile::new_in(env!("CARGO_MANIFEST_DIR")).expect("a file");
+        reserve(file.as_file(), 1 << 20).expect("reserved");
+        file.as_file()
+            .write_all_at(&[7; 4096], 512 << 10)
+            .expect("written");
+        file.as_file().sync_all().expect("synced");
+        let uncached = Uncached::open(file.path()).expect("opened");
+        assert_eq!(uncached.written_from(0), 512 << 10);
+        assert_eq!(uncached.written_from(513 << 10), 513 << 10);
+        assert_eq!(uncached.written_from(516 << 10), u64::MAX);
+        assert_eq!(uncached.written_from(1 << 40), u64::MAX);
     }
 }

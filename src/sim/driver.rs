@@ -22,7 +22,7 @@ use crate::shard::sparing::VoterSets;
 use crate::shard::wall::VotersClock;
 use crate::snapshot::layout::{Owner, RootRef};
 use crate::snapshot::manifest::Manifest;
-use crate::wal::extent::{QUIET_BYTES, find_end};
+use crate::wal::extent::{QUIET_BYTES, read_written};
 use crate::wal::pieces::Piece;
 use crate::wal::recovery::{Recovered, Recovery, RecoveryError};
 use crate::wal::writer::LogIdentity;
@@ -293,8 +293,8 @@ pub fn recover(
             piece.copy_from_slice(&bytes[from..][..piece.len()]);
             Ok::<_, RecoveryError>(())
         };
-        let end = find_end(number, &front, (length, QUIET_BYTES), read)?;
-        recovery.feed_front(number, bytes.slice(..end), length);
+        let written = read_written(number, front, (length, QUIET_BYTES), read)?;
+        recovery.feed_front(number, written, length);
     }
     recovery.finish()
 }

@@ -33,29 +33,49 @@ pub const QUIET_BYTES: usize = 2 * BATCH_BYTES_MAX;
 /// What is looked at in one go.
 pub const PIECE_BYTES: usize = 64 << 10;
 
-/// Looks for the end of what is written in the file of segment `number`, which has `length` bytes and begins
-/// with `front`: how much of it to believe. The rest is as good as never written. `quiet` is [`QUIET_BYTES`];
-/// less in tests, or `usize::MAX` to look at all of it. `read` gives the bytes from an offset on.
+/// Reads what is written in the file of segment `number`, which has `length` bytes and begins with `front`: all
+/// of it that is to be believed, from the front. The rest is as good as never written. `quiet` is
+/// [`QUIET_BYTES`]; less in tests, or `usize::MAX` to look at all of it. `read` gives the bytes from an offset
+/// on; it is asked for some twice only where something was found behind bytes that showed nothing.
 ///
 /// # Errors
 /// Those of `read`.
-pub fn find_end<E>(
+pub fn read_written<E>(
     number: u64,
-    front: &Bytes,
+    front: Bytes,
     (length, quiet): (usize, usize),
     mut read: impl FnMut(usize, &mut [u8]) -> Result<(), E>,
-) -> Result<usize, E> {
-    let mut extent = Extent::new(number, front, quiet);
-    let mut piece = [0; PIECE_BYTES];
+) -> Result<Bytes, E> {
+    let mut extent = Extent::new(number, &front, quiet);
+    let mut wanted = extent.look(0, &front);
     let mut looked = front.len();
-    let mut wanted = extent.look(0, front);
+    // What only tells the end is not kept: fresh memory costs more than reading.
+    let mut kept = Vec::new();
+    let mut piece = [0; PIECE_BYTES];
     while looked < wanted.min(length) {
         let piece = &mut piece[..PIECE_BYTES.min(length - looked)];
         read(looked, piece)?;
         wanted = extent.look(looked, piece);
+        if extent.end > looked {
+            if kept.is_empty() {
+                // Most of it stays untouched, and then costs nothing.
+                kept.reserve(QUIET_BYTES);
+                kept.extend_from_slice(&front);
+            }
+            let gap = kept.len();
+            if gap < looked {
+                kept.resize(looked, 0);
+                read(gap, &mut kept[gap..])?;
+            }
+            kept.extend_from_slice(piece);
+        }
         looked += piece.len();
     }
-    Ok(extent.end.clamp(front.len(), length))
+    if kept.is_empty() {
+        return Ok(front);
+    }
+    kept.truncate(extent.end);
+    Ok(kept.into())
 }
 
 /// What tells a batch of the file from other bytes.
@@ -205,8 +225,10 @@ mod tests {
             looked += piece.len();
             Ok(())
         };
-        let end = find_end(number, &front, (file.len(), QUIET), read);
-        (looked, end.expect("all can be read"))
+        let written = read_written(number, front, (file.len(), QUIET), read);
+        let written = written.expect("all can be read");
+        assert_eq!(written, file[..written.len()]);
+        (looked, written.len())
     }
 
     /// Whole pieces, as far as there is something to be looked at.
@@ -269,9 +291,29 @@ mod tests {
                 piece.copy_from_slice(&file[from..][..piece.len()]);
                 Ok(())
             };
-            let at = find_end(7, &front, (file.len(), QUIET_BYTES), read);
-            assert_eq!(at, Ok(found), "{damaged:?}");
+            let written = read_written(7, front, (file.len(), QUIET_BYTES), read);
+            assert_eq!(
+                written.expect("all can be read"),
+                file[..found],
+                "{damaged:?}"
+            );
         }
+    }
+
+    #[test]
+    fn what_is_found_behind_a_gap_is_kept_with_the_gap() {
+        let mut file = segment(&[1, 80, 1, 2]);
+        // The large batch is gone, with more than is looked at in one go.
+        file[2 * BLOCK_BYTES..][..80 * BLOCK_BYTES].fill(0);
+        let front = Bytes::copy_from_slice(&file[..BLOCK_BYTES]);
+        let read = |from: usize, piece: &mut [u8]| -> Result<(), ()> {
+            piece.copy_from_slice(&file[from..][..piece.len()]);
+            Ok(())
+        };
+        let quiet = 100 * BLOCK_BYTES;
+        let written = read_written(7, front, (file.len(), quiet), read);
+        let written = written.expect("all can be read");
+        assert_eq!(written, file[..85 * BLOCK_BYTES]);
     }
 
     #[test]

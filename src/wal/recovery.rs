@@ -41,7 +41,7 @@
 //! # What the driver must do
 //!
 //! Feed every file of the shard's log, also those that were only prepared, each as far as
-//! [`find_end`](crate::wal::extent::find_end) says. Sync the files that were
+//! [`read_written`](crate::wal::extent::read_written) says. Sync the files that were
 //! read before the new log is written: what was read may not be durable yet, and the first head
 //! says that it is. Drop segments in the order in which they are reported.
 //!

@@ -15,7 +15,7 @@ use rrq::base::ids::{
 use rrq::base::members::Member;
 use rrq::base::units::{GroupTime, Lsn};
 use rrq::wal::batch::BatchHeader;
-use rrq::wal::extent::find_end;
+use rrq::wal::extent::read_written;
 use rrq::wal::record::{BaseRecord, HardState, Record, RootLocation, Vote};
 use rrq::wal::recovery::{GroupLogStatus, Recovered, Recovery, RecoveryError};
 use rrq::wal::writer::{LogIdentity, LogStart, LogWriter, Ticket, WalWrite};
@@ -123,9 +123,9 @@ impl Disk {
                 all += piece.len();
                 Ok(())
             };
-            let end = find_end(*number, &front, (bytes.len(), quiet), read);
-            let kept = &bytes[..end.expect("all can be read")];
-            recovery.feed_front(*number, Bytes::copy_from_slice(kept), bytes.len());
+            let written = read_written(*number, front, (bytes.len(), quiet), read);
+            let written = written.expect("all can be read");
+            recovery.feed_front(*number, written, bytes.len());
         }
         (recovery.finish().expect("the log is ours"), all)
     }
