@@ -178,6 +178,12 @@ impl DataDir {
         })
     }
 
+    /// Whether there was nothing before this start.
+    #[must_use]
+    pub fn is_new(&self) -> bool {
+        self.new
+    }
+
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {

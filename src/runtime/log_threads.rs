@@ -1,7 +1,8 @@
 //! The thread of each shard that reads its log at a start, and looks after the files of the log from then on.
 //!
 //! Reading takes most of a start, so it begins before the executors are there, which take some milliseconds to
-//! set up. What was read is handed over only once the number of this start is durable.
+//! set up; and before the ports are ours, which a process that was killed holds for some milliseconds. What was
+//! read is handed over only once the number of this start is durable.
 
 use crate::base::report::Report;
 use crate::runtime::data_dir::DataDir;

@@ -103,6 +103,26 @@ pub fn run(config: NodeConfig) -> Result<(), Report> {
     for warning in preflight::check::at_start(&config, shards) {
         tracing::warn!("{}: {}", warning.code, warning.what);
     }
+    let redistributes = shards != dir.superblock.shards;
+    let (events, inbox) = channel();
+    let pulses: Vec<Arc<Pulse>> = (0..shards).map(|_| Arc::default()).collect();
+    let boxes: Arc<[Mailbox<Letter>]> = pulses
+        .iter()
+        .map(|pulse| Mailbox::new(pulse.clone()))
+        .collect();
+    let metrics = NodeMetrics::new(&pulses).map_err(|error| no_thread("metrics", &error))?;
+    let metrics = Arc::new(metrics);
+    let begun_on_disk = Arc::new(Gate::default());
+    let log_threads = LogThreads {
+        boxes: boxes.clone(),
+        metrics: metrics.clone(),
+        events: events.clone(),
+        begun_on_disk: begun_on_disk.clone(),
+    };
+    // A process that was killed holds its ports for some milliseconds yet, but not the directory any more.
+    // Where all that is there stays as it is, it is read meanwhile.
+    let stays = !dir.is_new() && !redistributes && config.members.is_empty();
+    let early = stays.then(|| log_threads.start(&dir)).transpose()?;
     let (clients, admin) = preflight::listeners(&config, shards)?;
     let peers = match config.members[..] {
         [] => None,
@@ -110,10 +130,7 @@ pub fn run(config: NodeConfig) -> Result<(), Report> {
     };
     dir.drop_other_sets(&mut |_| Ok(()))?;
     let raised = dir.begin()?;
-    let begun_on_disk = Arc::new(Gate::default());
     let addresses = Addresses::of(&clients, &admin)?;
-    let (events, inbox) = channel();
-    let redistributes = shards != dir.superblock.shards;
     if raised.is_first() || redistributes || peers.is_some() {
         // Nothing was begun yet that could go on meanwhile; other nodes hear of the number first.
         raised.write()?;
@@ -126,11 +143,6 @@ pub fn run(config: NodeConfig) -> Result<(), Report> {
     }
     watch_signals(events.clone())?;
 
-    let pulses: Vec<Arc<Pulse>> = (0..shards).map(|_| Arc::default()).collect();
-    let boxes: Arc<[Mailbox<Letter>]> = pulses
-        .iter()
-        .map(|pulse| Mailbox::new(pulse.clone()))
-        .collect();
     let process = random_bits()?;
     let me = Process {
         id: process,
@@ -147,14 +159,6 @@ pub fn run(config: NodeConfig) -> Result<(), Report> {
         }
     };
     let desk = Arc::new(Desk::new(boxes.clone()));
-    let metrics = NodeMetrics::new(&pulses).map_err(|error| no_thread("metrics", &error))?;
-    let metrics = Arc::new(metrics);
-    let log_threads = LogThreads {
-        boxes: boxes.clone(),
-        metrics: metrics.clone(),
-        events: events.clone(),
-        begun_on_disk,
-    };
     let (scrubs, scrub_orders) = channel();
     let node = Node {
         config,
@@ -174,7 +178,7 @@ pub fn run(config: NodeConfig) -> Result<(), Report> {
     node.metrics
         .recovered("open", begun.elapsed().as_secs_f64());
     poker::start(node.pulses.clone()).map_err(|error| no_thread("poker", &error))?;
-    let logs = log_threads.start(&node.dir)?;
+    let logs = early.map_or_else(|| log_threads.start(&node.dir), Ok)?;
     let helpers = node.start_executors(clients, logs, cores)?;
     node.start_helpers(helpers)?;
     node.watch_space()?;
