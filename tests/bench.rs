@@ -162,16 +162,64 @@ fn an_orderly_stop_is_measured_too() {
 
 /// Runs a command of its own and reads its figures; it must be sound.
 fn sound(name: &str, args: &[&str]) -> Value {
-    let json = file(name);
     let mut command = Command::new(env!("CARGO_BIN_EXE_rrq-bench"));
-    command.args(args).arg("--json").arg(&json);
+    let (found, said) = measured(name, command.args(args));
+    assert!(said.contains("VERDICT  ok"), "{said}");
+    found
+}
+
+/// Runs a command: its figures, and what it said.
+fn measured(name: &str, command: &mut Command) -> (Value, String) {
+    let json = file(name);
+    command.arg("--json").arg(&json);
     let output = command.output().expect("it runs");
     let said = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}{errors}");
-    assert!(said.contains("VERDICT  ok"), "{said}");
     let text = std::fs::read_to_string(&json).expect("the figures");
-    serde_json::from_str(&text).expect("JSON")
+    (
+        serde_json::from_str(&text).expect("JSON"),
+        said.into_owned(),
+    )
+}
+
+#[test]
+fn what_is_written_for_a_change_is_counted() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rrq-bench"));
+    command.args(["writes", "--jobs", "2000", "--changes", "200"]);
+    // Rounds come sooner, so that less is to be done until they have.
+    command.args(["--shards", "1"]);
+    command.env("RRQ_CHECKPOINT__MIN_LOG_BYTES", "1MiB");
+    command.env("RRQ_CHECKPOINT__REPLAY_BUDGET", "1ms");
+    let (found, said) = measured("writes.json", &mut command);
+    assert_eq!(found["jobs"], 2000, "{found}");
+    let cases = found["cases"].as_array().expect("cases");
+    let names: Vec<_> = cases.iter().map(|case| &case["case"]).collect();
+    assert_eq!(names, ["random", "ends", "fifo", "brief"], "{said}");
+    let [random, ends, fifo, brief] = &cases[..] else {
+        panic!("{found}");
+    };
+    for (case, jobs) in [(random, 200), (ends, 200), (fifo, 4000), (brief, 4000)] {
+        assert_eq!(case["jobs"], jobs, "{case}");
+        assert!(number(case, "written_over_log") >= 1.0, "{case}");
+    }
+    // Each job's payload is in the log, and once more in a checkpoint only where the job stays.
+    assert!(number(fifo, "log_bytes") > 4000.0 * 256.0, "{fifo}");
+    assert!(number(fifo, "checkpoint_bytes") > 2000.0 * 256.0, "{fifo}");
+    let brief = number(brief, "checkpoint_bytes");
+    assert!(brief < number(fifo, "checkpoint_bytes") / 4.0, "{found}");
+}
+
+#[test]
+fn more_changes_than_jobs_cannot_be_measured() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rrq-bench"));
+    let output = command
+        .args(["writes", "--jobs", "10", "--changes", "11"])
+        .output();
+    let output = output.expect("it runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("no more than --jobs"), "{said}");
 }
 
 #[test]

@@ -9,6 +9,7 @@ use crate::loadtest::load;
 use crate::loadtest::network;
 use crate::loadtest::node::Signal;
 use crate::loadtest::sim;
+use crate::loadtest::writes;
 use crate::runtime::node;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
@@ -41,6 +42,9 @@ enum Command {
     Load(Load),
     /// Run simulated clusters under faults, one for each seed: is any promise broken?
     Sim(Sim),
+    /// Change some jobs of a backlog in one way after the other: what does a node write for that, beside
+    /// its log?
+    Writes(Writes),
 }
 
 #[derive(Args, Debug)]
@@ -299,6 +303,45 @@ struct Sim {
     json: Option<PathBuf>,
 }
 
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Starts a node, fills it, and changes jobs of the backlog:
+
+  random  some, each as likely as any other, are cancelled
+  ends    as many come, and as many go, the oldest first
+  fifo    the same with twenty times as many
+  brief   twenty times as many come and go at once, through queues of their own
+
+Before and after each, small jobs come and go until the node has checkpoints of all that was done;
+what those cost is taken off.
+
+Examples:
+  rrq-bench writes
+  rrq-bench writes --jobs 10000000 --json result.json")]
+struct Writes {
+    /// Jobs that wait in the queues
+    #[arg(long, value_name = "N", default_value_t = 100_000)]
+    jobs: u64,
+    /// Jobs that are changed
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    changes: u64,
+    /// Bytes of each job's payload
+    #[arg(long, value_name = "BYTES", default_value_t = 256)]
+    payload: usize,
+    /// Write the figures to a file, too
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// A new or empty folder for the data, which is kept [default: one that is removed]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Shards of the node [default: one for each core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    shards: Option<u16>,
+    /// The program to start as a node [default: this one]
+    #[arg(long, value_name = "FILE")]
+    node: Option<PathBuf>,
+}
+
 /// The whole program `rrq-bench`; the first argument is its name.
 #[must_use]
 pub fn main_with_args(args: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -320,6 +363,7 @@ pub fn main_with_args(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Failover(command) => command.run(&args),
         Command::Load(command) => command.run(),
         Command::Sim(command) => command.run(),
+        Command::Writes(command) => command.run(),
     };
     match is_sound {
         Ok(true) => ExitCode::SUCCESS,
@@ -410,6 +454,26 @@ impl Sim {
         say(&outcome.text());
         write(json, || pretty(&outcome))?;
         Ok(outcome.is_sound())
+    }
+}
+
+impl Writes {
+    /// Whether all was as it must be.
+    fn run(self) -> Result<bool, Report> {
+        let json = self.json.as_deref().map(create).transpose()?;
+        let options = writes::Options {
+            jobs: self.jobs,
+            changes: self.changes,
+            payload: self.payload,
+            data_dir: self.data_dir,
+            shards: self.shards,
+            node: self.node,
+            obey_signals: true,
+            say,
+        };
+        let outcome = writes::run(&options)?;
+        write(json, || pretty(&outcome))?;
+        Ok(true)
     }
 }
 

@@ -302,14 +302,7 @@ fn check(options: &Options) -> Result<(), Report> {
     if options.jobs == 0 || options.rounds == 0 {
         return wrong("--jobs and --rounds must be at least 1".to_owned());
     }
-    let (least, most) = (
-        crate::workload::PAYLOAD_BYTES_MIN,
-        crate::base::limits::PAYLOAD_BYTES_DEFAULT_MAX,
-    );
-    if !(least..=most).contains(&options.payload) {
-        return wrong(format!("--payload must be {least} to {most} bytes"));
-    }
-    Ok(())
+    setting::check_payload(options.payload)
 }
 
 async fn measure(

@@ -6,6 +6,7 @@
 //! | `failover.rs`, `failover/outcome.rs` | one node of several goes: how long do clients wait for the others |
 //! | `demo.rs` | the same to be watched: `rrqctl demo` shows it |
 //! | `load/` | how much a node does, how fast, at what cost |
+//! | `writes.rs` | what a node writes for a change of a job |
 //! | `background.rs` | the load that is on meanwhile: producers, workers, audits |
 //! | `cold.rs` | a start with nothing in memory |
 //! | `first_job.rs` | the impatient client that times a start |
@@ -40,6 +41,7 @@ mod process;
 mod report;
 mod setting;
 mod sim;
+pub mod writes;
 
 pub use args::main_with_args;
 pub use host::HostFacts;

@@ -162,11 +162,19 @@ impl Node {
     /// # Errors
     /// If it does not become ready: what it said.
     pub(super) fn start_phases(&mut self) -> Result<BTreeMap<String, f64>, Report> {
+        self.metrics().map(|text| phases_in(&text))
+    }
+
+    /// Its metrics as text. Nothing if they cannot be asked.
+    ///
+    /// # Errors
+    /// If it does not become ready: what it said.
+    pub(super) fn metrics(&mut self) -> Result<String, Report> {
         if self.admin.is_none() {
             self.wait_ready()?;
         }
         let text = self.admin.and_then(|admin| metrics(admin).ok());
-        Ok(phases_in(&text.unwrap_or_default()))
+        Ok(text.unwrap_or_default())
     }
 
     /// Starts a node without waiting.

@@ -1,10 +1,12 @@
 //! Where and how a measurement runs: the folder of its data, and the signal that ends it early.
 
 use crate::base::code::Code;
+use crate::base::limits::PAYLOAD_BYTES_DEFAULT_MAX;
 use crate::base::report::Report;
 use crate::loadtest::disk_probe::DiskProbe;
 use crate::loadtest::node::TempFolder;
 use crate::runtime::sys;
+use crate::workload::PAYLOAD_BYTES_MIN;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::path::{Path, PathBuf};
@@ -42,6 +44,17 @@ pub(super) fn run<T>(
         }
         None => done,
     }
+}
+
+/// # Errors
+/// If a payload cannot have so many bytes.
+pub(super) fn check_payload(bytes: usize) -> Result<(), Report> {
+    let (least, most) = (PAYLOAD_BYTES_MIN, PAYLOAD_BYTES_DEFAULT_MAX);
+    if (least..=most).contains(&bytes) {
+        return Ok(());
+    }
+    let what = format!("--payload must be {least} to {most} bytes");
+    Err(Report::error(Code::BadArgument, what))
 }
 
 fn no_runtime(error: &std::io::Error) -> Report {
