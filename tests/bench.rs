@@ -105,6 +105,21 @@ fn what_fills_the_queues_first_is_there_and_counts_for_nothing() {
 }
 
 #[test]
+fn more_jobs_than_memory_fill_the_queues_all_the_same() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rrq-bench"));
+    command.args(["load", "--shards", "1", "--fill", "100000"]);
+    command.args(["--rate", "400", "--duration", "1s", "--warm-up", "100ms"]);
+    // A job takes 350 B of memory: twice as much as there is, and faster than it can be written down.
+    command.env("RRQ_LIMITS__JOBS_MEMORY_MAX", "16MiB");
+    let (found, said) = measured("load-memory.json", &mut command);
+    let backlog = found["seconds"][0]["backlog"].as_u64();
+    assert!(backlog.is_some_and(|jobs| jobs >= 100_000), "{said}");
+    let refused = said.split(" refused,").next();
+    let refused = refused.and_then(|said| said.rsplit(' ').next());
+    assert!(refused.is_some_and(|count| count != "0"), "{said}");
+}
+
+#[test]
 fn what_cannot_be_measured_is_refused() {
     for (args, words) in [
         (&["--window", "0"][..], "--window must be 1 to"),

@@ -151,15 +151,15 @@ impl Books {
         self.lately.replace(new_histogram())
     }
 
-    /// Jobs that were asked for so far.
+    /// Jobs that were asked for so far, those aside that were refused.
     pub(super) fn asked(&self) -> u64 {
-        self.next.get()
+        self.next.get() - self.counts.get().refused
     }
 
     /// Jobs that are asked for or there.
     pub(super) fn backlog(&self) -> u64 {
         let counts = self.counts.get();
-        self.next.get() - counts.completed - counts.refused - counts.unknown
+        self.asked() - counts.completed - counts.unknown
     }
 
     /// Whether so many more jobs may be enqueued.

@@ -374,7 +374,7 @@ impl Run<'_> {
         (consumers > 0).then(|| self.options.backlog.unwrap_or(2 * windows) + self.options.fill)
     }
 
-    /// Puts the first jobs into the queues, as fast as they are taken. Refused ones are not made up for.
+    /// Puts the first jobs into the queues, as fast as they are taken. Refused ones are made up for.
     async fn fill(&self, targets: &[Target], books: &Rc<Books>) -> Result<(), Report> {
         let begun = Instant::now();
         let shape = Shape {

@@ -28,8 +28,8 @@ pub(super) struct Shape {
     pub(super) delayed: u8,
     /// Between two requests of one connection; `None` = as fast as answers come.
     pub(super) every: Option<Duration>,
-    /// Ends when all producers together have asked for so many jobs, whose latencies do not count; `None` =
-    /// when the end of the load is near.
+    /// Ends when all producers together have asked for so many jobs, those aside that were refused; their
+    /// latencies do not count. `None` = when the end of the load is near.
     pub(super) until: Option<u64>,
 }
 
@@ -37,6 +37,8 @@ pub(super) struct Shape {
 const DELAY_MS: u64 = 1_000;
 /// A producer that waits for a time looks again after this.
 const LOOK: Duration = Duration::from_millis(100);
+/// So long nothing is asked of a node that has no memory for jobs: it writes some of them down.
+const MEMORY_PAUSE: Duration = Duration::from_millis(20);
 
 pub(super) struct Producer {
     link: Link,
@@ -48,6 +50,8 @@ pub(super) struct Producer {
     next_seq: u64,
     /// When the next request is due, with a rate.
     due: Instant,
+    /// Nothing is asked before this.
+    paused_until: Option<Instant>,
 }
 
 struct Request {
@@ -78,6 +82,7 @@ impl Producer {
             under_way: VecDeque::new(),
             next_seq: 1,
             due: begin,
+            paused_until: None,
         }
     }
 
@@ -135,6 +140,9 @@ impl Producer {
     /// Sends what may go now; how long until more is due, if time decides.
     fn send(&mut self) -> Option<Duration> {
         let now = Instant::now();
+        if let Some(until) = self.paused_until.filter(|until| *until > now) {
+            return Some(until - now);
+        }
         while self.under_way.len() < self.shape.window
             && !self.is_over()
             && self.books.has_room(self.shape.batch)
@@ -161,7 +169,8 @@ impl Producer {
     }
 
     fn ask(&mut self, due: Instant) {
-        let left = self.shape.until.map(|jobs| jobs - self.books.asked());
+        let left = self.shape.until;
+        let left = left.map(|jobs| jobs - self.books.asked());
         let jobs = left.map_or(self.shape.batch, |left| left.min(self.shape.batch));
         let is_delayed = self.prng.below(100) < self.shape.delayed.into();
         let is_timed = left.is_none() && !is_delayed;
@@ -217,8 +226,13 @@ impl Producer {
                 self.books.enqueued(first, jobs, due, now);
             }
             // Told by name and tried again with the next request.
-            ReplyBody::Error(error) if matches!(error.code, Code::Busy | Code::DiskFull) => {
+            ReplyBody::Error(error)
+                if matches!(error.code, Code::Busy | Code::DiskFull | Code::MemoryFull) =>
+            {
                 (first..first + jobs).for_each(|number| self.books.refused(number));
+                if error.code == Code::MemoryFull {
+                    self.paused_until = Some(now + MEMORY_PAUSE);
+                }
             }
             // It is under way still, for whoever leads now.
             other => return Err(refused(&other)),
