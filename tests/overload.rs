@@ -32,7 +32,7 @@ const MIB: u64 = 1 << 20;
 /// A byte on the way is in memory up to four times: in the frame, in the command made of it, in the
 /// batch of the log that gathers, and in the buffer that the disk reads from. The last is bounded by
 /// itself. What was freed stays with the allocator for a while, in whole huge pages, and serves only
-/// what has about its size: half as much again (80 MiB, a queue of 16 among them, took 93 to 140 in 200
+/// what has about its size: half as much again (80 MiB, a queue of 16 among them, took 93 to 140 in 120
 /// runs, and 78 to 97 with an allocator that gives all back at once). One frame may be finished beyond
 /// the bound. The rest is for the buffers of a checkpoint (4 MiB), and for all that is small.
 fn connections_take(in_flight: u64) -> u64 {
