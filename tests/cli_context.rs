@@ -49,7 +49,7 @@ fn contexts_are_saved_used_and_forgotten() {
 #[test]
 fn a_flag_wins_over_the_variable_and_that_over_the_context() {
     let home = folder("context-order");
-    let node = Node::start(&folder("context-order-data"), &["--shards", "1"]);
+    let node = Node::start_new("context-order-data", &["--shards", "1"]);
     let here = node.clients().to_string();
     let nowhere = "127.0.0.1:1";
     run(&home, None, &["context", "add", "here", &here, "--use"]).ok();

@@ -12,7 +12,7 @@ use std::fs;
 const FIVE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/jobs/five.json");
 
 fn node(name: &str) -> Node {
-    Node::start(&folder(name), &["--shards", "1"])
+    Node::start_new(name, &["--shards", "1"])
 }
 
 fn id(said: &str) -> &str {

@@ -8,11 +8,11 @@ mod cli_support;
 mod node_support;
 
 use cli_support::{finish, queue, rrqctl, shape, signal, snapshot, start, until};
-use node_support::{Node, folder};
+use node_support::Node;
 use serde_json::Value;
 
 fn node(name: &str) -> Node {
-    Node::start(&folder(name), &["--shards", "1"])
+    Node::start_new(name, &["--shards", "1"])
 }
 
 fn json(node: &Node, args: &[&str]) -> Value {

@@ -5,14 +5,14 @@ mod cli_support;
 mod node_support;
 
 use cli_support::{alone, rrqctl, shape, snapshot};
-use node_support::{Node, folder};
+use node_support::{Node, TestFolder, folder};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A stopped node that holds three jobs of one queue, in a checkpoint and in the log before it.
-fn stopped(name: &str) -> PathBuf {
+fn stopped(name: &str) -> TestFolder {
     let data = folder(name);
     let mut node = Node::start(&data, &["--shards", "1"]);
     for number in 0..3 {

@@ -11,7 +11,7 @@ use node_support::{Node, folder};
 use serde_json::Value;
 
 fn node(name: &str) -> Node {
-    Node::start(&folder(name), &["--shards", "1"])
+    Node::start_new(name, &["--shards", "1"])
 }
 
 fn json(node: &Node, args: &[&str]) -> Value {

@@ -5,7 +5,7 @@ mod cli_support;
 mod node_support;
 
 use cli_support::{alone, rrqctl, until};
-use node_support::{Node, folder};
+use node_support::{Node, TestFolder, folder};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 const BLOCK: usize = 4096;
 
 /// A directory with `jobs` jobs in each of some queues, killed.
-fn filled(name: &str, queues: &[&str], jobs: usize) -> PathBuf {
+fn filled(name: &str, queues: &[&str], jobs: usize) -> TestFolder {
     let data = folder(name);
     let node = Node::start(&data, &["--shards", "1"]);
     for number in 0..jobs {
@@ -208,7 +208,7 @@ fn a_repair_that_was_cut_short_is_finished() {
 }
 
 /// A node's data with a checkpoint, which a stop cuts, and the file of its pages.
-fn with_checkpoint(name: &str) -> (PathBuf, PathBuf) {
+fn with_checkpoint(name: &str) -> (TestFolder, PathBuf) {
     let data = folder(name);
     let mut node = Node::start(&data, &["--shards", "1"]);
     for key in ["1", "2"] {
@@ -310,7 +310,7 @@ fn damage_at_any_place_ends_with_all_groups_serving() {
 }
 
 /// A stopped node whose group of queue `emails` has two checkpoints that share their first bodies.
-fn twice_stopped(name: &str) -> PathBuf {
+fn twice_stopped(name: &str) -> TestFolder {
     let data = folder(name);
     for round in 0..2 {
         let mut node = Node::start(&data, &["--shards", "1"]);

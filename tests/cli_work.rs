@@ -5,15 +5,15 @@ mod cli_support;
 mod node_support;
 
 use cli_support::{appears, command, finish, queue, rrqctl, signal, start, until};
-use node_support::{Node, folder};
+use node_support::{Node, TestFolder, folder};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
-fn node(name: &str) -> (Node, PathBuf) {
+fn node(name: &str) -> (TestFolder, Node) {
     let data = folder(name);
     let node = Node::start(&data, &["--shards", "1"]);
-    (node, data)
+    (data, node)
 }
 
 fn is_alive(pid: &str) -> bool {
@@ -28,7 +28,7 @@ fn word(path: &Path) -> String {
 
 #[test]
 fn a_command_gets_the_payload_and_its_success_ends_the_job() {
-    let (node, _) = node("work-ack");
+    let (_data, node) = node("work-ack");
     let said = rrqctl(&node, &["enqueue", "-q", "a", "hello"]).ok();
     let id = said.lines().next().expect("an id");
     let print = "cat; echo \" $RRQ_JOB_ID $RRQ_ATTEMPT $RRQ_QUEUE\"";
@@ -58,7 +58,7 @@ fn a_command_gets_the_payload_and_its_success_ends_the_job() {
 
 #[test]
 fn what_a_command_prints_may_be_the_result() {
-    let (node, _) = node("work-result");
+    let (_data, node) = node("work-result");
     rrqctl(&node, &["queue", "create", "a", "--retain", "10"]).ok();
     let said = rrqctl(&node, &["enqueue", "-q", "a", "1 2 3"]).ok();
     let id = said.lines().next().expect("an id");
@@ -89,7 +89,7 @@ fn what_a_command_prints_may_be_the_result() {
 
 #[test]
 fn a_failure_is_told_with_the_end_of_its_words() {
-    let (node, _) = node("work-nack");
+    let (_data, node) = node("work-nack");
     let fail = |queue: &str, command: &str| {
         rrqctl(
             &node,
@@ -134,7 +134,7 @@ fn a_failure_is_told_with_the_end_of_its_words() {
 
 #[test]
 fn the_run_limit_ends_the_command_with_all_that_it_started() {
-    let (node, data) = node("work-limit");
+    let (data, node) = node("work-limit");
     let pid = data.join("../work-limit.pid");
     let _ = fs::remove_file(&pid);
     let enqueue = [
@@ -179,7 +179,7 @@ fn the_run_limit_ends_the_command_with_all_that_it_started() {
 
 #[test]
 fn a_lease_is_extended_while_its_command_runs() {
-    let (node, _) = node("work-extend");
+    let (_data, node) = node("work-extend");
     // Two thirds of the lease are left to a disk that is slow for once.
     rrqctl(&node, &["enqueue", "-q", "a", "--lease", "1s", "x"]).ok();
     let work = ["work", "-q", "a", "--exit-when-empty", "--", "sleep", "3"];
@@ -193,7 +193,7 @@ fn a_lease_is_extended_while_its_command_runs() {
 
 #[test]
 fn a_signal_drains_and_what_did_not_start_goes_back() {
-    let (node, data) = node("work-drain");
+    let (data, node) = node("work-drain");
     let (begun, go_on) = (data.join("../drain.begun"), data.join("../drain.go"));
     let _ = fs::remove_file(&begun);
     let _ = fs::remove_file(&go_on);
@@ -226,7 +226,7 @@ fn a_signal_drains_and_what_did_not_start_goes_back() {
 
 #[test]
 fn a_second_signal_kills_what_runs_and_gives_it_back() {
-    let (node, data) = node("work-kill");
+    let (data, node) = node("work-kill");
     let pid = data.join("../work-kill.pid");
     let _ = fs::remove_file(&pid);
     rrqctl(&node, &["enqueue", "-q", "a", "x"]).ok();
@@ -255,7 +255,7 @@ fn a_second_signal_kills_what_runs_and_gives_it_back() {
 
 #[test]
 fn a_job_taken_away_stops_its_command() {
-    let (node, data) = node("work-lost");
+    let (data, node) = node("work-lost");
     let pid = data.join("../work-lost.pid");
     let _ = fs::remove_file(&pid);
     let said = rrqctl(&node, &["enqueue", "-q", "a", "--lease", "300ms", "x"]).ok();
@@ -287,7 +287,7 @@ fn a_job_taken_away_stops_its_command() {
 
 #[test]
 fn a_command_that_cannot_be_run_costs_no_attempt() {
-    let (node, _) = node("work-none");
+    let (_data, node) = node("work-none");
     rrqctl(&node, &["enqueue", "-q", "a", "--key", "k", "x"]).ok();
     let done = rrqctl(&node, &["work", "-q", "a", "--", "./no-such-command"]);
     let said = done.failed(2, "RRQ-2001");
@@ -301,7 +301,7 @@ fn a_command_that_cannot_be_run_costs_no_attempt() {
 
 #[test]
 fn many_run_at_once() {
-    let (node, data) = node("work-many");
+    let (data, node) = node("work-many");
     let folder = data.join("../work-many.d");
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder).expect("a folder");
@@ -348,7 +348,7 @@ fn a_worker_outlives_its_server() {
     let mut again = Command::new(env!("CARGO_BIN_EXE_rrq-node"));
     again
         .args(["--listen", &server, "--admin", "127.0.0.1:0", "--data-dir"])
-        .arg(&data);
+        .arg(&*data);
     let mut again = again
         .stdout(std::process::Stdio::null())
         .spawn()

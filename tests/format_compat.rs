@@ -10,7 +10,7 @@ mod data_kit;
 mod node_support;
 
 use data_kit::{ARGS, Known, Survey, files, make, survey};
-use node_support::{Node, folder, refused};
+use node_support::{Node, TestFolder, folder, refused};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -56,7 +56,7 @@ fn write(version: &str) {
     fs::write(target.join("jobs.tsv"), lines.join("\n") + "\n").expect("it can be written");
 }
 
-fn unpack(version: &str, name: &str) -> (PathBuf, Vec<Known>) {
+fn unpack(version: &str, name: &str) -> (TestFolder, Vec<Known>) {
     let (from, to) = (fixture(version), folder(&format!("fixture-{name}")));
     data_kit::copy(&from.join("data"), &to);
     for file in files(&to).into_iter().filter(|file| is_segment(file)) {

@@ -57,6 +57,7 @@ async fn queue(client: &Client, name: &str) -> Queue {
 #[test]
 fn kill_9_under_load_loses_nothing() {
     let _alone = alone();
+    let data = folder("kill9");
     let rounds = std::env::var("RRQ_KILL9_ROUNDS").map_or(10, |text| {
         text.parse().expect("RRQ_KILL9_ROUNDS is a number")
     });
@@ -64,7 +65,7 @@ fn kill_9_under_load_loses_nothing() {
         jobs: 2000,
         rounds,
         shards: Some(2),
-        data_dir: Some(folder("kill9")),
+        data_dir: Some(data.to_path_buf()),
         node: Some(env!("CARGO_BIN_EXE_rrq-node").into()),
         say: |line| println!("{line}"),
         ..crash_recover::Options::default()
@@ -92,6 +93,7 @@ if [ $starts = 3 ]; then rm -rf "$2"; cp -a "$here/image" "$2"; fi
 exec "$RRQ_KILL9_NODE" "$@"
 "#;
     let _alone = alone();
+    let data = folder("forgets");
     let scripts = folder("forgets-script");
     std::fs::create_dir_all(&scripts).expect("a folder");
     let node = scripts.join("forgetful-node");
@@ -103,7 +105,7 @@ exec "$RRQ_KILL9_NODE" "$@"
         jobs: 500,
         rounds: 2,
         shards: Some(2),
-        data_dir: Some(folder("forgets")),
+        data_dir: Some(data.to_path_buf()),
         node: Some(node),
         ..crash_recover::Options::default()
     });
@@ -120,12 +122,13 @@ exec "$RRQ_KILL9_NODE" "$@"
 #[test]
 fn figures_have_the_fields_that_programs_read() {
     let _alone = alone();
+    let data = folder("figures");
     let outcome = crash_recover::run(&crash_recover::Options {
         jobs: 10,
         payload: 8,
         rounds: 1,
         shards: Some(1),
-        data_dir: Some(folder("figures")),
+        data_dir: Some(data.to_path_buf()),
         node: Some(env!("CARGO_BIN_EXE_rrq-node").into()),
         ..crash_recover::Options::default()
     });
@@ -210,7 +213,7 @@ impl Drop for Worker {
 #[test]
 fn jobs_of_a_killed_worker_are_finished_by_another() {
     let _alone = alone();
-    let node = Node::start(&folder("worker"), &["--shards", "1", "--no-pin"]);
+    let node = Node::start_new("worker", &["--shards", "1", "--no-pin"]);
     runtime().block_on(async {
         let client = connect(node.clients()).await;
         let queue = queue(&client, "work").await;

@@ -5,7 +5,7 @@
 mod node_support;
 
 use node_support::client::Client;
-use node_support::{DEADLINE, Node, folder, http};
+use node_support::{DEADLINE, Node, http};
 use rrq::base::ids::{JobId, Partition, Token};
 use rrq::wire::message::{ReplyBody, RequestBody};
 use rrq::wire::{Command, Enqueued, NewJob, Op, Outcome, QueueInfo, QueueSettings};
@@ -215,7 +215,7 @@ fn names_in(text: &str) -> BTreeSet<&str> {
 
 #[test]
 fn every_metric_named_anywhere_is_exported_and_every_one_exported_is_explained() {
-    let node = Node::start(&folder("admin-metrics"), &["--shards", "2"]);
+    let node = Node::start_new("admin-metrics", &["--shards", "2"]);
     let _filled = Filled::new(&node);
     let (status, page) = http(node.admin(), "/metrics");
     assert_eq!(status, 200, "{page}");
@@ -301,7 +301,7 @@ fn json(node: &Node, path: &str) -> (u16, Value) {
 
 #[test]
 fn the_json_view_shows_what_is_there_and_names_what_is_not() {
-    let node = Node::start(&folder("admin-json"), &["--shards", "2"]);
+    let node = Node::start_new("admin-json", &["--shards", "2"]);
     let filled = Filled::new(&node);
     let (status, value) = json(&node, "/api/v1/status");
     assert_eq!(status, 200, "{value}");
@@ -359,7 +359,7 @@ fn the_json_view_shows_what_is_there_and_names_what_is_not() {
 
 #[test]
 fn clients_that_say_nothing_are_few_and_do_not_stay() {
-    let node = Node::start(&folder("admin-slow"), &[]);
+    let node = Node::start_new("admin-slow", &[]);
     let descriptors = || {
         let files = fs::read_dir(format!("/proc/{}/fd", node.pid()));
         files.expect("it is our child").count()
@@ -396,7 +396,7 @@ fn clients_that_say_nothing_are_few_and_do_not_stay() {
 #[test]
 fn logs_are_lines_of_json_and_hold_no_payload() {
     let args = ["--log-level", "trace", "--log-format", "json"];
-    let mut node = Node::start(&folder("admin-logs"), &args);
+    let mut node = Node::start_new("admin-logs", &args);
     let filled = Filled::new(&node);
     let path = format!("/api/v1/jobs/{}", filled.waiting);
     assert_eq!(http(node.admin(), &path).0, 200);

@@ -4,12 +4,12 @@
 
 mod node_support;
 
-use node_support::{Node, error_kit, folder, seccomp, skip};
+use node_support::{Node, TestFolder, error_kit, folder, seccomp, skip};
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -74,7 +74,7 @@ fn check(data: &Path, args: &[&str]) -> Command {
 }
 
 /// An empty folder.
-fn empty(name: &str) -> PathBuf {
+fn empty(name: &str) -> TestFolder {
     let data = folder(name);
     fs::create_dir_all(&data).expect("a folder");
     data
@@ -98,13 +98,13 @@ fn limited(limit: &str, data: &Path) -> Option<Said> {
 }
 
 /// A mounted file system, gone with the test.
-struct Mount(PathBuf);
+struct Mount(TestFolder);
 
 impl Mount {
     fn new(name: &str, args: &[&str], source: &str) -> Option<Self> {
         let path = empty(name);
         let mut command = Command::new("mount");
-        command.args(args).arg(source).arg(&path);
+        command.args(args).arg(source).arg(&*path);
         let mounted = command.output().is_ok_and(|output| output.status.success());
         mounted.then_some(Self(path))
     }
@@ -112,14 +112,15 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        let gone = Command::new("umount").arg("-l").arg(&self.0).status();
+        let gone = Command::new("umount").arg("-l").arg(&*self.0).status();
         assert!(gone.is_ok_and(|status| status.success()), "it is in use");
     }
 }
 
 #[test]
 fn a_sound_place_passes_in_time_and_is_left_as_it_was() {
-    let data = folder("check-sound").join("new");
+    let folder = folder("check-sound");
+    let data = folder.join("new");
     let begun = Instant::now();
     let said = Said::of(&mut check(&data, &[]));
     let took = begun.elapsed();
@@ -148,7 +149,8 @@ fn a_sound_place_passes_in_time_and_is_left_as_it_was() {
 
 #[test]
 fn the_other_nodes_of_a_cluster_are_looked_for() {
-    let data = folder("check-members").join("new");
+    let folder = folder("check-members");
+    let data = folder.join("new");
     // Addresses that nobody else uses.
     let there = TcpListener::bind("127.77.0.2:0").expect("loopback has ports");
     let port = there.local_addr().expect("it is bound").port();
@@ -185,7 +187,7 @@ fn io_uring_hidden_by_a_sandbox() {
     said.fails("io_uring", &["RRQ-1001"]);
     // A start says the same, and does not panic as the runtime under it would.
     let mut command = Command::new(NODE);
-    command.arg("--data-dir").arg(&data);
+    command.arg("--data-dir").arg(&*data);
     seccomp::refuse(&mut command, libc::SYS_io_uring_setup, libc::ENOSYS);
     let output = command.output().expect("it runs");
     let text = String::from_utf8(output.stderr).expect("text");
@@ -281,7 +283,7 @@ fn a_port_that_is_taken() {
     command
         .args(["check", "--listen", &address, "--admin", "127.0.0.1:0"])
         .args(["--shards", "1", "--data-dir"])
-        .arg(&data);
+        .arg(&*data);
     let said = Said::of(&mut command);
     let pid = format!("kill {}", std::process::id());
     said.fails("ports", &["RRQ-1006", &address, &pid]);

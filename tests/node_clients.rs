@@ -30,7 +30,7 @@ fn status(id: u64) -> BytesMut {
 
 #[test]
 fn requests_are_answered_on_every_shard_however_they_are_cut() {
-    let node = Node::start(&folder("requests"), &["--shards", "2"]);
+    let node = Node::start_new("requests", &["--shards", "2"]);
     let (_, hello) = Client::greeted(node.clients());
     assert_eq!(hello.nodes[0].addresses[0], node.clients().to_string());
     for (shard, address) in hello.nodes[0].addresses.iter().enumerate() {
@@ -49,7 +49,7 @@ fn requests_are_answered_on_every_shard_however_they_are_cut() {
 
 #[test]
 fn what_is_no_protocol_is_answered_once_and_cut_off() {
-    let node = Node::start(&folder("garbage"), &[]);
+    let node = Node::start_new("garbage", &[]);
     let mut damaged = status(1);
     damaged[15] ^= 1;
     let mut oversized = BytesMut::new();
@@ -95,7 +95,7 @@ fn what_is_no_protocol_is_answered_once_and_cut_off() {
 
 #[test]
 fn a_truncated_frame_and_a_silent_client_are_let_go() {
-    let node = Node::start(&folder("silent"), &[]);
+    let node = Node::start_new("silent", &[]);
     let (mut client, _) = Client::greeted(node.clients());
     let whole = status(1);
     client.send(&whole[..whole.len() - 1]);
@@ -119,7 +119,7 @@ fn a_client_too_many_is_told_so() {
     )
     .expect("a file");
     let path = config.to_str().expect("a path of ours");
-    let node = Node::start(&folder("many"), &["--config", path]);
+    let node = Node::start_new("many", &["--config", path]);
     let (first, _) = Client::greeted(node.clients());
     let (_second, _) = Client::greeted(node.clients());
     assert_eq!(Client::connect(node.clients()).last_words(), Code::Busy);
@@ -140,7 +140,7 @@ fn a_client_too_many_is_told_so() {
 
 #[test]
 fn a_client_that_does_not_read_is_held_back_and_then_cut_off() {
-    let node = Node::start(&folder("deaf"), &[]);
+    let node = Node::start_new("deaf", &[]);
     let (client, _) = Client::greeted(node.clients());
     let mut stream = client.stream;
     stream
@@ -186,7 +186,7 @@ fn a_client_that_does_not_read_is_held_back_and_then_cut_off() {
 
 #[test]
 fn a_request_that_lands_on_the_wrong_shard_is_handed_on_and_so_is_the_end_of_its_client() {
-    let node = Node::start(&folder("forward"), &["--shards", "2", "--no-pin"]);
+    let node = Node::start_new("forward", &["--shards", "2", "--no-pin"]);
     // All by way of shard 0, whatever the shard of the queue's group.
     let (mut client, _) = Client::greeted(node.clients());
     let mut shards = BTreeSet::new();

@@ -157,7 +157,7 @@ fn a_stop_under_load_ends_in_time_and_loses_nothing() {
 
 #[test]
 fn a_stop_is_told_to_who_waits() {
-    let node = Node::start(&folder("stop-wait"), &[]);
+    let node = Node::start_new("stop-wait", &[]);
     let (mut client, hello) = Client::greeted(node.clients());
     let queue = queue(&mut client, hello.groups);
     let op = Op::Lease {

@@ -171,7 +171,7 @@ fn every_partition_follows_its_home_through_kill_9() {
 
 #[test]
 fn a_watch_is_woken_and_a_wait_gets_the_result() {
-    let node = Node::start(&folder("waits"), &["--shards", "2", "--no-pin"]);
+    let node = Node::start_new("waits", &["--shards", "2", "--no-pin"]);
     let (mut client, hello) = Client::greeted(node.clients());
     let (mut waiting, _) = Client::greeted(node.clients());
     let info = create(&mut client, hello.groups, "results");

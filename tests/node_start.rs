@@ -3,7 +3,7 @@
 
 mod node_support;
 
-use node_support::{Node, folder, http, refused, skip};
+use node_support::{Node, TestFolder, folder, http, refused, skip};
 use rrq::base::limits::STARTS_END;
 use rrq::runtime::snapshot_files::last_start;
 use rrq::snapshot::superblock::Superblock;
@@ -36,7 +36,7 @@ fn contents(path: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 }
 
 /// A directory of a node that was started once and stopped.
-fn used(name: &str, args: &[&str]) -> PathBuf {
+fn used(name: &str, args: &[&str]) -> TestFolder {
     let data = folder(name);
     let mut node = Node::start(&data, args);
     node.signal("-TERM");
@@ -160,7 +160,7 @@ fn a_taken_port_is_named_with_its_holder() {
         };
         command
             .args(["--shards", "1", other, "127.0.0.1:0", "--data-dir"])
-            .arg(&data);
+            .arg(&*data);
         let output = command.args([flag, &address]).output().expect("it runs");
         let text = String::from_utf8(output.stderr).expect("text");
         node_support::assert_is_report(&text);
@@ -179,7 +179,7 @@ fn a_port_that_the_node_itself_needs_twice_is_not_blamed_on_another() {
     let output = Command::new(env!("CARGO_BIN_EXE_rrq-node"))
         .args(["--shards", "2", "--listen", "127.91.7.1:7411"])
         .args(["--admin", "127.91.7.1:7412", "--data-dir"])
-        .arg(&data)
+        .arg(&*data)
         .output();
     let output = output.expect("it runs");
     let text = String::from_utf8(output.stderr).expect("text");
@@ -405,7 +405,7 @@ fn too_little_locked_memory_is_named() {
         env!("CARGO_BIN_EXE_rrq-node"),
         "--data-dir",
     ]);
-    let Ok(output) = command.arg(&data).output() else {
+    let Ok(output) = command.arg(&*data).output() else {
         return skip("prlimit");
     };
     let text = String::from_utf8(output.stderr).expect("text");

@@ -4,7 +4,7 @@
 // Each test program uses its own part of it.
 #![allow(dead_code)]
 
-use super::node_support::{DEADLINE, Node, folder, http};
+use super::node_support::{DEADLINE, Node, TestFolder, folder, http};
 use rrq::client::blocking::{Client, Queue};
 use rrq::client::{Code, Error, GroupId, NodeId, Options};
 use rrq::shard::placement::home_group;
@@ -24,12 +24,13 @@ pub(crate) const QUEUE: &str = "load";
 
 /// Nodes 1 to n, each with a loopback address of its own: another test cannot have its ports.
 pub(crate) struct Cluster {
-    folder: PathBuf,
     net: String,
     size: u32,
     pub(crate) nodes: BTreeMap<u32, Node>,
     /// Of nodes that have more than one shard.
     pub(crate) shards: BTreeMap<u32, u16>,
+    /// Behind the nodes: it goes when they have ended.
+    folder: TestFolder,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -45,11 +46,11 @@ impl Cluster {
         let folder = folder(&format!("cluster-{name}"));
         std::fs::create_dir_all(&folder).expect("a folder");
         Self {
-            folder,
             net,
             size,
             nodes: BTreeMap::new(),
             shards: BTreeMap::new(),
+            folder,
             _turn: turn,
         }
     }

@@ -11,6 +11,7 @@ pub(crate) mod seccomp;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -19,13 +20,39 @@ use std::time::{Duration, Instant};
 /// Long enough for a crowded machine; a test that waits so long has failed.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
-/// A folder of its own for a test, empty.
-pub(crate) fn folder(name: &str) -> PathBuf {
+/// A folder of its own for a test, empty at first. It goes with this value, unless the test failed: a data
+/// directory is hundreds of megabytes, and the suite makes more than a hundred.
+#[derive(Debug)]
+pub(crate) struct TestFolder(PathBuf);
+
+pub(crate) fn folder(name: &str) -> TestFolder {
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("node-{name}"));
     if path.exists() {
         std::fs::remove_dir_all(&path).expect("an old test folder can be removed");
     }
-    path
+    TestFolder(path)
+}
+
+impl Deref for TestFolder {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl AsRef<Path> for TestFolder {
+    fn as_ref(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for TestFolder {
+    fn drop(&mut self) {
+        if !std::thread::panicking() && self.0.exists() {
+            std::fs::remove_dir_all(&self.0).expect("a test folder can be removed");
+        }
+    }
 }
 
 /// A node under way.
@@ -35,12 +62,22 @@ pub(crate) struct Node {
     err: Receiver<String>,
     /// The line that says that it is ready.
     pub(crate) ready: String,
+    /// Its data directory, if no other node starts on it.
+    folder: Option<TestFolder>,
 }
 
 impl Node {
     /// Starts a node on `data` with ports of the kernel's choice, and waits until it is ready.
     pub(crate) fn start(data: &Path, args: &[&str]) -> Self {
         Self::spawn(data, args).until_ready()
+    }
+
+    /// The same on a folder of this name that goes with the node.
+    pub(crate) fn start_new(name: &str, args: &[&str]) -> Self {
+        let data = folder(name);
+        let mut node = Self::start(&data, args);
+        node.folder = Some(data);
+        node
     }
 
     /// Waits until a node of [`Self::spawn_by`] is ready.
@@ -84,6 +121,7 @@ impl Node {
             out,
             err,
             ready: String::new(),
+            folder: None,
         }
     }
 

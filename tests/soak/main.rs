@@ -31,7 +31,7 @@ mod probe;
 use hdrhistogram::Histogram;
 use machine::{CoreTimes, Pauses, Threads, Victim, hogs, keep_to_two_cores, threads, watch_cores};
 use node_support::client::Client;
-use node_support::{Node, folder, http, skip};
+use node_support::{Node, http, skip};
 use probe::{Probe, Seen};
 use rrq::base::prng::Prng;
 use std::net::SocketAddr;
@@ -69,7 +69,7 @@ fn no_task_of_a_shard_is_left_lying_under_hogs_stops_and_a_quota() {
         return skip("two cores");
     }
     let wanted = wanted();
-    let node = Node::start(&folder("soak"), &["--shards", "2"]);
+    let node = Node::start_new("soak", &["--shards", "2"]);
     let victim = Arc::new(Victim::new(node.pid()));
     println!(
         "{} s on cores {cores:?}, {HOGS} hogs; quota by {}",
