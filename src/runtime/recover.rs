@@ -33,7 +33,7 @@ use std::time::{Duration, Instant};
 const FRONT_BYTES: usize = 64 << 10;
 /// What is read at the most to find the head: a thousand groups.
 const HEAD_BYTES: usize = 256 << 10;
-/// What is read in one go: as much as the disk is asked for at once gives 2 GB/s.
+/// What is read in one go: the disk gives 2 GB/s only to who asks for much at once.
 const WINDOW_BYTES: usize = 1 << 20;
 
 /// What a shard left behind.
@@ -230,7 +230,7 @@ impl Windows {
         })
     }
 
-    /// The bytes from there on, none of which lies behind the end.
+    /// The bytes from there on; an error if some lie behind the end.
     fn read(&mut self, mut from: usize, mut bytes: &mut [u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             let window = self.file.last_read();
@@ -252,7 +252,8 @@ impl Windows {
     /// Fills `bytes` with zeros as far as nothing was written there; where something was, reads a window.
     fn skip_or_fetch(&mut self, from: usize, bytes: &mut [u8]) -> io::Result<usize> {
         let written = usize::try_from(self.file.written_from(from as u64)).unwrap_or(usize::MAX);
-        let zeros = written.saturating_sub(from).min(bytes.len());
+        let end = written.min(self.length);
+        let zeros = end.saturating_sub(from).min(bytes.len());
         bytes[..zeros].fill(0);
         if zeros == 0 {
             let length = WINDOW_BYTES.min(self.length.saturating_sub(from));
@@ -323,4 +324,42 @@ fn refused(folder: &Path, error: &RecoveryError) -> Report {
         }
     };
     report.location(error.to_string()).why(untouched)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_read_whole_across_what_was_only_reserved() {
+        const LENGTH: usize = 4 << 20;
+        let file = tempfile::NamedTempFile::new_in(env!("CARGO_MANIFEST_DIR")).expect("a file");
+        sys::reserve(file.as_file(), LENGTH as u64).expect("reserved");
+        // Within a window, across two of them, and at the end.
+        for (at, bytes) in [(64 << 10, 4096), (1 << 20, 96 << 10), (LENGTH - 4096, 4096)] {
+            let written: Vec<u8> = (at..at + bytes).map(|byte| (byte % 251) as u8).collect();
+            let done = file.as_file().write_all_at(&written, at as u64);
+            done.expect("written");
+        }
+        file.as_file().sync_all().expect("synced");
+        let whole = std::fs::read(file.path()).expect("read");
+        sys::drop_cached(file.as_file()).expect("asked");
+        let mut windows = Windows::open(file.path(), LENGTH, Vec::new()).expect("opened");
+        let mut read = vec![7; LENGTH];
+        // Some of it a second time, as where something is found behind a gap.
+        for (from, to) in [
+            (0, 100_000),
+            (100_000, 3 << 20),
+            (50_000, 60_000),
+            (3 << 20, LENGTH),
+        ] {
+            windows
+                .read(from, &mut read[from..to])
+                .expect("it is there");
+        }
+        assert!(read == whole, "what was read is not what is there");
+        let behind = windows.read(LENGTH - 1, &mut [0; 2]);
+        let error = behind.expect_err("nothing is behind the end");
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
 }

@@ -622,8 +622,8 @@ impl Uncached {
         &self.buffer[self.last.clone()]
     }
 
-    /// Where the next byte is, from `offset` on, that somebody has written: what is reserved, or skipped, reads as
-    /// zeros and costs a reader most. What the file system does not tell counts as written.
+    /// Where the next byte is, from `offset` on, that somebody has written; `u64::MAX` if there is none. What was
+    /// only reserved, or skipped, reads as zeros. What the file system does not tell counts as written.
     #[must_use]
     pub fn written_from(&self, offset: u64) -> u64 {
         let from = offset as libc::off_t;
