@@ -384,16 +384,11 @@ pub struct RaisedStart {
     path: PathBuf,
     copy: usize,
     bytes: Vec<u8>,
+    /// The directory is new: what it cannot do shows itself only now.
     probe: bool,
 }
 
 impl RaisedStart {
-    /// Whether the directory is new, so that what it cannot do shows itself only now.
-    #[must_use]
-    pub fn is_first(&self) -> bool {
-        self.probe
-    }
-
     /// Writes it; the superblock is durable afterwards.
     ///
     /// # Errors

@@ -131,15 +131,15 @@ pub fn run(config: NodeConfig) -> Result<(), Report> {
     dir.drop_other_sets(&mut |_| Ok(()))?;
     let raised = dir.begin()?;
     let addresses = Addresses::of(&clients, &admin)?;
-    if raised.is_first() || redistributes || peers.is_some() {
+    if stays {
+        write_meanwhile(raised, &begun_on_disk, &events)?;
+    } else {
         // Nothing was begun yet that could go on meanwhile; other nodes hear of the number first.
         raised.write()?;
         if redistributes {
             redistribute(&mut dir, &mut |_| Ok(()))?;
         }
         begun_on_disk.open();
-    } else {
-        write_meanwhile(raised, &begun_on_disk, &events)?;
     }
     watch_signals(events.clone())?;
 
