@@ -16,6 +16,7 @@ use crate::client::{
     AckItem, Client, Enqueued, Error, NewJob, Options, Queue, QueueInfo, QueueSettings, QueueStats,
 };
 use crate::loadtest::gaps::Gaps;
+use crate::loadtest::report::failed;
 use crate::workload::{Ledger, Misses, number_of, payload};
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -145,8 +146,8 @@ impl Load {
             ..Options::default()
         };
         let connect = || Client::connect_with(address, options.clone());
-        let producer = connect().await.map_err(|e| report("cannot connect", &e))?;
-        let worker = connect().await.map_err(|e| report("cannot connect", &e))?;
+        let producer = connect().await.map_err(|e| failed("cannot connect", &e))?;
+        let worker = connect().await.map_err(|e| failed("cannot connect", &e))?;
         let shared = Arc::new(Shared {
             ledger: Arc::default(),
             phase: watch::Sender::new(Phase::Paused),
@@ -168,7 +169,7 @@ impl Load {
         };
         for number in 0..QUEUES {
             let name = format!("bench-{number}");
-            let failed = |error: Error| report("cannot make a queue", &error);
+            let failed = |error: Error| failed("cannot make a queue", &error);
             let settings = QueueSettings::default;
             let made = load.producer.create_queue(&name, settings(), false).await;
             let producing = made.map_err(failed)?;
@@ -283,7 +284,7 @@ impl Load {
                         Err(error) if matches!(error.code(), Code::Finished | Code::NotFound) => {
                             ledger.found_gone(number);
                         }
-                        Err(error) => return Err(report("cannot look at a job", &error)),
+                        Err(error) => return Err(failed("cannot look at a job", &error)),
                     }
                 }
                 Ok(())
@@ -449,7 +450,7 @@ impl Load {
     /// The queues of the load.
     async fn infos(&self) -> Result<Vec<(QueueInfo, QueueStats)>, Report> {
         let all = self.producer.queues().await;
-        let all = all.map_err(|error| report("cannot read the queues' counters", &error))?;
+        let all = all.map_err(|error| failed("cannot read the queues' counters", &error))?;
         let missing = QUEUES.saturating_sub(all.len());
         match missing {
             0 => Ok(all),
@@ -484,7 +485,7 @@ impl Load {
                 let error = self.shared.fault.borrow().clone();
                 Err(error.map_or_else(
                     || Report::error(Code::Bug, "a fault without an error"),
-                    |error| report("the load was refused", &error),
+                    |error| failed("the load was refused", &error),
                 ))
             }
             () = tokio::time::sleep(DEADLINE) => {
@@ -499,10 +500,6 @@ fn lock(ledger: &Mutex<Ledger>) -> MutexGuard<'_, Ledger> {
     ledger.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn report(what: &str, error: &Error) -> Report {
-    Report::error(error.code(), what).location(error.message())
-}
-
 async fn fill_batch(shared: &Shared, queue: &Queue, count: u64) -> Result<(), Report> {
     let numbers: Vec<u64> = (0..count).map(|_| lock(&shared.ledger).ask()).collect();
     let job = |number: &u64| NewJob {
@@ -510,7 +507,7 @@ async fn fill_batch(shared: &Shared, queue: &Queue, count: u64) -> Result<(), Re
         ..NewJob::default()
     };
     let answers = queue.enqueue_batch(numbers.iter().map(job).collect()).await;
-    let answers = answers.map_err(|error| report("cannot enqueue", &error))?;
+    let answers = answers.map_err(|error| failed("cannot enqueue", &error))?;
     for (number, answer) in numbers.into_iter().zip(answers) {
         match answer {
             Enqueued::New(id) | Enqueued::Existing(id) => {

@@ -1,5 +1,7 @@
 //! How figures are shown: percentiles, bars for the terminal, JSON for programs.
 
+use crate::base::report::Report;
+use crate::client::Error;
 use crate::loadtest::disk_probe::new_histogram;
 use crate::workload::Misses;
 use hdrhistogram::Histogram;
@@ -20,6 +22,11 @@ pub(super) fn millis(duration: Duration) -> f64 {
 
 fn micros_to_millis(micros: u64) -> f64 {
     micros as f64 / 1000.0
+}
+
+/// What the client library says of a call that failed.
+pub(super) fn failed(what: &str, error: &Error) -> Report {
+    Report::error(error.code(), what).location(error.message())
 }
 
 /// What the probe of the disk saw, and in how many rounds it stalled.

@@ -14,10 +14,11 @@ use crate::base::code::Code;
 use crate::base::ids::JobId;
 use crate::base::prng::Prng;
 use crate::base::report::Report;
-use crate::client::{AckItem, Client, Enqueued, Error, LeasedJob, NewJob, Queue};
+use crate::client::{AckItem, Client, Enqueued, LeasedJob, NewJob, Queue};
 use crate::loadtest::cluster::{self, Cluster};
 use crate::loadtest::host::HostFacts;
-use crate::loadtest::node::{Node, NodeCommand, NodePlan};
+use crate::loadtest::node::{NodeCommand, NodePlan};
+use crate::loadtest::report::failed;
 use crate::loadtest::setting::{self, Place};
 use crate::runtime::preflight;
 use crate::workload::payload;
@@ -265,10 +266,7 @@ impl Meter {
     async fn settle(&mut self) -> Result<Settled, Report> {
         let mut small_jobs = 0;
         let begun = Instant::now();
-        let wanted = rounds(&self.metrics()?)
-            .into_iter()
-            .map(|rounds| rounds + 2);
-        let wanted: Vec<u64> = wanted.collect();
+        let before = rounds(&self.metrics()?);
         loop {
             for _ in 0..BETWEEN_LOOKS {
                 let mut calls = JoinSet::new();
@@ -280,10 +278,8 @@ impl Meter {
                 small_jobs += self.settling.len() as u64;
             }
             let text = self.metrics()?;
-            let done = rounds(&text);
-            if done.len() >= wanted.len()
-                && done.iter().zip(&wanted).all(|(done, least)| done >= least)
-            {
+            let mut shards = before.iter().zip(rounds(&text));
+            if shards.all(|(before, now)| now >= before + 2) {
                 let (now, before) = (written(&text), self.last);
                 self.last = now;
                 let written = Written {
@@ -302,9 +298,16 @@ impl Meter {
         }
     }
 
+    /// # Errors
+    /// If the node does not tell them.
     fn metrics(&mut self) -> Result<String, Report> {
-        let nodes = self.cluster.nodes_mut();
-        nodes.first_mut().map_or(Ok(String::new()), Node::metrics)
+        let node = self.cluster.nodes_mut().first_mut();
+        let told = node.expect("one was planned").metrics()?;
+        if told.is_empty() {
+            let what = "the node does not tell its metrics";
+            return Err(Report::error(Code::Unreachable, what));
+        }
+        Ok(told)
     }
 }
 
@@ -448,10 +451,6 @@ async fn come_and_go(
         }
     }
     Ok(())
-}
-
-fn failed(what: &str, error: &Error) -> Report {
-    Report::error(error.code(), what).location(error.message())
 }
 
 #[cfg(test)]

@@ -36,6 +36,7 @@ use crate::loadtest::disk_probe::DiskProbe;
 use crate::loadtest::host::HostFacts;
 use crate::loadtest::node::NodeCommand;
 use crate::loadtest::process::Usage;
+use crate::loadtest::report::failed;
 use crate::loadtest::setting::{self, Place};
 use crate::runtime::preflight;
 use std::path::PathBuf;
@@ -289,10 +290,6 @@ async fn targets(client: &Client, names: &[String], view: &View) -> Result<Vec<T
         });
     }
     Ok(targets)
-}
-
-fn failed(what: &str, error: &Error) -> Report {
-    Report::error(error.code(), what).location(error.message())
 }
 
 /// What stands still at a moment.

@@ -169,8 +169,7 @@ impl Producer {
     }
 
     fn ask(&mut self, due: Instant) {
-        let left = self.shape.until;
-        let left = left.map(|jobs| jobs - self.books.asked());
+        let left = self.shape.until.map(|jobs| jobs - self.books.asked());
         let jobs = left.map_or(self.shape.batch, |left| left.min(self.shape.batch));
         let is_delayed = self.prng.below(100) < self.shape.delayed.into();
         let is_timed = left.is_none() && !is_delayed;
