@@ -2,7 +2,8 @@
 //!
 //! Reading takes most of a start, so it begins before the executors are there, which take some milliseconds to
 //! set up; and before the ports are ours, which a process that was killed holds for some milliseconds. What was
-//! read is handed over only once the number of this start is durable.
+//! read is handed over only once the number of this start is durable. The segment with which the log goes on is
+//! made, and opened by the shard, meanwhile.
 
 use crate::base::report::Report;
 use crate::runtime::data_dir::DataDir;
@@ -11,9 +12,11 @@ use crate::runtime::metrics::NodeMetrics;
 use crate::runtime::node::no_thread;
 use crate::runtime::poker::Mailbox;
 use crate::runtime::shard_task::Event;
+use crate::runtime::segments::Found;
 use crate::runtime::{recover, segments};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
 use std::time::Instant;
 
 /// What several threads wait for.
@@ -66,15 +69,28 @@ impl LogThreads {
             let begun = Instant::now();
             let spares = metrics.shards[usize::from(shard)].spares.clone();
             let found = segments::find(&wal, &data_dir, spares)?;
-            let remains = recover::recover(&folder, identity, owner, &found.segments)?;
+            let next = found.next();
+            let Found { segments, mut pool } = found;
+            let ahead = boxes.clone();
+            let ahead = thread::Builder::new()
+                .name(format!("rrq-ahead-{shard}"))
+                .spawn(move || {
+                    if pool.make_ahead(next) {
+                        ahead[usize::from(shard)].send(Letter::SegmentAhead(next));
+                    }
+                    pool
+                })
+                .map_err(|error| no_thread("log", &error))?;
+            let remains = recover::recover(&folder, identity, owner, &segments)?;
             gate.wait();
             metrics.recovered("replay", begun.elapsed().as_secs_f64());
             mine.send(Letter::Recovered(Box::new(remains)));
             let made = |number| mine.send(Letter::SegmentMade(number));
-            found.pool.obey(orders, made)
+            let pool = ahead.join().expect("panics end it all");
+            pool.obey(orders, made)
         };
         let name = format!("rrq-log-{shard}");
-        let started = std::thread::Builder::new()
+        let started = thread::Builder::new()
             .name(name.clone())
             .spawn(move || {
                 if let Err(report) = work(&orders) {

@@ -29,6 +29,8 @@ const FORWARDED_MAX: usize = 4096;
 pub enum Letter {
     /// What it left was read.
     Recovered(Box<Remains>),
+    /// The segment that will be asked for first was made.
+    SegmentAhead(u64),
     /// A segment was made.
     SegmentMade(u64),
     /// Something that the engine waits for happened.

@@ -61,6 +61,14 @@ pub struct Found {
     pub pool: Pool,
 }
 
+impl Found {
+    /// The segment with which the log goes on.
+    #[must_use]
+    pub fn next(&self) -> u64 {
+        self.segments.last().map_or(1, |(number, _)| number + 1)
+    }
+}
+
 /// Looks through the folder of a log.
 ///
 /// # Errors
@@ -77,6 +85,7 @@ pub fn find(folder: &Path, data_dir: &Path, count: Arc<AtomicUsize>) -> Result<F
         ahead_from: None,
         lacks_descriptors: false,
         is_left: false,
+        made: None,
         count,
     };
     for name in names {
@@ -180,11 +189,21 @@ pub struct Pool {
     lacks_descriptors: bool,
     /// Segments of an earlier process were found: what it had prepared will be a spare soon.
     is_left: bool,
+    /// A segment that was made before it was asked for.
+    made: Option<u64>,
     /// How many spares there are, for who judges the room on the disk.
     count: Arc<AtomicUsize>,
 }
 
 impl Pool {
+    /// Makes a segment that will be asked for; whether it could. A name takes some milliseconds to be durable,
+    /// for which a start would wait.
+    pub fn make_ahead(&mut self, number: u64) -> bool {
+        // Whoever asks for it hears why not.
+        self.made = self.prepare(number).ok().map(|()| number);
+        self.made.is_some()
+    }
+
     /// Obeys until the other end is gone. `ready` is told of each segment made. Room is waited for:
     /// checkpoints, which drop segments, make some; and so are descriptors.
     ///
@@ -245,10 +264,12 @@ impl Pool {
                 Err(RecvTimeoutError::Timeout) => {}
             }
             while let Some(&number) = wanted.front() {
-                if self.spares.is_empty() && Instant::now() < make_from {
+                let is_made = self.made.take_if(|made| *made == number).is_some();
+                if !is_made && self.spares.is_empty() && Instant::now() < make_from {
                     break;
                 }
-                match self.prepare(number) {
+                let prepared = if is_made { Ok(()) } else { self.prepare(number) };
+                match prepared {
                     Ok(()) => {
                         ready(number);
                         if std::mem::take(&mut is_first) && self.is_left {

@@ -308,7 +308,8 @@ pub async fn run(parts: Parts) {
     .detach();
     tell(&parts.events, Event::Running);
     let mut letters = VecDeque::new();
-    let remains = match wait_for_recovery(&hub, &parts.mesh, &mut letters).await {
+    let wal = Rc::new(WalWriter::new(parts.wal_folder));
+    let remains = match wait_for_recovery(&hub, &parts.mesh, &wal, &mut letters).await {
         Some(remains) => remains,
         None => return tell(&parts.events, Event::Stopped(hub.shard)),
     };
@@ -323,7 +324,7 @@ pub async fn run(parts: Parts) {
     };
     let mut driver = Driver {
         engine: ShardEngine::new(parts.config, remains.log, remains.files, now()),
-        wal: Rc::new(WalWriter::new(parts.wal_folder)),
+        wal,
         hub,
         mesh: parts.mesh,
         pulse: parts.pulse,
@@ -357,6 +358,7 @@ pub async fn run(parts: Parts) {
 async fn wait_for_recovery(
     hub: &Hub,
     mesh: &Mesh,
+    wal: &Rc<WalWriter>,
     letters: &mut VecDeque<Letter>,
 ) -> Option<Remains> {
     loop {
@@ -376,6 +378,7 @@ async fn wait_for_recovery(
             match letter {
                 Letter::Recovered(remains) => recovered = Some(*remains),
                 Letter::Stop => return None,
+                Letter::SegmentAhead(number) => open_ahead(wal, number),
                 other => letters.push_back(other),
             }
         }
@@ -383,6 +386,13 @@ async fn wait_for_recovery(
             return recovered;
         }
     }
+}
+
+/// Opens a segment that the engine will ask for.
+fn open_ahead(wal: &Rc<WalWriter>, number: u64) {
+    let wal = wal.clone();
+    // Whoever needs it opens it again if this failed.
+    glommio::spawn_local(async move { wal.open(number).await.ok() }).detach();
 }
 
 struct Driver {
@@ -502,6 +512,7 @@ impl Driver {
 
     fn open(&mut self, letter: Letter, now: Now) {
         let input = match letter {
+            Letter::SegmentAhead(number) => return open_ahead(&self.wal, number),
             Letter::SegmentMade(number) => return self.open_segment(number),
             Letter::Happened(input) => {
                 match &input {
