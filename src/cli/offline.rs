@@ -110,10 +110,8 @@ impl ShardFiles {
 
     /// Its log, as a start would take it; changes nothing.
     pub(super) fn log(&self) -> Result<Recovered, Report> {
-        // There is time to look at all of it.
-        let quiet = usize::MAX;
         let segments = self.segments()?;
-        recover::read_log(&self.folder, self.identity, self.owner, &segments, quiet)
+        recover::read_log(&self.folder, self.identity, self.owner, &segments)
     }
 
     /// Its newest manifest that is intact.

@@ -184,6 +184,12 @@ impl DataDir {
         self.new
     }
 
+    /// Whether there is something of other WAL sets, which [`Self::drop_other_sets`] removes.
+    #[must_use]
+    pub fn has_other_sets(&self) -> bool {
+        self.other_is_named || !self.others.is_empty()
+    }
+
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {

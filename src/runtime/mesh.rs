@@ -10,6 +10,7 @@
 use crate::base::code::Code;
 use crate::base::ids::{ShardId, Voter};
 use crate::base::members::ClusterMembers;
+use crate::runtime::listener::Admission;
 use crate::runtime::peers::connector::Linked;
 use crate::runtime::poker::Mailbox;
 use crate::runtime::recover::Remains;
@@ -17,8 +18,9 @@ use crate::runtime::space::Level;
 use crate::shard::input::{Input, Loss, Origin};
 use crate::shard::sparing::VoterSets;
 use crate::shard::wall::VotersClock;
-use crate::wire::message::{ErrorReply, Reply, ReplyBody, Request};
+use crate::wire::message::{ErrorReply, NodeAddresses, Reply, ReplyBody, Request};
 use bytes::Bytes;
+use std::net::TcpListener;
 use std::sync::Arc;
 
 /// Letters in a mailbox beyond which requests are refused.
@@ -29,6 +31,8 @@ const FORWARDED_MAX: usize = 4096;
 pub enum Letter {
     /// What it left was read.
     Recovered(Box<Remains>),
+    /// Where clients come in, and what they are told of it.
+    Door(Box<Door>),
     /// The segment that will be asked for first was made.
     SegmentAhead(u64),
     /// A segment was made.
@@ -49,6 +53,17 @@ pub enum Letter {
     Linked(Box<Linked>),
     /// Frames for another node. For shard 0.
     ToPeer(Voter, Bytes),
+}
+
+/// Where the clients of a shard come in.
+#[derive(Debug)]
+pub struct Door {
+    /// The bound socket.
+    pub listener: TcpListener,
+    /// Who may come in.
+    pub admission: Admission,
+    /// The addresses of all shards of this node.
+    pub node: NodeAddresses,
 }
 
 /// All mailboxes of the node, as one shard sees them.

@@ -23,7 +23,7 @@ use crate::runtime::data_dir::{self, DataDir, RaisedStart, fits_members};
 use crate::runtime::desk::Desk;
 use crate::runtime::listener::Admission;
 use crate::runtime::log_threads::{Gate, LogThreads};
-use crate::runtime::mesh::{Letter, Mesh};
+use crate::runtime::mesh::{Door, Letter, Mesh};
 use crate::runtime::metrics::NodeMetrics;
 use crate::runtime::peers::roster::{Process, Roster};
 use crate::runtime::peers::{connector, forming};
@@ -118,129 +118,72 @@ pub fn run(config: NodeConfig) -> Result<(), Report> {
         metrics: metrics.clone(),
         events: events.clone(),
         begun_on_disk: begun_on_disk.clone(),
+        is_alone: config.members.is_empty(),
     };
     // A process that was killed holds its ports for some milliseconds yet, but not the directory any more.
-    // Where all that is there stays as it is, it is read meanwhile.
-    let stays = !dir.is_new() && !redistributes && config.members.is_empty();
-    let early = stays.then(|| log_threads.start(&dir)).transpose()?;
-    let (clients, admin) = preflight::listeners(&config, shards)?;
-    let peers = match config.members[..] {
-        [] => None,
-        _ => Some(preflight::peer_listener(&config)?),
-    };
-    dir.drop_other_sets(&mut |_| Ok(()))?;
-    let raised = dir.begin()?;
-    let addresses = Addresses::of(&clients, &admin)?;
-    if stays {
-        write_meanwhile(raised, &begun_on_disk, &events)?;
-    } else {
-        // Nothing was begun yet that could go on meanwhile; other nodes hear of the number first.
-        raised.write()?;
-        if redistributes {
-            redistribute(&mut dir, &mut |_| Ok(()))?;
-        }
-        begun_on_disk.open();
-    }
-    watch_signals(events.clone())?;
-
-    let process = random_bits()?;
-    let me = Process {
-        id: process,
-        events: events.clone(),
-    };
-    let roster = match peers {
-        None => None,
-        Some(listener) => {
-            let to_peers = (&addresses, listener);
-            match meet_peers(&config, &mut dir, to_peers, (&boxes, me), &inbox)? {
-                None => return Ok(()),
-                roster => roster,
-            }
-        }
-    };
-    let desk = Arc::new(Desk::new(boxes.clone()));
+    // Where all that is there stays as it is, the shards read it meanwhile; they write nothing before the number
+    // of this start is durable, for which the ports have to be ours.
+    let stays =
+        !dir.is_new() && !redistributes && !dir.has_other_sets() && config.members.is_empty();
+    let raised = stays.then(|| dir.begin()).transpose()?;
     let (scrubs, scrub_orders) = channel();
-    let node = Node {
+    let mut node = Node {
         config,
         dir,
-        addresses,
-        events,
+        events: events.clone(),
+        desk: Arc::new(Desk::new(boxes.clone())),
         boxes,
-        desk,
         metrics,
         pulses,
         begun,
-        process,
-        roster,
+        process: random_bits()?,
+        roster: None,
         scrubs,
         scrub_orders: Some(scrub_orders),
     };
+    if stays {
+        node.start_shards(&log_threads, cores)?;
+    }
+    let (clients, admin) = preflight::listeners(&node.config, shards)?;
+    let peers = match node.config.members[..] {
+        [] => None,
+        _ => Some(preflight::peer_listener(&node.config)?),
+    };
+    let addresses = Addresses::of(&clients, &admin)?;
+    if let Some(raised) = raised {
+        write_meanwhile(raised, &begun_on_disk, &events)?;
+    } else {
+        node.dir.drop_other_sets(&mut |_| Ok(()))?;
+        // Nothing was begun yet that could go on meanwhile; other nodes hear of the number first.
+        node.dir.begin()?.write()?;
+        if redistributes {
+            redistribute(&mut node.dir, &mut |_| Ok(()))?;
+        }
+        begun_on_disk.open();
+    }
+    watch_signals(events)?;
+    if let Some(listener) = peers
+        && !node.meet_peers((&addresses, listener), &inbox)?
+    {
+        return Ok(());
+    }
     node.metrics
         .recovered("open", begun.elapsed().as_secs_f64());
-    poker::start(node.pulses.clone()).map_err(|error| no_thread("poker", &error))?;
-    let logs = early.map_or_else(|| log_threads.start(&node.dir), Ok)?;
-    let helpers = node.start_executors(clients, logs, cores)?;
-    node.start_helpers(helpers)?;
+    if !stays {
+        node.start_shards(&log_threads, cores)?;
+    }
+    node.open_doors(clients, &addresses);
     node.watch_space()?;
     admin::start(admin, node.metrics.clone(), node.api())
         .map_err(|error| no_thread("admin", &error))?;
     supervisor::watch(node.metrics.clone()).map_err(|error| no_thread("watchdog", &error))?;
-    node.attend(&inbox)
+    node.attend(&inbox, &addresses)
 }
 
 /// Bits that no other process has.
 fn random_bits() -> Result<u64, Report> {
     let bits = data_dir::random().map_err(|error| no_thread("random bits", &error))?;
     Ok(u128::from_le_bytes(bits) as u64)
-}
-
-/// Has the other nodes connected to, and this node belong to a cluster. Nothing if the process shall stop
-/// before there is one. A node that stood alone is the first of a cluster from here on.
-fn meet_peers(
-    config: &NodeConfig,
-    dir: &mut DataDir,
-    (addresses, listener): (&Addresses, TcpListener),
-    (boxes, me): (&Arc<[Mailbox<Letter>]>, Process),
-    inbox: &Receiver<Event>,
-) -> Result<Option<Arc<Roster>>, Report> {
-    let is_formed = dir.superblock.cluster != ClusterId::default();
-    if is_formed && dir.superblock.founders.is_empty() {
-        dir.join(&forming::of_one(&dir.superblock))?;
-    }
-    let superblock = &dir.superblock;
-    let formation = is_formed.then(|| Formation {
-        cluster: superblock.cluster,
-        groups: superblock.groups,
-        formed_at: superblock.formed_at,
-        founders: superblock.founders.clone(),
-        members: superblock
-            .members
-            .iter()
-            .map(|member| member.voter)
-            .collect(),
-    });
-    let hello = PeerHello {
-        protocol_min: PEER_PROTOCOL_VERSION,
-        protocol_max: PEER_PROTOCOL_VERSION,
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        cluster: is_formed.then_some(superblock.cluster),
-        node: superblock.node,
-        disk: superblock.disk,
-        start: superblock.start as u32,
-        shards: superblock.shards,
-        groups: superblock.groups,
-        machine_version_max: config.machine_version_max,
-        heard: None,
-        client_addresses: addresses.advertised(config),
-        nodes: Vec::new(),
-        removed: false,
-        zone: config.zone.clone().unwrap_or_default(),
-    };
-    let roster = Roster::new(&config.members, boxes.clone(), me, hello, formation);
-    let roster = Arc::new(roster);
-    connector::start(&roster, listener).map_err(|error| no_thread("peers", &error))?;
-    let belongs = is_formed || forming::form(&roster, dir, inbox)?;
-    Ok(belongs.then_some(roster))
 }
 
 struct Addresses {
@@ -280,7 +223,6 @@ struct Helpers {
 struct Node {
     config: NodeConfig,
     dir: DataDir,
-    addresses: Addresses,
     events: Sender<Event>,
     boxes: Arc<[Mailbox<Letter>]>,
     desk: Arc<Desk>,
@@ -323,6 +265,87 @@ impl Node {
         self.dir.superblock.shards
     }
 
+    /// Has the other nodes connected to, and this node belong to a cluster. False if the process shall stop
+    /// before there is one. A node that stood alone is the first of a cluster from here on.
+    fn meet_peers(
+        &mut self,
+        (addresses, listener): (&Addresses, TcpListener),
+        inbox: &Receiver<Event>,
+    ) -> Result<bool, Report> {
+        let (config, dir) = (&self.config, &mut self.dir);
+        let is_formed = dir.superblock.cluster != ClusterId::default();
+        if is_formed && dir.superblock.founders.is_empty() {
+            dir.join(&forming::of_one(&dir.superblock))?;
+        }
+        let superblock = &dir.superblock;
+        let formation = is_formed.then(|| Formation {
+            cluster: superblock.cluster,
+            groups: superblock.groups,
+            formed_at: superblock.formed_at,
+            founders: superblock.founders.clone(),
+            members: superblock
+                .members
+                .iter()
+                .map(|member| member.voter)
+                .collect(),
+        });
+        let hello = PeerHello {
+            protocol_min: PEER_PROTOCOL_VERSION,
+            protocol_max: PEER_PROTOCOL_VERSION,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            cluster: is_formed.then_some(superblock.cluster),
+            node: superblock.node,
+            disk: superblock.disk,
+            start: superblock.start as u32,
+            shards: superblock.shards,
+            groups: superblock.groups,
+            machine_version_max: config.machine_version_max,
+            heard: None,
+            client_addresses: addresses.advertised(config),
+            nodes: Vec::new(),
+            removed: false,
+            zone: config.zone.clone().unwrap_or_default(),
+        };
+        let me = Process {
+            id: self.process,
+            events: self.events.clone(),
+        };
+        let roster = Roster::new(&config.members, self.boxes.clone(), me, hello, formation);
+        let roster = Arc::new(roster);
+        connector::start(&roster, listener).map_err(|error| no_thread("peers", &error))?;
+        let belongs = is_formed || forming::form(&roster, dir, inbox)?;
+        self.roster = Some(roster);
+        Ok(belongs)
+    }
+
+    /// Has the shards read what they left, and start.
+    fn start_shards(&self, log_threads: &LogThreads, cores: usize) -> Result<(), Report> {
+        poker::start(self.pulses.clone()).map_err(|error| no_thread("poker", &error))?;
+        let logs = log_threads.start(&self.dir)?;
+        let helpers = self.start_executors(logs, cores)?;
+        self.start_helpers(helpers, &log_threads.begun_on_disk)
+    }
+
+    /// Lets clients in to each shard that serves.
+    fn open_doors(&self, clients: Vec<TcpListener>, addresses: &Addresses) {
+        let superblock = &self.dir.superblock;
+        for (mailbox, listener) in self.boxes.iter().zip(clients) {
+            let door = Door {
+                listener,
+                admission: Admission::new(
+                    self.metrics.clients.clone(),
+                    self.config.connections_max,
+                    preflight::files_for_clients(superblock.shards),
+                ),
+                node: NodeAddresses {
+                    node: superblock.node,
+                    addresses: addresses.advertised(&self.config),
+                },
+            };
+            mailbox.send(Letter::Door(Box::new(door)));
+        }
+    }
+
     fn api(&self) -> Api {
         let superblock = &self.dir.superblock;
         Api {
@@ -336,14 +359,13 @@ impl Node {
 
     fn start_executors(
         &self,
-        clients: Vec<TcpListener>,
         logs: Vec<Sender<segments::Order>>,
         cores: usize,
     ) -> Result<Vec<Helpers>, Report> {
         let pinned = self.config.pin && usize::from(self.shards()) <= cores;
         let allowed = sys::allowed_cores();
         let mut helpers = Vec::new();
-        for ((shard, listener), segments) in (0..self.shards()).zip(clients).zip(logs) {
+        for (shard, segments) in (0..self.shards()).zip(logs) {
             let (snapshots, snapshot_orders) = channel();
             let (reads, read_orders) = channel();
             helpers.push(Helpers {
@@ -351,7 +373,7 @@ impl Node {
                 snapshots: snapshot_orders,
                 reads: read_orders,
             });
-            let parts = self.parts(shard, listener, segments, (snapshots, reads));
+            let parts = self.parts(shard, segments, (snapshots, reads));
             let placement = match allowed.get(usize::from(shard)) {
                 Some(&core) if pinned => Placement::Fixed(core),
                 _ => Placement::Unbound,
@@ -376,13 +398,11 @@ impl Node {
     fn parts(
         &self,
         shard: u16,
-        listener: TcpListener,
         segments: Sender<segments::Order>,
         (snapshots, reads): (Sender<snapshot_files::Order>, Sender<snapshot_reads::Order>),
     ) -> Parts {
         let (config, superblock) = (&self.config, &self.dir.superblock);
         let memory = process::memory_limit();
-        let addresses = self.addresses.advertised(&self.config);
         Parts {
             config: ShardConfig {
                 zone: self.config.zone.clone().unwrap_or_default(),
@@ -419,19 +439,10 @@ impl Node {
                 shard,
                 groups: superblock.groups,
                 payload_bytes_max: config.payload_bytes_max as u32,
-                nodes: vec![NodeAddresses {
-                    node: superblock.node,
-                    addresses,
-                }],
+                nodes: Vec::new(),
             },
             process: self.process,
             replay_budget: config.replay_budget,
-            listener,
-            admission: Admission::new(
-                self.metrics.clients.clone(),
-                config.connections_max,
-                preflight::files_for_clients(superblock.shards),
-            ),
             jobs_memory_max: config.jobs_memory(memory),
             in_flight_bytes_max: config.in_flight_bytes_shard(superblock.shards, memory),
             mesh: Mesh {
@@ -468,7 +479,7 @@ impl Node {
 
     /// Two more threads a shard: one writes checkpoints, so that a slow sync there does not hold up a segment;
     /// and one reads them.
-    fn start_helpers(&self, helpers: Vec<Helpers>) -> Result<(), Report> {
+    fn start_helpers(&self, helpers: Vec<Helpers>, gate: &Arc<Gate>) -> Result<(), Report> {
         for Helpers {
             shard,
             snapshots,
@@ -484,8 +495,9 @@ impl Node {
             })?;
 
             let files = SnapshotFiles::new(folder, data_dir);
-            let boxes = self.boxes.clone();
+            let (boxes, gate) = (self.boxes.clone(), gate.clone());
             self.thread(&format!("rrq-files-{shard}"), move || {
+                gate.wait();
                 let mine = &boxes[usize::from(shard)];
                 files.obey(&snapshots, |input| mine.send(Letter::Happened(input)));
             })?;
@@ -494,7 +506,7 @@ impl Node {
     }
 
     /// Waits for what happens until the end.
-    fn attend(mut self, inbox: &Receiver<Event>) -> Result<(), Report> {
+    fn attend(mut self, inbox: &Receiver<Event>, addresses: &Addresses) -> Result<(), Report> {
         let (mut running, mut serving, mut stopped) = (0, 0, 0);
         let mut stop_by: Option<Instant> = None;
         let mut settle_at: Option<Instant> = None;
@@ -515,7 +527,7 @@ impl Node {
                 Ok(Event::Serving(_)) => {
                     serving += 1;
                     if serving == self.shards() && stop_by.is_none() {
-                        self.ready();
+                        self.ready(addresses);
                         settle_at = Some(Instant::now() + SETTLE_AFTER);
                     }
                 }
@@ -619,7 +631,7 @@ impl Node {
     }
 
     /// Every shard serves: says so.
-    fn ready(&self) {
+    fn ready(&self, addresses: &Addresses) {
         let seconds = self.begun.elapsed().as_secs_f64();
         self.metrics.recovered("serve", seconds);
         let mut out = io::stdout().lock();
@@ -632,8 +644,8 @@ impl Node {
                 0 => String::new(),
                 members => format!("node {} of {members}, ", self.dir.superblock.node),
             },
-            self.addresses.clients[0],
-            self.addresses.admin,
+            addresses.clients[0],
+            addresses.admin,
             self.shards(),
             if self.shards() == 1 { "" } else { "s" },
             self.dir.path().display(),
@@ -647,7 +659,7 @@ impl Node {
         if let Err(error) = line.and_then(|()| out.flush()) {
             tracing::debug!(%error, "nobody reads the standard output");
         }
-        supervisor::ready(&format!("serving clients at {}", self.addresses.clients[0]));
+        supervisor::ready(&format!("serving clients at {}", addresses.clients[0]));
     }
 
     /// From the start on, so that a full disk is known before the first enqueue.

@@ -4,8 +4,8 @@
 //! Blocking, on a plain thread a shard. Segments are read as they were written, past the kernel's cache, which
 //! has nothing of the newest and would cost more than the disk: the processors are what a start is short of.
 //! What was only reserved is not read at all. The bytes are read, not mapped: entries stay slices of them while
-//! the files are used again. The last segment is synced before it is believed: what a dead process wrote may be
-//! readable and not durable yet.
+//! the files are used again. What a dead process wrote last may be readable and not durable yet: it is synced
+//! before anybody is told of it ([`Unsynced`]).
 
 use crate::base::code::Code;
 use crate::base::report::Report;
@@ -26,7 +26,6 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::{Duration, Instant};
 
 /// What is read of a segment before anything is known of it: the head of some two hundred groups.
@@ -47,7 +46,26 @@ pub struct Remains {
     pub read_in: Duration,
 }
 
-/// Reads a shard, and removes what its checkpoints have left half done.
+/// Segments that were read and may not be durable yet: a crash of the machine could take back what was found.
+#[must_use]
+#[derive(Debug)]
+pub struct Unsynced(Vec<PathBuf>);
+
+impl Unsynced {
+    /// Makes them durable.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn sync(self) -> Result<(), Report> {
+        self.0.iter().try_for_each(|path| {
+            let synced = File::open(path).and_then(|file| file.sync_data());
+            synced.map_err(|error| unusable(path, "sync", &error))
+        })
+    }
+}
+
+/// Reads a shard, and removes what its checkpoints have left half done. What is found may be worked with at once,
+/// and relied on once it is synced.
 ///
 /// # Errors
 /// If a file cannot be read, or the log is not this shard's.
@@ -56,44 +74,61 @@ pub fn recover(
     identity: LogIdentity,
     owner: Owner,
     segments: &[(u64, PathBuf)],
-) -> Result<Remains, Report> {
+) -> Result<(Remains, Unsynced), Report> {
     let begun = Instant::now();
     let files = find_files(folder).map_err(|error| unusable(folder, "read", &error))?;
     fetch_newest(folder, &files);
-    let log = read_log(folder, identity, owner, segments, QUIET_BYTES)?;
+    let (log, unsynced) = read(folder, identity, owner, segments, QUIET_BYTES)?;
     tell(identity, &log);
-    Ok(Remains {
+    let remains = Remains {
         log,
         files,
         read_in: begun.elapsed(),
-    })
+    };
+    Ok((remains, unsynced))
 }
 
-/// Reads the log of a shard; changes nothing. The last segment is read until `quiet` bytes have shown no
-/// batch: [`QUIET_BYTES`] at a start; who has the time looks at all of it (`usize::MAX`).
+/// Reads the log of a shard, its last segment to the end of the file, and syncs it; changes nothing.
 ///
 /// # Errors
-/// If a file cannot be read, or the log is not this shard's.
+/// If a file cannot be read or synced, or the log is not this shard's.
 pub fn read_log(
     folder: &Path,
     identity: LogIdentity,
     owner: Owner,
     segments: &[(u64, PathBuf)],
-    quiet: usize,
 ) -> Result<Recovered, Report> {
+    let (log, unsynced) = read(folder, identity, owner, segments, usize::MAX)?;
+    unsynced.sync()?;
+    Ok(log)
+}
+
+/// The last segment is read until `quiet` bytes have shown no batch.
+fn read(
+    folder: &Path,
+    identity: LogIdentity,
+    owner: Owner,
+    segments: &[(u64, PathBuf)],
+    quiet: usize,
+) -> Result<(Recovered, Unsynced), Report> {
     let mut recovery = Recovery::new(identity);
     if let Some(manifest) = newest_manifest(folder, identity, owner)? {
         recovery.proof(manifest.durable);
     }
     let mut buffer = Vec::new();
+    let mut unsynced = Vec::new();
     for part in plan(segments)? {
         let (number, path, length) = (part.number, part.path, part.length);
+        if matches!(part.reach, Reach::End) {
+            unsynced.push(path.to_owned());
+        }
         let bytes = part
             .read(quiet, &mut buffer)
             .map_err(|error| unusable(path, "read", &error))?;
         recovery.feed_front(number, bytes, length);
     }
-    recovery.finish().map_err(|error| refused(folder, &error))
+    let log = recovery.finish().map_err(|error| refused(folder, &error))?;
+    Ok((log, Unsynced(unsynced)))
 }
 
 /// Logs what was cut off a log, and what is damaged in it.
@@ -125,7 +160,7 @@ enum Reach {
     Judged(usize),
     /// It has the head of another: it was prepared and never written.
     Other,
-    /// To its end, wherever that is; what is read is synced.
+    /// To its end, wherever that is, which may not be durable.
     End,
 }
 
@@ -198,13 +233,8 @@ impl<'a> Part<'a> {
             windows.read(before.len(), rest)?;
             bytes.into()
         } else {
-            thread::scope(|scope| {
-                // A sync may take as long as the reading.
-                let sync = scope.spawn(|| File::open(self.path)?.sync_data());
-                let read = |from: usize, piece: &mut [u8]| windows.read(from, piece);
-                let written = read_written(self.number, front, (length, quiet), read);
-                sync.join().expect("panics end it all").and(written)
-            })?
+            let read = |from: usize, piece: &mut [u8]| windows.read(from, piece);
+            read_written(self.number, front, (length, quiet), read)?
         };
         *buffer = windows.file.into_buffer();
         Ok(bytes)

@@ -161,14 +161,7 @@ impl Change {
         identity: LogIdentity,
     ) -> Result<Recovered, Report> {
         let segments = segments::list(wal)?;
-        // There is time to look at all of it.
-        recover::read_log(
-            folder,
-            identity,
-            self.superblock.owner(),
-            &segments,
-            usize::MAX,
-        )
+        recover::read_log(folder, identity, self.superblock.owner(), &segments)
     }
 
     /// Where each log ends, and what they know of earlier ones, if all are whole; `None` if none was ever

@@ -268,7 +268,11 @@ impl Pool {
                 if !is_made && self.spares.is_empty() && Instant::now() < make_from {
                     break;
                 }
-                let prepared = if is_made { Ok(()) } else { self.prepare(number) };
+                let prepared = if is_made {
+                    Ok(())
+                } else {
+                    self.prepare(number)
+                };
                 match prepared {
                     Ok(()) => {
                         ready(number);

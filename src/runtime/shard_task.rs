@@ -40,7 +40,6 @@ use glommio::timer::Timer;
 use std::cell::{Cell, Ref, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::future::{Future, poll_fn};
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -91,14 +90,10 @@ pub struct Parts {
     pub config: ShardConfig,
     /// Random bits of this process.
     pub process: u64,
-    /// What to say to clients.
+    /// What to say to clients; of this node's addresses the [`Door`] tells.
     pub hello: ServerHello,
     /// How long a start may read the log back.
     pub replay_budget: Duration,
-    /// The bound socket.
-    pub listener: TcpListener,
-    /// Who may come in.
-    pub admission: Admission,
     /// What live jobs of all shards may take of memory, in bytes.
     pub jobs_memory_max: u64,
     /// What the connections may hold together, in bytes.
@@ -163,14 +158,17 @@ impl Hub {
 
     /// Clients are told where another node's shards are.
     fn note_node(&self, peer: &Peer) {
+        self.note_addresses(NodeAddresses {
+            node: peer.voter.node,
+            addresses: peer.client_addresses.clone(),
+        });
+    }
+
+    fn note_addresses(&self, of: NodeAddresses) {
         let nodes = &mut self.hello.borrow_mut().nodes;
-        let node = peer.voter.node;
-        nodes.retain(|listed| listed.node != node);
-        if !peer.client_addresses.is_empty() {
-            nodes.push(NodeAddresses {
-                node,
-                addresses: peer.client_addresses.clone(),
-            });
+        nodes.retain(|listed| listed.node != of.node);
+        if !of.addresses.is_empty() {
+            nodes.push(of);
             nodes.sort_unstable_by_key(|listed| listed.node);
         }
     }
@@ -333,7 +331,7 @@ pub async fn run(parts: Parts) {
         reads: parts.reads,
         scrubs: parts.scrubs,
         events: parts.events,
-        door: Some((sys::adopt_listener(parts.listener), parts.admission)),
+        door: None,
         letters,
         effects: Vec::new(),
         timer: None,
@@ -406,7 +404,7 @@ struct Driver {
     reads: Sender<snapshot_reads::Order>,
     scrubs: Sender<scrubber::Order>,
     events: Sender<Event>,
-    /// The listener until the shard serves.
+    /// Until the shard serves.
     door: Option<(glommio::net::TcpListener, Admission)>,
     letters: VecDeque<Letter>,
     effects: Vec<Effect>,
@@ -512,6 +510,11 @@ impl Driver {
 
     fn open(&mut self, letter: Letter, now: Now) {
         let input = match letter {
+            Letter::Door(door) => {
+                self.hub.note_addresses(door.node);
+                self.door = Some((sys::adopt_listener(door.listener), door.admission));
+                return;
+            }
             Letter::SegmentAhead(number) => return open_ahead(&self.wal, number),
             Letter::SegmentMade(number) => return self.open_segment(number),
             Letter::Happened(input) => {
