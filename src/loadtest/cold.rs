@@ -7,6 +7,12 @@ use crate::runtime::sys;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// A page that the process that ended was about to have read stays until it is.
+const PATIENCE: Duration = Duration::from_secs(1);
+const RETRY_EVERY: Duration = Duration::from_millis(5);
 
 /// Makes a file, and all files below a folder, forgotten.
 ///
@@ -44,10 +50,17 @@ fn collect(place: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
 /// The pages that stay.
 fn forget_file(path: &Path) -> io::Result<usize> {
     let file = File::open(path)?;
-    // What is not written yet cannot be dropped.
-    file.sync_all()?;
-    sys::drop_cached(&file)?;
-    sys::cached_pages(&file)
+    let begun = Instant::now();
+    loop {
+        // What is not written yet cannot be dropped.
+        file.sync_all()?;
+        sys::drop_cached(&file)?;
+        let stay = sys::cached_pages(&file)?;
+        if stay == 0 || begun.elapsed() >= PATIENCE {
+            return Ok(stay);
+        }
+        thread::sleep(RETRY_EVERY);
+    }
 }
 
 fn failed(path: &Path, error: &io::Error) -> Report {
