@@ -159,7 +159,7 @@ impl Default for NodeConfig {
             queue_defaults: QueueSettings::default(),
             log_level: tracing::Level::INFO,
             log_json: false,
-            checkpoint_log_bytes: 8 << 20,
+            checkpoint_log_bytes: 4 << 20,
             replay_budget: Duration::from_millis(10),
             scrub_period: Some(Duration::from_secs(7 * 86_400)),
             machine_version_max: MACHINE_VERSION_MAX,
