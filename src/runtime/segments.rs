@@ -428,6 +428,26 @@ mod tests {
     }
 
     #[test]
+    fn a_segment_made_ahead_is_not_made_again() {
+        let folder = folder();
+        fs::write(folder.path().join("0000000000000006.seg"), []).expect("there is room");
+        let found = find(folder.path(), folder.path(), Arc::default()).expect("it can be read");
+        assert_eq!(found.next(), 7);
+        let mut pool = found.pool;
+        assert!(pool.make_ahead(7));
+        let path = folder.path().join("0000000000000007.seg");
+        fs::write(&path, b"the same").expect("it is there");
+        let (sender, orders) = std::sync::mpsc::channel();
+        sender.send(Order::Prepare(7)).expect("it is open");
+        drop(sender);
+        let mut ready = Vec::new();
+        let obeyed = pool.obey(&orders, |number| ready.push(number));
+        obeyed.expect("there is room");
+        assert_eq!(ready, [7]);
+        assert_eq!(fs::read(&path).expect("it is there"), b"the same");
+    }
+
+    #[test]
     fn a_segment_that_is_waited_for_has_its_front_and_is_used_again_once_all_is_written() {
         let folder = folder();
         let mut pool = pool(&folder);
