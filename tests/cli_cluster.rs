@@ -7,7 +7,7 @@ mod node_support;
 
 use cli_support::{Done, alone, appears, command, finish, signal, until};
 use cluster_kit::{Cluster, Load};
-use node_support::{DEADLINE, folder};
+use node_support::{DEADLINE, TestFolder, folder};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
@@ -82,8 +82,8 @@ fn told_of(path: &str) -> usize {
         .count()
 }
 
-/// A demo with its output in a file, and the folder of its data.
-fn demo(name: &str, args: &[&str]) -> (std::process::Child, std::path::PathBuf, String) {
+/// A demo with its output in file `out` of a folder, and the folder of its data.
+fn demo(name: &str, args: &[&str]) -> (std::process::Child, TestFolder, String) {
     let place = folder(name);
     fs::create_dir_all(&place).expect("a folder");
     let out = place.join("out");
@@ -101,16 +101,16 @@ fn demo(name: &str, args: &[&str]) -> (std::process::Child, std::path::PathBuf, 
         }
         assert!(begun.elapsed() < DEADLINE, "{text}");
     };
-    (child, out, data)
+    (child, place, data)
 }
 
 #[test]
 fn a_demo_kills_leaders_counts_every_job_and_leaves_nothing_behind() {
     let args = ["--duration", "4s", "--kill-every", "2s"];
-    let (child, out, data) = demo("demo", &args);
+    let (child, place, data) = demo("demo", &args);
     assert_eq!(told_of(&data), 3, "three nodes on {data}");
     let done = finish(child);
-    let text = fs::read_to_string(out).expect("it was written");
+    let text = fs::read_to_string(place.join("out")).expect("it was written");
     assert_eq!(done.status, 0, "{text}{}", done.err);
     assert!(text.starts_with("3 nodes at 127.0.0.1:"), "{text}");
     let kills = text.matches("was killed -9 at").count();
@@ -127,7 +127,7 @@ fn a_demo_kills_leaders_counts_every_job_and_leaves_nothing_behind() {
 
 #[test]
 fn a_demo_that_is_interrupted_ends_its_nodes_and_removes_their_data() {
-    let (child, _, data) = demo("demo-interrupted", &["--nodes", "1"]);
+    let (child, _place, data) = demo("demo-interrupted", &["--nodes", "1"]);
     signal(child.id(), "-INT");
     let done = finish(child);
     assert!(done.err.contains("stopped by a signal"), "{}", done.err);
