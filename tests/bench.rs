@@ -107,13 +107,13 @@ fn what_fills_the_queues_first_is_there_and_counts_for_nothing() {
 #[test]
 fn more_jobs_than_memory_fill_the_queues_all_the_same() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rrq-bench"));
-    command.args(["load", "--shards", "1", "--fill", "100000"]);
+    command.args(["load", "--shards", "1", "--fill", "300000"]);
     command.args(["--rate", "400", "--duration", "1s", "--warm-up", "100ms"]);
-    // A job takes 350 B of memory: twice as much as there is, and faster than it can be written down.
+    // A job takes 350 B of memory: six times as much as there is, and faster than it can be written down.
     command.env("RRQ_LIMITS__JOBS_MEMORY_MAX", "16MiB");
     let (found, said) = measured("load-memory.json", &mut command);
     let backlog = found["seconds"][0]["backlog"].as_u64();
-    assert!(backlog.is_some_and(|jobs| jobs >= 100_000), "{said}");
+    assert!(backlog.is_some_and(|jobs| jobs >= 300_000), "{said}");
     let refused = said.split(" refused,").next();
     let refused = refused.and_then(|said| said.rsplit(' ').next());
     assert!(refused.is_some_and(|count| count != "0"), "{said}");
@@ -221,8 +221,9 @@ fn what_is_written_for_a_change_is_counted() {
     // Each job's payload is in the log, and once more in a checkpoint only where the job stays.
     assert!(number(fifo, "log_bytes") > 4000.0 * 256.0, "{fifo}");
     assert!(number(fifo, "checkpoint_bytes") > 2000.0 * 256.0, "{fifo}");
+    // What is under way when one is cut is in it: several hundred of so few.
     let brief = number(brief, "checkpoint_bytes");
-    assert!(brief < number(fifo, "checkpoint_bytes") / 4.0, "{found}");
+    assert!(brief < number(fifo, "checkpoint_bytes") / 2.0, "{found}");
 }
 
 #[test]
@@ -316,7 +317,8 @@ fn a_load_goes_on_while_a_node_of_three_is_killed() {
     let json = file("load-kill.json");
     let mut command = Command::new(env!("CARGO_BIN_EXE_rrq-bench"));
     command.args(["load", "--nodes", "3", "--shards", "1", "--duration", "4s"]);
-    command.args(["--producers", "8", "--consumers", "8", "--warm-up", "100ms"]);
+    command.args(["--producers", "24", "--consumers", "24", "--warm-up", "100ms"]);
+    command.args(["--queues", "24"]);
     command.arg("--json").arg(&json).stdout(Stdio::piped());
     let mut bench = command.spawn().expect("it runs");
     let mut lines = BufReader::new(bench.stdout.take().expect("piped")).lines();
@@ -325,7 +327,7 @@ fn a_load_goes_on_while_a_node_of_three_is_killed() {
         .map_while(Result::ok)
         .any(|line| line.contains(" measured "));
     assert!(is_measured, "it does not come so far");
-    // Of 64 groups it leads some that the eight queues are in.
+    // It leads a third of the 64 groups, over which the queues are spread by chance.
     let node = child_of(bench.id(), ["--id", "2"]).expect("a node");
     let kill = Command::new("kill")
         .args(["-9", &node.to_string()])
