@@ -317,7 +317,14 @@ fn a_load_goes_on_while_a_node_of_three_is_killed() {
     let json = file("load-kill.json");
     let mut command = Command::new(env!("CARGO_BIN_EXE_rrq-bench"));
     command.args(["load", "--nodes", "3", "--shards", "1", "--duration", "4s"]);
-    command.args(["--producers", "24", "--consumers", "24", "--warm-up", "100ms"]);
+    command.args([
+        "--producers",
+        "24",
+        "--consumers",
+        "24",
+        "--warm-up",
+        "100ms",
+    ]);
     command.args(["--queues", "24"]);
     command.arg("--json").arg(&json).stdout(Stdio::piped());
     let mut bench = command.spawn().expect("it runs");
