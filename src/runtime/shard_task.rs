@@ -90,7 +90,7 @@ pub struct Parts {
     pub config: ShardConfig,
     /// Random bits of this process.
     pub process: u64,
-    /// What to say to clients; of this node's addresses the [`Door`] tells.
+    /// What to say to clients; of this node's addresses a [`Letter::Door`] tells.
     pub hello: ServerHello,
     /// How long a start may read the log back.
     pub replay_budget: Duration,
