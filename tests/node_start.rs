@@ -173,6 +173,42 @@ fn a_taken_port_is_named_with_its_holder() {
     }
 }
 
+/// Its shards read meanwhile what is there.
+#[test]
+fn a_start_that_gets_no_port_counts_for_nothing() {
+    let data = used("no-port", &[]);
+    let before = contents(&data);
+    let taken = TcpListener::bind("127.0.0.1:0").expect("loopback has ports");
+    let address = taken.local_addr().expect("it is bound").to_string();
+    for _ in 0..3 {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rrq-node"));
+        let args = ["--listen", &address, "--admin", "127.0.0.1:0"];
+        command.args(args).args(["--shards", "1", "--no-pin"]);
+        let output = command.arg("--data-dir").arg(&*data).output();
+        assert_eq!(output.expect("it runs").status.code(), Some(4));
+    }
+    let after = contents(&data);
+    // Who starts writes its number there; a spare may have become the next segment.
+    let name = |path: &PathBuf| {
+        path.file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+    };
+    let may_change = |path: &PathBuf| {
+        name(path).is_some_and(|name| name == "lock" || name.starts_with("spare-"))
+    };
+    for (path, bytes) in before.iter().filter(|(path, _)| !may_change(path)) {
+        assert!(after.get(path) == Some(bytes), "{} changed", path.display());
+    }
+    let new = after.keys().filter(|path| !before.contains_key(*path));
+    for path in new {
+        let is_log = name(path).is_some_and(|name| name.ends_with(".seg"));
+        assert!(is_log, "{} is new", path.display());
+    }
+    drop(taken);
+    let node = Node::start(&data, &[]);
+    assert_eq!(http(node.admin(), "/readyz").0, 200);
+}
+
 #[test]
 fn a_port_that_the_node_itself_needs_twice_is_not_blamed_on_another() {
     let data = folder("twice");

@@ -62,7 +62,7 @@ pub struct Found {
 }
 
 impl Found {
-    /// The segment with which the log goes on.
+    /// The segment with which the log goes on: what its recovery will say, too.
     #[must_use]
     pub fn next(&self) -> u64 {
         self.segments.last().map_or(1, |(number, _)| number + 1)
@@ -264,16 +264,11 @@ impl Pool {
                 Err(RecvTimeoutError::Timeout) => {}
             }
             while let Some(&number) = wanted.front() {
-                let is_made = self.made.take_if(|made| *made == number).is_some();
+                let is_made = self.made == Some(number);
                 if !is_made && self.spares.is_empty() && Instant::now() < make_from {
                     break;
                 }
-                let prepared = if is_made {
-                    Ok(())
-                } else {
-                    self.prepare(number)
-                };
-                match prepared {
+                match self.prepare(number) {
                     Ok(()) => {
                         ready(number);
                         if std::mem::take(&mut is_first) && self.is_left {
@@ -316,6 +311,9 @@ impl Pool {
     }
 
     fn prepare(&mut self, number: u64) -> io::Result<()> {
+        if self.made.take_if(|made| *made == number).is_some() {
+            return Ok(());
+        }
         let spare = match self.spares.pop() {
             Some(spare) => spare,
             None => self.make_spare(&mut || true)?,

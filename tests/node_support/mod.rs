@@ -20,11 +20,12 @@ use std::time::{Duration, Instant};
 /// Long enough for a crowded machine; a test that waits so long has failed.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
-/// A folder of its own for a test, empty at first. It goes with this value, unless the test failed: a data
-/// directory is hundreds of megabytes, and the suite makes more than a hundred.
+/// A folder that goes with this value, unless the test failed: a data directory is hundreds of megabytes, and the
+/// suite makes more than a hundred.
 #[derive(Debug)]
 pub(crate) struct TestFolder(PathBuf);
 
+/// A folder of its own for a test, which is not there yet.
 pub(crate) fn folder(name: &str) -> TestFolder {
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("node-{name}"));
     if path.exists() {
