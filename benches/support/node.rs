@@ -261,6 +261,7 @@ impl Node {
             Effect::Stopped => self.stopped = true,
             Effect::DropSegments { .. }
             | Effect::DropFiles { .. }
+            | Effect::TruncateFiles { .. }
             | Effect::Discard(_)
             | Effect::JobsRan { .. } => {}
             Effect::Forward { .. } | Effect::ForwardClosed { .. } => {

@@ -616,6 +616,7 @@ impl Driver {
             Effect::SyncFiles { round, files } => self.order(Order::Sync { round, files }),
             Effect::WriteManifest { bytes } => self.order(Order::Manifest(bytes)),
             Effect::DropFiles { files } => self.order(Order::Drop(files)),
+            Effect::TruncateFiles { files } => self.order(Order::Truncate(files)),
             Effect::Reply { to, reply } if to.shard == self.hub.shard => {
                 self.hub.reply(to.conn, reply);
             }

@@ -1,14 +1,15 @@
 //! The files of a shard's checkpoints, written by a thread of the shard's own, and how they are read.
 //!
 //! ```text
-//! run-<writer>-<n>.run      pages and roots of one round
+//! run-<writer>-<n>.run      pages and roots of some rounds
 //! payload-<writer>-<n>.pay  bodies of jobs
 //! manifest-<sequence>       the second anchor of the bases; the newest two are kept
 //! ```
 //!
 //! The writer is a shard in a start of the node, 64 times the start number and the shard
 //! ([`file_number`](crate::snapshot::layout::file_number)), which makes the name new: a file is made by its
-//! first chunk and never opened for writing again by another process. A round whose files cannot be written is given up: they are
+//! first chunk, further rounds of the same process may add to it, and no other ever opens it for writing. A
+//! round whose files cannot be written is given up: what it added to them is cut off, those that it made are
 //! removed, the log stays, nothing is lost.
 
 use crate::base::report::Report;
@@ -63,6 +64,8 @@ pub enum Order {
     Manifest(Bytes),
     /// Unlink files.
     Drop(Vec<CheckpointFile>),
+    /// Cut files off at these lengths.
+    Truncate(Vec<(CheckpointFile, u64)>),
     /// Free memory: here it holds up the next round at most.
     Free(Discarded),
 }
@@ -80,6 +83,8 @@ pub struct SnapshotFiles {
 struct Open {
     file: File,
     round: u64,
+    /// Where the round began in it.
+    from: u64,
     dirty: u64,
 }
 
@@ -117,6 +122,9 @@ impl SnapshotFiles {
                 Ok(Order::Sync { round, files }) => tell(self.sync(round, &files)),
                 Ok(Order::Manifest(bytes)) => manifest = Some(bytes),
                 Ok(Order::Drop(files)) => self.drop_files(&files),
+                Ok(Order::Truncate(files)) => files
+                    .iter()
+                    .for_each(|(file, len)| self.cut_off(*file, *len)),
                 Ok(Order::Free(discarded)) => drop(discarded),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -151,15 +159,16 @@ impl SnapshotFiles {
         bytes: &[u8],
     ) -> io::Result<()> {
         if !self.open.contains_key(&file) {
-            let made = File::options()
+            let opened = File::options()
                 .write(true)
-                .create_new(true)
+                .create_new(offset == 0)
                 .open(self.path(file))?;
             self.open.insert(
                 file,
                 Open {
-                    file: made,
+                    file: opened,
                     round,
+                    from: offset,
                     dirty: 0,
                 },
             );
@@ -180,16 +189,19 @@ impl SnapshotFiles {
         if self.given_up.remove(&round) {
             return Input::RoundFailed { round };
         }
-        let synced = files
-            .iter()
-            .filter_map(|file| self.open.remove(file))
-            .try_for_each(|open| open.file.sync_all())
+        let open = files.iter().filter_map(|file| self.open.get(file));
+        let synced = open
+            .map(|open| &open.file)
+            .try_for_each(File::sync_all)
             .and_then(|()| sync_folder(&self.folder));
         match synced {
-            Ok(()) => Input::FilesSynced { round },
+            Ok(()) => {
+                self.open.retain(|_, open| open.round != round);
+                Input::FilesSynced { round }
+            }
             Err(error) => {
                 tracing::warn!(%error, round, "a checkpoint round is given up; the log stays");
-                self.drop_files(files);
+                self.undo(round);
                 Input::RoundFailed { round }
             }
         }
@@ -197,10 +209,31 @@ impl SnapshotFiles {
 
     fn give_up(&mut self, round: u64) {
         self.given_up.insert(round);
-        let of_round =
-            |(file, open): (&CheckpointFile, &Open)| (open.round == round).then_some(*file);
-        let files: Vec<CheckpointFile> = self.open.iter().filter_map(of_round).collect();
-        self.drop_files(&files);
+        self.undo(round);
+    }
+
+    /// Removes what a round has written.
+    fn undo(&mut self, round: u64) {
+        let of_round = |(file, open): (&CheckpointFile, &Open)| {
+            (open.round == round).then_some((*file, open.from))
+        };
+        let files: Vec<_> = self.open.iter().filter_map(of_round).collect();
+        for (file, from) in files {
+            match from {
+                0 => self.drop_files(&[file]),
+                _ => self.cut_off(file, from),
+            }
+        }
+    }
+
+    /// What lies behind `len` goes. If it does not, it takes room and nothing reads it.
+    fn cut_off(&mut self, file: CheckpointFile, len: u64) {
+        self.open.remove(&file);
+        let path = self.path(file);
+        let open = File::options().write(true).open(&path);
+        if let Err(error) = open.and_then(|file| file.set_len(len)) {
+            tracing::warn!(%error, file = %path.display(), "cannot be truncated");
+        }
     }
 
     fn drop_files(&mut self, files: &[CheckpointFile]) {
@@ -334,21 +367,22 @@ pub fn find_files(folder: &Path) -> io::Result<BTreeMap<CheckpointFile, u64>> {
     Ok(found)
 }
 
-/// Has the kernel fetch the newest run files, and the newest payload files, as far as they are small: the
-/// first groups that are read would else wait for the disk at each page.
+/// Has the kernel fetch what was added last to run files, and to payload files: the first groups that are read
+/// would else wait for the disk at each page.
 pub fn fetch_newest(folder: &Path, files: &BTreeMap<CheckpointFile, u64>) {
     let is_run = |file: &CheckpointFile| matches!(file, CheckpointFile::Run(_));
     let (runs, payloads): (Vec<_>, Vec<_>) = files.iter().partition(|(file, _)| is_run(file));
     for newest_last in [runs, payloads] {
         let mut left = FETCH_BYTES;
         for (file, bytes) in newest_last.into_iter().rev() {
-            let Some(rest) = left.checked_sub(*bytes) else {
-                break;
-            };
-            left = rest;
+            let end = left.min(*bytes);
+            left -= end;
             // Whoever needs it says why it cannot be opened.
             if let Ok(open) = File::open(folder.join(file_name(*file))) {
-                sys::will_read(&open, 0, *bytes);
+                sys::will_read(&open, bytes - end, end);
+            }
+            if left == 0 {
+                break;
             }
         }
     }
@@ -485,5 +519,44 @@ mod tests {
         );
         assert_eq!(file_of("run-1.run"), None);
         assert_eq!(file_of("manifest-0000000000000001"), None);
+    }
+
+    #[test]
+    fn a_round_that_is_given_up_leaves_what_was_there_before() {
+        let folder = std::env::temp_dir().join(format!("rrq-round-files-{}", std::process::id()));
+        fs::create_dir(&folder).unwrap();
+        let (old, new) = (CheckpointFile::Run(1), CheckpointFile::Payload(2));
+        let write = |round, file, offset, filler| Order::Write {
+            round,
+            file,
+            offset,
+            bytes: vec![filler; 4096].into(),
+        };
+        let obey = |round, writes: Vec<Order>| {
+            let (sender, orders) = std::sync::mpsc::channel();
+            for order in writes {
+                sender.send(order).unwrap();
+            }
+            let files = vec![old, new];
+            sender.send(Order::Sync { round, files }).unwrap();
+            drop(sender);
+            let mut last = None;
+            let files = SnapshotFiles::new(folder.clone(), folder.clone());
+            files.obey(&orders, |input| last = Some(input));
+            last.expect("it tells what became of the round")
+        };
+        let made = obey(1, vec![write(1, old, 0, 1)]);
+        assert!(matches!(made, Input::FilesSynced { round: 1 }));
+        let gone_on = obey(2, vec![write(2, old, 4096, 2)]);
+        assert!(matches!(gone_on, Input::FilesSynced { round: 2 }));
+        // There is no file of which that could be the second chunk.
+        let bad = write(3, CheckpointFile::Run(3), 4096, 3);
+        let given_up = obey(3, vec![write(3, old, 8192, 3), write(3, new, 0, 3), bad]);
+        assert!(matches!(given_up, Input::RoundFailed { round: 3 }));
+        let left = BTreeMap::from([(old, 8192)]);
+        assert_eq!(find_files(&folder).unwrap(), left);
+        let bytes = fs::read(folder.join(file_name(old))).unwrap();
+        assert_eq!(bytes, [[1; 4096], [2; 4096]].concat());
+        fs::remove_dir_all(folder).unwrap();
     }
 }

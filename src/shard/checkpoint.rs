@@ -1,4 +1,4 @@
-//! Checkpoint rounds: the hot state of the shard's groups, in one run file a round.
+//! Checkpoint rounds: the hot state of the shard's groups, into one run file a round.
 //!
 //! ```text
 //!   Idle ─> Freezing ─> Writing ─> Syncing ─> Placing ─> Publishing ─> Idle
@@ -17,7 +17,7 @@
 //!
 //! | crash | afterwards |
 //! | --- | --- |
-//! | before the files are synced | files that no base names: dropped at the next start |
+//! | before the files are synced | files that no base names: dropped at the next start; or more behind the end of files that bases name |
 //! | after that, before the BASE records are durable | the same |
 //! | after that | the new bases are in force; what only older ones named is dropped |
 //!
@@ -60,6 +60,7 @@ use std::time::Duration;
 
 pub(super) use due::Due;
 pub(super) use round_files::RoundFiles;
+use round_files::Tail;
 
 /// Bytes encoded in one step.
 pub(super) const SLICE_BYTES: usize = 128 << 10;
@@ -93,9 +94,7 @@ enum Phase {
         frozen: VecDeque<Frozen>,
     },
     Writing(Box<Writing>),
-    Syncing {
-        written: Vec<Written>,
-    },
+    Syncing(Box<Writing>),
     Placing {
         written: Vec<Written>,
         group: usize,
@@ -143,6 +142,8 @@ pub(super) struct Checkpointer {
     rewrite: Arc<LeftFiles>,
     /// The round from which on it does: something that had to be moved could not be read.
     rewrites_from: u64,
+    run_tail: Tail,
+    payload_tail: Tail,
     due: Due,
     manifest_sequence: u64,
     manifest_under_way: bool,
@@ -173,6 +174,8 @@ impl Checkpointer {
             files,
             rewrite: Arc::default(),
             rewrites_from: 0,
+            run_tail: Tail::default(),
+            payload_tail: Tail::default(),
             due,
             manifest_sequence: u64::from(start_number) << 32,
             manifest_under_way: false,
@@ -240,6 +243,11 @@ impl Checkpointer {
         *len = (*len).max(end);
     }
 
+    /// How long a file is, if it is still there and is not to be left.
+    fn len_unless(&self, is_left: bool, file: CheckpointFile) -> Option<u64> {
+        self.files.get(&file).filter(|_| !is_left).copied()
+    }
+
     /// These files are on the disk no more.
     fn forget(&mut self, files: &[CheckpointFile]) {
         for file in files {
@@ -268,14 +276,14 @@ impl Checkpointer {
 impl ShardEngine {
     /// Starts a round if one is due.
     pub(super) fn start_due_round(&mut self) {
-        let checkpoints = &self.checkpoints;
         let held_max = self.config.jobs_held_bytes_max;
         // Only what is stored can be let go of.
         let lacks_memory = self.counters.jobs_held_bytes > held_max && !self.may_let_go;
         let held_max = lacks_memory.then_some(held_max);
         let log_max = self.config.checkpoint_log_bytes_max;
-        let due = &checkpoints.due;
-        let is_due = due.is_due(self.wal.end_lsn(), log_max, held_max, self.now.mono)
+        let (log_end, now) = (self.wal.end_lsn(), self.now.mono);
+        let checkpoints = &mut self.checkpoints;
+        let is_due = checkpoints.due.is_due(log_end, log_max, held_max, now)
             && checkpoints.is_idle()
             && !self.stopping();
         // Looked at last: there may be many groups.
@@ -375,7 +383,7 @@ impl ShardEngine {
     }
 
     fn start_writing(&mut self, queue: VecDeque<Frozen>) {
-        let files = self.begin_files(self.checkpoints.round);
+        let files = self.resume_files(self.checkpoints.round);
         self.checkpoints.phase = Phase::Writing(Box::new(Writing {
             queue,
             current: None,
@@ -450,9 +458,7 @@ impl ShardEngine {
         self.end_files(&mut writing.files, |file| {
             matches!(file, CheckpointFile::Run(_)) || !bugs::on(Bug::PayloadsUnsynced)
         });
-        self.checkpoints.phase = Phase::Syncing {
-            written: writing.written,
-        };
+        self.checkpoints.phase = Phase::Syncing(writing);
     }
 
     /// Writes some of a group, and its root behind the last.
@@ -516,7 +522,11 @@ impl ShardEngine {
         let Phase::Writing(writing) = phase else {
             unreachable!("only a round that is being written reads");
         };
-        self.drop_files_of(writing.files.files());
+        self.drop_files_of(&writing.files.made());
+        self.effects.push(Effect::TruncateFiles {
+            files: writing.files.resumed().collect(),
+        });
+        self.forget_round(&writing.files);
         self.leave_sparse_files();
         self.retry_round();
     }
@@ -574,15 +584,16 @@ impl ShardEngine {
             "round {round} was synced during round {}",
             self.checkpoints.round
         );
-        let Phase::Syncing { written } =
-            std::mem::replace(&mut self.checkpoints.phase, Phase::Idle)
+        let Phase::Syncing(writing) = std::mem::replace(&mut self.checkpoints.phase, Phase::Idle)
         else {
             panic!("round {round} was synced before it was written");
         };
+        self.note_tails(&writing.files);
+        let written = writing.written;
         self.checkpoints.phase = Phase::Placing { written, group: 0 };
     }
 
-    /// The round could not be written. Its files are gone; the log stays, and so do the bases.
+    /// The round could not be written. What it wrote is gone; the log stays, and so do the bases.
     pub(super) fn on_round_failed(&mut self, round: u64) {
         if self.is_install(round) {
             return self.install_failed("it could not be written");
@@ -591,14 +602,9 @@ impl ShardEngine {
             round == self.checkpoints.round,
             "round {round} failed out of turn"
         );
-        if let Phase::Syncing { written } =
-            std::mem::replace(&mut self.checkpoints.phase, Phase::Idle)
-        {
-            for file in written.iter().flat_map(|written| written.files.all()) {
-                if self.is_of_round(file) {
-                    self.checkpoints.files.remove(&file);
-                }
-            }
+        let phase = std::mem::replace(&mut self.checkpoints.phase, Phase::Idle);
+        if let Phase::Syncing(writing) = phase {
+            self.forget_round(&writing.files);
         }
         self.leave_sparse_files();
         self.retry_round();

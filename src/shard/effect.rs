@@ -23,7 +23,7 @@ pub use crate::queue::Discarded;
 /// A file of a checkpoint, by its number: [`file_number`](crate::snapshot::layout::file_number).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum CheckpointFile {
-    /// Pages and roots of one round.
+    /// Pages and roots of a round, or of some.
     Run(u64),
     /// Bodies of jobs.
     Payload(u64),
@@ -126,7 +126,7 @@ pub enum Effect {
         /// Nobody else has it.
         is_lost: bool,
     },
-    /// Append a chunk to a checkpoint file, which is made by its first chunk; then `ChunkWritten`.
+    /// Append a chunk to a checkpoint file, which is made by the chunk at 0; then `ChunkWritten`.
     WriteChunk {
         /// The round that it belongs to.
         round: u64,
@@ -137,8 +137,9 @@ pub enum Effect {
         /// What.
         bytes: Bytes,
     },
-    /// Sync these files, then the directory; then `FilesSynced`, or `RoundFailed` if a chunk of
-    /// the round could not be written.
+    /// Sync these files, then the directory; then `FilesSynced`. If a chunk of the round could not be written,
+    /// remove what the round has made and truncate what it went on with to the length that it had; then
+    /// `RoundFailed`.
     SyncFiles {
         /// The round.
         round: u64,
@@ -155,6 +156,11 @@ pub enum Effect {
     DropFiles {
         /// Which.
         files: Vec<CheckpointFile>,
+    },
+    /// Truncate checkpoint files to these lengths: a round that had added to them is given up.
+    TruncateFiles {
+        /// Which.
+        files: Vec<(CheckpointFile, u64)>,
     },
     /// Answer a client; through the shard that holds the connection.
     Reply {

@@ -154,7 +154,7 @@ pub enum Input {
         /// The round.
         round: u64,
     },
-    /// A checkpoint round could not be written (no space): its files are gone, the log stays.
+    /// A checkpoint round could not be written (no space): what it wrote is gone, the log stays.
     RoundFailed {
         /// The round.
         round: u64,

@@ -256,6 +256,28 @@ impl SimDisk {
         }
     }
 
+    /// Truncates checkpoint files to these lengths.
+    pub fn truncate_files(&mut self, files: &[(CheckpointFile, u64)]) {
+        for (file, len) in files {
+            let file = self.files.get_mut(file).expect("a file has bytes");
+            let len = usize::try_from(*len).expect("files are small");
+            assert!(len <= file.synced, "more than what was added is cut off");
+            file.bytes.truncate(len);
+            file.synced = len;
+        }
+    }
+
+    /// What a round has added to files is gone, before any of it is synced.
+    pub fn give_up_files(&mut self, files: &[CheckpointFile]) {
+        for name in files {
+            let file = self.files.get_mut(name).expect("it was written");
+            file.bytes.truncate(file.synced);
+            if file.synced == 0 {
+                self.files.remove(name);
+            }
+        }
+    }
+
     /// Has a checkpoint file of another disk here too, as a link to it.
     pub fn link(&mut self, name: CheckpointFile, from: &Self) {
         let file = from.files.get(&name).cloned();
@@ -399,15 +421,18 @@ impl SimDisk {
             .map(|(name, _)| *name)
             .collect();
         for name in names {
+            let file = self.files.get_mut(&name).expect("it was just there");
+            let synced = file.synced;
             if prng.chance(1, 3) {
-                self.files.remove(&name);
+                file.bytes.truncate(synced);
+                if synced == 0 {
+                    self.files.remove(&name);
+                }
                 continue;
             }
-            let file = self.files.get_mut(&name).expect("it was just there");
             if prng.chance(1, 3) {
                 self.late.push((name, file.clone()));
             }
-            let synced = file.synced;
             for sector in file.bytes[synced..].chunks_mut(SECTOR_BYTES) {
                 if prng.chance(1, 2) {
                     sector.fill(0);

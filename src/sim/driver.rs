@@ -151,6 +151,10 @@ pub fn begin(disk: &mut SimDisk, effect: Effect) -> Begun {
             disk.drop_files(&files);
             return Begun::Done;
         }
+        Effect::TruncateFiles { files } => {
+            disk.truncate_files(&files);
+            return Begun::Done;
+        }
         Effect::JobsRan { .. } | Effect::Discard(_) | Effect::TellDamage { .. } => {
             return Begun::Done;
         }
@@ -229,7 +233,7 @@ impl Work {
         let Self::Files(round, files) = self else {
             panic!("{self:?} cannot fail");
         };
-        disk.drop_files(&files);
+        disk.give_up_files(&files);
         Input::RoundFailed { round }
     }
 

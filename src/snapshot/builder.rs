@@ -6,6 +6,8 @@
 //!                        └── take_output at any time: whole blocks, in file order
 //! ```
 //!
+//! A file that was finished is gone on with by `resume`, at the end that it had.
+//!
 //! Nothing is written here: the caller takes `(offset, bytes)` slices, each a whole number of
 //! 4 KiB blocks at a multiple of 4 KiB (the last one too: files are padded), and writes them as it
 //! sees fit. What is not taken stays in memory. Layouts are told in [`crate::snapshot::layout`].
@@ -63,6 +65,15 @@ impl Output {
         }
     }
 
+    fn resume(end: u64) -> Self {
+        let is_whole = end > 0 && end.is_multiple_of(BLOCK_BYTES as u64);
+        assert!(is_whole, "a finished file does not end at {end}");
+        Self {
+            taken: end,
+            buffer: BytesMut::new(),
+        }
+    }
+
     fn end(&self) -> u64 {
         self.taken + self.buffer.len() as u64
     }
@@ -92,7 +103,7 @@ impl Output {
     }
 }
 
-/// Builds the run file of one checkpoint round: all groups that are due, one after the other, each bottom
+/// Builds what a checkpoint round adds to a run file: all groups that are due, one after the other, each bottom
 /// up.
 #[derive(Debug)]
 pub struct RunBuilder {
@@ -112,6 +123,24 @@ impl RunBuilder {
             file: header.file,
             output: Output::new(header),
         }
+    }
+
+    /// Goes on with file number `file`, which was finished at `end`.
+    ///
+    /// # Panics
+    /// If no file is finished there.
+    #[must_use]
+    pub fn resume(file: u64, end: u64) -> Self {
+        Self {
+            file,
+            output: Output::resume(end),
+        }
+    }
+
+    /// The number of the file.
+    #[must_use]
+    pub fn file(&self) -> u64 {
+        self.file
     }
 
     fn add_pack(
@@ -223,6 +252,24 @@ impl PayloadBuilder {
             file: header.file,
             output: Output::new(header),
         }
+    }
+
+    /// Goes on with file number `file`, which was finished at `end`.
+    ///
+    /// # Panics
+    /// If no file is finished there.
+    #[must_use]
+    pub fn resume(file: u64, end: u64) -> Self {
+        Self {
+            file,
+            output: Output::resume(end),
+        }
+    }
+
+    /// The number of the file.
+    #[must_use]
+    pub fn file(&self) -> u64 {
+        self.file
     }
 
     /// Writes the encoded body of a job; where it lies.
@@ -356,5 +403,24 @@ mod tests {
         }
         assert!(!builder.is_empty());
         assert_eq!(builder.finish() % 4096, 0);
+    }
+
+    #[test]
+    fn a_finished_file_is_gone_on_with_in_the_next_block() {
+        let mut file = Vec::new();
+        let mut first = PayloadBuilder::new(&samples::header(FileKind::Payload, 8));
+        first.add_body(job(1), b"before");
+        let end = first.finish();
+        drain(|| first.take_output(), &mut file);
+        assert_eq!(end, file.len() as u64);
+        let before = file.clone();
+        let mut second = PayloadBuilder::resume(first.file(), end);
+        let place = second.add_body(job(2), b"behind");
+        let at = end + BODY_HEAD_BYTES as u64;
+        assert_eq!((place.file, place.offset), (8, at));
+        second.finish();
+        drain(|| second.take_output(), &mut file);
+        assert!(file.starts_with(&before), "what was there is not touched");
+        assert!(file[at as usize..].starts_with(b"behind"));
     }
 }

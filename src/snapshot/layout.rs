@@ -4,7 +4,7 @@
 //! All numbers are little-endian, all reserved bytes zero. A file number is a u64: from the highest bit
 //! on 26 bits the start number of the node, 6 the shard, 32 a counter of that shard in that start (see
 //! [`file_number`]). So files of different shards can lie in one folder. No number is ever used twice on
-//! a disk, and no file is ever reopened for writing.
+//! a disk, and no file is ever opened for writing by another process than the one that made it.
 //!
 //! Files of early versions have the start number in the high 32 bits and no shard: two shards of one start
 //! have used the same numbers. They are lower than all that this version gives out, since starts rise.
@@ -23,11 +23,11 @@
 //! | 56 | 4036 | reserved | |
 //! | 4092 | 4 | CRC-32C of bytes 0..4092 | |
 //!
-//! # Run file: one a checkpoint round of a shard
+//! # Run file: one or more checkpoint rounds of a shard
 //!
-//! Header, then for each group due what changed of it since its last root, bottom up: pages, the nodes
-//! of its trees, its root. Each is a *pack* at a multiple of 8; gaps are zero and under no checksum,
-//! nothing reads them. The file is padded to a multiple of 4 KiB.
+//! Header, then for each round and each group due what changed of it since its last root, bottom up: pages, the
+//! nodes of its trees, its root. Each is a *pack* at a multiple of 8; gaps are zero and under no checksum,
+//! nothing reads them. Each round is padded to a multiple of 4 KiB.
 //!
 //! | offset | size | field |
 //! | --- | --- | --- |
@@ -114,7 +114,7 @@
 //! | 24 | N | the body as the job machine encoded it |
 //!
 //! A body's *offset*, wherever one is kept, is that of the body; its head stands in the 24 bytes
-//! before. The file is padded with zeros to a multiple of 4 KiB.
+//! before. Each round is padded with zeros to a multiple of 4 KiB.
 //!
 //! # Cases of a partial write
 //!

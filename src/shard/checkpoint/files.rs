@@ -73,12 +73,6 @@ impl Sparse {
 }
 
 impl ShardEngine {
-    /// Whether no base in force names the file.
-    pub(super) fn is_of_round(&self, file: CheckpointFile) -> bool {
-        let mut kept = self.groups.iter().flat_map(|group| &group.base_files);
-        !kept.any(|files| files.all().any(|kept| kept == file))
-    }
-
     /// Drops files that no base in force names. While it is not known what the bases of a group name,
     /// because it loads or stopped at that, everything stays.
     pub(in crate::shard) fn drop_unreferenced_files(&mut self) {
@@ -138,6 +132,8 @@ impl ShardEngine {
                 CheckpointFile::Payload(number) => payloads.note(number, alive, total),
             }
         }
+        self.checkpoints.run_tail.alive(runs.alive);
+        self.checkpoints.payload_tail.alive(payloads.alive);
         let left = match self.checkpoints.round >= self.checkpoints.rewrites_from {
             true => LeftFiles {
                 runs: runs.worth_it(self.disk_full),

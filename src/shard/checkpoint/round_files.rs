@@ -2,6 +2,12 @@
 //!
 //! A checkpoint round has them, and a checkpoint that is brought here: each under a number of its own, so that
 //! both may be under way.
+//!
+//! A checkpoint round goes on with the files of the one before, behind what is durable of them, until they are
+//! a certain part of all that is alive. So there are some hundred files, however much waits: a start lists them,
+//! and roots name all that they are in. They are no larger than that, since a file whose jobs are done one after
+//! the other keeps its room until the last is. A checkpoint that is brought here has files of its own, as it may
+//! be under way for longer than a round.
 
 use crate::base::ids::{GroupId, JobId};
 use crate::queue::view::{BodyLocation, StoredPage};
@@ -12,20 +18,51 @@ use crate::shard::engine::ShardEngine;
 use crate::snapshot::builder::{BuildError, PayloadBuilder, RunBuilder};
 use crate::snapshot::layout::{FileKind, Root, RootRef};
 use bytes::Bytes;
+use std::collections::BTreeMap;
 
 /// Bytes on the way to the disk; what makes more waits beyond it.
 const OUTSTANDING_BYTES_MAX: usize = 4 << 20;
-/// A payload file is closed at this size, so that dead ones go piece by piece.
+/// A payload file is closed at this size, or when nothing is added to it any more if that is later, so that dead
+/// ones go piece by piece.
 const PAYLOAD_FILE_BYTES: u64 = 64 << 20;
+/// The next round adds to a file of less than this part of what is alive in files of its kind.
+const FILES_ALIVE: u64 = 32;
+
+/// With what file of a kind the next round goes on.
+#[derive(Default)]
+pub(super) struct Tail {
+    /// That to which bytes were added last, all durable.
+    file: Option<u64>,
+    /// Nothing is added to a file of so many bytes.
+    full_at: u64,
+}
+
+impl Tail {
+    /// So many bytes are alive in files of this kind.
+    pub(super) fn alive(&mut self, bytes: u64) {
+        self.full_at = bytes / FILES_ALIVE;
+    }
+
+    /// The file, if one of this length is gone on with.
+    fn to_resume(&self, len: impl FnOnce(u64) -> Option<u64>) -> Option<(u64, u64)> {
+        let file = self.file?;
+        len(file)
+            .filter(|len| *len < self.full_at)
+            .map(|len| (file, len))
+    }
+}
 
 /// The files of a round.
 pub(in crate::shard) struct RoundFiles {
     /// The number of the round.
     round: u64,
     run: RunBuilder,
-    run_file: u64,
-    payload: Option<(u64, PayloadBuilder)>,
+    payload: Option<PayloadBuilder>,
+    /// Where bodies go on that there may be.
+    payload_tail: Option<(u64, u64)>,
     files: Vec<CheckpointFile>,
+    /// Those of them that an earlier round has made, with the length that they had.
+    resumed: BTreeMap<CheckpointFile, u64>,
     outstanding: usize,
     /// The body that is being written.
     encoded: Vec<u8>,
@@ -34,6 +71,17 @@ pub(in crate::shard) struct RoundFiles {
 impl RoundFiles {
     pub(in crate::shard) fn round(&self) -> u64 {
         self.round
+    }
+
+    /// Those that an earlier round has made, with the length that they had.
+    pub(super) fn resumed(&self) -> impl Iterator<Item = (CheckpointFile, u64)> {
+        self.resumed.iter().map(|(file, len)| (*file, *len))
+    }
+
+    /// Those that it has made.
+    pub(super) fn made(&self) -> Vec<CheckpointFile> {
+        let is_made = |file: &&CheckpointFile| !self.resumed.contains_key(file);
+        self.files.iter().filter(is_made).copied().collect()
     }
 
     /// All of them, so far.
@@ -70,18 +118,70 @@ impl RoundFiles {
 }
 
 impl ShardEngine {
-    /// Begins the files of a round of this number.
+    /// Begins files of its own for a round of this number.
     pub(in crate::shard) fn begin_files(&mut self, round: u64) -> RoundFiles {
-        let header = self.checkpoints.header(FileKind::Run);
+        self.files_from(round, None, None)
+    }
+
+    /// Begins the files of a checkpoint round of this number.
+    pub(super) fn resume_files(&mut self, round: u64) -> RoundFiles {
+        let checkpoints = &self.checkpoints;
+        let left = &checkpoints.rewrite;
+        let run = checkpoints.run_tail.to_resume(|file| {
+            let is_left = left.runs.contains(&file);
+            checkpoints.len_unless(is_left, CheckpointFile::Run(file))
+        });
+        let payload = checkpoints.payload_tail.to_resume(|file| {
+            let is_left = left.payloads.contains(&file);
+            checkpoints.len_unless(is_left, CheckpointFile::Payload(file))
+        });
+        self.files_from(round, run, payload)
+    }
+
+    fn files_from(
+        &mut self,
+        round: u64,
+        run: Option<(u64, u64)>,
+        payload_tail: Option<(u64, u64)>,
+    ) -> RoundFiles {
+        let mut resumed = BTreeMap::new();
+        let run = match run {
+            Some((file, len)) => {
+                resumed.insert(CheckpointFile::Run(file), len);
+                RunBuilder::resume(file, len)
+            }
+            None => RunBuilder::new(&self.checkpoints.header(FileKind::Run)),
+        };
         RoundFiles {
             round,
-            run: RunBuilder::new(&header),
-            run_file: header.file,
+            files: vec![CheckpointFile::Run(run.file())],
+            run,
             payload: None,
-            files: vec![CheckpointFile::Run(header.file)],
+            payload_tail,
+            resumed,
             outstanding: 0,
             encoded: Vec::new(),
         }
+    }
+
+    /// The files of a checkpoint round are durable: the next may go on with them.
+    pub(super) fn note_tails(&mut self, files: &RoundFiles) {
+        for file in &files.files {
+            let (tail, file) = match *file {
+                CheckpointFile::Run(file) => (&mut self.checkpoints.run_tail, file),
+                CheckpointFile::Payload(file) => (&mut self.checkpoints.payload_tail, file),
+            };
+            tail.file = Some(file);
+        }
+    }
+
+    /// A checkpoint round is given up, and the disk has its files as they were before: those that it went on
+    /// with are as long as then. The next begins new ones.
+    pub(super) fn forget_round(&mut self, files: &RoundFiles) {
+        self.checkpoints.forget(&files.made());
+        self.checkpoints.files.extend(files.resumed());
+        self.checkpoints.run_tail.file = None;
+        self.checkpoints.payload_tail.file = None;
     }
 
     /// Adds the body of a job; where it lies, and how many bytes it takes.
@@ -93,13 +193,19 @@ impl ShardEngine {
     ) -> (BodyLocation, usize) {
         to.encoded.clear();
         body.encode_into(&mut to.encoded);
-        let (_, payload) = to.payload.get_or_insert_with(|| {
-            let header = self.checkpoints.header(FileKind::Payload);
-            to.files.push(CheckpointFile::Payload(header.file));
-            (header.file, PayloadBuilder::new(&header))
+        let payload = to.payload.get_or_insert_with(|| {
+            let payload = match to.payload_tail.take() {
+                Some((file, len)) => {
+                    to.resumed.insert(CheckpointFile::Payload(file), len);
+                    PayloadBuilder::resume(file, len)
+                }
+                None => PayloadBuilder::new(&self.checkpoints.header(FileKind::Payload)),
+            };
+            to.files.push(CheckpointFile::Payload(payload.file()));
+            payload
         });
         let place = payload.add_body(job, &to.encoded);
-        if payload.len() >= PAYLOAD_FILE_BYTES {
+        if payload.len() >= PAYLOAD_FILE_BYTES.max(self.checkpoints.payload_tail.full_at) {
             self.close_payload_file(to);
         }
         let at = BodyLocation {
@@ -111,25 +217,28 @@ impl ShardEngine {
     }
 
     fn close_payload_file(&mut self, of: &mut RoundFiles) {
-        if let Some((file, mut payload)) = of.payload.take() {
+        if let Some(mut payload) = of.payload.take() {
             payload.finish();
-            while let Some((offset, bytes)) = payload.take_output() {
-                self.emit_chunk(of, CheckpointFile::Payload(file), offset, bytes);
-            }
+            self.emit_payload(of, &mut payload);
         }
     }
 
     /// Sends what is made to the disk, as far as it fills blocks.
     pub(in crate::shard) fn emit_chunks(&mut self, of: &mut RoundFiles) {
-        let run = CheckpointFile::Run(of.run_file);
+        let run = CheckpointFile::Run(of.run.file());
         while let Some((offset, bytes)) = of.run.take_output() {
             self.emit_chunk(of, run, offset, bytes);
         }
-        if let Some((file, mut payload)) = of.payload.take() {
-            while let Some((offset, bytes)) = payload.take_output() {
-                self.emit_chunk(of, CheckpointFile::Payload(file), offset, bytes);
-            }
-            of.payload = Some((file, payload));
+        if let Some(mut payload) = of.payload.take() {
+            self.emit_payload(of, &mut payload);
+            of.payload = Some(payload);
+        }
+    }
+
+    fn emit_payload(&mut self, of: &mut RoundFiles, payload: &mut PayloadBuilder) {
+        let file = CheckpointFile::Payload(payload.file());
+        while let Some((offset, bytes)) = payload.take_output() {
+            self.emit_chunk(of, file, offset, bytes);
         }
     }
 
