@@ -1,5 +1,9 @@
 //! When a checkpoint round is due: as often as a start needs it, but where much is written, less often, and
 //! later where rounds write in vain.
+//!
+//! The log from the base before the newest on is kept, and a start reads it. So the last round of a burst is
+//! followed by another when the burst is over: else all starts would read the burst's end until as much has been
+//! written again.
 
 use crate::base::units::{Lsn, Monotonic};
 use std::time::Duration;
@@ -23,11 +27,21 @@ const TAIL_BYTES_MIN: u64 = 1 << 20;
 const NEEDLESS_PART: u64 = 12;
 /// unless that were so many times what a round may come after at any time.
 const TAILS_MAX: u64 = 4;
+/// A burst is over when no more than this part of what a start may read has come
+const CALM_PART: u64 = 4;
+/// within so long.
+const CALM_AFTER: Duration = Duration::from_secs(1);
 
 /// When the next round is due.
 pub(in crate::shard) struct Due {
     /// The end of the log at the last cut.
     cut_at: Lsn,
+    /// That at the cut of the last round that was published,
+    newest_at: Lsn,
+    /// and of the one before. From there on a start reads.
+    older_at: Lsn,
+    /// Little has come since then: the end of the log, and when it was that.
+    calm_since: (Lsn, Monotonic),
     /// Log bytes that count as since the last cut, until there is one: found at the start, or those of a
     /// round that failed.
     carried: u64,
@@ -56,8 +70,12 @@ impl Due {
         often_bytes: u64,
         now: Monotonic,
     ) -> Self {
+        let found_at = Lsn(log_end.0.saturating_sub(found));
         Self {
             cut_at: log_end,
+            newest_at: found_at,
+            older_at: found_at,
+            calm_since: (log_end, now),
             carried: found,
             cut_off: 0,
             not_before: now.plus(ROUNDS_AFTER),
@@ -87,12 +105,15 @@ impl Due {
     /// Whether a round is due. `log_max` bytes of log are too many in any case; `held_max` is the memory
     /// that jobs may take, if only a round can free some of it.
     pub(super) fn is_due(
-        &self,
+        &mut self,
         log_end: Lsn,
         log_max: u64,
         held_max: Option<u64>,
         now: Monotonic,
     ) -> bool {
+        if log_end.0 - self.calm_since.0.0 > self.tail_bytes / CALM_PART {
+            self.calm_since = (log_end, now);
+        }
         let log_bytes = self.log_bytes(log_end);
         let presses = |held_max: u64| log_bytes >= PRESSED_LOG_BYTES.max(held_max / 16);
         let is_due = self.due_at(log_end, log_max).is_some_and(|at| now >= at);
@@ -106,7 +127,12 @@ impl Due {
             Some(self.not_before)
         } else {
             let apart = self.not_before.max(self.apart_until);
-            (log_bytes >= self.tail_bytes).then_some(apart)
+            let for_older = self.newest_at.0.saturating_sub(self.older_at.0);
+            let once_calm = apart.max(self.calm_since.1.plus(CALM_AFTER));
+            let is_long = log_bytes >= self.tail_bytes;
+            let is_behind_burst = for_older >= self.tail_bytes;
+            let once_calm = is_behind_burst.then_some(once_calm);
+            is_long.then_some(apart).or(once_calm)
         }
     }
 
@@ -154,6 +180,7 @@ impl Due {
         let grown = live.saturating_sub(self.live_bytes);
         self.needless_bytes = wrote.saturating_sub(grown);
         self.live_bytes = live;
+        (self.older_at, self.newest_at) = (self.newest_at, self.cut_at);
     }
 }
 
@@ -182,16 +209,22 @@ mod tests {
     fn a_round_waits_for_the_first_jobs_and_after_a_failure() {
         let start = Monotonic(0);
         let mut due = Due::new((Lsn(0), 9 * MIB), 4 * MIB, start);
-        let is_due = |due: &Due, now| due.is_due(Lsn(0), u64::MAX, None, now);
+        let is_due = |due: &mut Due, now| due.is_due(Lsn(0), u64::MAX, None, now);
         let soon = start.plus(ROUNDS_AFTER);
-        assert_eq!((is_due(&due, start), is_due(&due, soon)), (false, true));
+        assert_eq!(
+            (is_due(&mut due, start), is_due(&mut due, soon)),
+            (false, true)
+        );
         assert_eq!(due.waits_until(Lsn(0), u64::MAX, start), Some(soon));
         assert_eq!(due.waits_until(Lsn(0), u64::MAX, soon), None);
         due.cut(Lsn(0), 0, soon);
-        assert!(!is_due(&due, soon), "nothing has come since");
+        assert!(!is_due(&mut due, soon), "nothing has come since");
         due.retry(soon);
         let later = soon.plus(RETRY);
-        assert_eq!((is_due(&due, soon), is_due(&due, later)), (false, true));
+        assert_eq!(
+            (is_due(&mut due, soon), is_due(&mut due, later)),
+            (false, true)
+        );
         assert_eq!(due.log_bytes(Lsn(MIB)), 10 * MIB, "no round has cut it");
     }
 
@@ -218,7 +251,7 @@ mod tests {
         let at = |log_end| due.waits_until(Lsn(log_end), u64::MAX, start.plus(ROUNDS_AFTER));
         assert_eq!(at(2 * MIB - 1), None);
         assert_eq!(at(2 * MIB), Some(apart));
-        let is_due = |log_end, now| due.is_due(Lsn(log_end), u64::MAX, None, now);
+        let mut is_due = |log_end, now| due.is_due(Lsn(log_end), u64::MAX, None, now);
         assert!(is_due(2 * MIB, apart));
         let before = start.plus(ROUNDS_AFTER).plus(ms(1));
         assert!(!is_due(8 * MIB - 1, before));
@@ -226,10 +259,42 @@ mod tests {
     }
 
     #[test]
+    fn the_last_round_of_a_burst_is_followed_by_another_once_it_is_over() {
+        let start = Monotonic(0).plus(ROUNDS_AFTER);
+        let mut due = Due::new((Lsn(9 * MIB), 9 * MIB), 4 * MIB, Monotonic(0));
+        let is_due = |due: &mut Due, log_end, now| due.is_due(Lsn(log_end), u64::MAX, None, now);
+        assert!(is_due(&mut due, 9 * MIB, start), "for what was found");
+        due.cut(Lsn(9 * MIB), 0, start);
+        due.published(0, 0);
+        let apart = start.plus(ROUNDS_APART);
+        assert!(!is_due(&mut due, 9 * MIB, start));
+        let waits = |due: &Due, log_end, now| due.waits_until(Lsn(log_end), u64::MAX, now);
+        assert_eq!(waits(&due, 10 * MIB, start), Some(apart));
+        // It goes on.
+        let ms = Duration::from_millis;
+        let later = start.plus(ms(500));
+        assert!(!is_due(&mut due, 11 * MIB, later));
+        assert!(!is_due(&mut due, 11 * MIB, apart));
+        let calm = later.plus(CALM_AFTER);
+        assert_eq!(waits(&due, 11 * MIB, apart), Some(calm));
+        assert!(is_due(&mut due, 11 * MIB, calm), "11 MiB would be read");
+        due.cut(Lsn(11 * MIB), 0, calm);
+        due.retry(calm);
+        let later = calm.plus(RETRY);
+        assert!(is_due(&mut due, 11 * MIB, later), "none was published");
+        due.cut(Lsn(11 * MIB), 0, later);
+        due.published(0, 0);
+        let later = later.plus(ROUNDS_APART);
+        assert!(!is_due(&mut due, 11 * MIB, later), "2 MiB would be read");
+        assert!(!is_due(&mut due, 15 * MIB - 1, later));
+        assert!(is_due(&mut due, 15 * MIB, later), "of a new burst");
+    }
+
+    #[test]
     fn a_round_is_due_earlier_where_memory_is_short_and_the_log_is_bounded() {
-        let due = Due::new((Lsn(0), 3 * MIB), 4 * MIB, Monotonic(0));
+        let mut due = Due::new((Lsn(0), 3 * MIB), 4 * MIB, Monotonic(0));
         let now = Monotonic(0).plus(ROUNDS_AFTER);
-        let is_due = |log_max, held_max| due.is_due(Lsn(0), log_max, held_max, now);
+        let mut is_due = |log_max, held_max| due.is_due(Lsn(0), log_max, held_max, now);
         assert!(!is_due(u64::MAX, None));
         assert!(is_due(3 * MIB, None));
         assert!(is_due(u64::MAX, Some(48 * MIB)));
