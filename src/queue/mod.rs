@@ -83,7 +83,7 @@ pub use discarded::Discarded;
 pub use frozen::{BodyCursor, FrozenBody, FrozenState};
 pub use job_queue::{JobQueue, MACHINE_VERSION};
 pub use load::stored_pages;
-pub use needs::PageWant;
+pub use needs::{PAGES_AHEAD, PAGES_AHEAD_AT_FIRST, PageWant};
 pub use page::{PageError, PagePlace};
 pub use residence::{AbsentPage, StoredPart, is_read_at_start};
 pub use salvage::Lost;

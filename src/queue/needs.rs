@@ -26,9 +26,9 @@ use crate::queue::view::{ApplyAt, JobScan, JobState, PageKey, PageKind};
 use crate::queue::writing::{SummaryBytes, read_summary};
 
 /// Pages that are read at once where one after the other will be needed.
-pub(super) const AHEAD: usize = 16;
-/// Likewise before anybody has asked.
-const AHEAD_AT_START: usize = 2;
+pub const PAGES_AHEAD: usize = 16;
+/// Likewise where that is not known yet: a start has better to do.
+pub const PAGES_AHEAD_AT_FIRST: usize = 2;
 /// Partitions whose first jobs are read before anybody has asked.
 const HEADS_MAX: usize = 64;
 /// Likewise, where all of them are.
@@ -88,7 +88,7 @@ impl PageWant {
             Below::Nothing => 0,
             Below::One(_) => 1,
             Below::Classes(_, pages) => pages,
-            Below::Due { .. } => AHEAD,
+            Below::Due { .. } => PAGES_AHEAD,
         }
     }
 }
@@ -121,7 +121,7 @@ impl Default for Wants {
     fn default() -> Self {
         Self {
             all: Vec::new(),
-            ahead: AHEAD,
+            ahead: PAGES_AHEAD,
         }
     }
 }
@@ -210,10 +210,14 @@ fn classes_of(state: JobState, priority: u8, seq: u64) -> impl Iterator<Item = (
 
 impl JobQueue {
     /// What must be read and taken in before `command` can be applied; nothing if it can be. There may be
-    /// more to read after that.
+    /// more to read after that. Of jobs to be leased, `ahead` pages are read at once:
+    /// [`PAGES_AHEAD_AT_FIRST`] to [`PAGES_AHEAD`].
     #[must_use]
-    pub fn pages_needed(&self, at: ApplyAt, command: &Command) -> Vec<PageWant> {
-        let mut wants = Wants::default();
+    pub fn pages_needed(&self, at: ApplyAt, command: &Command, ahead: usize) -> Vec<PageWant> {
+        let mut wants = Wants {
+            ahead,
+            ..Wants::default()
+        };
         let is_lease = matches!(command.op, Op::Lease { .. });
         if is_lease && bugs::on(Bug::AbsentIsNothing) {
             return wants.all;
@@ -344,7 +348,7 @@ impl JobQueue {
             // What lives in payload files is told by either.
             let fewer = std::cmp::min_by_key(going, staying, |side| side.jobs);
             for absent in fewer.first {
-                let below = Below::Classes(u16::MAX, AHEAD);
+                let below = Below::Classes(u16::MAX, PAGES_AHEAD);
                 wants.add(PageKind::Leaf, place, absent, below);
             }
         }
@@ -362,7 +366,7 @@ impl JobQueue {
             let order = order as usize;
             for place in self.links.deadlines.until(Order::ALL[order], by) {
                 let leaves = &self.partitions[&place].leaves;
-                for absent in leaves.absent_due(order, by, count, AHEAD) {
+                for absent in leaves.absent_due(order, by, count, PAGES_AHEAD) {
                     let below = Below::Due { order, by };
                     wants.add(PageKind::Leaf, place, absent, below);
                 }
@@ -371,7 +375,7 @@ impl JobQueue {
         for place in self.links.deadlines.keys_until(time.0) {
             let keys = self.partitions[&place].keys.tree();
             let order = EXPIRIES;
-            for absent in keys.absent_due(order, time.0, count, AHEAD) {
+            for absent in keys.absent_due(order, time.0, count, PAGES_AHEAD) {
                 let by = time.0;
                 wants.add(PageKind::Keys, place, absent, Below::Due { order, by });
             }
@@ -382,7 +386,7 @@ impl JobQueue {
     #[must_use]
     pub fn pages_of_heads(&self) -> Vec<PageWant> {
         let mut wants = Wants {
-            ahead: AHEAD_AT_START,
+            ahead: PAGES_AHEAD_AT_FIRST,
             ..Wants::default()
         };
         for place in self.partitions.keys().take(HEADS_MAX) {
@@ -492,7 +496,12 @@ impl JobQueue {
 
 fn stats_need(place: Place, state: &PartitionState, wants: &mut Wants) {
     if let Some((_, Seen::Absent(absent))) = state.leaves.oldest_ready() {
-        wants.add(PageKind::Leaf, place, absent, Below::Classes(READY, AHEAD));
+        wants.add(
+            PageKind::Leaf,
+            place,
+            absent,
+            Below::Classes(READY, PAGES_AHEAD),
+        );
     }
 }
 

@@ -28,7 +28,7 @@ use crate::queue::history::FinishedPage;
 use crate::queue::job_queue::JobQueue;
 use crate::queue::keys::Bucket;
 use crate::queue::leaf::Leaf;
-use crate::queue::needs::AHEAD;
+use crate::queue::needs::PAGES_AHEAD;
 use crate::queue::page::{PageError, put_finished, put_keys};
 use crate::queue::queues::QueueRecord;
 use crate::queue::residence::{AbsentPage, Holds, StoredPart};
@@ -455,9 +455,9 @@ impl StateWriter {
     fn wanted(&self) -> Vec<AbsentPage> {
         let (place, walking) = self.walking.as_ref().expect("its tree is open");
         let (kind, wanted) = match walking {
-            Walking::Leaves(walk) => (PageKind::Leaf, walk.wanted(AHEAD)),
-            Walking::Keys(walk) => (PageKind::Keys, walk.wanted(AHEAD)),
-            Walking::Finished(walk) => (PageKind::Finished, walk.wanted(AHEAD)),
+            Walking::Leaves(walk) => (PageKind::Leaf, walk.wanted(PAGES_AHEAD)),
+            Walking::Keys(walk) => (PageKind::Keys, walk.wanted(PAGES_AHEAD)),
+            Walking::Finished(walk) => (PageKind::Finished, walk.wanted(PAGES_AHEAD)),
         };
         let wanted = wanted.iter().map(|absent| AbsentPage {
             key: key(kind, *place, absent.number),

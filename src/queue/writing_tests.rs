@@ -12,7 +12,7 @@ use crate::queue::discarded::Discarded;
 use crate::queue::frozen::FrozenState;
 use crate::queue::job_queue::JobQueue;
 use crate::queue::load::stored_pages;
-use crate::queue::needs::PageWant;
+use crate::queue::needs::{PAGES_AHEAD, PageWant};
 use crate::queue::residence::{AbsentPage, StoredPart, is_read_at_start};
 use crate::queue::tests::{GROUP, apply, enqueue, lease, rich, uid};
 use crate::queue::view::{ApplyAt, BodyLocation, PageKey, PageKind, StoredPage};
@@ -596,7 +596,7 @@ fn what_is_absent_changes_no_outcome() {
             let session = None;
             let command = Command { session, op };
             loop {
-                let wants = machine.pages_needed(at, &command);
+                let wants = machine.pages_needed(at, &command, PAGES_AHEAD);
                 if wants.is_empty() {
                     break;
                 }
@@ -742,12 +742,12 @@ fn a_start_reads_the_jobs_in_flight_and_a_lease_the_next() {
     assert_eq!(leaves(&early), [0, 1, 2, 3]);
     // The rest of leaf 1.
     let few = command(lease(58));
-    assert_eq!(opened.pages_needed(at, &few), []);
+    assert_eq!(opened.pages_needed(at, &few, PAGES_AHEAD), []);
     let more = command(lease(59));
-    let wants = opened.pages_needed(at, &more);
+    let wants = opened.pages_needed(at, &more, PAGES_AHEAD);
     assert_eq!(disk.read_wanted(&mut opened, &wants), 16);
     assert_eq!(leaves(&opened), (0..18).collect::<Vec<_>>());
-    assert_eq!(opened.pages_needed(at, &more), []);
+    assert_eq!(opened.pages_needed(at, &more, PAGES_AHEAD), []);
     assert_eq!(opened.apply(at, &more), machine.apply(at, &more));
     // The youngest go first, and no job in flight.
     let held = opened.held_bytes();
@@ -799,7 +799,7 @@ fn a_purge_reads_no_leaf_of_which_nothing_stays() {
         };
         let mut read = (0, 0);
         loop {
-            let wants = machine.pages_needed(at, &command);
+            let wants = machine.pages_needed(at, &command, PAGES_AHEAD);
             let Some(want) = wants.first() else { break };
             let count = disk.read_wanted(&mut machine, &[*want]);
             match want.at.level {

@@ -84,7 +84,7 @@ impl ShardEngine {
                     None => command_of(entry)?,
                 };
                 let at = ApplyAt { index, time };
-                let wants = group.queue.pages_needed(at, &command);
+                let wants = group.queue.pages_needed(at, &command, group.pages.ahead());
                 let command = self.unless_pages_lack(slot, (index, term), wants, command);
                 let Some(command) = command else {
                     return Ok(false);

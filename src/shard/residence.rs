@@ -17,7 +17,7 @@ use super::requests::Refusal;
 use crate::base::code::Code;
 use crate::base::ids::{GroupId, LogIndex, Term};
 use crate::queue::command::Command;
-use crate::queue::{PageWant, StoredPart};
+use crate::queue::{PAGES_AHEAD, PAGES_AHEAD_AT_FIRST, PageWant, StoredPart};
 use crate::wire::message::RequestBody;
 
 /// Memory that is freed in one step.
@@ -41,12 +41,21 @@ pub(super) struct Waiting {
     apply: PagesWanted,
     /// The reads that are held.
     reads: PagesWanted,
+    /// How often an entry has waited.
+    entries_waited: u32,
 }
 
 impl Waiting {
     /// Whether the next entry has to wait.
     pub(super) fn apply_waits(&self) -> bool {
         self.apply.under_way
+    }
+
+    /// How many pages are read at once for entries that take jobs one after the other: more each time they
+    /// come to some that are not here.
+    pub(super) fn ahead(&self) -> usize {
+        let doublings = self.entries_waited.min(PAGES_AHEAD.ilog2());
+        PAGES_AHEAD.min(PAGES_AHEAD_AT_FIRST << doublings)
     }
 
     fn of(&mut self, reader: Reader) -> &mut PagesWanted {
@@ -72,6 +81,7 @@ impl ShardEngine {
         }
         let group = &mut self.groups[slot];
         group.proposed.put_back(index, term, command);
+        group.pages.entries_waited = group.pages.entries_waited.saturating_add(1);
         self.read_pages(slot, Reader::Apply, wants);
         None
     }
@@ -251,5 +261,22 @@ impl ShardEngine {
         self.counters.pages_let_go_bytes_total += freed;
         // What can go next is what the next checkpoint stores, or what is read.
         self.may_let_go = freed >= too_much.min(LET_GO_BYTES) && freed < too_much;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_more_often_entries_wait_the_more_is_read_ahead_of_them() {
+        let ahead = |entries_waited| {
+            let waiting = Waiting {
+                entries_waited,
+                ..Waiting::default()
+            };
+            waiting.ahead()
+        };
+        assert_eq!([0, 1, 2, 3, 4, u32::MAX].map(ahead), [2, 4, 8, 16, 16, 16]);
     }
 }
