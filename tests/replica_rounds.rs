@@ -94,3 +94,17 @@ fn a_start_goes_on_with_no_file_of_the_process_before() {
         assert!(after.get(&file).is_none_or(|now| *now <= len), "{file:?}");
     }
 }
+
+#[test]
+fn the_first_entries_after_a_start_find_their_pages() {
+    let mut cluster = Cluster::with_checkpoints(1, 1, ROUND_BYTES);
+    fill_for_rounds(&mut cluster, 60);
+    restart(&mut cluster);
+    cluster.pass(100);
+    let read = |cluster: &mut Cluster| cluster.counters(1).pages_read_total;
+    let before = read(&mut cluster);
+    assert!(before > 0, "the ends of the queue are read");
+    cluster.enqueue("mail", b"last");
+    cluster.lease("mail", 1_000, None);
+    assert_eq!(read(&mut cluster), before);
+}

@@ -11,10 +11,10 @@ use rrq::base::members::ClusterMembers;
 use rrq::base::units::{Monotonic, Now, WallTime};
 use rrq::queue::MACHINE_VERSION;
 use rrq::shard::config::ShardConfig;
-use rrq::shard::effect::{CheckpointFile, Effect, GroupReader, Reader};
+use rrq::shard::effect::{CheckpointFile, Effect, GroupReader};
 use rrq::shard::engine::ShardEngine;
 use rrq::shard::input::{Input, Origin};
-use rrq::shard::loading::{GroupState, load_group};
+use rrq::shard::loading::{GroupState, Unread, load_group};
 use rrq::snapshot::layout::{Owner, RootRef};
 use rrq::snapshot::manifest::Manifest;
 use rrq::wal::recovery::{Recovered, Recovery};
@@ -255,9 +255,18 @@ impl Node {
             Effect::Scrub(_) | Effect::TellDamage { .. } => {
                 panic!("nothing stored is looked at")
             }
-            // The first jobs of a queue are read beside a start; nobody takes any here.
-            Effect::LoadPages(order) if order.reader == Reader::Reads => {}
-            Effect::LoadPages(_) => panic!("no operation needs what it does not have"),
+            // The ends of a queue, before anybody needs them; nobody takes any here.
+            Effect::LoadPages(order) => {
+                let unread = Unread {
+                    what: "nothing is read here".to_owned(),
+                    damaged: Vec::new(),
+                };
+                self.tell(Input::PagesLoaded {
+                    group: order.group,
+                    reader: order.reader,
+                    result: Err(unread),
+                });
+            }
             Effect::Stopped => self.stopped = true,
             Effect::DropSegments { .. }
             | Effect::DropFiles { .. }

@@ -29,8 +29,8 @@ use crate::queue::writing::{SummaryBytes, read_summary};
 pub const PAGES_AHEAD: usize = 16;
 /// Likewise where that is not known yet: a start has better to do.
 pub const PAGES_AHEAD_AT_FIRST: usize = 2;
-/// Partitions whose first jobs are read before anybody has asked.
-const HEADS_MAX: usize = 64;
+/// Partitions of which the ends are read before anybody has asked.
+const ENDS_MAX: usize = 8;
 /// Likewise, where all of them are.
 const AHEAD_OF_ALL: usize = 256;
 
@@ -382,15 +382,16 @@ impl JobQueue {
         }
     }
 
-    /// What the first leases will need: worth reading while nobody has asked yet.
+    /// What the first leases and enqueues will need: worth reading before there are any.
     #[must_use]
-    pub fn pages_of_heads(&self) -> Vec<PageWant> {
+    pub fn pages_of_ends(&self) -> Vec<PageWant> {
         let mut wants = Wants {
             ahead: PAGES_AHEAD_AT_FIRST,
             ..Wants::default()
         };
-        for place in self.partitions.keys().take(HEADS_MAX) {
+        for place in self.partitions.keys().take(ENDS_MAX) {
             self.lease_needs(*place, 1, &mut wants);
+            self.enqueue_needs(*place, &[], &mut wants);
         }
         wants.all
     }

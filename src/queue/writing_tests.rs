@@ -732,14 +732,15 @@ fn a_start_reads_the_jobs_in_flight_and_a_lease_the_next() {
         time: GroupTime(2),
     };
     let command = |op| Command { session: None, op };
-    // What is first is here; once it is not, two leaves are read before anybody asks.
+    // The last leaf is read before anybody asks, with the node above it. What is first is here; once it is not,
+    // so are two leaves.
     let mut early = disk.open(&state);
-    let wants = early.pages_of_heads();
-    assert_eq!(wants, []);
-    early.apply(at, &command(lease(58)));
-    let wants = early.pages_of_heads();
+    let wants = early.pages_of_ends();
     assert_eq!(disk.read_wanted(&mut early, &wants), 2);
-    assert_eq!(leaves(&early), [0, 1, 2, 3]);
+    early.apply(at, &command(lease(58)));
+    let wants = early.pages_of_ends();
+    assert_eq!(disk.read_wanted(&mut early, &wants), 2);
+    assert_eq!(leaves(&early), [0, 1, 2, 3, 156]);
     // The rest of leaf 1.
     let few = command(lease(58));
     assert_eq!(opened.pages_needed(at, &few, PAGES_AHEAD), []);

@@ -113,7 +113,7 @@ impl ShardEngine {
     fn start_serving(&mut self, slot: usize) {
         self.groups[slot].phase = Phase::Serving;
         self.members_changed(slot);
-        self.read_heads(slot);
+        self.read_ends(slot);
     }
 }
 

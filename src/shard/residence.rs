@@ -99,11 +99,11 @@ impl ShardEngine {
         }
     }
 
-    /// Reads what the first leases will need, while the group gets ready.
-    pub(super) fn read_heads(&mut self, slot: usize) {
-        let wants = self.groups[slot].queue.pages_of_heads();
+    /// Reads what the first entries will need, in one go. They wait for it: each would ask for the same.
+    pub(super) fn read_ends(&mut self, slot: usize) {
+        let wants = self.groups[slot].queue.pages_of_ends();
         if !wants.is_empty() {
-            self.read_pages(slot, Reader::Reads, wants);
+            self.read_pages(slot, Reader::Apply, wants);
         }
     }
 
