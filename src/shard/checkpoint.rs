@@ -142,6 +142,7 @@ pub(super) struct Checkpointer {
     rewrite: Arc<LeftFiles>,
     /// The round from which on it does: something that had to be moved could not be read.
     rewrites_from: u64,
+    /// With what the next round goes on.
     run_tail: Tail,
     payload_tail: Tail,
     due: Due,
@@ -241,11 +242,6 @@ impl Checkpointer {
     fn grow(&mut self, file: CheckpointFile, end: u64) {
         let len = self.files.entry(file).or_default();
         *len = (*len).max(end);
-    }
-
-    /// How long a file is, if it is still there and is not to be left.
-    fn len_unless(&self, is_left: bool, file: CheckpointFile) -> Option<u64> {
-        self.files.get(&file).filter(|_| !is_left).copied()
     }
 
     /// These files are on the disk no more.

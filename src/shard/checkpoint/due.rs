@@ -36,10 +36,11 @@ const CALM_AFTER: Duration = Duration::from_secs(1);
 pub(in crate::shard) struct Due {
     /// The end of the log at the last cut.
     cut_at: Lsn,
-    /// That at the cut of the last round that was published,
-    newest_at: Lsn,
-    /// and of the one before. From there on a start reads.
-    older_at: Lsn,
+    /// Where the log was cut for the base before the newest, from where on a start reads, and for the newest;
+    /// a round under way counts.
+    bases_at: (Lsn, Lsn),
+    /// The same without it.
+    bases_before: (Lsn, Lsn),
     /// Little has come since then: the end of the log, and when it was that.
     calm_since: (Lsn, Monotonic),
     /// Log bytes that count as since the last cut, until there is one: found at the start, or those of a
@@ -73,8 +74,8 @@ impl Due {
         let found_at = Lsn(log_end.0.saturating_sub(found));
         Self {
             cut_at: log_end,
-            newest_at: found_at,
-            older_at: found_at,
+            bases_at: (found_at, found_at),
+            bases_before: (found_at, found_at),
             calm_since: (log_end, now),
             carried: found,
             cut_off: 0,
@@ -124,16 +125,15 @@ impl Due {
     fn due_at(&self, log_end: Lsn, log_max: u64) -> Option<Monotonic> {
         let log_bytes = self.log_bytes(log_end);
         if log_bytes >= self.bytes().min(log_max) {
-            Some(self.not_before)
-        } else {
-            let apart = self.not_before.max(self.apart_until);
-            let for_older = self.newest_at.0.saturating_sub(self.older_at.0);
-            let once_calm = apart.max(self.calm_since.1.plus(CALM_AFTER));
-            let is_long = log_bytes >= self.tail_bytes;
-            let is_behind_burst = for_older >= self.tail_bytes;
-            let once_calm = is_behind_burst.then_some(once_calm);
-            is_long.then_some(apart).or(once_calm)
+            return Some(self.not_before);
         }
+        let apart = self.not_before.max(self.apart_until);
+        if log_bytes >= self.tail_bytes {
+            return Some(apart);
+        }
+        let (older_at, newest_at) = self.bases_at;
+        let once_calm = apart.max(self.calm_since.1.plus(CALM_AFTER));
+        (newest_at.0 - older_at.0 >= self.tail_bytes).then_some(once_calm)
     }
 
     /// Bytes of log after which a round may come at any time.
@@ -147,6 +147,8 @@ impl Due {
     pub(super) fn cut(&mut self, log_end: Lsn, written: u64, now: Monotonic) {
         self.cut_off = self.log_bytes(log_end);
         (self.cut_at, self.carried) = (log_end, 0);
+        self.bases_before = self.bases_at;
+        self.bases_at = (self.bases_at.1, log_end);
         self.apart_until = now.plus(ROUNDS_APART);
         self.written_before = written;
     }
@@ -155,6 +157,7 @@ impl Due {
     /// a while.
     pub(super) fn retry(&mut self, now: Monotonic) {
         self.carried += std::mem::take(&mut self.cut_off);
+        self.bases_at = self.bases_before;
         self.not_before = now.plus(RETRY);
     }
 
@@ -180,7 +183,6 @@ impl Due {
         let grown = live.saturating_sub(self.live_bytes);
         self.needless_bytes = wrote.saturating_sub(grown);
         self.live_bytes = live;
-        (self.older_at, self.newest_at) = (self.newest_at, self.cut_at);
     }
 }
 

@@ -18,7 +18,7 @@ use crate::shard::engine::ShardEngine;
 use crate::snapshot::builder::{BuildError, PayloadBuilder, RunBuilder};
 use crate::snapshot::layout::{FileKind, Root, RootRef};
 use bytes::Bytes;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Bytes on the way to the disk; what makes more waits beyond it.
 const OUTSTANDING_BYTES_MAX: usize = 4 << 20;
@@ -43,13 +43,19 @@ impl Tail {
         self.full_at = bytes / FILES_ALIVE;
     }
 
-    /// The file, if one of this length is gone on with.
-    fn to_resume(&self, len: impl FnOnce(u64) -> Option<u64>) -> Option<(u64, u64)> {
-        let file = self.file?;
-        len(file)
-            .filter(|len| *len < self.full_at)
-            .map(|len| (file, len))
+    /// The file, if it is still there, is not among those that are to be left, and is short enough.
+    fn to_resume(&self, left: &BTreeSet<u64>, len: impl Fn(u64) -> Option<u64>) -> Option<Resumed> {
+        let file = self.file.filter(|file| !left.contains(file))?;
+        let len = len(file).filter(|len| *len < self.full_at)?;
+        Some(Resumed { file, len })
     }
+}
+
+/// A file that an earlier round has made, with the length that it had.
+#[derive(Clone, Copy)]
+struct Resumed {
+    file: u64,
+    len: u64,
 }
 
 /// The files of a round.
@@ -59,7 +65,7 @@ pub(in crate::shard) struct RoundFiles {
     run: RunBuilder,
     payload: Option<PayloadBuilder>,
     /// Where bodies go on that there may be.
-    payload_tail: Option<(u64, u64)>,
+    payload_tail: Option<Resumed>,
     files: Vec<CheckpointFile>,
     /// Those of them that an earlier round has made, with the length that they had.
     resumed: BTreeMap<CheckpointFile, u64>,
@@ -127,26 +133,22 @@ impl ShardEngine {
     pub(super) fn resume_files(&mut self, round: u64) -> RoundFiles {
         let checkpoints = &self.checkpoints;
         let left = &checkpoints.rewrite;
-        let run = checkpoints.run_tail.to_resume(|file| {
-            let is_left = left.runs.contains(&file);
-            checkpoints.len_unless(is_left, CheckpointFile::Run(file))
-        });
-        let payload = checkpoints.payload_tail.to_resume(|file| {
-            let is_left = left.payloads.contains(&file);
-            checkpoints.len_unless(is_left, CheckpointFile::Payload(file))
-        });
+        let len = |file| checkpoints.files.get(&file).copied();
+        let (runs, payloads) = (&checkpoints.run_tail, &checkpoints.payload_tail);
+        let run = runs.to_resume(&left.runs, |file| len(CheckpointFile::Run(file)));
+        let payload = payloads.to_resume(&left.payloads, |file| len(CheckpointFile::Payload(file)));
         self.files_from(round, run, payload)
     }
 
     fn files_from(
         &mut self,
         round: u64,
-        run: Option<(u64, u64)>,
-        payload_tail: Option<(u64, u64)>,
+        run: Option<Resumed>,
+        payload_tail: Option<Resumed>,
     ) -> RoundFiles {
         let mut resumed = BTreeMap::new();
         let run = match run {
-            Some((file, len)) => {
+            Some(Resumed { file, len }) => {
                 resumed.insert(CheckpointFile::Run(file), len);
                 RunBuilder::resume(file, len)
             }
@@ -195,7 +197,7 @@ impl ShardEngine {
         body.encode_into(&mut to.encoded);
         let payload = to.payload.get_or_insert_with(|| {
             let payload = match to.payload_tail.take() {
-                Some((file, len)) => {
+                Some(Resumed { file, len }) => {
                     to.resumed.insert(CheckpointFile::Payload(file), len);
                     PayloadBuilder::resume(file, len)
                 }
