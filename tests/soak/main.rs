@@ -171,7 +171,7 @@ fn probes(node: &Node, victim: &Victim, host: &Pauses, loaded: &Arc<AtomicBool>)
     probes
 }
 
-/// Steady load for some seconds, then none, by turns; the jobs that went through.
+/// Steady load for some seconds, then none, by turns, as far as it is let in; the jobs that went through.
 fn load(address: SocketAddr, over: &AtomicBool, loaded: &AtomicBool) -> u64 {
     const RATE: u64 = 200;
     let mut jobs = 0;
@@ -201,13 +201,17 @@ fn load(address: SocketAddr, over: &AtomicBool, loaded: &AtomicBool) -> u64 {
             .output()
             .expect("rrq-bench is built");
         loaded.store(false, Relaxed);
+        let said = String::from_utf8_lossy(&bench.stderr);
+        // A control group whose threads on one core have long done nothing has next to no weight there: after a
+        // quota the kernel lets hogs run for up to 5 s before a shard, which is as long as a client waits to be let
+        // in.
+        let was_let_in = !said.contains("cannot connect");
         assert!(
-            bench.status.success(),
-            "the load failed: {}{}",
+            bench.status.success() || !was_let_in,
+            "the load failed: {}{said}",
             String::from_utf8_lossy(&bench.stdout),
-            String::from_utf8_lossy(&bench.stderr)
         );
-        jobs += 4 * RATE;
+        jobs += if was_let_in { 4 * RATE } else { 0 };
         for _ in 0..60 {
             if !over.load(Relaxed) {
                 std::thread::sleep(ms(100));
