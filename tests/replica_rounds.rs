@@ -19,16 +19,25 @@ fn rounds(cluster: &mut Cluster) -> u64 {
     cluster.counters(1).checkpoint_rounds_total
 }
 
-/// Enqueues until so many rounds are published; a job of each batch.
-fn fill_for_rounds(cluster: &mut Cluster, count: u64) -> Vec<JobId> {
-    let until = rounds(cluster) + count;
+/// Enqueues until that holds; a job of each batch.
+fn fill_until(cluster: &mut Cluster, mut holds: impl FnMut(&mut Cluster) -> bool) -> Vec<JobId> {
     let mut jobs = Vec::new();
-    while rounds(cluster) < until {
+    while !holds(cluster) {
         jobs.push(cluster.enqueue("mail", &[7; PAYLOAD_BYTES]));
         cluster.fill("mail", 50, PAYLOAD_BYTES);
         cluster.pass(10);
     }
     jobs
+}
+
+/// Enqueues until so many rounds are published.
+fn fill_for_rounds(cluster: &mut Cluster, count: u64) -> Vec<JobId> {
+    let until = rounds(cluster) + count;
+    fill_until(cluster, |cluster| rounds(cluster) >= until)
+}
+
+fn has_all(cluster: &mut Cluster, jobs: &[JobId]) -> bool {
+    jobs.iter().all(|job| cluster.has(*job))
 }
 
 fn restart(cluster: &mut Cluster) {
@@ -49,9 +58,7 @@ fn a_backlog_lies_in_few_files_however_many_rounds_wrote_it() {
         "a file of {largest} of {alive} bytes"
     );
     restart(&mut cluster);
-    for job in jobs {
-        assert!(cluster.has(job), "{job} is lost");
-    }
+    assert!(has_all(&mut cluster, &jobs));
 }
 
 #[test]
@@ -60,12 +67,9 @@ fn a_round_that_fails_leaves_the_files_that_it_went_on_with_as_they_were() {
     let mut jobs = fill_for_rounds(&mut cluster, 100);
     let before = files(&mut cluster);
     cluster.node(1).rounds_fail = 1;
-    let failed = cluster.counters(1).checkpoint_rounds_failed_total;
-    while cluster.counters(1).checkpoint_rounds_failed_total == failed {
-        jobs.push(cluster.enqueue("mail", &[7; PAYLOAD_BYTES]));
-        cluster.fill("mail", 50, PAYLOAD_BYTES);
-        cluster.pass(10);
-    }
+    jobs.extend(fill_until(&mut cluster, |cluster| {
+        cluster.counters(1).checkpoint_rounds_failed_total > 0
+    }));
     assert_eq!(files(&mut cluster), before);
     // The next begins files of its own: what the disk did with the others is not relied on.
     cluster.pass(6_000);
@@ -77,9 +81,7 @@ fn a_round_that_fails_leaves_the_files_that_it_went_on_with_as_they_were() {
     );
     jobs.extend(fill_for_rounds(&mut cluster, 3));
     restart(&mut cluster);
-    for job in jobs {
-        assert!(cluster.has(job), "{job} is lost");
-    }
+    assert!(has_all(&mut cluster, &jobs));
 }
 
 #[test]

@@ -44,6 +44,8 @@ use std::time::{Duration, Instant};
 const STRANDED: Duration = Duration::from_millis(100);
 const SHARDS: usize = 2;
 const HOGS: usize = 4;
+/// A client that has no answer by then gives up connecting.
+const GIVES_UP_AFTER: Duration = Duration::from_secs(5);
 
 fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
@@ -82,13 +84,22 @@ fn no_task_of_a_shard_is_left_lying_under_hogs_stops_and_a_quota() {
     let mut watchdog = Watchdog::new(node.admin(), host.clone());
     let watch = watch_cores(&cores, &host);
     let hogs = hogs(HOGS);
+    let shards = shards_of(&node);
     let probes = Threads::start(
-        probes(&node, &victim, &host, &loaded)
+        probes(&node, &shards, &victim, &host, &loaded)
             .into_iter()
             .map(|probe| move |over: &AtomicBool| probe.run(over)),
     );
     let address = node.clients();
-    let load = Threads::start([move |over: &AtomicBool| load(address, over, &loaded)]);
+    let door = Door {
+        shards: shards
+            .iter()
+            .map(|(address, tid)| (*address, CoreTimes::of(node.pid(), *tid)))
+            .collect(),
+        stops: victim.stops.clone(),
+        host: host.clone(),
+    };
+    let load = Threads::start([move |over: &AtomicBool| load(address, &door, over, &loaded)]);
     let trouble = {
         let victim = victim.clone();
         Threads::start([move |over: &AtomicBool| trouble(&victim, over)])
@@ -134,29 +145,38 @@ fn no_task_of_a_shard_is_left_lying_under_hogs_stops_and_a_quota() {
     );
 }
 
+/// Where each shard listens, and its thread.
+fn shards_of(node: &Node) -> Vec<(SocketAddr, u32)> {
+    let (_, hello) = Client::greeted(node.clients());
+    let addresses = hello.nodes[0].addresses.iter();
+    let addresses = addresses.map(|address| address.parse().expect("an address"));
+    let tids = threads(node.pid(), "rrq-shard-");
+    let shards: Vec<(SocketAddr, u32)> = addresses.zip(tids).collect();
+    assert_eq!(shards.len(), SHARDS, "{shards:?}");
+    shards
+}
+
 /// One client for each way through the shards: to one alone, at all times, and through both, while
 /// there is load.
-fn probes(node: &Node, victim: &Victim, host: &Pauses, loaded: &Arc<AtomicBool>) -> Vec<Probe> {
-    let (_, hello) = Client::greeted(node.clients());
-    let addresses: Vec<SocketAddr> = hello.nodes[0]
-        .addresses
-        .iter()
-        .map(|address| address.parse().expect("an address"))
-        .collect();
-    let tids = threads(node.pid(), "rrq-shard-");
-    assert_eq!((addresses.len(), tids.len()), (SHARDS, SHARDS), "{tids:?}");
+fn probes(
+    node: &Node,
+    shards: &[(SocketAddr, u32)],
+    victim: &Victim,
+    host: &Pauses,
+    loaded: &Arc<AtomicBool>,
+) -> Vec<Probe> {
     let always = Arc::new(AtomicBool::new(true));
     let mut probes = Vec::new();
-    for (at, address) in addresses.iter().enumerate() {
+    for (at, (address, _)) in shards.iter().enumerate() {
         for group in 0..SHARDS {
             let alone = at == group;
-            let passed = tids.iter().enumerate();
+            let passed = shards.iter().enumerate();
             let passed = passed.filter(|(shard, _)| !alone || *shard == at);
             probes.push(Probe {
                 address: *address,
                 group: group as u16,
                 shards: passed
-                    .map(|(_, tid)| CoreTimes::of(node.pid(), *tid))
+                    .map(|(_, (_, tid))| CoreTimes::of(node.pid(), *tid))
                     .collect(),
                 stops: victim.stops.clone(),
                 host: host.clone(),
@@ -171,12 +191,42 @@ fn probes(node: &Node, victim: &Victim, host: &Pauses, loaded: &Arc<AtomicBool>)
     probes
 }
 
+/// Where clients are let in, and what may keep the node from it: a control group whose threads on one core have
+/// long done nothing has next to no weight there, so that after a quota the kernel lets hogs run for seconds before
+/// a shard.
+struct Door {
+    shards: Vec<(SocketAddr, CoreTimes)>,
+    stops: Pauses,
+    host: Pauses,
+}
+
+impl Door {
+    fn busy(&self) -> Vec<Duration> {
+        self.shards.iter().map(|(_, times)| times.read()).collect()
+    }
+
+    /// For how long since `begun` nobody could be let in, by that shard for which it was longest: it ran or waited
+    /// for a core, the node was stopped, or the machine stood still. `before` is what [`Self::busy`] said then.
+    fn was_shut(&self, begun: Instant, before: &[Duration]) -> Duration {
+        // A wait for a core is added when it ends: it has for who lets us in.
+        for (address, _) in &self.shards {
+            Client::greeted(*address);
+        }
+        let now = Instant::now();
+        let busy = self.busy();
+        let busy = busy.iter().zip(before).map(|(now, before)| *now - *before);
+        let longest = busy.max().expect("there are shards");
+        longest + self.stops.between(begun, now) + self.host.between(begun, now)
+    }
+}
+
 /// Steady load for some seconds, then none, by turns, as far as it is let in; the jobs that went through.
-fn load(address: SocketAddr, over: &AtomicBool, loaded: &AtomicBool) -> u64 {
+fn load(address: SocketAddr, door: &Door, over: &AtomicBool, loaded: &AtomicBool) -> u64 {
     const RATE: u64 = 200;
     let mut jobs = 0;
     while !over.load(Relaxed) {
         loaded.store(true, Relaxed);
+        let (begun, busy) = (Instant::now(), door.busy());
         let bench = Command::new(env!("CARGO_BIN_EXE_rrq-bench"))
             .arg("load")
             .arg(address.to_string())
@@ -201,17 +251,17 @@ fn load(address: SocketAddr, over: &AtomicBool, loaded: &AtomicBool) -> u64 {
             .output()
             .expect("rrq-bench is built");
         loaded.store(false, Relaxed);
-        let said = String::from_utf8_lossy(&bench.stderr);
-        // A control group whose threads on one core have long done nothing has next to no weight there: after a
-        // quota the kernel lets hogs run for up to 5 s before a shard, which is as long as a client waits to be let
-        // in.
-        let was_let_in = !said.contains("cannot connect");
-        assert!(
-            bench.status.success() || !was_let_in,
-            "the load failed: {}{said}",
-            String::from_utf8_lossy(&bench.stdout),
-        );
-        jobs += if was_let_in { 4 * RATE } else { 0 };
+        if bench.status.success() {
+            jobs += 4 * RATE;
+        } else {
+            let said = String::from_utf8_lossy(&bench.stderr);
+            let shut = door.was_shut(begun, &busy);
+            assert!(
+                said.contains("cannot connect") && shut + STRANDED >= GIVES_UP_AFTER,
+                "the load failed, and the door was shut for {shut:.1?}: {}{said}",
+                String::from_utf8_lossy(&bench.stdout),
+            );
+        }
         for _ in 0..60 {
             if !over.load(Relaxed) {
                 std::thread::sleep(ms(100));

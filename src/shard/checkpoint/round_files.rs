@@ -4,9 +4,9 @@
 //! both may be under way.
 //!
 //! A checkpoint round goes on with the files of the one before, behind what is durable of them, until they are
-//! a certain part of all that is alive. So there are some hundred files, however much waits: a start lists them,
-//! and roots name all that they are in. They are no larger than that, since a file whose jobs are done one after
-//! the other keeps its room until the last is. A checkpoint that is brought here has files of its own, as it may
+//! a certain part of all that is alive. So there are some hundred files, and some twenty more of each kind where
+//! twice as much waits: a start lists them, and roots name all that they are in. They are no larger than that, since
+//! a file whose jobs are done one after the other keeps its room until the last is. A checkpoint that is brought here has files of its own, as it may
 //! be under way for longer than a round.
 
 use crate::base::ids::{GroupId, JobId};
