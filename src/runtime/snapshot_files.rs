@@ -523,8 +523,8 @@ mod tests {
 
     #[test]
     fn a_round_that_is_given_up_leaves_what_was_there_before() {
-        let folder = std::env::temp_dir().join(format!("rrq-round-files-{}", std::process::id()));
-        fs::create_dir(&folder).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
         let (old, new) = (CheckpointFile::Run(1), CheckpointFile::Payload(2));
         let write = |round, file, offset, filler| Order::Write {
             round,
@@ -541,7 +541,7 @@ mod tests {
             sender.send(Order::Sync { round, files }).unwrap();
             drop(sender);
             let mut last = None;
-            let files = SnapshotFiles::new(folder.clone(), folder.clone());
+            let files = SnapshotFiles::new(folder.to_owned(), folder.to_owned());
             files.obey(&orders, |input| last = Some(input));
             last.expect("it tells what became of the round")
         };
@@ -554,9 +554,8 @@ mod tests {
         let given_up = obey(3, vec![write(3, old, 8192, 3), write(3, new, 0, 3), bad]);
         assert!(matches!(given_up, Input::RoundFailed { round: 3 }));
         let left = BTreeMap::from([(old, 8192)]);
-        assert_eq!(find_files(&folder).unwrap(), left);
+        assert_eq!(find_files(folder).unwrap(), left);
         let bytes = fs::read(folder.join(file_name(old))).unwrap();
         assert_eq!(bytes, [[1; 4096], [2; 4096]].concat());
-        fs::remove_dir_all(folder).unwrap();
     }
 }
