@@ -290,6 +290,21 @@ fn one_damaged_superblock_is_healed_two_are_refused() {
         let healed = fs::read(copy).expect("it was written anew");
         assert_eq!(healed.len(), 4096);
     }
+    // Whichever of them is the newer one, no start has the number of an earlier one.
+    let number = || {
+        let copies = [&first, &second].map(|copy| fs::read(copy).expect("it is there"));
+        let copies = copies.map(|bytes| Superblock::decode(&bytes));
+        let starts = copies.map(|copy| copy.expect("it is whole").start);
+        starts.into_iter().max().expect("there are two")
+    };
+    for copy in [&first, &first, &second, &second] {
+        let before = number();
+        fs::write(copy, b"garbage").expect("it can be written");
+        let mut node = Node::start(&data, &[]);
+        node.signal("-TERM");
+        node.wait();
+        assert!(number() > before, "start {before} was before");
+    }
     fs::write(&first, b"garbage").expect("it can be written");
     fs::remove_file(&second).expect("it can be removed");
     let (status, text) = refused(&data, &[]);

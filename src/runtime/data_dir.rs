@@ -51,6 +51,8 @@ pub struct DataDir {
     pub superblock: Superblock,
     /// The copy to write first: the one that is bad or older.
     stale: usize,
+    /// One copy is bad or missing.
+    lacks_copy: bool,
     /// Nothing is made yet but the lock.
     new: bool,
     /// How many shards the start is for.
@@ -101,12 +103,14 @@ impl DataDir {
             }
             Err(error) => return Err(no_superblock(&path, &error)),
         };
+        let new = found == Found::Nothing;
         let mut dir = Self {
             path,
             wanted: superblock.shards,
             superblock,
             stale,
-            new: found == Found::Nothing,
+            lacks_copy: !new && damaged.is_some(),
+            new,
             others: Vec::new(),
             other_is_named: false,
             lock,
@@ -152,7 +156,9 @@ impl DataDir {
     /// # Errors
     /// If the directory cannot be written, or no start may follow.
     pub fn begin(&mut self) -> Result<RaisedStart, Report> {
-        let start = self.superblock.start.saturating_add(1);
+        // The copy that is lost may be that of a later start, whose number names files and was told to others.
+        let raise = if self.lacks_copy { 2 } else { 1 };
+        let start = self.superblock.start.saturating_add(raise);
         if start >= STARTS_END.into() {
             return Err(no_more_starts(&self.path, self.superblock.start));
         }
@@ -173,6 +179,7 @@ impl DataDir {
             lock: lock.map_err(|error| unusable(&self.path.join(LOCK), "open", &error))?,
             path: self.path.clone(),
             copy: self.stale,
+            both: self.lacks_copy,
             bytes: self.superblock.encode(),
             probe: self.new,
         })
@@ -389,6 +396,8 @@ pub struct RaisedStart {
     lock: File,
     path: PathBuf,
     copy: usize,
+    /// The other copy, too: it would be older by two starts, and the next might find that alone.
+    both: bool,
     bytes: Vec<u8>,
     /// The directory is new: what it cannot do shows itself only now.
     probe: bool,
@@ -401,6 +410,9 @@ impl RaisedStart {
     /// If it cannot be written.
     pub fn write(self) -> Result<(), Report> {
         write_copy(&self.path, self.copy, &self.bytes, self.probe)?;
+        if self.both {
+            write_copy(&self.path, 1 - self.copy, &self.bytes, self.probe)?;
+        }
         lock::sign(&self.lock, &self.path)
     }
 }
