@@ -72,10 +72,19 @@ fn unpack(version: &str, name: &str) -> (TestFolder, Vec<Known>) {
 
 #[test]
 fn a_directory_of_format_1_opens_with_every_job_and_goes_on() {
+    opens_and_goes_on("v1");
+}
+
+#[test]
+fn a_directory_of_format_2_opens_with_every_job_and_goes_on() {
     if std::env::var_os("RRQ_WRITE_FIXTURE").is_some() {
-        write("v1");
+        write("v2");
     }
-    let (data, known) = unpack("v1", "opens");
+    opens_and_goes_on("v2");
+}
+
+fn opens_and_goes_on(version: &str) {
+    let (data, known) = unpack(version, &format!("opens-{version}"));
     assert!(known.len() > 80, "the fixture has {} jobs", known.len());
     let whole = Survey {
         same: known.len(),

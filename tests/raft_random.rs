@@ -402,6 +402,38 @@ fn members_with_different_holes_repair_each_other() {
     }
 }
 
+/// Every member lacks something and knows what it was: one copy of each entry is enough.
+#[test]
+fn members_that_know_what_they_had_need_one_copy() {
+    for seed in 0..RUNS {
+        let mut run = Run::new(seed, 3, Faults::default());
+        run.cluster.node(voter(1)).campaign(Why::Silence);
+        run.cluster.settle();
+        for _ in 0..30 {
+            run.propose(voter(1));
+            run.cluster.settle();
+        }
+        run.take_acks();
+        // Of what all three would lack, one keeps a copy.
+        let mut copies = [3; 33];
+        for number in 1..=3 {
+            let first = 2 + run.prng.below(30);
+            let most = first + run.prng.below(32 - first);
+            let mut last = first - 1;
+            while last < most && copies[last as usize + 1] > 1 {
+                last += 1;
+                copies[last as usize] -= 1;
+            }
+            if last >= first {
+                let range = (LogIndex(first), LogIndex(last));
+                run.cluster.lose_told(voter(number), range, false, true);
+            }
+        }
+        run.heal();
+        assert_eq!(run.cluster.recovering(), [], "seed {seed}");
+    }
+}
+
 #[test]
 fn one_member_keeps_its_promises() {
     let mut run = Run::new(1, 1, Faults::default());

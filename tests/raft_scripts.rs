@@ -29,7 +29,8 @@
 //! failed 1 2                    tells the leader that it did not
 //! rest 1 / lost 2 1             nothing to do: be quiet; the connection of 2 to 1 broke
 //! died 2 1 / stand-in 3         1 is proved dead to 2; 3 has waited long enough for another
-//! lose 2 5 [7] [vote]           entries 5 to 7 of 2 are gone, or all from 5 on; its last votes too
+//! lose 2 5 [7] [vote] [told]    entries 5 to 7 of 2 are gone, or all from 5 on; its last votes too; it knows
+//!                               which entry was the last
 //! distrust 2                    the engine says that 2 may have lost what it promised
 //! recovering                    who may have lost what it promised
 //! add 4 knowing 1 2 3           an empty member that knows these voters
@@ -277,10 +278,12 @@ impl Script {
             }
             "lose" => {
                 let first = LogIndex(number(plain[1]));
-                let last = plain.get(2).filter(|word| **word != "vote");
+                let last = plain.get(2);
+                let last = last.filter(|word| !["vote", "told"].contains(word));
                 let last = last.map_or(LogIndex(u64::MAX), |word| LogIndex(number(word)));
-                let vote = plain.contains(&"vote");
-                self.cluster.lose(words.first(), first, last, vote);
+                let (vote, told) = (plain.contains(&"vote"), plain.contains(&"told"));
+                let range = (first, last);
+                self.cluster.lose_told(words.first(), range, vote, told);
                 String::new()
             }
             "distrust" => {

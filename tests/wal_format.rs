@@ -11,7 +11,7 @@ use rrq::base::ids::{DiskId, GroupId, Incarnation, LogIndex, ShardId, Term};
 use rrq::base::units::Lsn;
 use rrq::wal::batch::{BEACON, BatchError, BatchHeader};
 use rrq::wal::codec::{RecordError, Records};
-use rrq::wal::record::{GroupRow, Record, RootLocation, RowStatus};
+use rrq::wal::record::{GroupRow, Recap, RecapRow, Record, RootLocation, RowStatus};
 use rrq::wal::segment::{Echo, Footer, FooterRun, SegmentEnd, SegmentHead};
 use wal_kit::{LIFE, base, entry, hard, identity};
 
@@ -104,6 +104,16 @@ fn footer() -> Footer {
     }
 }
 
+fn recap() -> Recap {
+    Recap {
+        batch_seq: 12,
+        rows: vec![RecapRow {
+            row: row(),
+            first: Some(LogIndex(9)),
+        }],
+    }
+}
+
 fn all_records() -> Vec<Record> {
     vec![
         entry_record(),
@@ -113,6 +123,7 @@ fn all_records() -> Vec<Record> {
         Record::Base(base(5, 0, 0)),
         Record::SegmentHead(head()),
         Record::Footer(footer()),
+        Record::Recap(recap()),
     ]
 }
 
@@ -165,7 +176,7 @@ fn golden_segment_head() {
         hex(&encoded(&Record::SegmentHead(head()))),
         "a800000005000000 0000000000000000 0000000000000000 0000000000000000 \
          0000000000000000 0000000000000000 c1c1c1c1c1c1c1c1 c1c1c1c1c1c1c1c1 \
-         d1d1d1d1d1d1d1d1 d1d1d1d1d1d1d1d1 0100000001000300 0600000000000000 \
+         d1d1d1d1d1d1d1d1 d1d1d1d1d1d1d1d1 0100000002000300 0600000000000000 \
          0050000000000000 0400000000000000 0050000000000000 7856341201000000 \
          0800000000000000 d2d2d2d2d2d2d2d2 d2d2d2d2d2d2d2d2 0100000002000000 \
          0090000000000000"
@@ -180,6 +191,19 @@ fn golden_footer() {
          0000000000000000 0000000000000000 0500000001000000 0700000000000000 \
          0200000000000000 40100000aaaaaaaa 78100000bbbbbbbb"
     );
+}
+
+#[test]
+fn golden_recap() {
+    let bytes = encoded(&Record::Recap(recap()));
+    assert_eq!(
+        hex(&bytes[..48]),
+        "b000000007000000 0000000000000000 0000000000000000 0c00000000000000 \
+         0000000000000000 0000000000000000"
+    );
+    let table = encoded(&Record::GroupTable(vec![row()]));
+    let table = hex(&table[48..168]);
+    assert_eq!(hex(&bytes[48..]), format!("{table} 0900000000000000"));
 }
 
 /// A sealed batch with one hard state.
@@ -245,7 +269,7 @@ fn malformed(what: &'static str) -> Result<Record, RecordError> {
 fn each_damage_to_a_record_has_a_name() {
     let (entry, state) = (entry_record(), hard_record());
     let offset = 0;
-    let found = 7;
+    let found = 8;
     assert_eq!(decoded(&[0; 47]), malformed("header"));
     let len = 47;
     assert_eq!(
@@ -260,7 +284,7 @@ fn each_damage_to_a_record_has_a_name() {
     assert_eq!(with(&entry, 0, 50), malformed("padding"));
     assert_eq!(with(&entry, 51, 1), malformed("padding"));
     assert_eq!(
-        with(&state, 4, 7),
+        with(&state, 4, 8),
         Err(RecordError::UnknownType { offset, found })
     );
     assert_eq!(
@@ -268,7 +292,7 @@ fn each_damage_to_a_record_has_a_name() {
         Err(RecordError::UnknownType { offset, found: 0 })
     );
     assert_eq!(
-        with(&entry, 5, 7),
+        with(&entry, 5, 8),
         Err(RecordError::UnknownKind { offset, found })
     );
     assert_eq!(with(&entry, 10, 1), malformed("group"));
@@ -299,13 +323,24 @@ fn each_damage_to_a_record_has_a_name() {
     assert_eq!(with(&base, 48 + 64 + 4, 5), malformed("member"), "no role");
 
     let head = Record::SegmentHead(head());
-    let newer = RecordError::TooNew { found: 2, max: 1 };
-    assert_eq!(with(&head, 48 + 36, 2), Err(newer));
+    let newer = RecordError::TooNew { found: 3, max: 2 };
+    assert_eq!(with(&head, 48 + 36, 3), Err(newer));
+    let mut older = encoded(&head);
+    older[48 + 36] = 1;
+    assert_eq!(decoded(&older), Ok(head.clone()), "format 1 is read, too");
     assert_eq!(with(&head, 48 + 36, 0), malformed("format"));
     assert_eq!(with(&head, 48 + 56, 6), malformed("previous segment"));
     assert_eq!(with(&head, 48 + 64, 1), malformed("previous segment"));
     assert_eq!(with(&head, 48 + 76, 2), malformed("echo"));
     assert_eq!(with(&head, 48 + 76, 0), malformed("length"));
+
+    let recap = Record::Recap(recap());
+    assert_eq!(with(&recap, 24 + 7, 0x40), malformed("index or term"));
+    assert_eq!(
+        with(&recap, 48 + 120, 12),
+        malformed("first entry of a row")
+    );
+    assert_eq!(with(&recap, 0, 0xa0), malformed("row"), "half a row");
 
     let footer = Record::Footer(footer());
     assert_eq!(with(&footer, 48 + 2, 1), malformed("group of a run"));

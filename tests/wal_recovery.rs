@@ -5,6 +5,7 @@
 
 mod wal_kit;
 
+use bytes::Bytes;
 use proptest::collection::vec;
 use proptest::prelude::{any, proptest};
 use rrq::base::entry::Entry;
@@ -13,12 +14,13 @@ use rrq::base::members::Member;
 use rrq::base::prng::Prng;
 use rrq::base::units::Lsn;
 use rrq::wal::batch::{BEACON, BatchHeader, FOOTER, SEG_HEAD};
+use rrq::wal::codec::Records;
 use rrq::wal::extent::PIECE_BYTES;
 use rrq::wal::record::{BaseRecord, Record};
 use rrq::wal::recovery::{GroupLog, GroupLogStatus, Recovered, Recovery};
 use rrq::wal::writer::LogIdentity;
-use std::collections::BTreeMap;
-use wal_kit::{BLOCK, Fate, Log, Model, Sealed, check, hard, model_of};
+use std::collections::{BTreeMap, BTreeSet};
+use wal_kit::{BLOCK, Disk, Fate, Log, Model, Sealed, check, hard, model_of};
 
 const SEGMENT: usize = 4 * BLOCK;
 
@@ -418,9 +420,30 @@ fn a_headless_segment_is_read_in_the_same_way_at_the_next_start() {
     assert_eq!(recovered.bytes, first.bytes + written, "{recovered:#?}");
 }
 
-/// Entries 1 and 2, then 3, then 4 and 5 of a later or the same term; the batch with 3 rots.
+/// Batches of another group, as many as say again what a batch has held; the number of the last batch before.
+fn followed_by_others(log: &mut Log) -> u64 {
+    let last = log.batches.last().expect("a batch").header.batch_seq;
+    for index in 1..=4 {
+        log.entry(2, index, 1, 10);
+        log.sync();
+    }
+    last
+}
+
+/// The log without batch `first` and those that [`followed_by_others`] has put behind it.
+fn lost_untold(log: &Log, first: u64) -> Disk {
+    let mut disk = log.disk.clone();
+    for lost in first..first + 5 {
+        corrupt(log, &mut disk, |b| b.header.batch_seq == lost);
+    }
+    disk
+}
+
+/// Entries 1 and 2, then 3, then 4 and 5 of a later or the same term; the batch with 3 rots, and all that
+/// tell of it.
 fn without_the_third(last_term: u64) -> GroupLog {
-    let mut log = Log::fresh(8 * BLOCK);
+    let mut log = Log::fresh(16 * BLOCK);
+    log.base(2, 0, 0);
     log.base(1, 0, 0);
     log.hard(1, hard(1, 1, 0));
     log.entry(1, 1, 1, 10);
@@ -428,15 +451,12 @@ fn without_the_third(last_term: u64) -> GroupLog {
     log.sync();
     log.entry(1, 3, 1, 10);
     log.sync();
-    let third = log.batches.last().expect("a batch").header.lsn;
+    let third = followed_by_others(&mut log);
     log.hard(1, hard(last_term, 1, 0));
     log.entry(1, 4, last_term, 10);
     log.entry(1, 5, last_term, 10);
     log.sync_proved();
-    let mut disk = log.disk.clone();
-    corrupt(&log, &mut disk, |b| b.header.lsn == third);
-    let recovered = disk.recover();
-    recovered.groups[&GroupId(1)].clone()
+    lost_untold(&log, third).recover().groups[&GroupId(1)].clone()
 }
 
 #[test]
@@ -448,31 +468,29 @@ fn what_lies_beyond_a_hole_is_kept_and_clears_what_lies_before_it() {
     assert_eq!(indexes(&same_term.entries), [1, 2]);
     assert_eq!(same_term.sound.last.0, 2, "one leader, one log");
     assert_eq!(indexes(&same_term.sound.beyond), [4, 5]);
-    assert!(same_term.sound.end_is_known && same_term.sound.vote_is_known);
+    assert!(same_term.sound.end.is_some() && same_term.sound.vote_is_known);
     // A later leader may have replaced entries 1 and 2 in the hole.
     let later_term = without_the_third(2);
     assert_eq!(later_term.sound.last.0, 0, "they may be another's");
     assert_eq!(indexes(&later_term.sound.beyond), [4, 5]);
 }
 
-/// Entries 1 and 2 of term 1; in term 2 another replaces 2, and that batch rots. The commit mark is `before`
-/// ahead of it, and 2 behind it.
+/// Entries 1 and 2 of term 1; in term 2 another replaces 2, and that batch rots, and all that tell of it. The
+/// commit mark is `before` ahead of it, and 2 behind it.
 fn with_a_mark_beyond_the_hole(before: u64) -> GroupLog {
-    let mut log = Log::fresh(8 * BLOCK);
+    let mut log = Log::fresh(16 * BLOCK);
     log.base(1, 0, 0);
+    log.base(2, 0, 0);
     log.entry(1, 1, 1, 10);
     log.entry(1, 2, 1, 10);
     log.hard(1, hard(1, 1, before));
     log.sync();
     log.entry(1, 2, 2, 10);
     log.sync();
-    let second = log.batches.last().expect("a batch").header.lsn;
+    let second = followed_by_others(&mut log);
     log.hard(1, hard(2, 1, 2));
     log.sync_proved();
-    let mut disk = log.disk.clone();
-    corrupt(&log, &mut disk, |b| b.header.lsn == second);
-    let recovered = disk.recover();
-    recovered.groups[&GroupId(1)].clone()
+    lost_untold(&log, second).recover().groups[&GroupId(1)].clone()
 }
 
 #[test]
@@ -490,7 +508,8 @@ fn a_commit_mark_beyond_a_hole_says_nothing_of_what_lies_before_it() {
 fn an_entry_that_may_have_been_replaced_in_a_hole_is_gone_at_the_next_start() {
     // 3 of term 2 goes on behind what replaced 2 in the hole, and looks as if behind what was there before:
     // a leader whose log has it too would take the whole for its own.
-    let mut log = Log::fresh(8 * BLOCK);
+    let mut log = Log::fresh(16 * BLOCK);
+    log.base(2, 0, 0);
     let mut members = wal_kit::base(1, 0, 0);
     let other = Voter {
         node: NodeId(2),
@@ -504,16 +523,14 @@ fn an_entry_that_may_have_been_replaced_in_a_hole_is_gone_at_the_next_start() {
     log.sync();
     log.entry(1, 2, 2, 10);
     log.sync();
-    let second = log.batches.last().expect("a batch").header.lsn;
+    let second = followed_by_others(&mut log);
     log.hard(1, hard(2, 1, 1));
     log.entry(1, 3, 2, 10);
     log.sync_proved();
-    let mut disk = log.disk.clone();
-    corrupt(&log, &mut disk, |b| b.header.lsn == second);
-    let (mut next, first) = Log::restart(disk, 8);
+    let (mut next, first) = Log::restart(lost_untold(&log, second), 8);
     let sound = &first.groups[&GroupId(1)].sound;
     assert_eq!((sound.last.0, sound.beyond[0].index.0), (1, 3));
-    assert!(sound.end_is_known && sound.beyond.len() == 1);
+    assert!(sound.end.is_some() && sound.beyond.len() == 1);
     next.sync_proved();
     let again = next.disk.recover();
     let found = &again.groups[&GroupId(1)];
@@ -525,7 +542,7 @@ fn an_entry_that_may_have_been_replaced_in_a_hole_is_gone_at_the_next_start() {
 fn a_vote_that_was_lost_is_still_lost_at_the_next_start() {
     // The head of the second start's segment repeats the vote that the first one has found. It lies
     // behind the hole, and is older than what the hole took.
-    let mut log = Log::fresh(8 * BLOCK);
+    let mut log = Log::fresh(16 * BLOCK);
     log.base(1, 0, 0);
     log.base(2, 0, 0);
     log.hard(1, hard(1, 1, 0));
@@ -533,12 +550,10 @@ fn a_vote_that_was_lost_is_still_lost_at_the_next_start() {
     log.sync();
     log.hard(1, hard(2, 2, 0));
     log.sync();
-    let vote = log.batches.last().expect("a batch").header.lsn;
-    log.entry(2, 1, 1, 10);
+    let vote = followed_by_others(&mut log);
+    log.entry(2, 5, 1, 10);
     log.sync_proved();
-    let mut disk = log.disk.clone();
-    corrupt(&log, &mut disk, |b| b.header.lsn == vote);
-    let (mut second, first) = Log::restart(disk, 8);
+    let (mut second, first) = Log::restart(lost_untold(&log, vote), 8);
     let found = &first.groups[&GroupId(1)];
     assert!(matches!(found.status, GroupLogStatus::Damaged { .. }));
     assert!(!found.sound.vote_is_known);
@@ -551,7 +566,7 @@ fn a_vote_that_was_lost_is_still_lost_at_the_next_start() {
     );
     assert_eq!(found.hard.term.0, 1, "the later term is gone");
     let sound = &found.sound;
-    assert!(!sound.vote_is_known && !sound.end_is_known && sound.beyond.is_empty());
+    assert!(!sound.vote_is_known && sound.end.is_none() && sound.beyond.is_empty());
 }
 
 #[test]
@@ -589,6 +604,185 @@ fn the_place_of_a_headless_segment_lies_before_the_next_one() {
     let recovered = disk.recover();
     assert_eq!(recovered.segments, [1, 2, 3], "{recovered:#?}");
     check(&recovered, &log.acked(), "two heads and a footer");
+}
+
+/// The groups that a batch says anything of.
+fn groups_in(log: &Log, batch: &Sealed) -> BTreeSet<u16> {
+    let file = Bytes::copy_from_slice(&log.disk.files[&batch.segment]);
+    let (_, records) = BatchHeader::read(&file, batch.offset).expect("it is intact");
+    let groups = Records::new(records).map(|record| match record.expect("it was written") {
+        Record::Entry { group, .. } | Record::HardState { group, .. } => vec![group.0],
+        Record::Base(base) => vec![base.group.0],
+        Record::GroupTable(rows) => rows.iter().map(|row| row.group.0).collect(),
+        Record::SegmentHead(_) | Record::Footer(_) | Record::Recap(_) => Vec::new(),
+    });
+    groups.flatten().collect()
+}
+
+/// Many small batches, each of few of 6 groups; the entries of a group are replaced now and then.
+fn many_batches(seed: u64) -> Log {
+    let mut prng = Prng::new(seed);
+    let mut log = Log::fresh(16 * BLOCK);
+    let mut groups = BTreeMap::new();
+    for group in 1..=6 {
+        log.base(group, 0, 0);
+        log.hard(group, hard(1, 1, 0));
+        groups.insert(group, (0, 1));
+    }
+    log.sync();
+    for _ in 0..60 {
+        for _ in 0..1 + prng.below(3) {
+            let group = 1 + prng.below(6) as u16;
+            let (last, term) = groups.get_mut(&group).expect("one of six");
+            match prng.below(4) {
+                0 => {
+                    *term += 1;
+                    log.hard(group, hard(*term, 1 + prng.below(3) as u32, 0));
+                }
+                1 => {
+                    *last = prng.below(*last + 1) + 1;
+                    *term += 1;
+                    log.entry(group, *last, *term, 30);
+                }
+                _ => {
+                    *last += 1;
+                    log.entry(group, *last, *term, prng.below(900) as usize);
+                }
+            }
+        }
+        log.submit();
+        while log.flying.len() > prng.below(3) as usize {
+            log.complete(0);
+        }
+    }
+    log.sync_proved();
+    log
+}
+
+#[test]
+fn a_batch_that_is_damaged_puts_no_group_in_doubt_but_those_in_it() {
+    let (mut told, mut whole) = (0, 0);
+    for seed in 1..=8 {
+        let log = many_batches(seed);
+        let acked = log.acked();
+        let with_next = log.batches.iter().zip(&log.batches[1..]);
+        let is_told = |batch: &Sealed| {
+            batch.header.batch_seq > 1 && is_proved(&log.batches, batch.header.lsn)
+        };
+        for (batch, next) in with_next.filter(|(batch, _)| is_told(batch)) {
+            let mut disk = log.disk.clone();
+            corrupt(&log, &mut disk, |b| b.header.lsn == batch.header.lsn);
+            let recovered = disk.recover();
+            let context = format!("seed {seed}, batch {}", batch.header.batch_seq);
+            assert_eq!(outcome(&recovered), "corrupt", "{context}");
+            let fates = check(&recovered, &acked, &context);
+            let named = groups_in(&log, batch);
+            let is_cleared = next.header.flags == SEG_HEAD || batch.header.flags == SEG_HEAD;
+            for (group, fate) in fates {
+                let is_untouched = is_cleared || !named.contains(&group);
+                assert!(
+                    fate == Fate::Whole || !is_untouched,
+                    "{context}: group {group} is not in it: {recovered:#?}"
+                );
+                told += usize::from(fate == Fate::Reported);
+                whole += usize::from(fate == Fate::Whole && named.contains(&group));
+                if fate == Fate::Reported {
+                    let found = &recovered.groups[&GroupId(group)];
+                    assert!(
+                        found.sound.end.is_some() && found.sound.vote_is_known,
+                        "{context}"
+                    );
+                }
+            }
+        }
+    }
+    // Entries that are missing are; a hard state is not, since the next batch says it again.
+    assert!(told > 100 && whole > 20, "{told} {whole}");
+}
+
+#[test]
+fn batches_that_are_damaged_together_are_told_by_the_one_behind_them() {
+    let log = many_batches(3);
+    let acked = log.acked();
+    let is_small = |batches: &[Sealed]| batches.iter().all(|b| b.header.flags == 0);
+    let named = |run: &[Sealed]| -> BTreeSet<u16> {
+        let groups = run[1..4].iter().flat_map(|batch| groups_in(&log, batch));
+        groups.collect()
+    };
+    let mut runs = log.batches.windows(5).filter(|run| is_small(run));
+    let run = runs.find(|run| named(run).len() < 6);
+    let run = run.expect("five in a segment, and a group that is not in them");
+    let mut disk = log.disk.clone();
+    for batch in &run[1..4] {
+        corrupt(&log, &mut disk, |b| b.header.lsn == batch.header.lsn);
+    }
+    let recovered = disk.recover();
+    let fates = check(&recovered, &acked, "three in a row");
+    let named = named(run);
+    for (group, fate) in fates {
+        assert!(fate == Fate::Whole || named.contains(&group), "{group}");
+    }
+}
+
+#[test]
+fn what_is_told_of_a_hole_is_the_vote_the_base_and_what_lies_before_it() {
+    let mut log = Log::fresh(16 * BLOCK);
+    for group in 1..=3 {
+        log.base(group, 0, 0);
+        log.hard(group, hard(1, 1, 0));
+        log.entry(group, 1, 1, 10);
+        log.entry(group, 2, 1, 10);
+    }
+    log.sync();
+    // Group 1 votes; group 2 gets a checkpoint in place of its log; another replaces the last of group 3.
+    log.hard(1, hard(7, 2, 0));
+    let mut installed = wal_kit::base(2, 9, 3);
+    installed.log_start_lsn = log.writer.end_lsn();
+    log.append(Record::Base(installed.clone()));
+    log.entry(3, 2, 2, 10);
+    log.sync();
+    let lost = log.batches.last().expect("a batch").header.lsn;
+    log.entry(2, 10, 3, 10);
+    log.entry(3, 3, 3, 10);
+    log.sync_proved();
+    let mut disk = log.disk.clone();
+    corrupt(&log, &mut disk, |b| b.header.lsn == lost);
+    let recovered = disk.recover();
+    check(&recovered, &log.acked(), "told");
+    let [one, two, three] = [1, 2, 3].map(|group| &recovered.groups[&GroupId(group)]);
+    assert_eq!(one.status, GroupLogStatus::Intact);
+    assert_eq!(one.hard, hard(7, 2, 0));
+    assert_eq!(two.status, GroupLogStatus::Intact);
+    assert_eq!(two.bases, [installed], "what it replaces is void");
+    let indexes: Vec<u64> = two.entries.iter().map(|entry| entry.index.0).collect();
+    assert_eq!(indexes, [10]);
+    assert!(matches!(three.status, GroupLogStatus::Damaged { .. }));
+    assert_eq!(three.sound.last.0, 1, "as it was");
+    assert_eq!(three.sound.beyond[0].index.0, 3);
+    assert_eq!(
+        three.sound.end.map(|(index, term)| (index.0, term.0)),
+        Some((3, 3))
+    );
+}
+
+#[test]
+fn what_a_start_has_judged_is_told_by_no_recap() {
+    // The head that a second process begins with says where the log before it ends, and whom it has
+    // found damaged. With it gone nobody is believed.
+    let log = many_batches(5);
+    let (mut second, _) = Log::restart(log.disk.clone(), 8);
+    second.entry(1, 1, 99, 10);
+    second.sync();
+    second.entry(1, 2, 99, 10);
+    second.sync_proved();
+    let first = second.batches.first().expect("its head").header;
+    assert_eq!(first.flags, SEG_HEAD);
+    let mut disk = second.disk.clone();
+    corrupt(&second, &mut disk, |b| b.header.lsn == first.lsn);
+    let recovered = disk.recover();
+    check(&recovered, &second.acked(), "its head");
+    let is_whole = |group: &u16| is_intact(&recovered, *group);
+    assert!(!(2..=6).any(|group| is_whole(&group)), "{recovered:#?}");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::cli::offline::{self, ShardFiles, Where};
 use crate::cli::terminal::{self, Progress, print, say_json, table};
 use crate::runtime::data_dir::unusable;
 use crate::wal::batch::BatchHeader;
-use crate::wal::record::{BaseRecord, GroupRow, HardState, Record, RowStatus};
+use crate::wal::record::{BaseRecord, GroupRow, HardState, RecapRow, Record, RowStatus};
 use crate::wal::recovery::{GroupLogStatus, Recovered};
 use crate::wal::segment::Echo;
 use crate::wire::command::decode_command;
@@ -384,6 +384,12 @@ impl Printer<'_> {
                 let entries: usize = footer.runs.iter().map(|run| run.entries.len()).sum();
                 json!({"type": "footer", "entries": entries})
             }),
+            Record::Recap(recap) => {
+                let rows = recap.rows.iter().filter(|row| wanted(row.row.group));
+                let rows: Vec<Value> = rows.map(recap_row_json).collect();
+                let batch = recap.batch_seq;
+                (!rows.is_empty()).then(|| json!({"type": "recap", "batch": batch, "rows": rows}))
+            }
         }
     }
 
@@ -536,6 +542,16 @@ fn base_json(base: &BaseRecord) -> Value {
         "voters": voters.collect::<Vec<_>>(),
         "learners": learners.collect::<Vec<_>>(),
     })
+}
+
+fn recap_row_json(row: &RecapRow) -> Value {
+    let mut value = row_json(&row.row);
+    put(
+        &mut value,
+        "first_index",
+        json!(row.first.map(|first| first.0)),
+    );
+    value
 }
 
 fn row_json(row: &GroupRow) -> Value {

@@ -30,6 +30,9 @@
 //!   ends.
 //!
 //! What the member's own disk holds beyond the hole is in doubt for nobody: it is taken when it follows.
+//! What leads to it in any one answer is what was in the hole (log matching), and likewise what leads to
+//! the entry that was the last, where the log still says which that was: the member then has what it had,
+//! and nobody else need be asked. So logs are made whole that are damaged on all nodes, each elsewhere.
 //! A vote that may be lost is beyond doubt once *all* voters have taken the term of the repair, since
 //! no candidate of an earlier one is left.
 //!
@@ -57,8 +60,8 @@ use std::collections::{BTreeMap, VecDeque};
 pub struct Doubt {
     /// Entries that lie beyond the hole, rising, and are beyond doubt themselves.
     pub salvaged: Vec<Entry>,
-    /// Nothing followed them, nor the log if there are none.
-    pub end_is_known: bool,
+    /// The entry that was the last of all, be it lost or not; `None` if that is not known.
+    pub end: Option<Position>,
     /// The hard state is the last that was promised.
     pub vote_is_known: bool,
 }
@@ -68,7 +71,8 @@ pub struct Doubt {
 pub(super) struct Recovery {
     anchor: Option<Position>,
     salvaged: VecDeque<Entry>,
-    end_is_known: bool,
+    /// The entry that was the last of all, if that is known.
+    end: Option<Position>,
     vote_is_known: bool,
     /// The term of the repair under way, or of the last one.
     repair_term: Term,
@@ -137,7 +141,7 @@ impl Recovery {
         Self {
             anchor: None,
             salvaged: doubt.salvaged.into(),
-            end_is_known: doubt.end_is_known,
+            end: doubt.end,
             vote_is_known: doubt.vote_is_known,
             repair_term: Term(0),
             answers: BTreeMap::new(),
@@ -147,13 +151,14 @@ impl Recovery {
 
     /// Whether nothing lies behind `last`, for certain.
     fn ends_at(&self, last: LogIndex) -> bool {
-        self.end_is_known && self.salvaged.iter().all(|entry| entry.index <= last)
+        let ends = self.end.is_some_and(|end| end.0 <= last);
+        ends && self.salvaged.iter().all(|entry| entry.index <= last)
     }
 
     /// A leader's log replaces what lay beyond the hole.
     fn forget_salvaged(&mut self) {
         self.salvaged.clear();
-        self.end_is_known = false;
+        self.end = None;
     }
 
     /// The next entry of the member's own disk, if what is beyond the hole goes on behind `last`.
@@ -164,7 +169,7 @@ impl Recovery {
             .is_some()
         {}
         match self.salvaged.front() {
-            None if self.end_is_known => Next::Ends,
+            None if self.end.is_some_and(|end| end.0 <= last.0) => Next::Ends,
             // One leader a term, and one log of that leader: an entry of the same term follows.
             Some(entry) if entry.index == last.0.next() && entry.term == last.1 => {
                 Next::Take(self.salvaged.pop_front().expect("the front was just seen"))
@@ -175,6 +180,23 @@ impl Recovery {
             }
             _ => Next::Wait,
         }
+    }
+
+    /// The entry behind `last` as it was here, if an answer has it: one that leads to an entry that was here.
+    fn as_it_was(&self, last: Position) -> Option<&Entry> {
+        let index = last.0.next();
+        let salvaged = self.salvaged.front().map(|entry| (entry.index, entry.term));
+        let known = salvaged.or(self.end).filter(|known| known.0 >= index)?;
+        let mut answers = self.answers.values();
+        answers.find_map(|answer| match (answer.at(index), answer.at(known.0)) {
+            (Held::Entry(entry, before), Held::Entry(then, _)) => {
+                let follows = before.is_none_or(|term| term == last.1);
+                (follows && then.term == known.1).then_some(entry)
+            }
+            // One leader a term, and one log of that leader.
+            (Held::Entry(entry, _), _) => (entry.term == known.1).then_some(entry),
+            _ => None,
+        })
     }
 }
 
@@ -442,6 +464,9 @@ impl RaftNode {
         match recovery.own_next(last) {
             Next::Wait => {}
             own => return own,
+        }
+        if let Some(entry) = recovery.as_it_was(last) {
+            return Next::Take(entry.clone());
         }
         let index = last.0.next();
         let is_definite = |voter: Voter| {

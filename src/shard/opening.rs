@@ -234,7 +234,7 @@ pub(super) fn open_group(
             entries.retain(|entry| entry.index <= sound.last);
             Some(Doubt {
                 salvaged: sound.beyond,
-                end_is_known: sound.end_is_known,
+                end: sound.end,
                 vote_is_known: sound.vote_is_known,
             })
         }

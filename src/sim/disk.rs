@@ -4,16 +4,19 @@
 //! A clone is an image of the disk; clones share what neither has written since.
 
 use super::kept::Kept;
-use crate::base::ids::ShardId;
+use crate::base::ids::{GroupId, LogIndex, ShardId};
 use crate::base::limits::BLOCK_BYTES;
 use crate::base::prng::Prng;
 use crate::base::units::Lsn;
 use crate::shard::effect::CheckpointFile;
 use crate::snapshot::manifest::Manifest;
 use crate::wal::batch::{BatchHeader, WalBatch};
+use crate::wal::codec::Records;
+use crate::wal::record::Record;
+use crate::wal::segment::SegmentHead;
 use crate::wal::writer::{LogWriter, Need, WalWrite};
 use bytes::Bytes;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::sync::Arc;
 
@@ -64,6 +67,70 @@ pub struct Harmed {
     pub segment: Option<u64>,
     /// The byte.
     pub offset: usize,
+}
+
+/// A batch of the log of which an intact one behind it says that it was acknowledged, and what it held.
+#[derive(Clone, Debug)]
+pub struct Told {
+    /// Its number.
+    pub batch_seq: u64,
+    /// Its entries.
+    pub entries: Vec<(GroupId, LogIndex)>,
+    /// The segment that it is in.
+    pub segment: u64,
+    /// Where in it; 0 for its head.
+    pub offset: usize,
+    /// Its length.
+    pub bytes: usize,
+}
+
+/// The batches of a log, given as its segments in their order, that a later one proves, and of which the recap
+/// of the next one tells.
+pub fn told_batches(segments: impl IntoIterator<Item = (u64, Bytes)>) -> Vec<Told> {
+    let mut told: Vec<(Lsn, Told)> = Vec::new();
+    let mut proved = Lsn(0);
+    // What a file holds of its earlier use names another segment.
+    let is_own = |(number, bytes): &(u64, Bytes)| {
+        SegmentHead::read(bytes).is_some_and(|head| head.number == *number)
+    };
+    for (segment, bytes) in segments.into_iter().filter(is_own) {
+        let mut before: Option<(BatchHeader, Told)> = None;
+        let mut offset = 0;
+        while let Ok((header, records)) = BatchHeader::read(&bytes, offset) {
+            let follows = before.as_ref().is_none_or(|(last, _)| {
+                last.epoch == header.epoch
+                    && last.batch_seq + 1 == header.batch_seq
+                    && last.crc == header.prev_crc
+            });
+            if !follows {
+                break;
+            }
+            proved = proved.max(header.durable_lsn);
+            let mut entries = Vec::new();
+            let mut tells = BTreeSet::new();
+            for record in Records::new(records) {
+                match record {
+                    Ok(Record::Entry { group, entry, .. }) => entries.push((group, entry.index)),
+                    Ok(Record::Recap(recap)) => drop(tells.insert(recap.batch_seq)),
+                    _ => {}
+                }
+            }
+            let last = before.take();
+            let last = last.filter(|(last, _)| tells.contains(&last.batch_seq));
+            told.extend(last.map(|(last, batch)| (last.lsn, batch)));
+            let this = Told {
+                batch_seq: header.batch_seq,
+                entries,
+                segment,
+                offset,
+                bytes: header.encoded_len(),
+            };
+            before = Some((header, this));
+            offset += header.encoded_len();
+        }
+    }
+    told.retain(|(at, _)| *at < proved);
+    told.into_iter().map(|(_, batch)| batch).collect()
 }
 
 /// A checkpoint file.
@@ -339,20 +406,48 @@ impl SimDisk {
         let targets = targets.filter(|(_, _, header)| !proved || is_proved(header));
         let targets: Vec<_> = targets.collect();
         let nth = prng.below(targets.len().max(1) as u64) as usize;
-        let (number, start, header) = *targets.get(nth)?;
-        let blocks = (header.encoded_len() / BLOCK_BYTES) as u64;
-        let block = start + prng.below(blocks) as usize * BLOCK_BYTES;
+        let (number, start, header) = **targets.get(nth)?;
+        Some(self.harm_log(harm, (number, start, header.encoded_len()), prng))
+    }
+
+    /// Does harm to a block of the `bytes` from `start` of segment `number` on, which are a batch.
+    fn harm_log(
+        &mut self,
+        harm: Harm,
+        (number, start, bytes): (u64, usize, usize),
+        prng: &mut Prng,
+    ) -> Harmed {
+        let block = start + prng.below((bytes / BLOCK_BYTES) as u64) as usize * BLOCK_BYTES;
         let before = self.segments.range(..number).next_back();
         let before = before.map(|(_, segment)| segment.0[block..block + BLOCK_BYTES].to_vec());
+        let batches = self.batches();
         let (from, at, _) = batches[prng.below(batches.len() as u64) as usize];
         let other = self.segments[&from].0[at..at + BLOCK_BYTES].to_vec();
-        let segment = self.segments.get_mut(number).expect("it was just seen");
+        let segment = self
+            .segments
+            .get_mut(&number)
+            .expect("there is such a segment");
         let segment = &mut Arc::make_mut(&mut segment.0)[block..block + BLOCK_BYTES];
         let offset = spoil(segment, harm, before, other, prng);
-        Some(Harmed {
-            segment: Some(*number),
+        Harmed {
+            segment: Some(number),
             offset: block + offset,
-        })
+        }
+    }
+
+    /// Does harm to one of [`Self::told_batches`].
+    pub fn harm_batch(&mut self, batch: &Told, harm: Harm, prng: &mut Prng) {
+        self.harm_log(harm, (batch.segment, batch.offset, batch.bytes), prng);
+    }
+
+    /// See [`told_batches`].
+    #[must_use]
+    pub fn told_batches(&self) -> Vec<Told> {
+        told_batches(
+            self.segments
+                .iter()
+                .map(|(number, segment)| (*number, segment.bytes())),
+        )
     }
 
     fn harm_file(&mut self, harm: Harm, prng: &mut Prng) -> Option<Harmed> {

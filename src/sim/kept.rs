@@ -140,7 +140,10 @@ impl Kept {
                     kept.hard = state;
                 }
             }
-            Record::GroupTable(_) | Record::SegmentHead(_) | Record::Footer(_) => {}
+            Record::GroupTable(_)
+            | Record::SegmentHead(_)
+            | Record::Footer(_)
+            | Record::Recap(_) => {}
         }
     }
 

@@ -36,13 +36,13 @@ use std::sync::Arc;
 pub const BATCH_HEADER_BYTES: usize = 64;
 /// The version that this binary writes, and the newest that it reads.
 pub const VERSION: u8 = 1;
-/// A batch without records, written to carry a durable LSN.
+/// A batch without records but a recap, written to carry a durable LSN.
 pub const BEACON: u8 = 1;
 /// The first batch of a segment.
 pub const SEG_HEAD: u8 = 2;
 /// The last batch of a segment.
 pub const FOOTER: u8 = 4;
-/// A batch without records in front of one that is longer than others, for one large entry: a start that
+/// A batch without records but a recap, in front of one that is longer than others, for one large entry: a start that
 /// cannot read the header of that looks further for what follows it.
 pub const LARGE_NEXT: u8 = 8;
 

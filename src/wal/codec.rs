@@ -7,14 +7,14 @@
 //! | offset | size | field | in an entry | in the others |
 //! | --- | --- | --- | --- | --- |
 //! | 0 | 4 | length of header and body | | |
-//! | 4 | 1 | type | 1 | 2 hard state, 3 group table, 4 base, 5 segment head, 6 footer |
+//! | 4 | 1 | type | 1 | 2 hard state, 3 group table, 4 base, 5 segment head, 6 footer, 7 recap |
 //! | 5 | 1 | kind | [`EntryKind`] | 0 |
 //! | 6 | 2 | machine version | of the entry | of the base, else 0 |
 //! | 8 | 4 | group | | hard state and base, else 0 |
 //! | 12 | 4 | incarnation | | hard state and base, else 0 |
 //! | 16 | 4 | the entry's seal | | 0 |
 //! | 20 | 4 | flags | of the entry | 0 |
-//! | 24 | 8 | index | of the entry | commit of a hard state, index of a base, rows of a table, else 0 |
+//! | 24 | 8 | index | of the entry | commit of a hard state, index of a base, rows of a table, batch of a recap, else 0 |
 //! | 32 | 8 | term | of the entry | of the hard state, of the base, else 0 |
 //! | 40 | 8 | group time | of the entry | of the base, else 0 |
 //! | 48 | … | body | the payload | see below |
@@ -25,7 +25,7 @@
 //! length u32, has a root u32 (0 or 1), log start LSN u64, wall offset i64, members u32, zero u32;
 //! then per member: node u32, [role](crate::base::members::MemberRole) u32, disk id (16).
 //!
-//! Body of a group table: rows of 128 bytes.
+//! Body of a group table, and of a recap: rows of 128 bytes.
 //!
 //! | offset | size | field |
 //! | --- | --- | --- |
@@ -39,7 +39,7 @@
 //! | 100 | 4 | flags: 1 voted, 2 has a root, 4 recovering |
 //! | 104 | 8 | log start LSN |
 //! | 112 | 8 | recovering since this index |
-//! | 120 | 8 | reserve, zero |
+//! | 120 | 8 | in a recap: the lowest index that its batch holds of the group, 0 if none; else zero |
 //!
 //! Segment head and footer are told in [`crate::wal::segment`].
 //!
@@ -60,7 +60,9 @@ use crate::base::ids::{DiskId, GroupId, Incarnation, LogIndex, NodeId, Term, Vot
 use crate::base::members::{Member, MemberRole};
 use crate::base::units::{GroupTime, Lsn};
 use crate::wal::batch::POSITION_END;
-use crate::wal::record::{BaseRecord, GroupRow, HardState, Record, RootLocation, RowStatus, Vote};
+use crate::wal::record::{
+    BaseRecord, GroupRow, HardState, Recap, RecapRow, Record, RootLocation, RowStatus, Vote,
+};
 use crate::wal::segment::{Footer, SegmentHead};
 use bytes::Bytes;
 
@@ -132,6 +134,7 @@ const TYPE_GROUP_TABLE: u8 = 3;
 const TYPE_BASE: u8 = 4;
 const TYPE_SEGMENT_HEAD: u8 = 5;
 const TYPE_FOOTER: u8 = 6;
+const TYPE_RECAP: u8 = 7;
 
 const ROW_VOTED: u32 = 1;
 const ROW_ROOT: u32 = 2;
@@ -212,6 +215,7 @@ impl Record {
             Self::Base(base) => BASE_BYTES + base.members.len() * MEMBER_BYTES,
             Self::SegmentHead(head) => head.body_bytes(),
             Self::Footer(footer) => footer.body_bytes(),
+            Self::Recap(recap) => recap.rows.len() * GROUP_ROW_BYTES,
         }
     }
 
@@ -244,7 +248,7 @@ impl Record {
                 header.kind_of_record = TYPE_GROUP_TABLE;
                 header.index = rows.len() as u64;
                 for row in rows {
-                    encode_row(row, &mut body);
+                    encode_row(row, LogIndex(0), &mut body);
                 }
             }
             Self::Base(base) => {
@@ -264,6 +268,13 @@ impl Record {
             Self::Footer(footer) => {
                 header.kind_of_record = TYPE_FOOTER;
                 footer.encode(&mut body);
+            }
+            Self::Recap(recap) => {
+                header.kind_of_record = TYPE_RECAP;
+                header.index = recap.batch_seq;
+                for row in &recap.rows {
+                    encode_row(&row.row, row.first.unwrap_or_default(), &mut body);
+                }
             }
         }
         assert!(
@@ -300,7 +311,7 @@ const NO_ROOT: RootLocation = RootLocation {
     len: 0,
 };
 
-fn encode_row(row: &GroupRow, out: &mut Vec<u8>) {
+fn encode_row(row: &GroupRow, first: LogIndex, out: &mut Vec<u8>) {
     let root = row.root.unwrap_or(NO_ROOT);
     let (node, tag) = row.hard.vote.map_or((0, 0), |v| (v.node.0, v.disk_tag));
     let mut flags = 0;
@@ -332,7 +343,7 @@ fn encode_row(row: &GroupRow, out: &mut Vec<u8>) {
     out.extend_from_slice(&flags.to_le_bytes());
     out.extend_from_slice(&row.log_start_lsn.0.to_le_bytes());
     out.extend_from_slice(&since.to_le_bytes());
-    out.extend_from_slice(&[0; 8]);
+    out.extend_from_slice(&first.0.to_le_bytes());
 }
 
 /// The records of a batch, one after the other. A broken seal is passed over; any other error ends
@@ -432,12 +443,19 @@ fn decode(header: Header, body: Bytes, offset: usize) -> Result<Record, RecordEr
             if header.index != (body.len() / GROUP_ROW_BYTES) as u64 {
                 return Err(malformed("number of rows"));
             }
-            let rows = (0..header.index).map(|_| decode_row(&mut fields));
-            Record::GroupTable(rows.collect::<Result<_, _>>()?)
+            let rows = decode_rows(&mut fields)?;
+            if rows.iter().any(|row| row.first.is_some()) {
+                return Err(malformed("reserve of a row"));
+            }
+            Record::GroupTable(rows.iter().map(|row| row.row).collect())
         }
         TYPE_BASE => Record::Base(decode_base(header, group, incarnation, &mut fields)?),
         TYPE_SEGMENT_HEAD => Record::SegmentHead(SegmentHead::decode(&mut fields)?),
         TYPE_FOOTER => Record::Footer(Footer::decode(&mut fields)?),
+        TYPE_RECAP => Record::Recap(Recap {
+            batch_seq: header.index,
+            rows: decode_rows(&mut fields)?,
+        }),
         found => return Err(RecordError::UnknownType { offset, found }),
     };
     fields.end("length")?;
@@ -530,7 +548,16 @@ fn decode_root(fields: &mut Fields<'_>) -> Result<RootLocation, RecordError> {
     })
 }
 
-fn decode_row(fields: &mut Fields<'_>) -> Result<GroupRow, RecordError> {
+/// All rows that are left.
+fn decode_rows(fields: &mut Fields<'_>) -> Result<Vec<RecapRow>, RecordError> {
+    let mut rows = Vec::new();
+    while !fields.is_empty() {
+        rows.push(decode_row(fields)?);
+    }
+    Ok(rows)
+}
+
+fn decode_row(fields: &mut Fields<'_>) -> Result<RecapRow, RecordError> {
     let group = u16::try_from(fields.u32("group of a row")?)
         .map(GroupId)
         .map_err(|_| fields.malformed("group of a row"))?;
@@ -557,8 +584,11 @@ fn decode_row(fields: &mut Fields<'_>) -> Result<GroupRow, RecordError> {
     }
     let log_start_lsn = Lsn(fields.u64("row")?);
     let since = LogIndex(fields.u64("row")?);
-    fields.zero::<8>("reserve of a row")?;
-    Ok(GroupRow {
+    let first = LogIndex(fields.u64("row")?);
+    if first > last.0 {
+        return Err(fields.malformed("first entry of a row"));
+    }
+    let row = GroupRow {
         group,
         incarnation,
         hard: HardState {
@@ -576,7 +606,9 @@ fn decode_row(fields: &mut Fields<'_>) -> Result<GroupRow, RecordError> {
         } else {
             RowStatus::Recovering { since }
         },
-    })
+    };
+    let first = (first.0 > 0).then_some(first);
+    Ok(RecapRow { row, first })
 }
 
 /// Takes numbers off a body whose every length may be a lie.

@@ -224,8 +224,21 @@ impl Ledger {
                     }
                 }
             }
-            Record::Entry { .. } | Record::SegmentHead(_) | Record::Footer(_) => {}
+            Record::Entry { .. }
+            | Record::SegmentHead(_)
+            | Record::Footer(_)
+            | Record::Recap(_) => {}
         }
+    }
+
+    /// How many groups there are.
+    pub(super) fn groups(&self) -> usize {
+        self.groups.len()
+    }
+
+    /// A group's row, of a group that the log says anything of.
+    pub(super) fn row(&self, group: GroupId) -> Option<GroupRow> {
+        self.groups.get(&group).map(|track| track.row)
     }
 
     /// Whether what the log holds of a group means nothing behind this base, which is not noted yet.

@@ -16,6 +16,7 @@
 //! | [`segment`] | segment head and footer, epochs |
 //! | [`ledger`] | what the writer repeats, and which segments may go |
 //! | [`writer`] | group commit: records in, batches out |
+//! | `recap` | what each batch says again of those before it |
 //! | [`pieces`] | where the entries of a group lie, to be read again |
 //! | [`extent`] | how much of a segment a start must read |
 //! | `chain` | which files make up the log |
@@ -39,6 +40,7 @@ pub mod codec;
 pub mod extent;
 pub mod ledger;
 pub mod pieces;
+mod recap;
 pub mod record;
 pub mod recovery;
 pub mod replay;

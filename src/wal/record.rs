@@ -120,6 +120,25 @@ pub struct GroupRow {
     pub status: RowStatus,
 }
 
+/// What a batch shortly before has held. Its bases stand beside it, each again in a record of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recap {
+    /// The number of that batch.
+    pub batch_seq: u64,
+    /// The groups of which it says anything.
+    pub rows: Vec<RecapRow>,
+}
+
+/// A group in a [`Recap`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecapRow {
+    /// The group as it is before the batch that holds the recap.
+    pub row: GroupRow,
+    /// The lowest index of its entries in the batch that it tells of, if there are any: what lies below was as it
+    /// is.
+    pub first: Option<LogIndex>,
+}
+
 /// A record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
@@ -149,4 +168,6 @@ pub enum Record {
     SegmentHead(SegmentHead),
     /// The last record of a segment.
     Footer(Footer),
+    /// The last records of most batches.
+    Recap(Recap),
 }

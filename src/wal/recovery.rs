@@ -56,12 +56,12 @@ use crate::wal::batch::{BatchError, BatchHeader, FOOTER, SEG_HEAD};
 use crate::wal::chain::{Chain, Segment, survey};
 use crate::wal::codec::{RecordError, Records};
 use crate::wal::ledger::{LogStart, OldSegment};
-use crate::wal::record::{MACHINE_VERSION_MAX, Record};
+use crate::wal::record::{MACHINE_VERSION_MAX, Recap, Record};
 use crate::wal::replay::Replay;
 use crate::wal::segment::{Echo, SegmentEnd};
 use crate::wal::writer::LogIdentity;
 use bytes::Bytes;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub use crate::wal::replay::{GroupLog, GroupLogStatus, Sound};
 
@@ -382,7 +382,10 @@ impl Reader {
                         }
                         Proof::Log => {
                             let what = "acknowledged batches are damaged";
-                            self.hole(segment.number, offset, to, what);
+                            match self.recaps(segment, offset, to) {
+                                Some(told) => self.told_hole(segment.number, offset, to, &told),
+                                None => self.hole(segment.number, offset, to, what),
+                            }
                         }
                     }
                 }
@@ -446,10 +449,47 @@ impl Reader {
         }
     }
 
+    /// What the batch at `to` says of all batches that are missing from the present position on, if it does.
+    /// Where a head is missing, it counts only if a footer stands before it: then the log behind that had
+    /// nothing else to judge.
+    fn recaps(&self, segment: &Segment, offset: usize, to: Lsn) -> Option<BTreeMap<u64, Recap>> {
+        let last = self.last?;
+        let is_closed = last.segment == segment.number || (offset == 0 && last.flags == FOOTER);
+        let (header, records) = segment.batch(offset_in(segment, to)).ok()?;
+        let missing = last.batch_seq + 1..header.batch_seq;
+        let recaps = Records::new(records).filter_map(|record| match record {
+            Ok(Record::Recap(recap)) => Some((recap.batch_seq, recap)),
+            _ => None,
+        });
+        let told: BTreeMap<u64, Recap> = recaps.filter(|(at, _)| missing.contains(at)).collect();
+        let is_all = told.len() as u64 == missing.end.saturating_sub(missing.start);
+        (is_closed && is_all).then_some(told)
+    }
+
+    /// A hole from the present position to `to`, where a batch tells what it held.
+    fn told_hole(&mut self, segment: u64, offset: usize, to: Lsn, told: &BTreeMap<u64, Recap>) {
+        let mut groups = BTreeSet::new();
+        for recap in told.values() {
+            self.replay.told_hole(&recap.rows, to);
+            groups.extend(recap.rows.iter().map(|row| row.row.group));
+        }
+        let what = match groups.len() {
+            0 => "an acknowledged batch is damaged, which held nothing of any group".to_owned(),
+            1 => "acknowledged batches of one group are damaged".to_owned(),
+            count => format!("acknowledged batches of {count} groups are damaged"),
+        };
+        self.skip(segment, offset, to, &what);
+    }
+
     /// A hole from the present position to `to`.
     fn hole(&mut self, segment: u64, offset: usize, to: Lsn, what: &str) {
         let takes_head = offset == 0 || to.0 - self.at.0 >= self.segment_bytes - offset as u64;
         self.replay.hole(segment, takes_head);
+        self.skip(segment, offset, to, what);
+    }
+
+    /// Goes on at `to`.
+    fn skip(&mut self, segment: u64, offset: usize, to: Lsn, what: &str) {
         self.damage.push(Damage {
             segment,
             offset: offset as u64,
@@ -586,6 +626,8 @@ impl Reader {
             }
             Record::SegmentHead(head) => self.echoes = head.echoes,
             Record::Footer(footer) => self.replay.footer(segment, &footer, header.lsn),
+            // It repeats what was read, unless that is missing: then it was looked at before.
+            Record::Recap(_) => {}
         }
         Ok(())
     }

@@ -5,6 +5,7 @@
 //!
 //! | doubt | ends with |
 //! | --- | --- |
+//! | all | the recap of the next batch, if it tells of all that is missing |
 //! | end | a later entry: whatever the hole held behind it is void; a row in a later head |
 //! | entries before | a row in a later head that names one of them as the last: log matching |
 //! | entries before | an entry beyond the hole that follows one of them in the same term: likewise |
@@ -22,7 +23,7 @@ use crate::base::ids::{GroupId, Incarnation, LogIndex, Term};
 use crate::base::limits::BASES_KEPT;
 use crate::base::units::Lsn;
 use crate::wal::ledger::GroupStart;
-use crate::wal::record::{BaseRecord, GroupRow, HardState, RowStatus};
+use crate::wal::record::{BaseRecord, GroupRow, HardState, RecapRow, RowStatus};
 use crate::wal::segment::{Footer, FooterRun};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -50,8 +51,8 @@ pub struct Sound {
     pub last: LogIndex,
     /// Entries that lie beyond a hole, rising; nothing that was lost can have voided them.
     pub beyond: Vec<Entry>,
-    /// Nothing followed all these.
-    pub end_is_known: bool,
+    /// The entry that was the last, be it lost or not; `None` if that is not known.
+    pub end: Option<(LogIndex, Term)>,
     /// The hard state is the last.
     pub vote_is_known: bool,
 }
@@ -103,6 +104,8 @@ struct Group {
     entries: Vec<Held>,
     /// The last index that the log claims, and where it does.
     claimed: (LogIndex, Lsn),
+    /// The term of the entry there, unless only its seal is known.
+    claimed_term: Option<Term>,
     doubt: Doubt,
 }
 
@@ -162,6 +165,7 @@ impl Replay {
         group.doubt.end = false;
         group.forget_from(entry.index);
         group.claimed = (entry.index, lsn);
+        group.claimed_term = Some(entry.term);
         group.entries.push(Held { lsn, order, entry });
     }
 
@@ -201,6 +205,7 @@ impl Replay {
             }
         }
         group.claimed = (index, lsn);
+        group.claimed_term = Some(term);
         group.doubt.end = false;
         group.doubt.vote = false;
         group.doubt.status = false;
@@ -218,14 +223,16 @@ impl Replay {
         let Some(group) = self.group(base.group, base.incarnation) else {
             return;
         };
-        let (index, start) = (base.index, base.log_start_lsn);
+        let (index, term, start) = (base.index, base.term, base.log_start_lsn);
         group
             .entries
             .retain(|held| held.entry.index <= index || held.lsn >= start);
         if group.claimed.0 < index || group.claimed.1 < start {
-            let last = group.entries.last();
-            let last = last.map_or(index, |last| last.entry.index);
-            group.claimed.0 = last.max(index);
+            let last = group.entries.last().map(|last| &last.entry);
+            let above = last.filter(|last| last.index > index);
+            let (last, last_term) = above.map_or((index, term), |last| (last.index, last.term));
+            group.claimed.0 = last;
+            group.claimed_term = Some(last_term);
         }
         let place = group.bases.partition_point(|old| old.index > index);
         if group.bases.get(place).is_some_and(|old| old.index == index) {
@@ -276,6 +283,17 @@ impl Replay {
         }
     }
 
+    /// One batch of a hole of which the next one, at `lsn`, tells what was in it: it puts nothing in doubt.
+    pub(super) fn told_hole(&mut self, rows: &[RecapRow], lsn: Lsn) {
+        for RecapRow { row, first } in rows {
+            let group = self.group(row.group, row.incarnation);
+            if let (Some(group), Some(first)) = (group, first) {
+                group.forget_from(*first);
+            }
+            self.head_row(row, lsn);
+        }
+    }
+
     /// The doubt about each group, and its commit mark.
     fn doubts(&mut self) -> impl Iterator<Item = (&mut Doubt, LogIndex)> {
         let known = self.groups.values_mut();
@@ -323,6 +341,8 @@ impl Group {
             index < first || named.get(&index) == Some(&held.entry.crc)
         });
         self.claimed = (last, lsn);
+        let held = self.entries.last().filter(|held| held.entry.index == last);
+        self.claimed_term = held.map(|held| held.entry.term);
         self.doubt.end = false;
     }
 
@@ -344,7 +364,7 @@ impl Group {
                 from
             }
         };
-        let sound = self.sound(newest.index, from, last, &beyond);
+        let sound = self.sound(&newest, from, last, &beyond);
         self.hard.commit = self.hard.commit.clamp(newest.index, sound.last);
         // Of what was said from here on, the next start must know no more: entries that look as if they
         // belonged together would be taken for a leader's. A lone voter's are as they were.
@@ -399,21 +419,28 @@ impl Group {
 
     /// What of the entries above the newest base, from place `from` to index `last`, and of those
     /// beyond a gap, is beyond doubt; all that the base holds is.
-    fn sound(&self, newest: LogIndex, from: usize, last: LogIndex, beyond: &[Held]) -> Sound {
-        let last_sound = self.last_sound(newest, from, last, beyond);
+    fn sound(&self, newest: &BaseRecord, from: usize, last: LogIndex, beyond: &[Held]) -> Sound {
+        let last_sound = self.last_sound(newest.index, from, last, beyond);
         let hole = self.doubt.holes.iter().map(|hole| hole.order).max();
         let above = self.entries[from..].iter().chain(beyond);
         let above = above.filter(|held| held.entry.index > last_sound);
         // What was read before the last hole may have been voided in it.
         let sound = above.filter(|held| Some(held.order) > hole);
         let mut beyond: Vec<Entry> = sound.map(|held| held.entry.clone()).collect();
-        let end = beyond.last().map_or(last_sound, |entry| entry.index);
+        let held = beyond.last().map(|entry| (entry.index, entry.term));
+        let held = held.unwrap_or_else(|| (last_sound, self.term_at(newest, last_sound)));
+        let claimed = self.claimed_term.map(|term| (self.claimed.0, term));
+        let end = if self.claimed.0 > held.0 {
+            claimed
+        } else {
+            Some(held)
+        };
         // What an earlier start has lost, it did not know either when it went on behind the hole.
         let is_first = self.status == RowStatus::Ok;
         beyond.retain(|_| is_first);
         Sound {
             last: last_sound,
-            end_is_known: is_first && !self.doubt.end && self.claimed.0 <= end,
+            end: end.filter(|_| is_first && !self.doubt.end),
             vote_is_known: is_first && !self.doubt.vote && !self.doubt.status,
             beyond,
         }

@@ -12,7 +12,7 @@
 //! | 0 | 16 | cluster id | catches a foreign file |
 //! | 16 | 16 | disk id | catches a copied directory |
 //! | 32 | 4 | WAL set | LSNs of another set say nothing |
-//! | 36 | 2 | format, 1 | older binaries refuse a newer format by name |
+//! | 36 | 2 | format, 2 | older binaries refuse a newer format by name |
 //! | 38 | 2 | shard | catches a file in another shard's folder |
 //! | 40 | 8 | segment number | a recycled file that was never written holds a lower one |
 //! | 48 | 8 | base LSN | position of the segment's first byte |
@@ -30,6 +30,8 @@
 //! first index u64, count u32, zero u32; then per entry: offset of its record in the segment u32,
 //! seal u32.
 //!
+//! Format 1 had no recaps ([`Recap`](crate::wal::record::Recap)).
+//!
 //! # To change this format
 //!
 //! Raise [`FORMAT`] and keep its place in the head: a reader looks at it before the rest.
@@ -43,7 +45,7 @@ use crate::wal::record::Record;
 use bytes::Bytes;
 
 /// The format that this binary writes, and the newest that it reads.
-pub const FORMAT: u16 = 1;
+pub const FORMAT: u16 = 2;
 
 const HEAD_BYTES: usize = 88;
 const ECHO_BYTES: usize = 32;

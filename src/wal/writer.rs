@@ -6,6 +6,7 @@
 //!
 //! ```text
 //! append ─> filling batches ─> next_write: seal (number, position, chain, durable LSN) ─> driver
+//!                                   │ with recaps of those before
 //!                                   │ does not fit: FOOTER, then SEG_HEAD of the next segment
 //! completed(batch) ─> durable = longest prefix without a gap ─> durable_ticket, droppable
 //! ```
@@ -18,6 +19,8 @@
 //! - A footer always fits: room for it is kept before a batch is let in. It is written only when
 //!   the name of the next segment is durable.
 //! - A process begins a segment of its own and never appends to an old one.
+//! - A batch says again what the one before it has left of each group (`recap`), unless that is the
+//!   process's first head or would take too much.
 //!
 //! Deliberately absent: buffers and files (the driver copies the batch into its aligned buffer);
 //! reading (see [`crate::wal::recovery`]); retries: a failed write ends the process.
@@ -34,6 +37,7 @@ use crate::wal::batch::{
 use crate::wal::codec::{encode_entry, record_bytes};
 use crate::wal::ledger::{EntryMark, Ledger};
 use crate::wal::pieces::{Held, Pieces};
+use crate::wal::recap::Recaps;
 use crate::wal::record::Record;
 use crate::wal::segment::{Echo, RUN_BYTES, RUN_ENTRY_BYTES, SegmentEnd, SegmentHead, epoch};
 use std::collections::{BTreeSet, VecDeque};
@@ -161,6 +165,7 @@ pub struct LogWriter {
     beacon_due: bool,
     /// The last batch says that a large one follows.
     announced: bool,
+    recaps: Recaps,
 
     in_flight: VecDeque<InFlight>,
     durable_lsn: Lsn,
@@ -203,11 +208,12 @@ impl LogWriter {
             start.lsn
         );
         let batch_bytes_max = (segment_bytes / 4).next_multiple_of(BLOCK_BYTES);
+        let batch_bytes_max = batch_bytes_max.min(BATCH_BYTES_MAX);
         Self {
             identity,
             epoch_seed,
             segment_bytes,
-            batch_bytes_max: batch_bytes_max.min(BATCH_BYTES_MAX),
+            batch_bytes_max,
             ledger: Ledger::new(&start),
             pieces: Pieces::default(),
             segment: start.segment,
@@ -227,6 +233,7 @@ impl LogWriter {
             sealed_ticket: Ticket(0),
             beacon_due: false,
             announced: false,
+            recaps: Recaps::new(batch_bytes_max / 4),
             in_flight: VecDeque::new(),
             durable_lsn: start.lsn,
             durable_ticket: Ticket(0),
@@ -237,14 +244,17 @@ impl LogWriter {
         }
     }
 
-    /// Adds a record to the batch that gathers. Segment heads and footers are the writer's own.
+    /// Adds a record to the batch that gathers. Segment heads, footers and recaps are the writer's own.
     ///
     /// # Panics
-    /// If the record is a segment head or a footer.
+    /// If the record is one of those.
     pub fn append(&mut self, record: Record) -> Ticket {
         assert!(
-            !matches!(record, Record::SegmentHead(_) | Record::Footer(_)),
-            "segment heads and footers are written by the writer itself, not appended: {record:?}"
+            !matches!(
+                record,
+                Record::SegmentHead(_) | Record::Footer(_) | Record::Recap(_)
+            ),
+            "heads, footers and recaps are written by the writer itself, not appended: {record:?}"
         );
         let room = record_bytes(record.body_bytes());
         let filling = self.filling_for(room);
@@ -282,10 +292,11 @@ impl LogWriter {
 
     /// The batch that a record of `room` bytes goes into.
     fn filling_for(&mut self, room: usize) -> &mut Filling {
+        let full = self.batch_bytes_max - self.recaps.bytes_of(self.ledger.groups());
         let is_full = self
             .filling
             .back()
-            .is_none_or(|last| last.buffer.len() + room > self.batch_bytes_max);
+            .is_none_or(|last| last.buffer.len() + room > full);
         if is_full {
             let mut buffer = self.spare_buffers.pop().unwrap_or_default();
             buffer.reserve(batch_bytes(room));
@@ -335,12 +346,12 @@ impl LogWriter {
             let is_large = self.is_large();
             if is_large && !self.announced {
                 self.announced = true;
-                return Some(self.seal(vec![0; BATCH_HEADER_BYTES], LARGE_NEXT, 0));
+                return Some(self.seal_empty(LARGE_NEXT));
             }
             self.announced = false;
             return Some(match self.filling.pop_front() {
                 Some(filling) => self.seal_filling(filling),
-                None => self.seal(vec![0; BATCH_HEADER_BYTES], BEACON, 0),
+                None => self.seal_empty(BEACON),
             });
         }
         let has_successor = self.ready.contains(&(self.segment + 1));
@@ -365,13 +376,17 @@ impl LogWriter {
 
     /// Whether the next batch, what announces it, and a footer fit into the segment.
     fn fits(&self) -> bool {
-        let (batch, more) = self.filling.front().map_or((BLOCK_BYTES, 0), |filling| {
-            let payload = filling.buffer.len() - BATCH_HEADER_BYTES;
-            (batch_bytes(payload), filling.footer_bytes())
+        let recap = self.recaps.bytes_due();
+        let (payload, more) = self.filling.front().map_or((0, 0), |filling| {
+            (
+                filling.buffer.len() - BATCH_HEADER_BYTES,
+                filling.footer_bytes(),
+            )
         });
+        let batch = batch_bytes(payload + recap);
         let footer = batch_bytes(record_bytes(self.ledger.footer_bytes() + more));
         let notice = match self.is_large() && !self.announced {
-            true => BLOCK_BYTES,
+            true => batch_bytes(recap),
             false => 0,
         };
         self.offset + notice + batch + footer <= self.segment_bytes
@@ -383,15 +398,17 @@ impl LogWriter {
         self.sealed_ticket = filling.ticket;
         let at = u32::try_from(self.offset).expect("a segment is smaller than 4 GiB");
         let start = self.end_lsn;
-        let write = self.seal(filling.buffer, 0, filling.records);
+        let write = self.seal_with_recaps(filling.buffer, 0, filling.records);
         for mark in filling.marks.drain(..) {
             match mark {
                 Mark::Entry(mark) => {
+                    self.recaps.note_entry(mark.group, mark.index);
                     let of = (mark.group, mark.incarnation);
                     self.pieces.note_entry(of, mark.index, mark.bytes);
                     self.ledger.note_entry(mark, start, at);
                 }
                 Mark::Other(record) => {
+                    self.recaps.note(&record);
                     if let Record::Base(base) = &*record
                         && self.ledger.starts_anew(base)
                     {
@@ -459,6 +476,17 @@ impl LogWriter {
         write
     }
 
+    fn seal_empty(&mut self, flags: u8) -> WalWrite {
+        self.seal_with_recaps(vec![0; BATCH_HEADER_BYTES], flags, 0)
+    }
+
+    fn seal_with_recaps(&mut self, mut buffer: Vec<u8>, flags: u8, records: u32) -> WalWrite {
+        let more = self
+            .recaps
+            .encode(&self.ledger, self.batch_seq, &mut buffer);
+        self.seal(buffer, flags, records + more)
+    }
+
     /// Seals a batch at the end of the log.
     fn seal(&mut self, mut buffer: Vec<u8>, flags: u8, records: u32) -> WalWrite {
         let header = BatchHeader {
@@ -508,6 +536,10 @@ impl LogWriter {
             done: false,
         });
         self.batch_seq += 1;
+        // Of the first head of a process nothing is said again.
+        if flags != SEG_HEAD || self.rolled {
+            self.recaps.begin();
+        }
         write
     }
 

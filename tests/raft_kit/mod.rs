@@ -292,7 +292,19 @@ impl Cluster {
     /// A member starts again and finds a hole in its log: entries from `first` to `last` are gone,
     /// and with `vote` what it promised in later terms. It knows that something is gone.
     pub(crate) fn lose(&mut self, me: Voter, first: LogIndex, last: LogIndex, vote: bool) {
+        self.lose_told(me, (first, last), vote, false);
+    }
+
+    /// The same; if it is `told`, the member knows which entry was its last, also if that is gone.
+    pub(crate) fn lose_told(
+        &mut self,
+        me: Voter,
+        (first, last): (LogIndex, LogIndex),
+        vote: bool,
+        told: bool,
+    ) {
         let disk = &mut self.member(me).disk;
+        let end = disk.entries.last().map(|last| (last.index, last.term));
         let beyond = |entry: &Entry| entry.index > last;
         let salvaged: Vec<Entry> = disk.entries.iter().filter(|e| beyond(e)).cloned().collect();
         disk.entries.retain(|entry| entry.index < first);
@@ -306,7 +318,7 @@ impl Cluster {
         }
         disk.doubt = Some(Doubt {
             // A hole at the end may have been followed by anything.
-            end_is_known: !salvaged.is_empty(),
+            end: end.filter(|_| told || !salvaged.is_empty()),
             salvaged,
             vote_is_known: !vote,
         });
