@@ -103,6 +103,27 @@ fn every_fault_meets_every_state_that_it_must() {
 }
 
 #[test]
+fn logs_that_are_damaged_everywhere_at_different_places_are_made_whole_again() {
+    let from = number("RRQ_SIM_FROM", 1);
+    let mut total = cluster::RunReport::default();
+    let seeds = number("RRQ_SIM_HELIXES", 20);
+    for seed in from..from + seeds {
+        let plan = Plan {
+            faults: Some(vec![Fault::Crash, Fault::Partition, Fault::SlowDisk]),
+            fault_ms: Some(1_000),
+            helix: Some(true),
+            ..Plan::default()
+        };
+        let report = std::panic::catch_unwind(|| Cluster::run_as(seed, &plan, None));
+        let report = report.unwrap_or_else(|_| panic!("seed {seed} failed"));
+        total.add(&report);
+    }
+    println!("{total:?}");
+    let per_run = total.harmed_everywhere / seeds;
+    assert!(per_run >= 6 && total.damage_found > 0, "{total:?}");
+}
+
+#[test]
 fn a_fault_that_is_left_out_leaves_the_others_as_they_are() {
     let befallen = |plan: &Plan| {
         let mut befallen = Vec::new();

@@ -281,7 +281,7 @@ impl Judges {
             "{from:?} votes for {voted_for:?} in term {term} of group {group}, and has not written it"
         );
         // What a disk has lost without a proof may be a vote.
-        if node.is_harmed && !options.is_helpless() {
+        if node.is_harmed && !options.keeps_unproved() {
             return;
         }
         let first = *self.votes.entry((group, term, from)).or_insert(voted_for);

@@ -14,7 +14,8 @@
 //!
 //! Disks may lose what they said was safe: those of a minority, or in some runs of all nodes. Such a run
 //! ends after the first step: what was lost may be gone for good, and the judges have seen whether anybody
-//! went on as if it were not.
+//! went on as if it were not. In some runs all logs are damaged at disjoint places once all is healed
+//! (`helix`), and nothing may be gone.
 //!
 //! In half of the runs an operator makes, changes and deletes queues of several partitions, whose groups
 //! any node may lead.
@@ -27,6 +28,7 @@
 
 mod coverage;
 mod faults;
+mod helix;
 mod judges;
 mod network;
 mod node;
@@ -189,6 +191,9 @@ impl<'a> Cluster<'a> {
         if 2 * harmed < cluster.options.nodes {
             cluster.heal_a_majority();
             cluster.heal_all();
+            if harmed == 0 && cluster.options.helix {
+                cluster.survive_a_helix();
+            }
             cluster.drain();
             cluster.stop_and_start();
         } else {

@@ -124,6 +124,8 @@ pub struct Plan {
     pub network_us: Option<u64>,
     /// Whether the disks of more than a minority may be harmed.
     pub helpless: Option<bool>,
+    /// Whether all logs are damaged once all is healed, each elsewhere.
+    pub helix: Option<bool>,
     /// Whether all clients use the client library, or none does.
     pub library: Option<bool>,
     /// Whether it is looked at what is stored.
@@ -157,6 +159,8 @@ pub(super) struct Options {
     /// Nodes whose disks may lose what they said was safe. A minority, so that of everything a majority
     /// has an intact copy; or all, and then nothing is asked of the run but that no promise is broken.
     pub(super) frail: Vec<usize>,
+    /// All logs are damaged once all is healed, each elsewhere.
+    pub(super) helix: bool,
     /// Faults come up to so far apart.
     pub(super) fault_gap_ms: u64,
     /// How long faults come.
@@ -215,6 +219,7 @@ impl Options {
             think_us: clients * (10_000 << prng.below(3)),
             faults,
             frail,
+            helix: mix(!seed) >> 4 & 7 == 0,
             fault_gap_ms: 200 << prng.below(5),
             fault_ms: 4_000 + prng.below(8_000),
             network_us: 100 << prng.below(8),
@@ -234,6 +239,7 @@ impl Options {
             self.faults.clone_from(faults);
         }
         self.groups = plan.groups.unwrap_or(self.groups);
+        self.helix = plan.helix.unwrap_or(self.helix);
         self.fault_gap_ms = plan.fault_gap_ms.unwrap_or(self.fault_gap_ms);
         self.fault_ms = plan.fault_ms.unwrap_or(self.fault_ms);
         let bytes = plan.checkpoint_log_bytes;
@@ -248,6 +254,8 @@ impl Options {
             Some(false) => None,
             None => self.scrub_period,
         };
+        // Beside other harm there may be nothing left of what a helix takes.
+        self.helix &= !self.faults.iter().any(|fault| fault.is_harm());
         self.think_us = plan.think_us.unwrap_or(self.think_us);
         self.network_us = plan.network_us.unwrap_or(self.network_us);
         self
@@ -256,6 +264,11 @@ impl Options {
     /// Whether this client uses the client library.
     pub(super) fn uses_library(&self, client: u64) -> bool {
         self.library >> client & 1 == 1
+    }
+
+    /// Whether no log loses what nothing proves to be missing.
+    pub(super) fn keeps_unproved(&self) -> bool {
+        self.is_helpless() || self.helix
     }
 
     /// Whether more disks may be harmed than can be put right.

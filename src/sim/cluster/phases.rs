@@ -62,7 +62,7 @@ impl Cluster<'_> {
         self.must_make_progress(&core);
     }
 
-    fn must_make_progress(&mut self, core: &[usize]) {
+    pub(super) fn must_make_progress(&mut self, core: &[usize]) {
         self.probed.clear();
         let end = self.now.plus(PROGRESS_WITHIN);
         let mut next = self.now;
@@ -73,8 +73,9 @@ impl Cluster<'_> {
             }
             assert!(
                 self.now < end,
-                "a healed majority at {core:?} makes no progress: only {:?} do",
-                self.probed
+                "a healed majority at {core:?} makes no progress: only {:?} do, of {:?}",
+                self.probed,
+                self.groups_of_running()
             );
             self.step();
         }
@@ -227,7 +228,7 @@ impl Cluster<'_> {
     }
 
     /// Node, group, role, applied and last index of all that runs, for people.
-    fn groups_of_running(&self) -> Vec<String> {
+    pub(super) fn groups_of_running(&self) -> Vec<String> {
         let mut lines = Vec::new();
         for node in &self.nodes {
             for (shard, engine) in (0..).zip(&node.engines) {

@@ -32,6 +32,8 @@ pub struct RunReport {
     pub redistributed: u64,
     /// Starts that found damage in the log.
     pub damage_found: u64,
+    /// Batches that were damaged when every log was, each elsewhere.
+    pub harmed_everywhere: u64,
     /// Groups of a node that stopped because their state was damaged, as of the end.
     pub halted: u64,
     /// Crashes before the node had its groups back.
@@ -93,6 +95,7 @@ impl RunReport {
         }
         self.redistributed += other.redistributed;
         self.damage_found += other.damage_found;
+        self.harmed_everywhere += other.harmed_everywhere;
         self.halted += other.halted;
         self.bases_compared += other.bases_compared;
         self.crashes_in_recovery += other.crashes_in_recovery;
