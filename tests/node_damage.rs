@@ -9,18 +9,17 @@
 
 #![cfg(all(feature = "server", feature = "client", target_os = "linux"))]
 
+mod damage_kit;
 mod data_kit;
 mod node_support;
 
-use data_kit::{ARGS, Known, copy, files, make, survey};
+use damage_kit::{DAMAGES, damage, targets};
+use data_kit::{ARGS, Known, copy, make, survey};
 use node_support::{DEADLINE, Node, assert_is_report, command, folder, http};
 use std::fs;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
-
-/// The ways in which a file is damaged.
-const DAMAGES: [&str; 6] = ["flip", "half", "empty", "missing", "swapped", "older"];
 
 /// What each file's damages lead to, in the order of [`DAMAGES`]; `-` where there is no such case.
 const EXPECTED: &[(&str, [&str; 6])] = &[
@@ -52,73 +51,6 @@ const EXPECTED: &[(&str, [&str; 6])] = &[
         ["whole", "whole", "whole", "whole", "whole", "-"],
     ),
 ];
-
-/// The files of `data` that a row is about, and one of the same kind to swap the first with.
-fn targets(data: &Path, row: &str) -> (Vec<PathBuf>, Option<PathBuf>) {
-    let shard = data.join("shard-0000");
-    let named = |part: &str, shard: &Path| -> Vec<PathBuf> {
-        let all = files(shard).into_iter();
-        all.filter(|file| {
-            let name = file.file_name().expect("a file").to_string_lossy();
-            name.contains(part) && !name.starts_with("spare-")
-        })
-        .collect()
-    };
-    let other = |part: &str| named(part, &data.join("shard-0001")).pop();
-    match row {
-        "superblock.*" => (
-            vec![data.join("superblock.0"), data.join("superblock.1")],
-            None,
-        ),
-        "superblock.0" => (vec![data.join(row)], Some(data.join("superblock.1"))),
-        "lock" | "ballast" => (vec![data.join(row)], None),
-        "run" => (named(".run", &shard), other(".run")),
-        "payload" => (named(".pay", &shard), other(".pay")),
-        "manifest" => (named("manifest-", &shard), other("manifest-")),
-        _ => {
-            let mut segments = named(".seg", &shard);
-            // One that is made ahead holds nothing yet.
-            segments.retain(|file| {
-                let bytes = fs::read(file).expect("it can be read");
-                bytes.iter().any(|byte| *byte != 0)
-            });
-            assert!(segments.len() >= 2, "a log of two segments: {segments:?}");
-            let (first, last) = (segments.remove(0), segments.pop().expect("two"));
-            if row == "first segment" {
-                (vec![first], Some(last))
-            } else {
-                (vec![last], Some(first))
-            }
-        }
-    }
-}
-
-/// Damages a file in a way that its checksums or its absence must tell.
-fn damage(path: &Path, how: &str, other: Option<&Path>, older: &Path) {
-    let bytes = fs::read(path).expect("it can be read");
-    match how {
-        "flip" => {
-            let mut bytes = bytes;
-            // In the middle of what is used, whatever the file is padded with.
-            let used = bytes.iter().rposition(|byte| *byte != 0).unwrap_or(0);
-            bytes[used / 2] ^= 0x10;
-            fs::write(path, bytes).expect("it can be written");
-        }
-        "half" => fs::write(path, &bytes[..bytes.len() / 2]).expect("it can be written"),
-        "empty" => fs::write(path, []).expect("it can be written"),
-        "missing" => fs::remove_file(path).expect("it can be removed"),
-        "swapped" => {
-            let other = other.expect("there is one");
-            let theirs = fs::read(other).expect("it can be read");
-            fs::write(other, bytes).expect("it can be written");
-            fs::write(path, theirs).expect("it can be written");
-        }
-        "older" => {
-            fs::copy(older, path).expect("it can be copied");
-        }
-        other => panic!("no damage is called {other}"),
-    }
-}
 
 /// Starts a node on the directory and looks at every job.
 fn outcome(data: &Path, known: &[Known]) -> (String, String) {

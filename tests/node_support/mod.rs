@@ -92,18 +92,22 @@ impl Node {
 
     /// Starts a node, and waits until it is ready or has ended; then its status and what it said.
     pub(crate) fn start_or_end(data: &Path, args: &[&str]) -> Result<Self, (i32, String)> {
-        let mut node = Self::spawn(data, args);
+        Self::spawn(data, args).until_ready_or_end()
+    }
+
+    /// The same of a node of [`Self::spawn_by`].
+    pub(crate) fn until_ready_or_end(mut self) -> Result<Self, (i32, String)> {
         // Its output ends with it.
-        match node.out.recv_timeout(DEADLINE) {
+        match self.out.recv_timeout(DEADLINE) {
             Ok(line) => {
-                node.ready = line;
-                Ok(node)
+                self.ready = line;
+                Ok(self)
             }
             Err(RecvTimeoutError::Disconnected) => {
-                let status = node.wait();
-                Err((status.code().expect("it ended by itself"), node.errors()))
+                let status = self.wait();
+                Err((status.code().expect("it ended by itself"), self.errors()))
             }
-            Err(RecvTimeoutError::Timeout) => panic!("it hangs: {:?}", node.stop_and_read()),
+            Err(RecvTimeoutError::Timeout) => panic!("it hangs: {:?}", self.stop_and_read()),
         }
     }
 

@@ -1,0 +1,253 @@
+//! Disks that change or lose what three real nodes gave them: nothing acknowledged is lost, and members put
+//! each other right. What one node alone makes of the same damage is told by tests/node_damage.rs.
+#![cfg(all(feature = "server", feature = "client", target_os = "linux"))]
+
+mod cluster_kit;
+mod damage_kit;
+mod data_kit;
+mod node_support;
+
+use cluster_kit::{Cluster, Load};
+use damage_kit::{DAMAGES, damage, targets};
+use node_support::{DEADLINE, assert_is_report};
+use rrq::base::prng::Prng;
+use rrq::shard::placement::home_group;
+use rrq::sim::disk::{Told, told_batches};
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Jobs that wait all the time, so that there is something in every kind of file.
+const KEPT: u32 = 200;
+
+/// Waits until no member on a node lacks anything that it once promised.
+fn until_sound(cluster: &Cluster, number: u32, after: &str) {
+    let begun = Instant::now();
+    let count = |name| cluster.metric(number, name);
+    loop {
+        let (recovering, halted) = (
+            count("rrq_raft_groups_recovering"),
+            count("rrq_groups_halted"),
+        );
+        if recovering + halted == 0.0 {
+            return;
+        }
+        assert!(
+            begun.elapsed() < DEADLINE,
+            "{after}: {recovering} groups of node {number} recover, {halted} are halted"
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Each of the two pairs that a node is in acknowledges jobs without the third.
+fn carries(cluster: &mut Cluster, load: &Load, number: u32) {
+    for other in cluster.numbers().filter(|other| *other != number) {
+        cluster.end(other, "-KILL");
+        load.until_enqueued(100);
+        cluster.start_one(other);
+        until_sound(cluster, other, "a kill");
+    }
+}
+
+#[test]
+fn a_member_with_any_file_damaged_in_any_way_is_put_right_by_the_others() {
+    let mut cluster = Cluster::new("any-file", 3);
+    cluster.shards.insert(2, 2);
+    cluster.start_all();
+    let load = Load::start(&cluster, 2, 1);
+    let kept: Vec<String> = (0..KEPT).map(|number| format!("kept {number}")).collect();
+    let client = cluster.client();
+    // In the shard whose files are damaged.
+    let mut names = (0..).map(|number| format!("kept-{number}"));
+    let name = names.find(|name| home_group(name, 64).0.is_multiple_of(2));
+    let name = name.expect("every second");
+    for payload in &kept {
+        let enqueued = client.enqueue(&name, payload.clone());
+        enqueued.id().expect("it is taken");
+    }
+    // A stop in order leaves a checkpoint.
+    cluster.end(2, "-TERM");
+    cluster.start_one(2);
+    let (data, older) = (cluster.data(2), cluster.data(2).with_extension("older"));
+    data_kit::copy(&data, &older);
+    let mut told = 0;
+    for row in [
+        "superblock.0",
+        "lock",
+        "ballast",
+        "first segment",
+        "last segment",
+        "run",
+        "payload",
+        "manifest",
+    ] {
+        for how in DAMAGES {
+            load.until_enqueued(30);
+            cluster.end(2, "-KILL");
+            if targets(&data, row).0.is_empty() {
+                // The last one is damaged and not replaced yet.
+                cluster.start_one(2);
+                until_sound(&cluster, 2, row);
+                cluster.end(2, "-TERM");
+            }
+            let (paths, other) = targets(&data, row);
+            let path = paths
+                .first()
+                .unwrap_or_else(|| panic!("{row}, {how}: no such file"));
+            let before = older.join(path.strip_prefix(&data).expect("it is in there"));
+            let is_possible = match how {
+                "swapped" => other.is_some(),
+                "older" => before.exists(),
+                _ => true,
+            };
+            if is_possible {
+                damage(path, how, other.as_deref(), &before);
+            }
+            let started = cluster.spawn(2).until_ready_or_end();
+            let node = started.unwrap_or_else(|(_, said)| {
+                // The others know it by a later start; from the next on they put it right.
+                let is_image = how == "older" && said.contains("is an older image of itself");
+                assert!(is_image, "{row}, {how}: {said}");
+                cluster.spawn(2).until_ready()
+            });
+            cluster.nodes.insert(2, node);
+            until_sound(&cluster, 2, &format!("{row}, {how}"));
+            let said = cluster.nodes.get_mut(&2).expect("it runs").heard();
+            let tells = |line: &String| line.contains("WARN") || line.contains("ERROR");
+            told += usize::from(said.iter().any(tells));
+        }
+    }
+    assert!(told > 10, "{told} starts found something amiss");
+    // Without both copies of the superblock it does not know who it is, and says so.
+    cluster.end(2, "-KILL");
+    let copies: Vec<_> = targets(&data, "superblock.*").0;
+    let copies: Vec<_> = copies
+        .into_iter()
+        .map(|path| (fs::read(&path).expect("it is there"), path))
+        .collect();
+    for (_, path) in &copies {
+        fs::write(path, []).expect("it can be written");
+    }
+    let mut refused = cluster.spawn(2);
+    assert!(!refused.wait().success());
+    assert_is_report(&refused.errors());
+    for (bytes, path) in &copies {
+        fs::write(path, bytes).expect("it can be written");
+    }
+    cluster.start_one(2);
+    until_sound(&cluster, 2, "a superblock that is back");
+    carries(&mut cluster, &load, 2);
+    let queue = client.queue(&name).expect("it is there");
+    let jobs = queue.lease(KEPT, Duration::ZERO).expect("it serves");
+    let found = jobs.iter().map(|leased| leased.job.body.payload.to_vec());
+    assert!(found.eq(kept.iter().map(|payload| payload.as_bytes().to_vec())));
+    let (_, errors) = load.drain();
+    assert!(errors.is_empty(), "no request fails: {errors:?}");
+}
+
+/// The segments of a shard's log that hold something, in their order.
+fn segments(shard: &Path) -> Vec<PathBuf> {
+    let names = fs::read_dir(shard.join("wal-0001")).expect("a log");
+    let names = names.map(|entry| entry.expect("a name").path());
+    let mut segments: Vec<_> = names
+        .filter(|path| path.extension().is_some_and(|end| end == "seg"))
+        .filter(|path| !path.to_string_lossy().contains("spare"))
+        .collect();
+    segments.sort();
+    segments
+}
+
+#[test]
+fn a_segment_that_is_as_it_was_some_time_ago_is_found_out_by_the_others() {
+    let mut cluster = Cluster::start("older-segment", 3);
+    let load = Load::start(&cluster, 4, 2);
+    load.until_enqueued(300);
+    let segments = segments(&cluster.data(2).join("shard-0000"));
+    let images: Vec<_> = segments
+        .into_iter()
+        .map(|path| (fs::read(&path).expect("it can be read"), path))
+        .collect();
+    load.until_enqueued(300);
+    cluster.end(2, "-KILL");
+    for (image, path) in images.iter().filter(|(_, path)| path.exists()) {
+        fs::write(path, image).expect("it can be written");
+    }
+    cluster.start_one(2);
+    let begun = Instant::now();
+    while cluster.metric(2, "rrq_log_ends_lost_total") == 0.0 {
+        assert!(begun.elapsed() < DEADLINE, "nobody tells it");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    until_sound(&cluster, 2, "an older segment");
+    carries(&mut cluster, &load, 2);
+    let (_, errors) = load.drain();
+    assert!(errors.is_empty(), "no request fails: {errors:?}");
+}
+
+/// Damages some batches of a log of which nothing is `gone` on another node; how many.
+fn damage_what_others_have(data: &Path, gone: &mut BTreeSet<(u16, u64)>, prng: &mut Prng) -> usize {
+    let segments = segments(&data.join("shard-0000"));
+    let bytes = segments.iter().map(|path| {
+        let name = path.file_stem().expect("a name").to_string_lossy();
+        let number = u64::from_str_radix(&name, 16).expect("segments are numbered");
+        (number, fs::read(path).expect("it can be read").into())
+    });
+    let named = |batch: &Told| -> Vec<(u16, u64)> {
+        let entries = batch.entries.iter();
+        entries.map(|(group, index)| (group.0, index.0)).collect()
+    };
+    let mut told = told_batches(bytes);
+    told.retain(|batch| !batch.entries.is_empty());
+    let mut lost = Vec::new();
+    let mut count = 0;
+    for _ in 0..5 {
+        told.retain(|batch| named(batch).iter().all(|entry| !gone.contains(entry)));
+        if told.is_empty() {
+            break;
+        }
+        let batch = told[prng.below(told.len() as u64) as usize].clone();
+        let path = segments
+            .iter()
+            .find(|path| path.ends_with(format!("{:016x}.seg", batch.segment)));
+        let path = path.expect("it was just read");
+        let mut bytes = fs::read(path).expect("it can be read");
+        bytes[batch.offset..][..batch.bytes].fill(0xff);
+        fs::write(path, bytes).expect("it can be written");
+        // The next one tells what it held, and so must stay.
+        told.retain(|other| other.batch_seq.abs_diff(batch.batch_seq) > 1);
+        lost.extend(named(&batch));
+        count += 1;
+    }
+    gone.extend(lost);
+    count
+}
+
+#[test]
+fn logs_that_are_damaged_on_every_node_at_different_places_are_made_whole_again() {
+    let mut cluster = Cluster::start("helix", 3);
+    let mut prng = Prng::new(7);
+    let load = Load::start(&cluster, 4, 1);
+    for round in 0..3 {
+        load.until_enqueued(500);
+        for node in cluster.nodes.values() {
+            node.signal("-KILL");
+        }
+        for mut node in std::mem::take(&mut cluster.nodes).into_values() {
+            node.wait();
+        }
+        let mut gone = BTreeSet::new();
+        for number in cluster.numbers() {
+            let count = damage_what_others_have(&cluster.data(number), &mut gone, &mut prng);
+            assert!(count > 0, "nothing of node {number} can be damaged");
+        }
+        cluster.start_all();
+        load.until_enqueued(200);
+        for number in cluster.numbers() {
+            until_sound(&cluster, number, &format!("round {round}"));
+        }
+    }
+    let (_, errors) = load.drain();
+    assert!(errors.is_empty(), "no request fails: {errors:?}");
+}
