@@ -188,14 +188,18 @@ impl Recovery {
         let salvaged = self.salvaged.front().map(|entry| (entry.index, entry.term));
         let known = salvaged.or(self.end).filter(|known| known.0 >= index)?;
         let mut answers = self.answers.values();
-        answers.find_map(|answer| match (answer.at(index), answer.at(known.0)) {
-            (Held::Entry(entry, before), Held::Entry(then, _)) => {
-                let follows = before.is_none_or(|term| term == last.1);
-                (follows && then.term == known.1).then_some(entry)
-            }
+        answers.find_map(|answer| {
+            let Held::Entry(entry, before) = answer.at(index) else {
+                return None;
+            };
+            let leads = match answer.at(known.0) {
+                Held::Entry(then, _) => then.term == known.1,
+                _ => false,
+            };
+            let follows = before.is_none_or(|term| term == last.1);
             // One leader a term, and one log of that leader.
-            (Held::Entry(entry, _), _) => (entry.term == known.1).then_some(entry),
-            _ => None,
+            let is_it = (leads && follows) || entry.term == known.1;
+            (is_it || bugs::on(Bug::AnyCopyTaken)).then_some(entry)
         })
     }
 }
@@ -255,7 +259,10 @@ impl RaftNode {
     /// Something outside the group shows that its log may have lost its end, votes included: a peer
     /// heard of more than is here, or an older image of the disk was restored.
     pub fn distrust(&mut self) {
-        if self.recovery.is_some() {
+        if let Some(recovery) = &mut self.recovery {
+            // What followed may have replaced what lies beyond the hole, and was a vote, perhaps.
+            recovery.forget_salvaged();
+            recovery.vote_is_known = false;
             return;
         }
         self.recover(Doubt::default());
