@@ -33,6 +33,8 @@ enum Where {
     Harm,
     /// The same, on any number of them.
     Helpless,
+    /// All logs are damaged at once, each elsewhere, while there are many checkpoints.
+    Helix,
     /// Data directories are replaced by older images.
     Images,
     /// The same, and nodes have other numbers of shards.
@@ -98,6 +100,17 @@ impl Where {
                 think_us: Some(40_000),
                 helpless: Some(true),
                 ..on(&[Rot, Zeroed, Stale, Misdirected, Crash, PowerLoss, Partition])
+            },
+            Self::Helix => Plan {
+                nodes: Some(3),
+                groups: Some(4),
+                fault_ms: Some(2_000),
+                fault_gap_ms: Some(300),
+                payload_bytes: Some(16_000),
+                think_us: Some(20_000),
+                checkpoint_log_bytes: Some(128 << 10),
+                helix: Some(true),
+                ..on(&[Partition, Pause, Crash, OneWay])
             },
             Self::Images => Plan {
                 nodes: Some(3),
@@ -190,6 +203,8 @@ const HUNTS: &[(Bug, Where, u64)] = &[
     (Bug::FooterBeforeSuccessor, Where::Storage, 400),
     (Bug::DropBeforeBase, Where::Storage, 100),
     (Bug::HeadWithoutVote, Where::Anywhere, 20),
+    (Bug::RecapsIgnored, Where::Helix, 20),
+    (Bug::BasesNotToldAgain, Where::Helix, 400),
     (Bug::WriteErrorIgnored, Where::Anywhere, 20),
     (Bug::SessionsForgotten, Where::Anywhere, 20),
     (Bug::SessionIdsReused, Where::Anywhere, 20),

@@ -80,6 +80,10 @@ pub enum Bug {
     DropBeforeBase,
     /// The head of a segment does not repeat term and vote.
     HeadWithoutVote,
+    /// What a batch says again of the one before is not looked at where that is damaged.
+    RecapsIgnored,
+    /// A batch does not say the bases of the one before again.
+    BasesNotToldAgain,
     /// A log write that failed counts as done.
     WriteErrorIgnored,
 
@@ -143,7 +147,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 59] = [
+    pub const ALL: [Self; 61] = [
         Self::AckBeforeSync,
         Self::AppendedBeforeSync,
         Self::VoteBeforeSync,
@@ -177,6 +181,8 @@ impl Bug {
         Self::FooterBeforeSuccessor,
         Self::DropBeforeBase,
         Self::HeadWithoutVote,
+        Self::RecapsIgnored,
+        Self::BasesNotToldAgain,
         Self::WriteErrorIgnored,
         Self::SessionsForgotten,
         Self::SessionIdsReused,
