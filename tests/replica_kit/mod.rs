@@ -8,7 +8,7 @@ use rrq::base::code::Code;
 use rrq::base::ids::{
     ClusterId, ConnId, DiskId, GroupId, JobId, LogIndex, NodeId, Partition, QueueUid, ShardId,
 };
-use rrq::base::limits::BLOCK_BYTES;
+use rrq::base::limits::{BATCHES_IN_FLIGHT_MAX, BLOCK_BYTES};
 use rrq::base::members::{ClusterMembers, Member};
 use rrq::base::prng::Prng;
 use rrq::base::units::{Lsn, Monotonic, Now, WallTime};
@@ -23,7 +23,9 @@ use rrq::shard::loading::Unread;
 use rrq::shard::placement::home_group;
 use rrq::sim::disk::SimDisk;
 use rrq::sim::driver::{self, Begun, Out, Work, carried};
-use rrq::wal::batch::BatchHeader;
+use rrq::wal::batch::{BEACON, BatchHeader};
+use rrq::wal::codec::Records;
+use rrq::wal::record::Record;
 use rrq::wal::writer::LogIdentity;
 use rrq::wire::message::{Reply, ReplyBody, Request, RequestBody};
 use rrq::wire::peer::{Durable, Link};
@@ -142,15 +144,21 @@ impl Node {
         }
     }
 
-    /// A batch that was acknowledged rots, so many eighths into the newest segment with some.
+    /// A batch with an entry that was acknowledged rots, so many eighths into the newest segment with some.
     pub(crate) fn damage_log(&mut self, eighths: usize) {
-        self.damage_batch(|count| count * eighths / 8);
+        let (number, mut found) = self.newest_batches();
+        found.retain(|place| self.holds_entry(number, *place));
+        self.disk
+            .rot(number, found[found.len() * eighths / 8] + 100);
     }
 
-    /// The batch rots with which the log begins behind the head of its segment: it holds the bases of
-    /// formation.
+    /// The batch rots with which the log begins behind the head of its segment, and those that tell of it: it
+    /// holds the bases of formation.
     pub(crate) fn damage_formation(&mut self) {
-        self.damage_batch(|_| 1);
+        let (number, found) = self.newest_batches();
+        for place in &found[1..=1 + BATCHES_IN_FLIGHT_MAX] {
+            self.disk.rot(number, place + 100);
+        }
     }
 
     /// Every batch rots behind the head of the log.
@@ -162,22 +170,30 @@ impl Node {
         }
     }
 
-    fn damage_batch(&mut self, nth: impl Fn(usize) -> usize) {
-        let segments = self.batches();
-        let (number, found) = segments
-            .iter()
-            .rfind(|(_, found)| found.len() > 3)
-            .expect("a segment with batches");
-        self.disk.rot(*number, found[nth(found.len())] + 100);
+    /// Where the batches begin of the newest segment that has some.
+    fn newest_batches(&self) -> (u64, Vec<usize>) {
+        let mut segments = self.batches().into_iter();
+        let newest = segments.rfind(|(_, found)| found.len() > 3);
+        newest.expect("a segment with batches")
     }
 
-    /// Where the batches of each segment begin.
+    fn holds_entry(&self, segment: u64, offset: usize) -> bool {
+        let mut segments = self.disk.segments();
+        let (_, bytes) = segments
+            .find(|(number, _)| *number == segment)
+            .expect("it is there");
+        let records = BatchHeader::read(&bytes, offset).map(|(_, records)| Records::new(records));
+        records.is_ok_and(|mut records| {
+            records.any(|record| matches!(record, Ok(Record::Entry { .. })))
+        })
+    }
+
+    /// Where the batches of each segment begin, without beacons.
     fn batches(&self) -> Vec<(u64, Vec<usize>)> {
         let batches = |(number, bytes): (u64, Bytes)| {
             let offsets = (0..bytes.len()).step_by(BLOCK_BYTES);
             let found = offsets.filter(|at| {
-                // Beacons have no records.
-                BatchHeader::decode(&bytes[*at..]).is_ok_and(|header| header.payload_len > 0)
+                BatchHeader::decode(&bytes[*at..]).is_ok_and(|header| header.flags != BEACON)
             });
             (number, found.collect::<Vec<_>>())
         };
