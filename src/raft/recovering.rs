@@ -38,8 +38,8 @@
 //!
 //! # Deliberately absent
 //!
-//! Repair behind a change of the members that is not applied: who would be a majority is not known then.
-//! The commit marks of the answers get it applied if it is committed.
+//! Repair behind a change of the members that is not applied, but with what the member had: who would be a
+//! majority is not known then. The commit marks of the answers get it applied if it is committed.
 
 use crate::base::bugs::{self, Bug};
 use crate::base::entry::{Entry, EntryKind};
@@ -461,11 +461,8 @@ impl RaftNode {
     }
 
     fn next_in_repair(&mut self) -> Next {
-        // Who is a majority behind it is not known.
-        if self.log.last_change() > self.log.applied() {
-            return Next::Wait;
-        }
         let last = self.log.last();
+        let is_past_change = self.log.last_change() > self.log.applied();
         let recovery = self.recovery.as_mut().expect("only who recovers repairs");
         match recovery.own_next(last) {
             Next::Wait => {}
@@ -473,6 +470,10 @@ impl RaftNode {
         }
         if let Some(entry) = recovery.as_it_was(last) {
             return Next::Take(entry.clone());
+        }
+        // Who is a majority behind it is not known.
+        if is_past_change {
+            return Next::Wait;
         }
         let index = last.0.next();
         let is_definite = |voter: Voter| {
