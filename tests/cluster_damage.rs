@@ -10,36 +10,18 @@ mod node_support;
 use cluster_kit::{Cluster, Load};
 use damage_kit::{DAMAGES, damage, targets};
 use node_support::{DEADLINE, assert_is_report};
+use rrq::base::ids::{GroupId, LogIndex};
 use rrq::base::prng::Prng;
 use rrq::shard::placement::home_group;
-use rrq::sim::disk::{Told, told_batches};
-use std::collections::BTreeSet;
+use rrq::sim::told::{choose, told_batches};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// Jobs that wait all the time, so that there is something in every kind of file.
 const KEPT: u32 = 200;
-
-/// Waits until no member on a node lacks anything that it once promised.
-fn until_sound(cluster: &Cluster, number: u32, after: &str) {
-    let begun = Instant::now();
-    let count = |name| cluster.metric(number, name);
-    loop {
-        let (recovering, halted) = (
-            count("rrq_raft_groups_recovering"),
-            count("rrq_groups_halted"),
-        );
-        if recovering + halted == 0.0 {
-            return;
-        }
-        assert!(
-            begun.elapsed() < DEADLINE,
-            "{after}: {recovering} groups of node {number} recover, {halted} are halted"
-        );
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
 
 /// Each of the two pairs that a node is in acknowledges jobs without the third.
 fn carries(cluster: &mut Cluster, load: &Load, number: u32) {
@@ -47,7 +29,7 @@ fn carries(cluster: &mut Cluster, load: &Load, number: u32) {
         cluster.end(other, "-KILL");
         load.until_enqueued(100);
         cluster.start_one(other);
-        until_sound(cluster, other, "a kill");
+        cluster.until_sound(other, "a kill");
     }
 }
 
@@ -89,7 +71,7 @@ fn a_member_with_any_file_damaged_in_any_way_is_put_right_by_the_others() {
             if targets(&data, row).0.is_empty() {
                 // The last one is damaged and not replaced yet.
                 cluster.start_one(2);
-                until_sound(&cluster, 2, row);
+                cluster.until_sound(2, row);
                 cluster.end(2, "-TERM");
             }
             let (paths, other) = targets(&data, row);
@@ -113,7 +95,7 @@ fn a_member_with_any_file_damaged_in_any_way_is_put_right_by_the_others() {
                 cluster.spawn(2).until_ready()
             });
             cluster.nodes.insert(2, node);
-            until_sound(&cluster, 2, &format!("{row}, {how}"));
+            cluster.until_sound(2, &format!("{row}, {how}"));
             let said = cluster.nodes.get_mut(&2).expect("it runs").heard();
             let tells = |line: &String| line.contains("WARN") || line.contains("ERROR");
             told += usize::from(said.iter().any(tells));
@@ -137,7 +119,7 @@ fn a_member_with_any_file_damaged_in_any_way_is_put_right_by_the_others() {
         fs::write(path, bytes).expect("it can be written");
     }
     cluster.start_one(2);
-    until_sound(&cluster, 2, "a superblock that is back");
+    cluster.until_sound(2, "a superblock that is back");
     carries(&mut cluster, &load, 2);
     let queue = client.queue(&name).expect("it is there");
     let jobs = queue.lease(KEPT, Duration::ZERO).expect("it serves");
@@ -147,25 +129,13 @@ fn a_member_with_any_file_damaged_in_any_way_is_put_right_by_the_others() {
     assert!(errors.is_empty(), "no request fails: {errors:?}");
 }
 
-/// The segments of a shard's log that hold something, in their order.
-fn segments(shard: &Path) -> Vec<PathBuf> {
-    let names = fs::read_dir(shard.join("wal-0001")).expect("a log");
-    let names = names.map(|entry| entry.expect("a name").path());
-    let mut segments: Vec<_> = names
-        .filter(|path| path.extension().is_some_and(|end| end == "seg"))
-        .filter(|path| !path.to_string_lossy().contains("spare"))
-        .collect();
-    segments.sort();
-    segments
-}
-
 #[test]
 fn a_segment_that_is_as_it_was_some_time_ago_is_found_out_by_the_others() {
     let mut cluster = Cluster::start("older-segment", 3);
     let load = Load::start(&cluster, 4, 2);
     load.until_enqueued(300);
-    let segments = segments(&cluster.data(2).join("shard-0000"));
-    let images: Vec<_> = segments
+    let images: Vec<_> = cluster
+        .segments(2)
         .into_iter()
         .map(|path| (fs::read(&path).expect("it can be read"), path))
         .collect();
@@ -180,48 +150,42 @@ fn a_segment_that_is_as_it_was_some_time_ago_is_found_out_by_the_others() {
         assert!(begun.elapsed() < DEADLINE, "nobody tells it");
         std::thread::sleep(Duration::from_millis(5));
     }
-    until_sound(&cluster, 2, "an older segment");
+    cluster.until_sound(2, "an older segment");
     carries(&mut cluster, &load, 2);
     let (_, errors) = load.drain();
     assert!(errors.is_empty(), "no request fails: {errors:?}");
 }
 
-/// Damages some batches of a log of which nothing is `gone` on another node; how many.
-fn damage_what_others_have(data: &Path, gone: &mut BTreeSet<(u16, u64)>, prng: &mut Prng) -> usize {
-    let segments = segments(&data.join("shard-0000"));
-    let bytes = segments.iter().map(|path| {
+/// Damages some batches of a node's log of which nothing is `gone` on another; how many.
+fn damage_what_others_have(
+    cluster: &Cluster,
+    number: u32,
+    gone: &mut BTreeSet<(GroupId, LogIndex)>,
+    prng: &mut Prng,
+) -> usize {
+    let segments = cluster.segments(number).into_iter().map(|path| {
         let name = path.file_stem().expect("a name").to_string_lossy();
         let number = u64::from_str_radix(&name, 16).expect("segments are numbered");
-        (number, fs::read(path).expect("it can be read").into())
+        (number, path)
     });
-    let named = |batch: &Told| -> Vec<(u16, u64)> {
-        let entries = batch.entries.iter();
-        entries.map(|(group, index)| (group.0, index.0)).collect()
-    };
+    let segments: BTreeMap<u64, PathBuf> = segments.collect();
+    let bytes = segments.iter().map(|(number, path)| {
+        let bytes = fs::read(path).expect("it can be read");
+        (*number, bytes.into())
+    });
     let mut told = told_batches(bytes);
     told.retain(|batch| !batch.entries.is_empty());
-    let mut lost = Vec::new();
-    let mut count = 0;
-    for _ in 0..5 {
-        told.retain(|batch| named(batch).iter().all(|entry| !gone.contains(entry)));
-        if told.is_empty() {
-            break;
-        }
-        let batch = told[prng.below(told.len() as u64) as usize].clone();
-        let path = segments
-            .iter()
-            .find(|path| path.ends_with(format!("{:016x}.seg", batch.segment)));
-        let path = path.expect("it was just read");
-        let mut bytes = fs::read(path).expect("it can be read");
-        bytes[batch.offset..][..batch.bytes].fill(0xff);
-        fs::write(path, bytes).expect("it can be written");
-        // The next one tells what it held, and so must stay.
-        told.retain(|other| other.batch_seq.abs_diff(batch.batch_seq) > 1);
-        lost.extend(named(&batch));
-        count += 1;
+    let chosen = choose(told, gone, 5, prng);
+    for batch in &chosen {
+        let file = fs::File::options()
+            .write(true)
+            .open(&segments[&batch.segment]);
+        let file = file.expect("it can be opened");
+        let written = file.write_all_at(&vec![0xff; batch.bytes], batch.offset as u64);
+        written.expect("it can be written");
+        gone.extend(&batch.entries);
     }
-    gone.extend(lost);
-    count
+    chosen.len()
 }
 
 #[test]
@@ -231,21 +195,16 @@ fn logs_that_are_damaged_on_every_node_at_different_places_are_made_whole_again(
     let load = Load::start(&cluster, 4, 1);
     for round in 0..3 {
         load.until_enqueued(500);
-        for node in cluster.nodes.values() {
-            node.signal("-KILL");
-        }
-        for mut node in std::mem::take(&mut cluster.nodes).into_values() {
-            node.wait();
-        }
+        cluster.kill_all();
         let mut gone = BTreeSet::new();
         for number in cluster.numbers() {
-            let count = damage_what_others_have(&cluster.data(number), &mut gone, &mut prng);
+            let count = damage_what_others_have(&cluster, number, &mut gone, &mut prng);
             assert!(count > 0, "nothing of node {number} can be damaged");
         }
         cluster.start_all();
         load.until_enqueued(200);
         for number in cluster.numbers() {
-            until_sound(&cluster, number, &format!("round {round}"));
+            cluster.until_sound(number, &format!("round {round}"));
         }
     }
     let (_, errors) = load.drain();

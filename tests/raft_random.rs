@@ -49,6 +49,20 @@ struct Faults {
 }
 
 impl Run {
+    /// Three members that all have the thirty entries of a leader, which are acknowledged.
+    fn with_thirty_entries(seed: u64) -> Self {
+        let mut run = Self::new(seed, 3, Faults::default());
+        run.cluster.node(voter(1)).campaign(Why::Silence);
+        run.cluster.settle();
+        for _ in 0..30 {
+            run.propose(voter(1));
+            run.cluster.settle();
+        }
+        run.take_acks();
+        assert_eq!(run.acked.len(), 30, "seed {seed}");
+        run
+    }
+
     fn new(seed: u64, size: u32, faults: Faults) -> Self {
         let voters: Vec<u32> = (1..=size).collect();
         Self {
@@ -378,15 +392,7 @@ fn members_that_change_and_forget_keep_their_promises() {
 #[test]
 fn members_with_different_holes_repair_each_other() {
     for seed in 0..RUNS {
-        let mut run = Run::new(seed, 3, Faults::default());
-        run.cluster.node(voter(1)).campaign(Why::Silence);
-        run.cluster.settle();
-        for _ in 0..30 {
-            run.propose(voter(1));
-            run.cluster.settle();
-        }
-        run.take_acks();
-        assert_eq!(run.acked.len(), 30, "seed {seed}");
+        let mut run = Run::with_thirty_entries(seed);
         // Three ranges that have no index in common, in any order.
         let mut cuts: Vec<u64> = (0..6).map(|_| 2 + run.prng.below(30)).collect();
         cuts.sort_unstable();
@@ -406,14 +412,7 @@ fn members_with_different_holes_repair_each_other() {
 #[test]
 fn members_that_know_what_they_had_need_one_copy() {
     for seed in 0..RUNS {
-        let mut run = Run::new(seed, 3, Faults::default());
-        run.cluster.node(voter(1)).campaign(Why::Silence);
-        run.cluster.settle();
-        for _ in 0..30 {
-            run.propose(voter(1));
-            run.cluster.settle();
-        }
-        run.take_acks();
+        let mut run = Run::with_thirty_entries(seed);
         // Of what all three would lack, one keeps a copy.
         let mut copies = [3; 33];
         for number in 1..=3 {

@@ -192,13 +192,12 @@ impl Recovery {
             let Held::Entry(entry, before) = answer.at(index) else {
                 return None;
             };
-            let leads = match answer.at(known.0) {
-                Held::Entry(then, _) => then.term == known.1,
-                _ => false,
-            };
-            let follows = before.is_none_or(|term| term == last.1);
+            let then = answer.at(known.0);
+            let leads = matches!(then, Held::Entry(then, _) if then.term == known.1);
             // One leader a term, and one log of that leader.
-            ((leads && follows) || entry.term == known.1).then_some(entry)
+            let is_it = leads || entry.term == known.1;
+            let follows = before.is_none_or(|term| term == last.1);
+            (is_it && follows).then_some(entry)
         })
     }
 }

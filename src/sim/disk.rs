@@ -4,19 +4,17 @@
 //! A clone is an image of the disk; clones share what neither has written since.
 
 use super::kept::Kept;
-use crate::base::ids::{GroupId, LogIndex, ShardId};
+use super::told::{Told, told_batches};
+use crate::base::ids::ShardId;
 use crate::base::limits::BLOCK_BYTES;
 use crate::base::prng::Prng;
 use crate::base::units::Lsn;
 use crate::shard::effect::CheckpointFile;
 use crate::snapshot::manifest::Manifest;
 use crate::wal::batch::{BatchHeader, WalBatch};
-use crate::wal::codec::Records;
-use crate::wal::record::Record;
-use crate::wal::segment::SegmentHead;
 use crate::wal::writer::{LogWriter, Need, WalWrite};
 use bytes::Bytes;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 
@@ -67,70 +65,6 @@ pub struct Harmed {
     pub segment: Option<u64>,
     /// The byte.
     pub offset: usize,
-}
-
-/// A batch of the log of which an intact one behind it says that it was acknowledged, and what it held.
-#[derive(Clone, Debug)]
-pub struct Told {
-    /// Its number.
-    pub batch_seq: u64,
-    /// Its entries.
-    pub entries: Vec<(GroupId, LogIndex)>,
-    /// The segment that it is in.
-    pub segment: u64,
-    /// Where in it; 0 for its head.
-    pub offset: usize,
-    /// Its length.
-    pub bytes: usize,
-}
-
-/// The batches of a log, given as its segments in their order, that a later one proves, and of which the recap
-/// of the next one tells.
-pub fn told_batches(segments: impl IntoIterator<Item = (u64, Bytes)>) -> Vec<Told> {
-    let mut told: Vec<(Lsn, Told)> = Vec::new();
-    let mut proved = Lsn(0);
-    // What a file holds of its earlier use names another segment.
-    let is_own = |(number, bytes): &(u64, Bytes)| {
-        SegmentHead::read(bytes).is_some_and(|head| head.number == *number)
-    };
-    for (segment, bytes) in segments.into_iter().filter(is_own) {
-        let mut before: Option<(BatchHeader, Told)> = None;
-        let mut offset = 0;
-        while let Ok((header, records)) = BatchHeader::read(&bytes, offset) {
-            let follows = before.as_ref().is_none_or(|(last, _)| {
-                last.epoch == header.epoch
-                    && last.batch_seq + 1 == header.batch_seq
-                    && last.crc == header.prev_crc
-            });
-            if !follows {
-                break;
-            }
-            proved = proved.max(header.durable_lsn);
-            let mut entries = Vec::new();
-            let mut tells = BTreeSet::new();
-            for record in Records::new(records) {
-                match record {
-                    Ok(Record::Entry { group, entry, .. }) => entries.push((group, entry.index)),
-                    Ok(Record::Recap(recap)) => drop(tells.insert(recap.batch_seq)),
-                    _ => {}
-                }
-            }
-            let last = before.take();
-            let last = last.filter(|(last, _)| tells.contains(&last.batch_seq));
-            told.extend(last.map(|(last, batch)| (last.lsn, batch)));
-            let this = Told {
-                batch_seq: header.batch_seq,
-                entries,
-                segment,
-                offset,
-                bytes: header.encoded_len(),
-            };
-            before = Some((header, this));
-            offset += header.encoded_len();
-        }
-    }
-    told.retain(|(at, _)| *at < proved);
-    told.into_iter().map(|(_, batch)| batch).collect()
 }
 
 /// A checkpoint file.

@@ -46,4 +46,5 @@ pub mod kept;
 pub mod ledger;
 pub mod operator;
 pub mod shrink;
+pub mod told;
 pub mod world;

@@ -16,7 +16,7 @@ use crate::base::limits::BATCHES_IN_FLIGHT_MAX;
 use crate::wal::batch::{BATCH_HEADER_BYTES, batch_bytes};
 use crate::wal::codec::{GROUP_ROW_BYTES, record_bytes};
 use crate::wal::ledger::Ledger;
-use crate::wal::record::{BaseRecord, Recap, RecapRow, Record};
+use crate::wal::record::{Recap, RecapRow, Record};
 use std::collections::VecDeque;
 
 /// A batch tells of no more than may be under way to the disk at once.
@@ -27,14 +27,15 @@ const BATCHES_MAX: usize = BATCHES_IN_FLIGHT_MAX;
 struct Told {
     /// Its groups, rising, and the lowest index of each in it.
     groups: Vec<(GroupId, Option<LogIndex>)>,
-    bases: Vec<BaseRecord>,
+    /// Its bases.
+    bases: Vec<Record>,
 }
 
 impl Told {
     fn bytes(&self) -> usize {
-        let bases = self.bases.iter().cloned().map(Record::Base);
-        let bases: usize = bases.map(|base| record_bytes(base.body_bytes())).sum();
-        recap_bytes(self.groups.len()) + bases
+        let bases = self.bases.iter();
+        let bases = bases.map(|base| record_bytes(base.body_bytes()));
+        recap_bytes(self.groups.len()) + bases.sum::<usize>()
     }
 }
 
@@ -82,7 +83,7 @@ impl Recaps {
                 self.name(base.group, None);
                 let told = self.recent.back_mut().expect("its batch was begun");
                 if !bugs::on(Bug::BasesNotToldAgain) {
-                    told.bases.push(base.clone());
+                    told.bases.push(record.clone());
                 }
             }
             Record::Entry { .. }
@@ -138,8 +139,7 @@ impl Recaps {
                 batch_seq: before,
                 rows: rows.collect(),
             });
-            let bases = told.bases.iter().cloned().map(Record::Base);
-            for record in bases.chain(std::iter::once(recap)) {
+            for record in told.bases.iter().chain(std::iter::once(&recap)) {
                 record.encode(buffer);
                 count += 1;
             }

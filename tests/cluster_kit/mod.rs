@@ -163,6 +163,48 @@ impl Cluster {
         node.wait();
     }
 
+    /// Kills all nodes that run, at once.
+    pub(crate) fn kill_all(&mut self) {
+        for node in self.nodes.values() {
+            node.signal("-KILL");
+        }
+        for mut node in std::mem::take(&mut self.nodes).into_values() {
+            node.wait();
+        }
+    }
+
+    /// Waits until no group on a node lacks anything that it once promised.
+    pub(crate) fn until_sound(&self, number: u32, after: &str) {
+        let begun = Instant::now();
+        loop {
+            let counts = [
+                "rrq_raft_groups_recovering",
+                "rrq_groups_halted",
+                "rrq_groups_mending",
+            ];
+            let counts = counts.map(|name| (name, self.metric(number, name)));
+            if counts.iter().all(|(_, count)| *count == 0.0) {
+                return;
+            }
+            assert!(
+                begun.elapsed() < DEADLINE,
+                "after {after} node {number} is not put right: {counts:?}"
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// The segments of the log of a node's first shard, in their order, without spares.
+    pub(crate) fn segments(&self, number: u32) -> Vec<PathBuf> {
+        let wal = self.data(number).join("shard-0000/wal-0001");
+        let names = std::fs::read_dir(wal).expect("a log");
+        let names = names.map(|entry| entry.expect("a name").path());
+        let is_spare = |path: &PathBuf| path.to_string_lossy().contains("spare");
+        let mut segments: Vec<PathBuf> = names.filter(|path| !is_spare(path)).collect();
+        segments.sort();
+        segments
+    }
+
     /// A client that knows all nodes.
     pub(crate) fn client(&self) -> Client {
         self.client_with(Options::default())

@@ -12,7 +12,8 @@ use super::judges;
 use crate::base::ids::{GroupId, LogIndex};
 use crate::base::prng::Prng;
 use crate::raft::node::RaftNode;
-use crate::sim::disk::{Harm, Told};
+use crate::sim::disk::Harm;
+use crate::sim::told::choose;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -49,25 +50,15 @@ impl Cluster<'_> {
         let mut prng = Prng::new(self.prng.next_u64());
         let mut lost = Vec::new();
         let mut harmed = 0;
-        for shard in 0..self.nodes[node].shards() {
-            let disk = &mut self.nodes[node].disks[usize::from(shard)];
-            let mut told = disk.told_batches();
-            for _ in 0..1 + prng.below(BATCHES_MAX) {
-                let is_free = |batch: &Told| batch.entries.iter().all(|it| !gone.contains(it));
-                told.retain(is_free);
-                let Some(place) = pick(&told, &mut prng) else {
-                    break;
-                };
-                let batch = told[place].clone();
+        for disk in &mut self.nodes[node].disks {
+            let most = 1 + prng.below(BATCHES_MAX);
+            for batch in choose(disk.told_batches(), gone, most, &mut prng) {
                 let harms = [Harm::Rot, Harm::Zeroed, Harm::Misdirected, Harm::Stale];
                 // With the head of another segment a file passes for a copy of that, and all of it is lost.
                 let kinds = if batch.offset == 0 { 2 } else { 4 };
                 let harm = harms[prng.below(kinds) as usize];
                 disk.harm_batch(&batch, harm, &mut prng);
                 harmed += 1;
-                let at = batch.batch_seq;
-                // The one behind it tells of it, and so must stay.
-                told.retain(|other| other.batch_seq.abs_diff(at) > 1);
                 lost.extend(batch.entries);
             }
         }
@@ -105,12 +96,4 @@ impl Cluster<'_> {
             !node.runs() || members.any(RaftNode::is_recovering)
         })
     }
-}
-
-/// Any of them, the late ones more often than the early: nobody needs what lies before a checkpoint.
-fn pick(told: &[Told], prng: &mut Prng) -> Option<usize> {
-    let count = told.len() as u64;
-    let among = 1 + prng.below(count.max(1));
-    let back = prng.below(among) as usize;
-    told.len().checked_sub(1 + back)
 }
