@@ -4,7 +4,10 @@
 // Each test program uses its own part of it.
 #![allow(dead_code)]
 
+pub(crate) mod relays;
+
 use super::node_support::{DEADLINE, Node, TestFolder, folder, http};
+use relays::Relays;
 use rrq::client::blocking::{Client, Queue};
 use rrq::client::{Code, Error, GroupId, NodeId, Options};
 use rrq::shard::placement::home_group;
@@ -19,6 +22,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+/// Where a node is found by the others, and where it listens if a relay stands there.
+const PEER_PORT: u16 = 7421;
+const OWN_PORT: u16 = 7431;
+
 /// Where the jobs of [`Load`] go.
 pub(crate) const QUEUE: &str = "load";
 
@@ -29,6 +36,10 @@ pub(crate) struct Cluster {
     pub(crate) nodes: BTreeMap<u32, Node>,
     /// Of nodes that have more than one shard.
     pub(crate) shards: BTreeMap<u32, u16>,
+    /// Of nodes that are held at an earlier version of the job machine.
+    pub(crate) held_at: BTreeMap<u32, u16>,
+    /// The network between the nodes, if it can be cut.
+    relays: Option<Relays>,
     /// Behind the nodes: it goes when they have ended.
     folder: TestFolder,
     _turn: MutexGuard<'static, ()>,
@@ -50,6 +61,8 @@ impl Cluster {
             size,
             nodes: BTreeMap::new(),
             shards: BTreeMap::new(),
+            held_at: BTreeMap::new(),
+            relays: None,
             folder,
             _turn: turn,
         }
@@ -60,6 +73,24 @@ impl Cluster {
         let mut cluster = Self::new(name, size);
         cluster.start_all();
         cluster
+    }
+
+    /// The same, with a network between them that can be cut.
+    pub(crate) fn start_on_relays(name: &str, size: u32) -> Self {
+        let mut cluster = Self::new(name, size);
+        let nodes = cluster.numbers().map(|number| {
+            let address = |port| format!("{}.{number}:{port}", cluster.net).parse();
+            let [listed, own] =
+                [PEER_PORT, OWN_PORT].map(|port| address(port).expect("an address"));
+            (number, listed, own)
+        });
+        cluster.relays = Some(Relays::start(nodes));
+        cluster.start_all();
+        cluster
+    }
+
+    pub(crate) fn relays(&self) -> &Relays {
+        self.relays.as_ref().expect("it was started on relays")
     }
 
     /// Starts the nodes that do not run, and waits until all are ready.
@@ -87,7 +118,7 @@ impl Cluster {
     /// A list of some nodes.
     pub(crate) fn list(&self, numbers: impl IntoIterator<Item = u32>) -> String {
         let numbers = numbers.into_iter();
-        let members = numbers.map(|number| format!("{number}={}.{number}:7421", self.net));
+        let members = numbers.map(|number| format!("{number}={}.{number}:{PEER_PORT}", self.net));
         members.collect::<Vec<_>>().join(",")
     }
 
@@ -131,6 +162,13 @@ impl Cluster {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
+        if self.relays.is_some() {
+            let own = format!("{}.{number}:{OWN_PORT}", self.net);
+            command.env("RRQ_LISTEN__PEER", own);
+        }
+        if let Some(version) = self.held_at.get(&number) {
+            command.env("RRQ_UPGRADE__MACHINE_VERSION", version.to_string());
+        }
         command
     }
 

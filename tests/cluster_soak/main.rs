@@ -11,6 +11,10 @@
 //! replaced by an empty one, while the load is on. A node that is killed stays away for up to a second.
 //! While a disk is replaced nothing else happens: until then a cluster of three bears no further loss.
 //!
+//! A second soak, half as long, has a network that can be cut: a node hears the others, or they it, or neither,
+//! or nobody hears anybody; and a node that is cut off is killed and starts alone. Clients reach all nodes all
+//! the while.
+//!
 //! The books ([`rrq::workload`]) hold every answer against every delivery. At the end all is healed and
 //! drained until the nodes say that nothing is left, and the sets are equal: what was acknowledged is what
 //! was finished, by the books, by a look at each job and by the nodes' own counters.
@@ -28,6 +32,7 @@ mod node_support;
 use cluster_kit::{Cluster, Load};
 use rrq::base::prng::Prng;
 use rrq::client::QueueSettings;
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -50,6 +55,16 @@ enum Trouble {
     TwoKilled,
     AllKilled,
     DiskLost,
+    /// It hears nobody, and nobody hears it.
+    CutOff,
+    /// It hears nobody.
+    Deaf,
+    /// Nobody hears it.
+    Mute,
+    /// Nobody hears anybody.
+    AllApart,
+    /// It is killed while it is cut off, and starts before it hears anybody.
+    KilledCutOff,
 }
 
 /// By how often they come.
@@ -65,6 +80,17 @@ const TROUBLES: [Trouble; 10] = [
     Trouble::AllKilled,
     Trouble::DiskLost,
 ];
+/// The same on a network that can be cut.
+const TROUBLES_OF_NETWORK: [Trouble; 8] = [
+    Trouble::CutOff,
+    Trouble::CutOff,
+    Trouble::Deaf,
+    Trouble::Mute,
+    Trouble::AllApart,
+    Trouble::KilledCutOff,
+    Trouble::Killed,
+    Trouble::Frozen,
+];
 
 fn setting(name: &str, default: u64) -> u64 {
     let text = std::env::var(name);
@@ -73,23 +99,35 @@ fn setting(name: &str, default: u64) -> u64 {
 
 #[test]
 fn nothing_is_lost_whatever_befalls_a_minority_or_all_at_once() {
+    soak(|| Cluster::start("soak", NODES), &TROUBLES, 1);
+}
+
+#[test]
+fn nothing_is_lost_whoever_does_not_hear_whom() {
+    let start = || Cluster::start_on_relays("soak-apart", NODES);
+    soak(start, &TROUBLES_OF_NETWORK, 2);
+}
+
+/// For the asked time divided by `part`.
+fn soak(start: impl FnOnce() -> Cluster, troubles: &[Trouble], part: u32) {
     let is_ci = std::env::var("CI").as_deref() == Ok("true");
-    let wanted = Duration::from_secs(setting("RRQ_SOAK_SECONDS", if is_ci { 60 } else { 15 }));
+    let wanted = Duration::from_secs(setting("RRQ_SOAK_SECONDS", if is_ci { 45 } else { 15 }));
     let seed = setting("RRQ_SOAK_SEED", u64::from(std::process::id()));
+    let wanted = wanted / part;
     println!("{} s of trouble, seed {seed}", wanted.as_secs());
     let mut prng = Prng::new(seed);
-    let mut cluster = Cluster::start("soak", NODES);
+    let mut cluster = start();
     let loads: Vec<Load> = (0..QUEUES).map(|number| load(&cluster, number)).collect();
     go_on(&loads);
 
     let begun = Instant::now();
-    let mut tally = [(0_u32, Duration::ZERO); TROUBLES.len()];
+    let mut tally: BTreeMap<Trouble, (u32, Duration)> = BTreeMap::new();
     while begun.elapsed() < wanted {
-        let trouble = TROUBLES[prng.below(TROUBLES.len() as u64) as usize];
+        let trouble = troubles[prng.below(troubles.len() as u64) as usize];
         let victim = victim(&cluster, &mut prng);
         let at = begun.elapsed();
         let gap = befall(&mut cluster, &loads, trouble, victim, &mut prng);
-        let (count, longest) = &mut tally[trouble as usize];
+        let (count, longest) = tally.entry(trouble).or_default();
         (*count, *longest) = (*count + 1, gap.max(*longest));
         let jobs: u64 = loads.iter().map(Load::enqueued).sum();
         println!(
@@ -104,15 +142,7 @@ fn nothing_is_lost_whatever_befalls_a_minority_or_all_at_once() {
         (jobs, failed) = (jobs + enqueued, failed + errors.len());
     }
     let mut told = String::new();
-    for trouble in [
-        Trouble::Killed,
-        Trouble::Frozen,
-        Trouble::Stopped,
-        Trouble::TwoKilled,
-        Trouble::AllKilled,
-        Trouble::DiskLost,
-    ] {
-        let (count, longest) = tally[trouble as usize];
+    for (trouble, (count, longest)) in tally {
         let _ = write!(told, "; {trouble:?} {count} times, at most {longest:.0?}");
     }
     println!(
@@ -197,12 +227,7 @@ fn befall(
             gap
         }
         Trouble::AllKilled => {
-            for number in cluster.numbers() {
-                cluster.nodes[&number].signal("-9");
-            }
-            for number in cluster.numbers() {
-                cluster.end(number, "-9");
-            }
+            cluster.kill_all();
             std::thread::sleep(away);
             let begun = Instant::now();
             cluster.start_all();
@@ -217,6 +242,42 @@ fn befall(
             let empty = cluster.spawn(victim);
             replace(cluster, victim);
             cluster.nodes.insert(victim, empty.until_ready());
+            go_on(loads);
+            gap
+        }
+        Trouble::CutOff | Trouble::Deaf | Trouble::Mute => {
+            let others: Vec<u32> = cluster.numbers().filter(|it| *it != victim).collect();
+            let relays = cluster.relays();
+            if trouble != Trouble::Mute {
+                relays.cut(&others, &[victim]);
+            }
+            if trouble != Trouble::Deaf {
+                relays.cut(&[victim], &others);
+            }
+            let gap = go_on(loads);
+            std::thread::sleep(away);
+            cluster.relays().heal();
+            go_on(loads);
+            gap
+        }
+        Trouble::AllApart => {
+            let all: Vec<u32> = cluster.numbers().collect();
+            cluster.relays().cut(&all, &all);
+            std::thread::sleep(away);
+            let begun = Instant::now();
+            cluster.relays().heal();
+            go_on(loads);
+            begun.elapsed()
+        }
+        Trouble::KilledCutOff => {
+            let others: Vec<u32> = cluster.numbers().filter(|it| *it != victim).collect();
+            cluster.relays().part(&[victim], &others);
+            let gap = go_on(loads);
+            cluster.end(victim, "-9");
+            let alone = cluster.spawn(victim);
+            std::thread::sleep(away);
+            cluster.relays().heal();
+            cluster.nodes.insert(victim, alone.until_ready());
             go_on(loads);
             gap
         }
