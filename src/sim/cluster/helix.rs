@@ -74,10 +74,11 @@ impl Cluster<'_> {
         harmed
     }
 
-    /// No member of any group lacks what it once promised.
+    /// No member of any group lacks what it once promised, and no disk that was lost is still a member: of what
+    /// only that had beside another, one copy is left.
     fn until_all_is_mended(&mut self) {
         let end = self.now.plus(MENDED_WITHIN);
-        while self.is_any_amiss() {
+        while self.renewal.is_some() || self.is_any_amiss() {
             assert!(
                 self.now < end,
                 "members do not put each other right: {:?}",
