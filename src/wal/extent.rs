@@ -59,7 +59,7 @@ pub fn read_written<E>(
         if extent.end > looked {
             if kept.is_empty() {
                 // Most of it stays untouched, and then costs nothing.
-                kept.reserve(QUIET_BYTES);
+                kept.reserve(QUIET_BYTES.min(length));
                 kept.extend_from_slice(&front);
             }
             let gap = kept.len();
