@@ -101,12 +101,12 @@ pub fn jobs_held_bytes_max(checkpoint_log_bytes: u64) -> u64 {
     if has_none { 0 } else { u64::MAX }
 }
 
-/// Within which time a shard looks at what is stored: in every second run never, which would take a quarter
-/// longer for it, else between half a second and four, so that passes come to their end.
+/// Within which time a shard looks at what is stored: in every second run never, which would take longer for
+/// it, else between two seconds and sixteen, so that most passes come to their end.
 #[must_use]
 pub fn scrub_period(seed: u64) -> Option<Duration> {
     let drawn = mix(!seed) >> 16;
-    let period = Duration::from_millis(500 << (drawn >> 2 & 3));
+    let period = Duration::from_secs(2 << (drawn >> 2 & 3));
     (drawn & 1 != 0).then_some(period)
 }
 

@@ -128,7 +128,7 @@ pub struct Plan {
     pub helix: Option<bool>,
     /// Whether all clients use the client library, or none does.
     pub library: Option<bool>,
-    /// Whether it is looked at what is stored.
+    /// Whether it is looked at what is stored, every second.
     pub scrubs: Option<bool>,
 }
 
@@ -248,9 +248,8 @@ impl Options {
         self.library = plan
             .library
             .map_or(self.library, |all| u64::from(all) * u64::MAX);
-        let every_second = || self.scrub_period.or(Some(Duration::from_secs(1)));
         self.scrub_period = match plan.scrubs {
-            Some(true) => every_second(),
+            Some(true) => Some(Duration::from_secs(1)),
             Some(false) => None,
             None => self.scrub_period,
         };
