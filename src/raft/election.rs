@@ -230,6 +230,9 @@ impl RaftNode {
         };
         let answer = self.message(from, if granted { term } else { self.term }, ballot);
         if pre {
+            if granted {
+                self.give_way_to(from, last);
+            }
             self.messages.push(answer);
             return;
         }
@@ -240,6 +243,19 @@ impl RaftNode {
             self.elapsed = 0;
         }
         self.promises.push(answer);
+    }
+
+    /// Who asks has this member's word that it would vote for it, and is about to stand. If both stood, each
+    /// with its own vote, both would wait for a timeout: so nobody stands in for the heir then, and of two
+    /// whose questions cross one gives way, the one with the shorter log or the lower number. Its own question
+    /// is answered in vain: on one connection the other's question comes before that answer.
+    fn give_way_to(&mut self, other: Voter, last: Position) {
+        self.waits_for_heir = false;
+        // It has all that this member has, or this would not vote for it.
+        let is_before = self.log.last() != last || self.config.me < other;
+        if self.role == Role::PreCandidate && is_before {
+            self.become_follower(self.term, None);
+        }
     }
 
     pub(super) fn on_ballot(
