@@ -166,7 +166,10 @@ impl Links {
         let search = self.searches.get_mut(&group).expect("it was just made");
         search.last = now;
         if pause {
-            let bound = (now.since(search.since) / 10).max(least * 2).min(most);
+            // A leader that hands over is followed within a few milliseconds, one that has died within tens.
+            let age = now.since(search.since);
+            let longest = (age / 10).max(least * 2);
+            let bound = age.clamp(least / 5, longest).min(most);
             let micros = u64::try_from(bound.as_micros()).unwrap_or(u64::MAX);
             let wait = micros / 4 + self.prng.below((micros * 3 / 4).max(1));
             search.not_before = now.plus(Duration::from_micros(wait));
