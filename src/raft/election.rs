@@ -128,6 +128,7 @@ impl RaftNode {
         self.leader = None;
         self.heir = false;
         self.waits_for_heir = false;
+        self.asks_on_proof = false;
         self.stands_after_change = None;
         self.quiet = false;
         self.elapsed = 0;
@@ -198,6 +199,7 @@ impl RaftNode {
         if self.proof_rest == 0 {
             self.proof_rest = self.config.election_ticks;
             self.campaign(Why::Silence);
+            self.asks_on_proof = self.role == Role::PreCandidate;
         }
     }
 
@@ -246,14 +248,15 @@ impl RaftNode {
     }
 
     /// Who asks has this member's word that it would vote for it, and is about to stand. If both stood, each
-    /// with its own vote, both would wait for a timeout: so nobody stands in for the heir then, and of two
-    /// whose questions cross one gives way, the one with the shorter log or the lower number. Its own question
-    /// is answered in vain: on one connection the other's question comes before that answer.
+    /// with its own vote, both would wait for a timeout: so nobody stands in for the heir then, and of two whose
+    /// questions cross one gives way, the one with the shorter log or the lower number. Its own question is
+    /// answered in vain: on one connection the other's question comes before that answer. Only where a proof
+    /// made all of them ask at once; timeouts are drawn apart.
     fn give_way_to(&mut self, other: Voter, last: Position) {
         self.waits_for_heir = false;
         // It has all that this member has, or this would not vote for it.
         let is_before = self.log.last() != last || self.config.me < other;
-        if self.role == Role::PreCandidate && is_before {
+        if self.asks_on_proof && self.role == Role::PreCandidate && is_before {
             self.become_follower(self.term, None);
         }
     }

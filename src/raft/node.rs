@@ -134,8 +134,10 @@ pub struct RaftNode {
     queue_changes: Vec<(Voter, QueueChange)>,
     /// It goes on if the leader dies.
     pub(super) heir: bool,
-    /// Its leader died, and it waits for the heir; not once it has voted for somebody.
+    /// Its leader died, and it waits for the heir; not once it has voted for somebody, or said that it would.
     pub(super) waits_for_heir: bool,
+    /// It asks whether it would be voted for because the leader is proved to be dead.
+    pub(super) asks_on_proof: bool,
     /// A canvass that was not looked at since the leader was believed in.
     pub(super) put_off: Option<Message>,
     /// It would have campaigned, but for a change of the members that it has to apply first.
@@ -198,6 +200,7 @@ impl RaftNode {
             queue_changes: Vec::new(),
             heir: false,
             waits_for_heir: false,
+            asks_on_proof: false,
             put_off: None,
             stands_after_change: None,
             proof_rest: 0,
