@@ -220,14 +220,14 @@ fn is_replaced(name: &str, cut: fn(&Cluster, u32, &[u32])) {
 #[test]
 fn a_leader_that_hears_nobody_is_replaced() {
     is_replaced("deaf", |cluster, leader, others| {
-        cluster.relays().cut(others, &[leader])
+        cluster.relays().cut(others, &[leader]);
     });
 }
 
 #[test]
 fn a_leader_that_nobody_hears_is_replaced() {
     is_replaced("mute", |cluster, leader, others| {
-        cluster.relays().cut(&[leader], others)
+        cluster.relays().cut(&[leader], others);
     });
 }
 
