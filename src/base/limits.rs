@@ -124,6 +124,8 @@ pub const BALANCE_AFTER_MS: u64 = 2_000;
 pub const BALANCE_EVERY_MS: u64 = 250;
 /// at most so many groups a look and shard,
 pub const BALANCE_GROUPS: usize = 4;
+/// each of them given away again after [`BALANCE_AFTER_MS`] doubled so often, half an hour, at the latest,
+pub const BALANCE_KEEPS_LOG2: u32 = 10;
 /// to members that lack at most so many entries.
 pub const BALANCE_LAG_MAX: u64 = 256;
 /// Without a leader for so many ticks, and a random part of as many again, a voter campaigns.

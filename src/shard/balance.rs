@@ -14,6 +14,9 @@
 //! been formed is level within seconds. A node without a zone is one by itself: where nobody has a zone,
 //! nodes are made level.
 //!
+//! Nodes whose numbers of shards differ do not count the same groups, and may give each other one for ever: a node
+//! that has given a group away and leads it again keeps it for twice as long as the time before.
+//!
 //! Nothing moves while leaders change anyway: an election is not made worse by a transfer. A member gets
 //! a group only if it has most of its log, so that requests wait for as long as two messages take.
 //!
@@ -27,7 +30,9 @@
 
 use super::engine::ShardEngine;
 use crate::base::ids::{LogIndex, Voter};
-use crate::base::limits::{BALANCE_AFTER_MS, BALANCE_EVERY_MS, BALANCE_GROUPS, BALANCE_LAG_MAX};
+use crate::base::limits::{
+    BALANCE_AFTER_MS, BALANCE_EVERY_MS, BALANCE_GROUPS, BALANCE_KEEPS_LOG2, BALANCE_LAG_MAX,
+};
 use crate::base::units::Monotonic;
 use crate::raft::progress::Sending;
 use crate::raft::role::Role;
@@ -145,12 +150,18 @@ impl ShardEngine {
             if moves == BALANCE_GROUPS {
                 return;
             }
+            if self.groups[slot].given_away.1 > now {
+                continue;
+            }
             let Some(to) = self.successor(slot, &leads) else {
                 continue;
             };
             if self.groups[slot].raft.transfer_to(to).is_ok() {
                 leads.moved(me, to);
                 moves += 1;
+                let (times, until) = &mut self.groups[slot].given_away;
+                *times = (*times + 1).min(BALANCE_KEEPS_LOG2);
+                *until = now.plus(Duration::from_millis(BALANCE_AFTER_MS << *times));
                 self.counters.raft_groups_handed_over_total += 1;
                 self.mark(slot);
             }

@@ -133,6 +133,8 @@ pub(super) struct Group {
     /// An entry that sets the wall offset is on its way.
     pub(super) setting_offset: bool,
     pub(super) last_proposed: Monotonic,
+    /// How often this node gave its lead away to make nodes level, and until when it does not again.
+    pub(super) given_away: (u32, Monotonic),
     /// When its wall time was last held against the clock of this machine.
     pub(super) wall_checked: Monotonic,
     /// The memory of its jobs, as far as the shard has counted it.

@@ -323,6 +323,7 @@ pub(super) fn open_group(
         held_bytes: 0,
         entries_bytes: 0,
         last_proposed: now.mono,
+        given_away: (0, now.mono),
         wall_checked: now.mono,
         timer: None,
         dirty: true,
