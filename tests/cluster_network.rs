@@ -14,7 +14,6 @@ use rrq::shard::placement::home_group;
 use rrq::wire::client::encode_request;
 use rrq::wire::message::{ReplyBody, Request, RequestBody};
 use rrq::wire::{Command, NewJob, Op};
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// For so long it is watched what a node that is cut off does.
@@ -29,8 +28,7 @@ struct Asked {
 /// A queue in the group of [`QUEUE`].
 fn neighbour() -> String {
     let mut names = (0..).map(|number| format!("asked-{number}"));
-    let home = home_group(QUEUE, 64);
-    let name = names.find(|name| home_group(name, 64) == home);
+    let name = names.find(|name| home_group(name, 64) == home());
     name.expect("some name has that home")
 }
 
@@ -44,7 +42,7 @@ impl Asked {
             partition: Partition(0),
             items: vec![NewJob::default()],
         };
-        let group = home_group(QUEUE, 64);
+        let group = home();
         let command = Command {
             session: None,
             op: enqueue,
@@ -80,39 +78,38 @@ impl Asked {
     }
 }
 
-/// The highest term of each group that any node knows.
-fn terms(cluster: &Cluster) -> BTreeMap<GroupId, Term> {
-    let mut terms = BTreeMap::new();
-    for view in cluster.client().nodes().expect("they answer") {
-        for group in view
-            .shards
-            .expect("it serves")
-            .into_iter()
-            .flat_map(|it| it.groups)
-        {
-            let term: &mut Term = terms.entry(group.group).or_default();
-            *term = (*term).max(group.term);
-        }
-    }
-    terms
+/// The group of [`QUEUE`].
+fn home() -> GroupId {
+    home_group(QUEUE, 64)
+}
+
+/// The highest term of that group that any node knows.
+fn term(cluster: &Cluster) -> Term {
+    let views = cluster.client().nodes().expect("they answer");
+    let shards = views
+        .into_iter()
+        .flat_map(|view| view.shards.expect("it serves"));
+    let groups = shards.flat_map(|shard| shard.groups);
+    let replicas = groups.filter(|group| group.group == home());
+    replicas.map(|group| group.term).max().expect("all have it")
+}
+
+/// Nothing was lost of a load, and no request failed.
+fn is_whole(load: Load) {
+    let (_, errors) = load.drain();
+    assert!(errors.is_empty(), "no request fails: {errors:?}");
 }
 
 /// Waits until another node than this leads the queue.
 fn until_another_leads(cluster: &Cluster, number: u32) -> u32 {
     let begun = Instant::now();
     loop {
-        let others = cluster.numbers().filter(|other| *other != number);
-        let home = home_group(QUEUE, 64);
-        let mut leaders = others.filter(|other| cluster.leads(*other).contains(&home));
-        if let Some(leader) = leaders.next() {
+        let mut others = cluster.others(number).into_iter();
+        if let Some(leader) = others.find(|other| cluster.leads(*other).contains(&home())) {
             return leader;
         }
         assert!(begun.elapsed() < DEADLINE, "nobody else leads");
     }
-}
-
-fn others(cluster: &Cluster, number: u32) -> Vec<u32> {
-    cluster.numbers().filter(|other| *other != number).collect()
 }
 
 /// Makes the queue that is asked for.
@@ -128,15 +125,14 @@ fn a_leader_that_is_cut_off_grants_nothing_and_the_others_go_on() {
     load.until_enqueued(200);
     let (leader, queue) = (cluster.leader(), queue(&cluster));
     for _ in 0..2 {
-        cluster.relays().part(&[leader], &others(&cluster, leader));
+        cluster.relays().part(&[leader], &cluster.others(leader));
         let asked = Asked::of(&cluster, leader, queue);
         load.until_enqueued(500);
         assert_eq!(asked.granted(), [], "by a leader that is cut off");
         cluster.relays().heal();
         load.until_enqueued(500);
     }
-    let (_, errors) = load.drain();
-    assert!(errors.is_empty(), "no request fails: {errors:?}");
+    is_whole(load);
 }
 
 #[test]
@@ -145,7 +141,7 @@ fn of_five_two_that_are_cut_off_grant_nothing_and_three_go_on() {
     let load = Load::start(&cluster, 4, 4);
     load.until_enqueued(200);
     let (leader, queue) = (cluster.leader(), queue(&cluster));
-    let with = others(&cluster, leader)[0];
+    let with = cluster.others(leader)[0];
     let majority: Vec<u32> = cluster
         .numbers()
         .filter(|it| ![leader, with].contains(it))
@@ -158,8 +154,7 @@ fn of_five_two_that_are_cut_off_grant_nothing_and_three_go_on() {
     }
     cluster.relays().heal();
     load.until_enqueued(500);
-    let (_, errors) = load.drain();
-    assert!(errors.is_empty(), "no request fails: {errors:?}");
+    is_whole(load);
 }
 
 #[test]
@@ -169,7 +164,7 @@ fn nodes_that_hear_nobody_grant_nothing_until_they_do() {
     load.until_enqueued(200);
     let queue = queue(&cluster);
     for number in cluster.numbers() {
-        cluster.relays().part(&[number], &others(&cluster, number));
+        cluster.relays().part(&[number], &cluster.others(number));
     }
     let asked: Vec<Asked> = cluster
         .numbers()
@@ -183,8 +178,7 @@ fn nodes_that_hear_nobody_grant_nothing_until_they_do() {
     assert_eq!(load.enqueued(), before, "somebody acknowledges");
     cluster.relays().heal();
     load.until_enqueued(500);
-    let (_, errors) = load.drain();
-    assert!(errors.is_empty(), "no request fails: {errors:?}");
+    is_whole(load);
 }
 
 /// A leader that can do one of two things, send and receive, is replaced, and comes back without another election.
@@ -193,7 +187,7 @@ fn is_replaced(name: &str, cut: fn(&Cluster, u32, &[u32])) {
     let load = Load::start(&cluster, 4, 4);
     load.until_enqueued(200);
     let (leader, queue) = (cluster.leader(), queue(&cluster));
-    cut(&cluster, leader, &others(&cluster, leader));
+    cut(&cluster, leader, &cluster.others(leader));
     let next = until_another_leads(&cluster, leader);
     load.until_enqueued(500);
     assert_eq!(
@@ -201,20 +195,14 @@ fn is_replaced(name: &str, cut: fn(&Cluster, u32, &[u32])) {
         [],
         "by the leader before"
     );
-    let before = terms(&cluster);
+    let before = term(&cluster);
     cluster.relays().heal();
     load.until_enqueued(500);
     // Whoever was cut off did not raise its terms all the while.
     std::thread::sleep(Duration::from_millis(500));
     assert_eq!(cluster.leader(), next, "it leads on");
-    let home = home_group(QUEUE, 64);
-    assert_eq!(
-        terms(&cluster)[&home],
-        before[&home],
-        "nobody was elected anew"
-    );
-    let (_, errors) = load.drain();
-    assert!(errors.is_empty(), "no request fails: {errors:?}");
+    assert_eq!(term(&cluster), before, "nobody was elected anew");
+    is_whole(load);
 }
 
 #[test]
@@ -237,18 +225,16 @@ fn followers_that_do_not_hear_each_other_disturb_nobody() {
     let load = Load::start(&cluster, 4, 4);
     load.until_enqueued(200);
     let leader = cluster.leader();
-    let followers = others(&cluster, leader);
-    let home = home_group(QUEUE, 64);
-    let before = terms(&cluster)[&home];
+    let followers = cluster.others(leader);
+    let before = term(&cluster);
     cluster.relays().part(&followers[..1], &followers[1..]);
     load.until_enqueued(500);
     std::thread::sleep(WATCHED);
     load.until_enqueued(500);
     cluster.relays().heal();
     load.until_enqueued(500);
-    assert_eq!((cluster.leader(), terms(&cluster)[&home]), (leader, before));
-    let (_, errors) = load.drain();
-    assert!(errors.is_empty(), "no request fails: {errors:?}");
+    assert_eq!((cluster.leader(), term(&cluster)), (leader, before));
+    is_whole(load);
 }
 
 #[test]
@@ -257,9 +243,9 @@ fn a_link_that_comes_and_goes_causes_no_storm_of_elections() {
     let cluster = Cluster::start_on_relays("flapping", 3);
     let load = Load::start(&cluster, 4, 4);
     load.until_enqueued(200);
-    let (leader, home) = (cluster.leader(), home_group(QUEUE, 64));
-    let follower = others(&cluster, leader)[0];
-    let before = terms(&cluster)[&home];
+    let leader = cluster.leader();
+    let follower = cluster.others(leader)[0];
+    let before = term(&cluster);
     for _ in 0..FLAPS {
         // Longer than silence takes to be noticed.
         cluster.relays().part(&[leader], &[follower]);
@@ -268,9 +254,8 @@ fn a_link_that_comes_and_goes_causes_no_storm_of_elections() {
         load.until_enqueued(50);
     }
     load.until_enqueued(500);
-    let after = terms(&cluster)[&home];
+    let after = term(&cluster);
     // The third node hears both all the time: it grants no vote against a leader that it hears.
     assert!(after.0 - before.0 <= 2, "{before:?} {after:?}");
-    let (_, errors) = load.drain();
-    assert!(errors.is_empty(), "no request fails: {errors:?}");
+    is_whole(load);
 }

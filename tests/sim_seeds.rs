@@ -70,29 +70,33 @@ fn the_same_seed_gives_the_same_cluster() {
     }
 }
 
+/// Faults that follow each other closely.
+fn close_faults(seed: u64) -> Plan {
+    let mut faults = Fault::ALL.to_vec();
+    // A disk is not lost beside another that is harmed: that would be more than a minority.
+    let harms = !seed.is_multiple_of(4);
+    faults.retain(|fault| match fault {
+        Fault::LoseDisk => !harms,
+        fault => harms || !fault.is_harm(),
+    });
+    Plan {
+        faults: Some(faults),
+        fault_gap_ms: Some(350),
+        fault_ms: Some(8_000),
+        payload_bytes: Some(8_000),
+        think_us: Some(20_000),
+        checkpoint_log_bytes: Some(128 << 10),
+        helpless: Some(false),
+        ..Plan::default()
+    }
+}
+
 #[test]
 fn every_fault_meets_every_state_that_it_must() {
-    // Faults follow each other closely here, so that a few runs are enough.
+    // So close to each other that a few runs are enough.
     let mut total = cluster::RunReport::default();
     for seed in 201..=310 {
-        let mut faults = Fault::ALL.to_vec();
-        // A disk is not lost beside another that is harmed: that would be more than a minority.
-        let harms = seed % 4 != 0;
-        faults.retain(|fault| match fault {
-            Fault::LoseDisk => !harms,
-            fault => harms || !fault.is_harm(),
-        });
-        let plan = Plan {
-            faults: Some(faults),
-            fault_gap_ms: Some(350),
-            fault_ms: Some(8_000),
-            payload_bytes: Some(8_000),
-            think_us: Some(20_000),
-            checkpoint_log_bytes: Some(128 << 10),
-            helpless: Some(false),
-            ..Plan::default()
-        };
-        total.add(&Cluster::run_as(seed, &plan, None));
+        total.add(&Cluster::run_as(seed, &close_faults(seed), None));
     }
     println!("{total:?}");
     let unmet = total.unmet();
@@ -100,6 +104,14 @@ fn every_fault_meets_every_state_that_it_must() {
     assert!(total.damage_found > 0 && total.installs > 0, "{total:?}");
     assert!(total.redistributed > 0, "{total:?}");
     assert!(total.mended > 0 && total.scrub_found > 0, "{total:?}");
+}
+
+/// Its nodes have other numbers of shards in the end. Two of them gave each other a group every two seconds, and
+/// what a change of the leader forgets of the time kept a lease from ever ending: 196 times in 400 s.
+#[test]
+fn two_nodes_do_not_give_each_other_a_group_for_ever() {
+    let report = Cluster::run_as(276, &close_faults(276), None);
+    assert!(report.handed_over < 50, "{report:?}");
 }
 
 #[test]

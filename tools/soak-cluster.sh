@@ -2,9 +2,10 @@
 # Soaks a cluster of three nodes: they are killed, frozen, stopped and lose their disks under load, and every
 # job is accounted for at the end.
 #
-#   tools/soak-cluster.sh [--seconds N] [--seed N]     half an hour, or so long
+#   tools/soak-cluster.sh [--seconds N] [--seed N]     half an hour, or so long; and then half as long with a
+#                                                      network that is cut between them
 #
-# tests/cluster_soak/main.rs tells what is done and what is held against what; CI runs a minute of it. The
+# tests/cluster_soak/main.rs tells what is done and what is held against what; CI runs a minute and a half of it. The
 # seed of the draws is told; the same one draws the same troubles again.
 set -euo pipefail
 cd "$(dirname "$0")/.."

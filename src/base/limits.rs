@@ -124,10 +124,11 @@ pub const BALANCE_AFTER_MS: u64 = 2_000;
 pub const BALANCE_EVERY_MS: u64 = 250;
 /// at most so many groups a look and shard,
 pub const BALANCE_GROUPS: usize = 4;
-/// each of them given away again after [`BALANCE_AFTER_MS`] doubled so often, half an hour, at the latest,
-pub const BALANCE_KEEPS_LOG2: u32 = 10;
 /// to members that lack at most so many entries.
 pub const BALANCE_LAG_MAX: u64 = 256;
+/// A group that was given away and came back stays for [`BALANCE_AFTER_MS`], doubled each time and so often at the
+/// most: half an hour.
+pub const BALANCE_DOUBLINGS_MAX: u32 = 10;
 /// Without a leader for so many ticks, and a random part of as many again, a voter campaigns.
 pub const ELECTION_TICKS: u32 = 16;
 /// A leader of a group that is not quiet sends a heartbeat each so many ticks.

@@ -15,7 +15,7 @@
 //! nodes are made level.
 //!
 //! Nodes whose numbers of shards differ do not count the same groups, and may give each other one for ever: a node
-//! that has given a group away and leads it again keeps it for twice as long as the time before.
+//! that has given a group away and soon leads it again keeps it for twice as long as the time before ([`Stay`]).
 //!
 //! Nothing moves while leaders change anyway: an election is not made worse by a transfer. A member gets
 //! a group only if it has most of its log, so that requests wait for as long as two messages take.
@@ -31,7 +31,7 @@
 use super::engine::ShardEngine;
 use crate::base::ids::{LogIndex, Voter};
 use crate::base::limits::{
-    BALANCE_AFTER_MS, BALANCE_EVERY_MS, BALANCE_GROUPS, BALANCE_KEEPS_LOG2, BALANCE_LAG_MAX,
+    BALANCE_AFTER_MS, BALANCE_DOUBLINGS_MAX, BALANCE_EVERY_MS, BALANCE_GROUPS, BALANCE_LAG_MAX,
 };
 use crate::base::units::Monotonic;
 use crate::raft::progress::Sending;
@@ -118,6 +118,25 @@ impl Leads {
     }
 }
 
+/// How long a group stays with a node that has given it away, should it come back.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Stay {
+    /// It came back so often, each time soon.
+    doublings: u32,
+    until: Monotonic,
+}
+
+impl Stay {
+    /// The group is given away. That it was given away before counts for as long again as it had to stay.
+    fn gave_away(&mut self, now: Monotonic) {
+        let time = |doublings| Duration::from_millis(BALANCE_AFTER_MS << doublings);
+        let is_again = now < self.until.plus(time(self.doublings));
+        let doublings = if is_again { self.doublings + 1 } else { 1 };
+        self.doublings = doublings.min(BALANCE_DOUBLINGS_MAX);
+        self.until = now.plus(time(self.doublings));
+    }
+}
+
 impl ShardEngine {
     /// Leaders changed, or another node is there: nothing is moved for a while, then it is looked.
     pub(super) fn put_off_balance(&mut self) {
@@ -150,7 +169,7 @@ impl ShardEngine {
             if moves == BALANCE_GROUPS {
                 return;
             }
-            if self.groups[slot].given_away.1 > now {
+            if self.groups[slot].stay.until > now {
                 continue;
             }
             let Some(to) = self.successor(slot, &leads) else {
@@ -159,9 +178,7 @@ impl ShardEngine {
             if self.groups[slot].raft.transfer_to(to).is_ok() {
                 leads.moved(me, to);
                 moves += 1;
-                let (times, until) = &mut self.groups[slot].given_away;
-                *times = (*times + 1).min(BALANCE_KEEPS_LOG2);
-                *until = now.plus(Duration::from_millis(BALANCE_AFTER_MS << *times));
+                self.groups[slot].stay.gave_away(now);
                 self.counters.raft_groups_handed_over_total += 1;
                 self.mark(slot);
             }
@@ -321,6 +338,24 @@ mod tests {
             }
         }
         panic!("it never ends: {leads:?}");
+    }
+
+    #[test]
+    fn a_group_that_always_comes_back_stays_longer_each_time() {
+        let mut stay = Stay::default();
+        let mut give = |now: Monotonic| {
+            stay.gave_away(now);
+            stay.until.since(now).as_secs()
+        };
+        let mut now = Monotonic(0);
+        for secs in [4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 2048] {
+            assert_eq!(give(now), secs);
+            // It came back meanwhile.
+            now = now.plus(Duration::from_secs(secs + 2));
+        }
+        // It was good to have given it away.
+        now = now.plus(Duration::from_secs(4096));
+        assert_eq!(give(now), 4);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! One group of a shard: its member of Raft, its job machine, and who waits for what.
 
+use super::balance::Stay;
 use super::changes::Changes;
 use super::clock::GroupClock;
 use super::following::Following;
@@ -133,8 +134,8 @@ pub(super) struct Group {
     /// An entry that sets the wall offset is on its way.
     pub(super) setting_offset: bool,
     pub(super) last_proposed: Monotonic,
-    /// How often this node gave its lead away to make nodes level, and until when it does not again.
-    pub(super) given_away: (u32, Monotonic),
+    /// Until when its lead stays here, once this node gave it away to make nodes level.
+    pub(super) stay: Stay,
     /// When its wall time was last held against the clock of this machine.
     pub(super) wall_checked: Monotonic,
     /// The memory of its jobs, as far as the shard has counted it.

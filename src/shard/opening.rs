@@ -7,6 +7,7 @@
 //! | damaged | the empty one of formation | the log is applied from its beginning |
 //! | damaged | damaged, or none | is brought from another member (`mending`); where nobody else votes it stops, alone, and names what is damaged |
 
+use super::balance::Stay;
 use super::bases::{damaged, known_key, root_ref};
 use super::changes::Changes;
 use super::clock::GroupClock;
@@ -323,7 +324,7 @@ pub(super) fn open_group(
         held_bytes: 0,
         entries_bytes: 0,
         last_proposed: now.mono,
-        given_away: (0, now.mono),
+        stay: Stay::default(),
         wall_checked: now.mono,
         timer: None,
         dirty: true,

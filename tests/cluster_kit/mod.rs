@@ -106,6 +106,11 @@ impl Cluster {
         1..=self.size
     }
 
+    /// All nodes but one.
+    pub(crate) fn others(&self, number: u32) -> Vec<u32> {
+        self.numbers().filter(|other| *other != number).collect()
+    }
+
     pub(crate) fn data(&self, number: u32) -> PathBuf {
         self.folder.join(number.to_string())
     }

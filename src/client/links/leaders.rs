@@ -331,3 +331,31 @@ impl Links {
         ends.min()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_search_asks_again_soon_at_first_and_less_often_as_it_lasts() {
+        let ms = Duration::from_millis;
+        let mut links = Links::new(vec!["a:1".to_owned()], (ms(10), ms(1_000)), 7);
+        let begun = Monotonic(1);
+        links.search(begun, GroupId(3), false);
+        for (age, bound) in [(0, 2), (5, 5), (15, 15), (100, 20), (400, 40), (900, 90)] {
+            let now = begun.plus(ms(age));
+            let mut pause = || links.search(now, GroupId(3), true).not_before.since(now);
+            let pauses: Vec<Duration> = (0..1_000).map(|_| pause()).collect();
+            let (least, most) = (pauses.iter().min(), pauses.iter().max());
+            let (least, most) = (*least.expect("some"), *most.expect("some"));
+            assert!(
+                least >= ms(bound) / 4 && least < ms(bound) / 3,
+                "{age}: {least:?}"
+            );
+            assert!(
+                most <= ms(bound) && most > ms(bound) * 9 / 10,
+                "{age}: {most:?}"
+            );
+        }
+    }
+}

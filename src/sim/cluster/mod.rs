@@ -418,6 +418,7 @@ impl<'a> Cluster<'a> {
             self.report.rounds += counters.checkpoint_rounds_total;
             self.report.installs += counters.checkpoints_installed_total;
             self.report.entries_read += counters.entries_sent_from_log_total;
+            self.report.handed_over += counters.raft_groups_handed_over_total;
             self.report.pages_read += counters.pages_read_total;
             self.report.mended += counters.groups_mended_total;
             self.report.scrub_passes += counters.scrub_passes_total;

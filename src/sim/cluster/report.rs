@@ -44,6 +44,8 @@ pub struct RunReport {
     pub installs: u64,
     /// Entries that a node read from its log for another.
     pub entries_read: u64,
+    /// Leads of groups that nodes gave to others, to be level or to have none.
+    pub handed_over: u64,
     /// Pages that were on a disk alone and needed.
     pub pages_read: u64,
     /// Groups of a node that got back from another what was damaged.
@@ -102,6 +104,7 @@ impl RunReport {
         self.rounds += other.rounds;
         self.installs += other.installs;
         self.entries_read += other.entries_read;
+        self.handed_over += other.handed_over;
         self.pages_read += other.pages_read;
         self.mended += other.mended;
         self.scrub_passes += other.scrub_passes;
