@@ -33,6 +33,24 @@ fn carries(cluster: &mut Cluster, load: &Load, number: u32) {
     }
 }
 
+/// Ends a node so that it leaves files that `row` is about: a checkpoint, if the last one is damaged and not replaced
+/// yet, or two segments of a log, if a checkpoint has just made all but one needless.
+fn end_with(cluster: &mut Cluster, number: u32, row: &str) {
+    cluster.end(number, "-KILL");
+    let signal = if row.ends_with("segment") {
+        "-KILL"
+    } else {
+        "-TERM"
+    };
+    let begun = Instant::now();
+    while targets(&cluster.data(number), row).0.is_empty() {
+        assert!(begun.elapsed() < DEADLINE, "{row}: no such file");
+        cluster.start_one(number);
+        cluster.until_sound(number, row);
+        cluster.end(number, signal);
+    }
+}
+
 #[test]
 fn a_member_with_any_file_damaged_in_any_way_is_put_right_by_the_others() {
     let mut cluster = Cluster::new("any-file", 3);
@@ -67,17 +85,9 @@ fn a_member_with_any_file_damaged_in_any_way_is_put_right_by_the_others() {
     ] {
         for how in DAMAGES {
             load.until_enqueued(30);
-            cluster.end(2, "-KILL");
-            if targets(&data, row).0.is_empty() {
-                // The last one is damaged and not replaced yet.
-                cluster.start_one(2);
-                cluster.until_sound(2, row);
-                cluster.end(2, "-TERM");
-            }
+            end_with(&mut cluster, 2, row);
             let (paths, other) = targets(&data, row);
-            let path = paths
-                .first()
-                .unwrap_or_else(|| panic!("{row}, {how}: no such file"));
+            let path = paths.first().expect("it was just seen");
             let before = older.join(path.strip_prefix(&data).expect("it is in there"));
             let is_possible = match how {
                 "swapped" => other.is_some(),

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 /// The ways in which a file is damaged.
 pub(crate) const DAMAGES: [&str; 6] = ["flip", "half", "empty", "missing", "swapped", "older"];
 
-/// The files of `data` that a row is about, and one of the same kind to swap the first with.
+/// The files of `data` that a row is about, none if there are none, and one of the same kind to swap the first
+/// with. A log has a first and a last segment if it has two.
 pub(crate) fn targets(data: &Path, row: &str) -> (Vec<PathBuf>, Option<PathBuf>) {
     let shard = data.join("shard-0000");
     let named = |part: &str, shard: &Path| -> Vec<PathBuf> {
@@ -36,12 +37,10 @@ pub(crate) fn targets(data: &Path, row: &str) -> (Vec<PathBuf>, Option<PathBuf>)
                 let bytes = fs::read(file).expect("it can be read");
                 bytes.iter().any(|byte| *byte != 0)
             });
-            assert!(segments.len() >= 2, "a log of two segments: {segments:?}");
-            let (first, last) = (segments.remove(0), segments.pop().expect("two"));
-            if row == "first segment" {
-                (vec![first], Some(last))
-            } else {
-                (vec![last], Some(first))
+            match (row, segments.as_slice()) {
+                ("first segment", [first, .., last]) => (vec![first.clone()], Some(last.clone())),
+                ("last segment", [first, .., last]) => (vec![last.clone()], Some(first.clone())),
+                _ => (Vec::new(), None),
             }
         }
     }
