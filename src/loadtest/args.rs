@@ -137,7 +137,7 @@ struct Failover {
     /// How often to strike
     #[arg(long, value_name = "N", default_value_t = 10)]
     rounds: u32,
-    /// What befalls a node: KILL, STOP or TERM
+    /// What befalls a node: KILL, STOP, TERM or, to compare with, NONE
     #[arg(long, value_name = "SIGNAL", value_enum, ignore_case = true, default_value_t = Strike::Kill)]
     signal: Strike,
     /// Cut the node off instead, in network namespaces: for root, or where user namespaces are allowed

@@ -55,10 +55,17 @@ pub enum Strike {
     /// It is cut off from the others and from clients for two seconds: `--partition`.
     #[value(skip)]
     Cut,
+    /// Nothing: what the load and the machine alone do to the longest gap.
+    None,
 }
 
 impl Strike {
-    /// Whether the node's process lives on.
+    /// Whether the node's process ends.
+    fn ends(self) -> bool {
+        matches!(self, Self::Kill | Self::Term)
+    }
+
+    /// Whether the node is away for a while, and lives on.
     fn is_survived(self) -> bool {
         matches!(self, Self::Stop | Self::Cut)
     }
@@ -311,9 +318,10 @@ fn strike(mut cluster: Cluster, signal: Strike, victims: &[usize]) -> Result<Clu
             Strike::Term => node.signal(node::Signal::Term)?,
             Strike::Stop => node.freeze(true)?,
             Strike::Cut => cluster.cut(*at, true)?,
+            Strike::None => {}
         }
     }
-    if !signal.is_survived() {
+    if signal.ends() {
         for at in victims {
             cluster.nodes_mut()[*at].reap()?;
         }
@@ -329,15 +337,16 @@ fn heal(mut cluster: Cluster, signal: Strike, victims: &[usize]) -> Result<Clust
                 _ => cluster.nodes_mut()[*at].freeze(false)?,
             }
         }
-        return Ok(cluster);
     }
-    let nodes = cluster.nodes_mut();
-    for at in victims {
-        let plan = nodes[*at].plan().clone();
-        nodes[*at] = node::Node::spawn(plan)?;
-    }
-    for at in victims {
-        nodes[*at].wait_ready()?;
+    if signal.ends() {
+        let nodes = cluster.nodes_mut();
+        for at in victims {
+            let plan = nodes[*at].plan().clone();
+            nodes[*at] = node::Node::spawn(plan)?;
+        }
+        for at in victims {
+            nodes[*at].wait_ready()?;
+        }
     }
     Ok(cluster)
 }
