@@ -378,16 +378,27 @@ impl RaftLog {
 
     /// Forgets entries that are applied and durable, but for the newest: as many as so many bytes hold
     /// stay for members that are a little behind, and all above `needed` for one that is known to need
-    /// them.
-    pub fn compact_but(&mut self, bytes_kept: usize, needed: Option<LogIndex>) {
+    /// them. Forgets no more than so many at once; `true` if some are left.
+    pub fn compact_but(
+        &mut self,
+        bytes_kept: usize,
+        needed: Option<LogIndex>,
+        at_once: usize,
+    ) -> bool {
         let index = self.applied.min(self.stable);
         let index = needed.map_or(index, |needed| needed.min(index));
+        let mut left = at_once;
         while let Some(entry) = self.entries.front()
             && entry.index <= index
             && self.held_bytes - entry.held_bytes() >= bytes_kept
         {
+            if left == 0 {
+                return true;
+            }
+            left -= 1;
             self.forget_first();
         }
+        false
     }
 
     /// What all entries that are held take.
@@ -489,7 +500,10 @@ mod tests {
         let each = applied(1).held_bytes();
         let kept = |needed: Option<u64>| {
             let mut log = applied(10);
-            log.compact_but(3 * each, needed.map(LogIndex));
+            let at_once = 5;
+            while log.compact_but(3 * each, needed.map(LogIndex), at_once) {
+                assert_eq!(log.base().0.0, at_once as u64, "no more at once");
+            }
             assert_eq!(log.last_index(), LogIndex(10));
             log.base().0.0
         };

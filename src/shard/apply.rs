@@ -21,6 +21,7 @@ use crate::wire::message::{ErrorReply, LeasedJob, ReplyBody};
 
 impl ShardEngine {
     pub(super) fn apply_committed(&mut self, slot: usize) {
+        let before = self.counters.entries_applied_total;
         while self.groups[slot].phase == Phase::Serving
             && !self.groups[slot].installing
             && self.groups[slot].mending.is_none()
@@ -36,19 +37,8 @@ impl ShardEngine {
             self.counters.entries_applied_total += 1;
         }
         self.count_held(slot);
-        // While it loads, an older base may turn out to be the one to start from.
-        if self.groups[slot].phase == Phase::Serving {
-            let needed = self.entries_needed(slot);
-            let tail_bytes = self.tail_bytes();
-            let group = &mut self.groups[slot];
-            let applied = group.raft.log().applied();
-            if group.raft.is_alone() {
-                group.raft.log_mut().compact(applied);
-            } else {
-                group.raft.log_mut().compact_but(tail_bytes, needed);
-            }
-        }
-        self.count_entries(slot);
+        let applied = self.counters.entries_applied_total - before;
+        self.trim_tail(slot, applied as usize);
     }
 
     /// Counts the memory of a group's jobs.
@@ -57,14 +47,6 @@ impl ShardEngine {
         let held = group.queue.held_bytes();
         let before = std::mem::replace(&mut group.held_bytes, held);
         let counter = &mut self.counters.jobs_held_bytes;
-        *counter = *counter - before + held;
-    }
-
-    pub(super) fn count_entries(&mut self, slot: usize) {
-        let group = &mut self.groups[slot];
-        let held = group.raft.log().held_bytes() as u64;
-        let before = std::mem::replace(&mut group.entries_bytes, held);
-        let counter = &mut self.counters.raft_entries_held_bytes;
         *counter = *counter - before + held;
     }
 

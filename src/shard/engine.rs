@@ -21,6 +21,7 @@ use super::polls::Place;
 use super::requests::{Refusal, STOPPING};
 use super::scrubbing::Scrubber;
 use super::sparing::Sparing;
+use super::tails::Tails;
 use super::wall::VotersClock;
 use crate::base::bugs::{self, Bug};
 use crate::base::checksum::Hash128;
@@ -127,6 +128,7 @@ pub struct ShardEngine {
     pub(super) peers: Peers,
     pub(super) cluster: Cluster,
     pub(super) sparing: Sparing,
+    pub(super) tails: Tails,
     /// When it looks whether this node leads too many groups.
     pub(super) balance_at: Option<Monotonic>,
     /// It shall lead nothing.
@@ -248,6 +250,7 @@ impl ShardEngine {
             peers,
             cluster,
             sparing: Sparing::default(),
+            tails: Tails::default(),
             balance_at: None,
             draining: false,
             voters_clock: None,
@@ -338,6 +341,7 @@ impl ShardEngine {
         self.start_due_round();
         self.step_round();
         self.let_go_of_pages();
+        self.trim_tails();
         self.step_scrub();
         self.write_due_manifest();
         self.step_stop();
@@ -357,7 +361,8 @@ impl ShardEngine {
     /// When the engine wants to be called next although nothing happened.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Monotonic> {
-        if self.checkpoints.wants_a_turn() || self.installs.wants_a_turn() {
+        let wants_a_turn = self.checkpoints.wants_a_turn() || self.installs.wants_a_turn();
+        if wants_a_turn || self.has_long_tails() {
             return Some(self.now.mono);
         }
         let timer = self.timers.first().map(|(at, _)| *at);

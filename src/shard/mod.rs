@@ -71,6 +71,7 @@ pub mod scrub;
 mod scrubbing;
 mod sending;
 pub mod sparing;
+mod tails;
 mod timers;
 mod versions;
 mod waits;

@@ -207,6 +207,10 @@ impl Peers {
     pub(super) fn awake(&self) -> usize {
         self.awake.len()
     }
+
+    pub(super) fn is_awake(&self, slot: usize) -> bool {
+        self.awake.contains(&slot)
+    }
 }
 
 impl ShardEngine {
@@ -351,31 +355,13 @@ impl ShardEngine {
         self.peers.send(promises, group.promise_ticket, durable);
     }
 
-    /// What a group that is not at rest may hold of applied entries, in bytes: those that are share what
-    /// there is. A group at rest keeps its part of as much again.
-    pub(super) fn tail_bytes(&self) -> usize {
-        self.config.tails_bytes / self.peers.awake().max(1)
-    }
-
-    /// A group that goes to rest gives back what others can use.
-    fn trim_tail(&mut self, slot: usize) {
-        let (needed, bytes) = (self.entries_needed(slot), self.config.tails_bytes);
-        let bytes = bytes / self.groups.len();
-        let group = &mut self.groups[slot];
-        // While it loads, an older base may turn out to be the one to start from.
-        if group.phase == Phase::Serving {
-            group.raft.log_mut().compact_but(bytes, needed);
-        }
-        self.count_entries(slot);
-    }
-
     /// A group rests or does not, leads or leads no more.
     pub(super) fn note_role(&mut self, slot: usize) {
         let group = &mut self.groups[slot];
         let is_alone = group.raft.is_alone();
         if group.raft.is_quiet() || is_alone || group.is_halted() {
             if self.peers.awake.remove(&slot) {
-                self.trim_tail(slot);
+                self.trim_tail(slot, 0);
             }
         } else {
             self.peers.awake.insert(slot);
