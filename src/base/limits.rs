@@ -117,7 +117,7 @@ pub const HEIR_WAIT_MS: u64 = 10;
 /// are behind: at least,
 pub const TAILS_BYTES_MIN: usize = 16 << 20;
 /// and at most.
-pub const TAILS_BYTES_MAX: usize = 256 << 20;
+pub const TAILS_BYTES_MAX: usize = 64 << 20;
 /// Leaders are spread over the nodes once none has changed on a node for so many milliseconds,
 pub const BALANCE_AFTER_MS: u64 = 2_000;
 /// with a look each so many,
