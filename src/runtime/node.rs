@@ -94,6 +94,7 @@ fn fail(report: &Report) -> ExitCode {
 /// Why it cannot start, or go on.
 pub fn run(config: NodeConfig) -> Result<(), Report> {
     let begun = Instant::now();
+    sys::keep_freed_memory();
     sys::raise_open_files();
     preflight::kernel()?;
     let cores = preflight::cores();
