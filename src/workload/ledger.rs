@@ -61,10 +61,15 @@ impl Misses {
     }
 }
 
+/// Jobs in one piece of the books. One that had to move to grow would keep the load waiting: with a million jobs
+/// 0.1 s, which it would take for an outage.
+const PIECE_JOBS: usize = 1 << 12;
+
 /// See the head of this file. A job is known by its number: 0, 1, 2 and so on.
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
-    entries: Vec<Entry>,
+    /// All full but the last.
+    pieces: Vec<Vec<Entry>>,
     misses: Misses,
     enqueued: u64,
     unknown: u64,
@@ -74,12 +79,21 @@ pub struct Ledger {
 impl Ledger {
     /// The number of a job that is now asked for.
     pub fn ask(&mut self) -> u64 {
-        self.entries.push(Entry {
+        let new = Entry {
             enqueue: Enqueue::Asked,
             finish: Finish::Open,
             id: None,
-        });
-        self.entries.len() as u64 - 1
+        };
+        if self
+            .pieces
+            .last()
+            .is_none_or(|last| last.len() == PIECE_JOBS)
+        {
+            self.pieces.push(Vec::with_capacity(PIECE_JOBS));
+        }
+        let last = self.pieces.len() - 1;
+        self.pieces[last].push(new);
+        (last * PIECE_JOBS + self.pieces[last].len() - 1) as u64
     }
 
     /// Its enqueue was acknowledged, or is proven by a delivery.
@@ -178,11 +192,13 @@ impl Ledger {
 
     /// The jobs that must be there: acknowledged and not known to be finished.
     pub fn live(&self) -> impl Iterator<Item = (u64, JobId)> {
-        (0..).zip(&self.entries).filter_map(|(number, entry)| {
-            let is_open = !matches!(entry.finish, Finish::Confirmed(_));
-            let is_there = entry.enqueue == Enqueue::Acknowledged && is_open;
-            is_there.then_some((number, entry.id?))
-        })
+        (0..)
+            .zip(self.pieces.iter().flatten())
+            .filter_map(|(number, entry)| {
+                let is_open = !matches!(entry.finish, Finish::Confirmed(_));
+                let is_there = entry.enqueue == Enqueue::Acknowledged && is_open;
+                is_there.then_some((number, entry.id?))
+            })
     }
 
     /// How many jobs must be there.
@@ -216,7 +232,9 @@ impl Ledger {
     }
 
     fn entry(&mut self, number: u64) -> Option<&mut Entry> {
-        self.entries.get_mut(usize::try_from(number).ok()?)
+        let number = usize::try_from(number).ok()?;
+        let piece = self.pieces.get_mut(number / PIECE_JOBS)?;
+        piece.get_mut(number % PIECE_JOBS)
     }
 }
 
@@ -240,6 +258,20 @@ mod tests {
         let number = ledger.ask();
         ledger.enqueued(number, id(7));
         ledger
+    }
+
+    #[test]
+    fn jobs_beyond_one_piece_are_found_by_their_numbers() {
+        let mut ledger = Ledger::default();
+        let first_of_next = PIECE_JOBS as u64;
+        let count = first_of_next + 2;
+        assert!((0..count).all(|number| ledger.ask() == number));
+        let both = [first_of_next - 1, first_of_next];
+        both.into_iter()
+            .for_each(|number| ledger.enqueued(number, id(number)));
+        ledger.enqueued(count, id(count));
+        assert!(ledger.live().map(|(number, _)| number).eq(both));
+        assert_eq!(ledger.misses().strange, 1, "nobody asked for it");
     }
 
     #[test]
