@@ -442,7 +442,7 @@ fn given(at: *mut u8, bytes: usize) -> *mut u8 {
 
 /// Gives what is freed back to the kernel after half a minute instead of a second, for as long as nothing else is
 /// said by `MIMALLOC_PURGE_DELAY`: what a burst or a checkpoint has taken the next one takes again, and while the
-/// kernel clears a huge page for it (0.3 ms, some where a host must find the memory first) its shard does nothing
+/// kernel clears a huge page for it (0.3 ms, or 5 where a host must find the memory first) its shard does nothing
 /// else. For the start of a process: no other thread may do the same meanwhile.
 pub fn keep_freed_memory() {
     /// `mi_option_purge_delay`, which the binding gives no name.
