@@ -95,8 +95,8 @@ pub(super) fn read_group(bytes: &[u8]) -> Read<GroupPage> {
     let session_counter = from.u32()?;
     let homes = from.u32()?;
     let changes = from.u32()?;
-    if version == 1 && changes != 0 {
-        return Err("a reserved byte is not zero");
+    if version == 1 && (homes, changes) != (0, 0) {
+        return Err("it is of a machine version without changes of partitions");
     }
     let mut home_applied = BTreeMap::new();
     let mut last = None;

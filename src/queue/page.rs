@@ -9,7 +9,7 @@
 //! group       number 0
 //!   0 version u16    2 machine version u16   4 group u16         6 zeros (2)
 //!   8 time u64      16 wall offset i64      24 queue counter u32
-//!  28 session counter u32                   32 home groups u32
+//!  28 session counter u32                   32 home groups u32, 0 in layout 1
 //!  36 changes u32, 0 in layout 1
 //!  40 for each home group, rising: group u16, zeros (6), highest applied home index u64
 //!     then for each outstanding change, by group and index: group asked u16, partitions u16,

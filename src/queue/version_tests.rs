@@ -286,6 +286,16 @@ fn damage_to_pages_of_version_2_is_named() {
         why(load(&pages, &rich())),
         "finished 0 of queue 7.1 partition 0: its group is of a machine version without such pages"
     );
+    for counted in [32, 36] {
+        let mut pages = pages_of(&rich());
+        let group = page_mut(&mut pages, PageKind::Group);
+        poke(group, counted, 1);
+        *group = [&group[..], &[0; 16]].concat().into();
+        assert_eq!(
+            why(load(&pages, &rich())),
+            "the group page: it is of a machine version without changes of partitions"
+        );
+    }
 }
 
 #[test]
