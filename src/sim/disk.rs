@@ -29,19 +29,27 @@ struct PendingWrite {
     batch: WalBatch,
 }
 
-/// A segment; shared with images and with what a start has read, until it is written again.
-#[derive(Clone)]
-struct Segment(Arc<Vec<u8>>);
+/// The bytes of a segment or file; shared with images and with what was read of it, until it is written again.
+#[derive(Clone, Default)]
+struct Content(Arc<Vec<u8>>);
 
-impl AsRef<[u8]> for Segment {
+impl AsRef<[u8]> for Content {
     fn as_ref(&self) -> &[u8] {
         &self.0
     }
 }
 
-impl Segment {
+impl Content {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
     fn bytes(&self) -> Bytes {
         Bytes::from_owner(self.clone())
+    }
+
+    fn make_mut(&mut self) -> &mut Vec<u8> {
+        Arc::make_mut(&mut self.0)
     }
 }
 
@@ -70,7 +78,7 @@ pub struct Harmed {
 /// A checkpoint file.
 #[derive(Clone, Default)]
 struct File {
-    bytes: Vec<u8>,
+    bytes: Content,
     /// Everything before this many bytes is synced.
     synced: usize,
 }
@@ -79,8 +87,8 @@ struct File {
 #[derive(Clone)]
 pub struct SimDisk {
     segment_bytes: usize,
-    segments: BTreeMap<u64, Segment>,
-    spares: Vec<Segment>,
+    segments: BTreeMap<u64, Content>,
+    spares: Vec<Content>,
     writes: BTreeMap<u64, PendingWrite>,
     files: BTreeMap<CheckpointFile, File>,
     /// What of files that a dead process had not synced is still on its way to the disk.
@@ -121,7 +129,7 @@ impl SimDisk {
     /// Makes a segment out of a spare, stale bytes and all, or of zeros.
     pub fn prepare_segment(&mut self, number: u64) {
         let spare = self.spares.pop();
-        let zeros = || Segment(Arc::new(vec![0; self.segment_bytes]));
+        let zeros = || Content(Arc::new(vec![0; self.segment_bytes]));
         let segment = spare.unwrap_or_else(zeros);
         self.segments.entry(number).or_insert(segment);
     }
@@ -172,7 +180,7 @@ impl SimDisk {
             self.has_lied = true;
             return;
         }
-        self.land(&write, |_| true);
+        self.land_whole(&write);
         self.kept
             .landed(batch_seq, write.segment, write.batch.shared());
     }
@@ -202,10 +210,20 @@ impl SimDisk {
         write.expect("a write completes once")
     }
 
-    fn land(&mut self, write: &PendingWrite, mut lands: impl FnMut(usize) -> bool) {
+    /// Its segment.
+    fn segment_of(&mut self, write: &PendingWrite) -> &mut [u8] {
         let segment = self.segments.get_mut(&write.segment);
-        let segment = segment.expect("segments are made first");
-        let segment = Arc::make_mut(&mut segment.0);
+        segment.expect("segments are made first").make_mut()
+    }
+
+    fn land_whole(&mut self, write: &PendingWrite) {
+        let bytes = write.batch.as_bytes();
+        self.segment_of(write)[write.offset..][..bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// What of its sectors `lands`.
+    fn land(&mut self, write: &PendingWrite, mut lands: impl FnMut(usize) -> bool) {
+        let segment = self.segment_of(write);
         let bytes = write.batch.as_bytes();
         for (sector, bytes) in bytes.chunks(SECTOR_BYTES).enumerate() {
             if lands(sector) {
@@ -239,7 +257,7 @@ impl SimDisk {
             "chunk at {offset} of {} bytes",
             file.bytes.len()
         );
-        file.bytes.extend_from_slice(bytes);
+        file.bytes.make_mut().extend_from_slice(bytes);
     }
 
     /// Syncs checkpoint files.
@@ -263,7 +281,7 @@ impl SimDisk {
             let file = self.files.get_mut(file).expect("a file has bytes");
             let len = usize::try_from(*len).expect("files are small");
             assert!(len <= file.synced, "more than what was added is cut off");
-            file.bytes.truncate(len);
+            file.bytes.make_mut().truncate(len);
             file.synced = len;
         }
     }
@@ -272,7 +290,7 @@ impl SimDisk {
     pub fn give_up_files(&mut self, files: &[CheckpointFile]) {
         for name in files {
             let file = self.files.get_mut(name).expect("it was written");
-            file.bytes.truncate(file.synced);
+            file.bytes.make_mut().truncate(file.synced);
             if file.synced == 0 {
                 self.files.remove(name);
             }
@@ -322,7 +340,7 @@ impl SimDisk {
     pub fn rot(&mut self, segment: u64, offset: usize) {
         let segment = self.segments.get_mut(&segment);
         let segment = segment.expect("there is such a segment");
-        Arc::make_mut(&mut segment.0)[offset] ^= 1;
+        segment.make_mut()[offset] ^= 1;
     }
 
     /// Does harm to the log, or to a checkpoint file; nothing if there is nothing to harm. Of the log
@@ -361,7 +379,7 @@ impl SimDisk {
             .segments
             .get_mut(&number)
             .expect("there is such a segment");
-        let segment = &mut Arc::make_mut(&mut segment.0)[block..block + BLOCK_BYTES];
+        let segment = &mut segment.make_mut()[block..block + BLOCK_BYTES];
         let offset = spoil(segment, harm, before, other, prng);
         Harmed {
             segment: Some(number),
@@ -390,8 +408,8 @@ impl SimDisk {
         let blocks = file.bytes.len() / SECTOR_BYTES;
         let block = |prng: &mut Prng| prng.below(blocks.max(1) as u64) as usize * SECTOR_BYTES;
         let (start, from) = (block(prng), block(prng));
-        let other = file.bytes.get(from..from + SECTOR_BYTES)?.to_vec();
-        let bytes = &mut file.bytes[start..start + SECTOR_BYTES];
+        let other = file.bytes.0.get(from..from + SECTOR_BYTES)?.to_vec();
+        let bytes = &mut file.bytes.make_mut()[start..start + SECTOR_BYTES];
         let offset = spoil(bytes, harm, None, other, prng);
         Some(Harmed {
             segment: None,
@@ -410,9 +428,9 @@ impl SimDisk {
         let mut batches = Vec::new();
         for (number, segment) in &self.segments {
             let mut offset = 0;
-            while offset < segment.0.len() {
+            while offset < segment.len() {
                 let header = BatchHeader::decode(&segment.0[offset..]).ok();
-                let header = header.filter(|it| offset + it.encoded_len() <= segment.0.len());
+                let header = header.filter(|it| offset + it.encoded_len() <= segment.len());
                 offset += match header {
                     Some(header) => {
                         batches.push((*number, offset, header));
@@ -453,7 +471,7 @@ impl SimDisk {
             let file = self.files.get_mut(&name).expect("it was just there");
             let synced = file.synced;
             if prng.chance(1, 3) {
-                file.bytes.truncate(synced);
+                file.bytes.make_mut().truncate(synced);
                 if synced == 0 {
                     self.files.remove(&name);
                 }
@@ -462,7 +480,7 @@ impl SimDisk {
             if prng.chance(1, 3) {
                 self.late.push((name, file.clone()));
             }
-            for sector in file.bytes[synced..].chunks_mut(SECTOR_BYTES) {
+            for sector in file.bytes.make_mut()[synced..].chunks_mut(SECTOR_BYTES) {
                 if prng.chance(1, 2) {
                     sector.fill(0);
                 }
@@ -527,7 +545,7 @@ impl SimDisk {
             .unwrap_or(usize::MAX)
             .min(file.bytes.len());
         let end = start.saturating_add(len).min(file.bytes.len());
-        Ok(Bytes::copy_from_slice(&file.bytes[start..end]))
+        Ok(file.bytes.bytes().slice(start..end))
     }
 }
 

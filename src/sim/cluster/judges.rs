@@ -22,6 +22,7 @@ use crate::base::ids::{GroupId, LogIndex, SessionId, ShardId, Term};
 use crate::base::units::{GroupTime, Monotonic};
 use crate::queue::command::Op;
 use crate::raft::message::{Body, Message, Voter};
+use crate::raft::node::RaftNode;
 use crate::raft::role::Role;
 use crate::shard::engine::ShardEngine;
 use crate::shard::placement::groups_of;
@@ -35,6 +36,29 @@ const FILES_MAX: usize = 32;
 /// More groups than any run has.
 const GROUPS_MAX: usize = 16;
 
+/// What of a member changes whenever something does: an entry is replaced only by one that is not durable at first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Brief {
+    role: Role,
+    term: Term,
+    last: LogIndex,
+    stable: LogIndex,
+    committed: LogIndex,
+}
+
+impl Brief {
+    fn of(raft: &RaftNode) -> Self {
+        let log = raft.log();
+        Self {
+            role: raft.role(),
+            term: raft.term(),
+            last: log.last_index(),
+            stable: log.stable(),
+            committed: log.committed(),
+        }
+    }
+}
+
 /// How far a member was looked at.
 #[derive(Clone, Copy, Debug, Default)]
 struct Seen {
@@ -45,6 +69,8 @@ struct Seen {
     led: Term,
     /// The term that it led when it was looked at last; 0 if it did not lead.
     leads: Term,
+    /// What it was when it was looked at last: while that stays, nothing is new.
+    was: Option<Brief>,
     /// The last entry that was seen to be durable there.
     stable: (LogIndex, Term),
     /// The last entry that it was seen to have proposed, or to have had when it began to lead.
@@ -98,6 +124,11 @@ impl Judges {
                 self.seen.resize(place + 1, Seen::default());
             }
             let seen = &mut self.seen[place];
+            let is = Some(Brief::of(raft));
+            if seen.start == start && seen.was == is {
+                continue;
+            }
+            seen.was = is;
             if raft.role() == Role::Leader && seen.led != raft.term() {
                 seen.led = raft.term();
                 let first = *self.leaders.entry((group, seen.led)).or_insert_with(|| {

@@ -26,6 +26,7 @@
 //! Deliberately absent: more or fewer nodes than there were; and the network between them and the clients,
 //! but that connections are late and break.
 
+mod agenda;
 mod coverage;
 mod faults;
 mod helix;
@@ -60,6 +61,7 @@ use crate::shard::input::{Input, Loss};
 use crate::shard::placement::home_group;
 use crate::wire::frame::FrameDecoder;
 use crate::wire::peer::{NodeBeat, encode_messages, encode_node_beat};
+use agenda::Agenda;
 use bytes::{Bytes, BytesMut};
 use judges::Judges;
 use network::Way;
@@ -85,7 +87,7 @@ enum Event {
     /// A disk is done.
     Done(At, Work),
     /// Something happened on a shard.
-    Tell(At, Box<Input>),
+    Tell(At, Input),
     Arrive(usize, usize, u64, Bytes),
     Connect(usize, u32, usize),
     Broken(usize, u32, usize),
@@ -97,7 +99,7 @@ enum Event {
     /// Something may be due for a client that uses the library.
     LibraryTick(usize),
     /// Something happens to a connection of such a client.
-    Socket(ConnId, Box<Happens>),
+    Socket(ConnId, Happens),
     OperatorActs,
     Fault(u64, Prng),
     /// A disk that is being replaced is looked after.
@@ -123,10 +125,13 @@ pub struct Cluster<'a> {
     befallen: &'a mut Vec<(u64, Fault)>,
     prng: Prng,
     now: Monotonic,
-    events: BTreeMap<(Monotonic, u64), Event>,
+    events: Agenda<Event>,
     next_event: u64,
+    /// Room for those of a turn.
+    effects: Vec<Effect>,
     nodes: Vec<Node>,
-    ways: BTreeMap<(usize, usize), Way>,
+    /// From each node to each, itself too.
+    ways: Vec<Way>,
     next_conn: u64,
     conns: BTreeMap<ConnId, Conn>,
     clients: Vec<SimClient>,
@@ -257,8 +262,6 @@ impl<'a> Cluster<'a> {
                 clients.push(client.with_payloads(payload_bytes));
             }
         }
-        let pairs =
-            (0..options.nodes).flat_map(|from| (0..options.nodes).map(move |to| (from, to)));
         let mut cluster = Self {
             seed,
             only: plan.only.clone(),
@@ -270,12 +273,15 @@ impl<'a> Cluster<'a> {
             nodes: (0..options.nodes)
                 .map(|place| Node::new(place, &options, &mut prng))
                 .collect(),
-            ways: pairs.map(|pair| (pair, Way::default())).collect(),
+            ways: (0..options.nodes * options.nodes)
+                .map(|_| Way::default())
+                .collect(),
             options,
             prng,
             now: Monotonic(1_000_000_000),
-            events: BTreeMap::new(),
+            events: Agenda::default(),
             next_event: 0,
+            effects: Vec::new(),
             next_conn: 0,
             conns: BTreeMap::new(),
             operator: Operator::default(),
@@ -327,7 +333,7 @@ impl<'a> Cluster<'a> {
     fn schedule(&mut self, after: Duration, event: Event) {
         self.next_event += 1;
         let at = (self.now.plus(after), self.next_event);
-        self.events.insert(at, event);
+        self.events.insert(at, Box::new(event));
     }
 
     // Processes.
@@ -391,12 +397,9 @@ impl<'a> Cluster<'a> {
         if until <= self.now {
             return;
         }
-        let waited = self.events.range((until, 0)..=(until, u64::MAX));
-        let waited = waited.filter(|(_, event)| self.place(event) == Some(node));
-        for key in waited.map(|(key, _)| *key).collect::<Vec<_>>() {
-            let event = self.events.remove(&key).expect("it was just seen");
-            self.events.insert((self.now, key.1), event);
-        }
+        let mut events = std::mem::take(&mut self.events);
+        events.bring(until, self.now, |event| self.place(event) == Some(node));
+        self.events = events;
     }
 
     /// The process of a node is asked to stop.
@@ -446,7 +449,7 @@ impl<'a> Cluster<'a> {
     /// One event.
     fn step(&mut self) {
         assert!(self.next_event < EVENTS_MAX, "there is no end of events");
-        let next = self.events.first_key_value().map(|((at, _), _)| *at);
+        let next = self.events.next();
         let deadline = self.next_deadline();
         if let Some((at, node, shard)) = deadline
             && next.is_none_or(|next| at <= next)
@@ -455,7 +458,7 @@ impl<'a> Cluster<'a> {
             self.nodes[node].deadlines[usize::from(shard)] = None;
             return self.tell(node, shard, Input::TimePassed);
         }
-        let ((at, number), event) = self.events.pop_first().expect("nodes beat for ever");
+        let ((at, number), event) = self.events.pop().expect("nodes beat for ever");
         self.now = self.now.max(at);
         if let Some(node) = self.place(&event)
             && self.nodes[node].paused_until > self.now
@@ -465,11 +468,11 @@ impl<'a> Cluster<'a> {
             return;
         }
         self.note(number);
-        match event {
+        match *event {
             Event::Done(at, work) => self.on_done(at, work),
             Event::Tell(at, input) => {
                 if self.is_current(at) {
-                    self.tell(at.node, at.shard, *input);
+                    self.tell(at.node, at.shard, input);
                 }
             }
             Event::Arrive(from, to, conn, bytes) => self.arrive(from, to, conn, bytes),
@@ -481,7 +484,7 @@ impl<'a> Cluster<'a> {
             Event::ClientActs(client) => self.client_acts(client),
             Event::LibraryActs(client) => self.library_acts(client),
             Event::LibraryTick(client) => self.library_ticks(client),
-            Event::Socket(number, happens) => self.on_socket(number, *happens),
+            Event::Socket(number, happens) => self.on_socket(number, happens),
             Event::OperatorActs => self.operator_acts(),
             Event::Fault(number, prng) => self.on_fault(number, prng),
             Event::Space(node) => self.on_space(node),
@@ -560,7 +563,7 @@ impl<'a> Cluster<'a> {
 
     fn pump(&mut self, node: usize, shard: u16) {
         let slot = usize::from(shard);
-        let mut effects = Vec::new();
+        let mut effects = std::mem::take(&mut self.effects);
         for step in 0.. {
             assert!(step < STEPS_MAX, "an engine has no end of effects");
             self.nodes[node].engines[slot].drain(&mut effects);
@@ -571,6 +574,7 @@ impl<'a> Cluster<'a> {
                 self.perform(node, shard, effect);
             }
         }
+        self.effects = effects;
         let place = &mut self.nodes[node];
         let soonest = self.now.plus(Duration::from_micros(1));
         let deadline = place.engines[slot].next_deadline();
@@ -616,7 +620,7 @@ impl<'a> Cluster<'a> {
         match out {
             Out::Reply(to, reply) if to.is_engine() => {
                 let answered = Input::Answered { reply };
-                self.schedule(soon, Event::Tell(at(to.shard), Box::new(answered)));
+                self.schedule(soon, Event::Tell(at(to.shard), answered));
             }
             Out::Reply(to, reply) => self.on_reply(to, &reply),
             Out::Messages(to, messages) => {
@@ -625,7 +629,7 @@ impl<'a> Cluster<'a> {
                     self.judges.hear(place, &self.options, shard, message);
                 }
                 let place = to.node.0 as usize - 1;
-                let way = &self.ways[&(node, place)];
+                let way = &self.ways[self.way_between(node, place)];
                 // There is no connection to a disk that is gone.
                 if way.conn.is_some_and(|(_, link)| link.to == to) {
                     let mut frames = BytesMut::new();
@@ -638,7 +642,7 @@ impl<'a> Cluster<'a> {
             }
             Out::Beat(to) => {
                 let place = to.0 as usize - 1;
-                if self.ways[&(node, place)].conn.is_some() {
+                if self.ways[self.way_between(node, place)].conn.is_some() {
                     let mut frames = BytesMut::new();
                     self.beat(node, place, &mut frames);
                     self.send(node, place, frames.freeze());
@@ -648,13 +652,13 @@ impl<'a> Cluster<'a> {
                 self.say(|| format!("node {} hears nothing of {}", node + 1, peer.node));
                 for shard in 0..self.nodes[node].shards() {
                     let loss = Loss::Silent;
-                    let lost = Box::new(Input::PeerLost { peer, loss });
+                    let lost = Input::PeerLost { peer, loss };
                     self.schedule(soon, Event::Tell(at(ShardId(shard)), lost));
                 }
             }
             Out::Clock(clock) => {
                 for shard in 0..self.nodes[node].shards() {
-                    let told = Box::new(Input::VotersClock(clock));
+                    let told = Input::VotersClock(clock);
                     self.schedule(soon, Event::Tell(at(ShardId(shard)), told));
                 }
             }
@@ -663,13 +667,13 @@ impl<'a> Cluster<'a> {
                 let shards = 0..self.nodes[node].shards();
                 for shard in shards.filter(|other| *other != shard) {
                     let members = members.clone();
-                    let told = Box::new(Input::ClusterMembers(members));
+                    let told = Input::ClusterMembers(members);
                     self.schedule(soon, Event::Tell(at(ShardId(shard)), told));
                 }
             }
             Out::VoterSets(sets) => {
                 let shard = ShardId(shard);
-                let told = Box::new(Input::VoterSets { shard, sets });
+                let told = Input::VoterSets { shard, sets };
                 self.schedule(soon, Event::Tell(at(ShardId(0)), told));
             }
             Out::Forward(to, from, request) => {
@@ -678,11 +682,11 @@ impl<'a> Cluster<'a> {
                     request,
                     payload: None,
                 };
-                self.schedule(soon, Event::Tell(at(to), Box::new(forwarded)));
+                self.schedule(soon, Event::Tell(at(to), forwarded));
             }
             Out::Closed(to, from) => {
                 let closed = Input::ClientClosed { from };
-                self.schedule(soon, Event::Tell(at(to), Box::new(closed)));
+                self.schedule(soon, Event::Tell(at(to), closed));
             }
             Out::Stopped => {
                 let place = &mut self.nodes[node];
@@ -709,7 +713,8 @@ impl<'a> Cluster<'a> {
     }
 
     fn beat(&mut self, node: usize, to: usize, frames: &mut BytesMut) {
-        let way = self.ways.get_mut(&(node, to)).expect("a way");
+        let between = self.way_between(node, to);
+        let way = &mut self.ways[between];
         way.beats += 1;
         let beat = NodeBeat {
             draining: self.nodes[node].takes_no_leads(),

@@ -67,17 +67,23 @@ impl Default for Way {
 
 impl Cluster<'_> {
     pub(super) fn is_cut(&self, from: usize, to: usize) -> bool {
-        self.ways[&(from, to)].cut_until > self.now
+        self.ways[self.way_between(from, to)].cut_until > self.now
     }
 
-    fn way(&mut self, from: usize, to: usize) -> &mut Way {
-        let way = self.ways.get_mut(&(from, to));
-        way.expect("there is a way between all nodes")
+    /// Its place in the list of ways.
+    pub(super) fn way_between(&self, from: usize, to: usize) -> usize {
+        from * self.options.nodes + to
+    }
+
+    pub(super) fn way(&mut self, from: usize, to: usize) -> &mut Way {
+        let between = self.way_between(from, to);
+        &mut self.ways[between]
     }
 
     /// Sends frames, if there is a connection.
     pub(super) fn send(&mut self, from: usize, to: usize, frames: Bytes) {
-        let Some((conn, _)) = self.ways[&(from, to)].conn else {
+        let between = self.way_between(from, to);
+        let Some((conn, _)) = self.ways[between].conn else {
             return;
         };
         self.report.messages += 1;
@@ -88,8 +94,9 @@ impl Cluster<'_> {
                 continue;
             }
             let delay = Duration::from_micros(20 + self.prng.below(self.options.network_us));
-            let at = self.now.plus(delay).max(self.ways[&(from, to)].last);
-            self.way(from, to).last = at;
+            let way = &mut self.ways[between];
+            let at = self.now.plus(delay).max(way.last);
+            way.last = at;
             let after = at.since(self.now);
             self.schedule(after, Event::Arrive(from, to, conn, piece));
         }
@@ -166,7 +173,7 @@ impl Cluster<'_> {
     /// A node tries to connect to another.
     pub(super) fn connect(&mut self, from: usize, start: u32, to: usize) {
         let is_current = self.nodes[from].runs() && self.nodes[from].start == start;
-        if !is_current || self.ways[&(from, to)].conn.is_some() {
+        if !is_current || self.way(from, to).conn.is_some() {
             return;
         }
         let hangs = self.is_cut(from, to)
@@ -290,7 +297,7 @@ impl Cluster<'_> {
         }
         // Who stands still takes nothing; what comes meanwhile waits behind what is held.
         let paused_until = self.nodes[to].paused_until;
-        if paused_until > self.now && !self.ways[&(from, to)].held.is_empty() {
+        if paused_until > self.now && !self.way(from, to).held.is_empty() {
             return self.schedule(paused_until.since(self.now), Event::Healed(from, to));
         }
         let held = std::mem::take(&mut self.way(from, to).held);

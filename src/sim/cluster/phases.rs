@@ -53,7 +53,7 @@ impl Cluster<'_> {
         for node in core.clone() {
             for other in core.clone() {
                 if node != other {
-                    self.ways.get_mut(&(node, other)).expect("a way").cut_until = self.now;
+                    self.way(node, other).cut_until = self.now;
                     self.heal(node, other);
                 }
             }
@@ -111,10 +111,11 @@ impl Cluster<'_> {
         for node in 0..self.options.nodes {
             self.heal_node(node);
         }
-        let pairs: Vec<_> = self.ways.keys().copied().collect();
-        for (from, to) in pairs {
-            self.ways.get_mut(&(from, to)).expect("a way").cut_until = self.now;
-            self.heal(from, to);
+        for from in 0..self.options.nodes {
+            for to in 0..self.options.nodes {
+                self.way(from, to).cut_until = self.now;
+                self.heal(from, to);
+            }
         }
     }
 
@@ -172,7 +173,7 @@ impl Cluster<'_> {
 
     /// Nobody asks any more, and every group comes to be the same on all nodes.
     fn must_be_equal(&mut self) {
-        self.events.retain(|_, event| {
+        self.events.retain(|event| {
             !matches!(
                 event,
                 Event::ClientActs(_)

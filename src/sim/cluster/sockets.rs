@@ -139,7 +139,7 @@ impl Cluster<'_> {
         let delay = delay(&mut self.library[socket.client], &self.options);
         socket.here = self.now.plus(delay).max(socket.here);
         let after = socket.here.since(self.now);
-        self.schedule(after, Event::Socket(number, Box::new(what)));
+        self.schedule(after, Event::Socket(number, what));
     }
 
     /// The process of a node is gone: its connections end, which some hear late.
@@ -159,7 +159,7 @@ impl Cluster<'_> {
                 after = after.max(socket.here.since(self.now));
             }
             let error = Error::new(Code::Unreachable, "the process is gone");
-            self.schedule(after, Event::Socket(number, Box::new(Happens::Ends(error))));
+            self.schedule(after, Event::Socket(number, Happens::Ends(error)));
         }
     }
 
@@ -227,11 +227,8 @@ impl Cluster<'_> {
                     here: self.now,
                 };
                 self.sockets.insert(number, socket);
-                self.schedule(after, Event::Socket(number, Box::new(Happens::Reaches)));
-                self.schedule(
-                    CONNECT_TIMEOUT,
-                    Event::Socket(number, Box::new(Happens::IsLate)),
-                );
+                self.schedule(after, Event::Socket(number, Happens::Reaches));
+                self.schedule(CONNECT_TIMEOUT, Event::Socket(number, Happens::IsLate));
             }
             Wish::Send(conn, frame) => {
                 let number = self.socket_of(client, conn);
@@ -259,7 +256,7 @@ impl Cluster<'_> {
         let socket = self.sockets.remove(&number).expect("it is there");
         let after = delay(&mut self.library[socket.client], &self.options);
         let after = self.now.plus(after).max(socket.there).since(self.now);
-        self.schedule(after, Event::Socket(number, Box::new(Happens::IsClosed)));
+        self.schedule(after, Event::Socket(number, Happens::IsClosed));
     }
 
     /// The network loses all connections of a client.
