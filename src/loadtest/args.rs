@@ -11,6 +11,7 @@ use crate::loadtest::node::Signal;
 use crate::loadtest::sim;
 use crate::loadtest::writes;
 use crate::runtime::node;
+use crate::runtime::sys;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
@@ -442,6 +443,8 @@ impl CrashRecover {
 impl Sim {
     /// Whether all was as it must be.
     fn run(self) -> Result<bool, Report> {
+        // Each run takes what the one before has freed: the kernel would clear it every time.
+        sys::keep_freed_memory();
         if let Some(seed) = self.seed {
             if self.shrink {
                 return Ok(sim::minimize(seed, say));
