@@ -87,6 +87,7 @@ fn close_faults(seed: u64) -> Plan {
         think_us: Some(20_000),
         checkpoint_log_bytes: Some(128 << 10),
         helpless: Some(false),
+        scrubs: (seed % 8 == 3).then_some(true),
         ..Plan::default()
     }
 }
@@ -142,13 +143,17 @@ fn a_fault_that_is_left_out_leaves_the_others_as_they_are() {
         let _ = Cluster::run_noting(8, plan, None, &mut befallen);
         befallen
     };
-    let all = befallen(&Plan::default());
+    let close = Plan {
+        fault_gap_ms: Some(350),
+        ..Plan::default()
+    };
+    let all = befallen(&close);
     assert!(all.len() > 10, "{all:?}");
     let odd = all.iter().filter(|(number, _)| number % 2 == 1);
     let odd: Vec<_> = odd.copied().collect();
     let plan = Plan {
         only: Some(odd.iter().map(|(number, _)| *number).collect()),
-        ..Plan::default()
+        ..close
     };
     assert_eq!(befallen(&plan), odd);
 }

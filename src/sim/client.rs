@@ -168,8 +168,10 @@ impl SimClient {
             17 => self.wait(prng),
             18 => self.look(prng, ledger),
             0..=4 if produce => self.enqueue(place, prng, ledger),
-            5..=8 => self.lease(place, prng),
-            9..=12 => self.finish(prng, ledger),
+            0..=1 | 5..=8 => self.lease(place, prng),
+            2..=4 | 9..=12 => self.finish(prng, ledger),
+            // When all that is left is worked off, nobody makes that last longer.
+            13 | 15 | 19 if !produce => self.finish(prng, ledger),
             13 => self.give_back(prng),
             14 => {
                 let sessions = self.session.iter().map(|s| (place.group, s.id)).collect();

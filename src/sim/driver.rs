@@ -101,13 +101,13 @@ pub fn jobs_held_bytes_max(checkpoint_log_bytes: u64) -> u64 {
     if has_none { 0 } else { u64::MAX }
 }
 
-/// Within which time a shard looks at what is stored: in every second run never, which would take longer for
-/// it, else between two seconds and sixteen, so that most passes come to their end.
+/// Within which time a shard looks at what is stored: in three runs of four never, which would take longer for
+/// it, else within four to twelve seconds, so that most passes come to their end.
 #[must_use]
 pub fn scrub_period(seed: u64) -> Option<Duration> {
     let drawn = mix(!seed) >> 16;
-    let period = Duration::from_secs(2 << (drawn >> 2 & 3));
-    (drawn & 1 != 0).then_some(period)
+    let period = Duration::from_secs([4, 6, 8, 12][(drawn >> 2 & 3) as usize]);
+    (drawn & 3 == 3).then_some(period)
 }
 
 /// What a start reads of a segment before anything is known of it.

@@ -187,7 +187,7 @@ impl Options {
         // Who loses a disk beside one that is harmed has lost more than a minority.
         faults.retain(|fault| *fault != Fault::LoseDisk || !harms);
         let is_bulky = prng.chance(1, 4);
-        let nodes = if prng.chance(1, 4) { 5 } else { 3 };
+        let nodes = if prng.chance(1, 8) { 5 } else { 3 };
         let nodes = plan.nodes.unwrap_or(nodes);
         let helpless = plan.helpless.unwrap_or(prng.chance(1, 6));
         let mut frail: Vec<usize> = (0..nodes).collect();
@@ -216,12 +216,12 @@ impl Options {
             checkpoint_log_bytes: 128 << 10 << prng.below(4),
             scrub_period: driver::scrub_period(seed),
             payload_bytes: if is_bulky { 24_000 } else { 1_000 },
-            think_us: clients * (10_000 << prng.below(3)),
+            think_us: clients * (14_000 << prng.below(3)),
             faults,
             frail,
             helix: mix(!seed) >> 4 & 7 == 0,
             fault_gap_ms: 200 << prng.below(5),
-            fault_ms: 4_000 + prng.below(8_000),
+            fault_ms: 4_000 + prng.below(7_000),
             network_us: 100 << prng.below(8),
             rounds_fail: prng.chance(1, 4),
             drift_per_mille: if prng.chance(1, 2) { 50 } else { 0 },

@@ -41,8 +41,10 @@ impl CoreClient {
                 let batch = self.new_jobs(at.ledger);
                 self.enqueue(place, batch, at);
             }
-            5..=8 => self.lease(place, at),
-            9..=12 => self.finish(at),
+            0..=1 | 5..=8 => self.lease(place, at),
+            2..=4 | 9..=12 => self.finish(at),
+            // When all that is left is worked off, nobody makes that last longer.
+            13 | 14 if at.mood == Mood::Drains => self.finish(at),
             13 => self.give_back(at),
             14 => {
                 if let Some(token) = self.held.first().copied() {
