@@ -112,6 +112,13 @@ impl SimClient {
         }
     }
 
+    /// Whether jobs may still be made that it has asked for.
+    #[must_use]
+    pub fn produces(&self) -> bool {
+        let mut requests = self.outstanding.values();
+        requests.any(|request| matches!(request.purpose, Purpose::Enqueue(_)))
+    }
+
     /// A request that is not answered yet.
     #[must_use]
     pub fn request(&self, id: u64) -> Option<RequestBody> {

@@ -7,6 +7,7 @@ use super::{Cluster, Event, STOPPED_WITHIN};
 use crate::base::ids::GroupId;
 use crate::raft::role::Role;
 use crate::shard::engine::ShardEngine;
+use crate::sim::client::SimClient;
 use crate::sim::core_client::CoreClient;
 use std::time::Duration;
 
@@ -154,7 +155,8 @@ impl Cluster<'_> {
     fn is_drained(&self) -> bool {
         let nodes = self.nodes.iter().flat_map(|node| &node.engines);
         let live = nodes.map(ShardEngine::live_jobs).max();
-        let produces = self.library.iter().any(CoreClient::produces);
+        let produces = self.library.iter().any(CoreClient::produces)
+            || self.clients.iter().any(SimClient::produces);
         live == Some(0) && self.operator.is_idle() && !produces && self.all_is_applied()
     }
 
