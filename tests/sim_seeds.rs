@@ -87,7 +87,7 @@ fn close_faults(seed: u64) -> Plan {
         think_us: Some(20_000),
         checkpoint_log_bytes: Some(128 << 10),
         helpless: Some(false),
-        scrubs: (seed % 8 == 3).then_some(true),
+        scrubs: (seed % 2 == 1).then_some(true),
         ..Plan::default()
     }
 }

@@ -50,6 +50,7 @@ impl Cluster<'_> {
         } else {
             Some(place)
         };
+        let node = node.filter(|node| fault != Fault::LostWrite || self.is_heard_by_enough(*node));
         let happens = self.only.as_ref().is_none_or(|only| only.contains(&number));
         if let (Some(node), true) = (node, happens) {
             *self.report.faults.entry(fault).or_default() += 1;
@@ -147,6 +148,15 @@ impl Cluster<'_> {
             }
             Fault::DamagedPages => self.damage_pages(node, prng),
         }
+    }
+
+    /// Whether in any majority to which a node belongs another runs that hears what its disk claims: from the
+    /// others nobody could learn that it was lost.
+    fn is_heard_by_enough(&self, node: usize) -> bool {
+        let nodes = self.options.nodes;
+        let others = (0..nodes).filter(|other| *other != node);
+        let deaf = others.filter(|other| !self.nodes[*other].runs());
+        deaf.count() < nodes / 2
     }
 
     /// The next start of a node is for any number of shards.
