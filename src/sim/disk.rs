@@ -180,15 +180,13 @@ impl SimDisk {
             self.has_lied = true;
             return;
         }
-        self.land_whole(&write);
-        self.kept
-            .landed(batch_seq, write.segment, write.batch.shared());
+        self.land(batch_seq, &write);
     }
 
     /// A log write fails: any part of it is on disk.
     pub fn fail_write(&mut self, batch_seq: u64, prng: &mut Prng) {
         let write = self.take_write(batch_seq);
-        self.land(&write, |_| prng.chance(1, 2));
+        self.land_some(&write, prng);
     }
 
     fn must_have(&self, claimed: Lsn, who: &str) {
@@ -216,17 +214,19 @@ impl SimDisk {
         segment.expect("segments are made first").make_mut()
     }
 
-    fn land_whole(&mut self, write: &PendingWrite) {
+    fn land(&mut self, batch_seq: u64, write: &PendingWrite) {
         let bytes = write.batch.as_bytes();
         self.segment_of(write)[write.offset..][..bytes.len()].copy_from_slice(bytes);
+        self.kept
+            .landed(batch_seq, write.segment, write.batch.shared());
     }
 
-    /// What of its sectors `lands`.
-    fn land(&mut self, write: &PendingWrite, mut lands: impl FnMut(usize) -> bool) {
+    /// Any of its sectors.
+    fn land_some(&mut self, write: &PendingWrite, prng: &mut Prng) {
         let segment = self.segment_of(write);
         let bytes = write.batch.as_bytes();
         for (sector, bytes) in bytes.chunks(SECTOR_BYTES).enumerate() {
-            if lands(sector) {
+            if prng.chance(1, 2) {
                 let at = write.offset + sector * SECTOR_BYTES;
                 segment[at..at + bytes.len()].copy_from_slice(bytes);
             }
@@ -448,15 +448,10 @@ impl SimDisk {
         self.lies = 0;
         for (batch_seq, write) in std::mem::take(&mut self.writes) {
             // Often all or nothing, else any subset.
-            let fate = prng.below(4);
-            self.land(&write, |_| match fate {
-                0 => false,
-                1 => true,
-                _ => prng.chance(1, 2),
-            });
-            if fate == 1 {
-                self.kept
-                    .landed(batch_seq, write.segment, write.batch.shared());
+            match prng.below(4) {
+                0 => {}
+                1 => self.land(batch_seq, &write),
+                _ => self.land_some(&write, prng),
             }
         }
         self.has_lied = false;

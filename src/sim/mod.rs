@@ -35,6 +35,7 @@
 //! A run is a pure function of its seed. What is deliberately absent: the network between client and node
 //! (frames arrive whole or not at all), and `runtime/`.
 
+mod agenda;
 mod asking;
 pub mod client;
 pub mod cluster;

@@ -1,5 +1,6 @@
 //! Virtual time, one event heap, one random generator; the real engine of one shard in the middle.
 
+use super::agenda::Agenda;
 use super::client::{Audit, SimClient};
 use super::disk::SimDisk;
 use super::driver::{self, Begun, Out, Work, owner_of};
@@ -23,7 +24,6 @@ use crate::wire::client::{Received, decode_reply, encode_reply, encode_request, 
 use crate::wire::frame::FrameDecoder;
 use crate::wire::message::{Reply, ReplyBody, Request, RequestBody};
 use bytes::{Bytes, BytesMut};
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Request ids of the world's own questions.
@@ -118,8 +118,7 @@ pub struct World {
     disk: SimDisk,
     engine: ShardEngine,
     start_number: u32,
-    events: BTreeMap<(Monotonic, u64), Event>,
-    next_event: u64,
+    events: Agenda<Event>,
     /// When the last segment asked for is ready.
     segment_at: Monotonic,
     /// When the engine wants to be called although nothing happens.
@@ -187,8 +186,7 @@ impl World {
             disk,
             engine,
             start_number: 1,
-            events: BTreeMap::new(),
-            next_event: 0,
+            events: Agenda::default(),
             segment_at: now,
             deadline: None,
             clients,
@@ -225,9 +223,7 @@ impl World {
     }
 
     fn schedule(&mut self, after: Duration, event: Event) {
-        self.next_event += 1;
-        self.events
-            .insert((self.now.plus(after), self.next_event), event);
+        self.events.schedule(self.now.plus(after), event);
     }
 
     fn delay(&mut self, typical_us: u64) -> Duration {
@@ -241,7 +237,7 @@ impl World {
 
     /// One event.
     fn step(&mut self, produce: bool) {
-        let next = self.events.first_key_value().map(|((at, _), _)| *at);
+        let next = self.events.next();
         let event = if self
             .deadline
             .is_some_and(|at| next.is_none_or(|next| at <= next))
@@ -251,9 +247,9 @@ impl World {
                 .max(self.deadline.take().expect("it was just seen"));
             Event::Deadline
         } else {
-            let ((at, _), event) = self.events.pop_first().expect("clients act for ever");
-            self.now = self.now.max(at);
-            event
+            let due = self.events.pop().expect("clients act for ever");
+            self.now = self.now.max(due.at);
+            *due.what
         };
         match event {
             Event::Done(work) => {
@@ -410,7 +406,7 @@ impl World {
         self.restart();
         while self.prng.chance(1, 3) {
             for _ in 0..self.prng.below(20) {
-                if self.events.is_empty() || self.engine.serving() {
+                if self.events.next().is_none() || self.engine.serving() {
                     break;
                 }
                 self.step(false);
@@ -449,7 +445,7 @@ impl World {
             damaged == 0,
             "{damaged} stored parts are found to be damaged, and nothing was done to the disk"
         );
-        self.events.clear();
+        self.events = Agenda::default();
         self.disk.crash(&mut self.prng);
         self.now = self.now.plus(Duration::from_millis(self.prng.below(500)));
         self.start_number += 1;
@@ -526,7 +522,7 @@ impl World {
         assert_eq!(waiting, 0, "polls of clients that are gone still wait");
         // Nobody else keeps the engine going: it must get to its end by itself.
         self.events
-            .retain(|_, event| !matches!(event, Event::ClientActs(_) | Event::OperatorActs));
+            .retain(|event| !matches!(event, Event::ClientActs(_) | Event::OperatorActs));
         self.tell(Input::StopRequested);
         self.pump();
         let deadline = self.now.plus(Duration::from_secs(2));

@@ -26,7 +26,6 @@
 //! Deliberately absent: more or fewer nodes than there were; and the network between them and the clients,
 //! but that connections are late and break.
 
-mod agenda;
 mod coverage;
 mod faults;
 mod helix;
@@ -44,6 +43,7 @@ pub use coverage::Doing;
 pub use options::{Fault, Plan};
 pub use report::RunReport;
 
+use super::agenda::Agenda;
 use super::client::SimClient;
 use super::core_client::CoreClient;
 use super::disk::SimDisk;
@@ -61,7 +61,6 @@ use crate::shard::input::{Input, Loss};
 use crate::shard::placement::home_group;
 use crate::wire::frame::FrameDecoder;
 use crate::wire::peer::{NodeBeat, encode_messages, encode_node_beat};
-use agenda::Agenda;
 use bytes::{Bytes, BytesMut};
 use judges::Judges;
 use network::Way;
@@ -126,7 +125,6 @@ pub struct Cluster<'a> {
     prng: Prng,
     now: Monotonic,
     events: Agenda<Event>,
-    next_event: u64,
     /// Room for those of a turn.
     effects: Vec<Effect>,
     nodes: Vec<Node>,
@@ -280,7 +278,6 @@ impl<'a> Cluster<'a> {
             prng,
             now: Monotonic(1_000_000_000),
             events: Agenda::default(),
-            next_event: 0,
             effects: Vec::new(),
             next_conn: 0,
             conns: BTreeMap::new(),
@@ -331,9 +328,7 @@ impl<'a> Cluster<'a> {
     }
 
     fn schedule(&mut self, after: Duration, event: Event) {
-        self.next_event += 1;
-        let at = (self.now.plus(after), self.next_event);
-        self.events.insert(at, Box::new(event));
+        self.events.schedule(self.now.plus(after), event);
     }
 
     // Processes.
@@ -448,7 +443,10 @@ impl<'a> Cluster<'a> {
 
     /// One event.
     fn step(&mut self) {
-        assert!(self.next_event < EVENTS_MAX, "there is no end of events");
+        assert!(
+            self.events.scheduled() < EVENTS_MAX,
+            "there is no end of events"
+        );
         let next = self.events.next();
         let deadline = self.next_deadline();
         if let Some((at, node, shard)) = deadline
@@ -458,17 +456,16 @@ impl<'a> Cluster<'a> {
             self.nodes[node].deadlines[usize::from(shard)] = None;
             return self.tell(node, shard, Input::TimePassed);
         }
-        let ((at, number), event) = self.events.pop().expect("nodes beat for ever");
-        self.now = self.now.max(at);
-        if let Some(node) = self.place(&event)
+        let due = self.events.pop().expect("nodes beat for ever");
+        self.now = self.now.max(due.at);
+        if let Some(node) = self.place(&due.what)
             && self.nodes[node].paused_until > self.now
         {
             let until = self.nodes[node].paused_until;
-            self.events.insert((until, number), event);
-            return;
+            return self.events.put_off(due, until);
         }
-        self.note(number);
-        match *event {
+        self.note(due.number);
+        match *due.what {
             Event::Done(at, work) => self.on_done(at, work),
             Event::Tell(at, input) => {
                 if self.is_current(at) {

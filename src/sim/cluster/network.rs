@@ -70,7 +70,7 @@ impl Cluster<'_> {
         self.ways[self.way_between(from, to)].cut_until > self.now
     }
 
-    /// Its place in the list of ways.
+    /// Where the way from one node to another is in the list.
     pub(super) fn way_between(&self, from: usize, to: usize) -> usize {
         from * self.options.nodes + to
     }

@@ -4,31 +4,48 @@ use crate::base::units::Monotonic;
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 
-/// A moment, and the number of what happens then: no two have the same.
-pub(super) type Moment = (Monotonic, u64);
-
+/// What is to happen in a world.
 pub(super) struct Agenda<T> {
     due: BinaryHeap<Due<T>>,
+    scheduled: u64,
 }
 
-/// In a box, since many are moved whenever one comes or goes.
-struct Due<T> {
-    at: Moment,
-    what: Box<T>,
+/// One thing.
+pub(super) struct Due<T> {
+    pub(super) at: Monotonic,
+    /// It was scheduled as the so manieth.
+    pub(super) number: u64,
+    /// In a box, since many are moved whenever one comes or goes.
+    pub(super) what: Box<T>,
 }
 
 impl<T> Agenda<T> {
-    pub(super) fn insert(&mut self, at: Moment, what: Box<T>) {
-        self.due.push(Due { at, what });
+    pub(super) fn schedule(&mut self, at: Monotonic, what: T) {
+        self.scheduled += 1;
+        self.due.push(Due {
+            at,
+            number: self.scheduled,
+            what: Box::new(what),
+        });
     }
 
-    /// When the next thing happens.
+    /// How many things were scheduled so far.
+    pub(super) fn scheduled(&self) -> u64 {
+        self.scheduled
+    }
+
+    /// When the next one happens.
     pub(super) fn next(&self) -> Option<Monotonic> {
-        self.due.peek().map(|due| due.at.0)
+        self.due.peek().map(|due| due.at)
     }
 
-    pub(super) fn pop(&mut self) -> Option<(Moment, Box<T>)> {
-        self.due.pop().map(|due| (due.at, due.what))
+    pub(super) fn pop(&mut self) -> Option<Due<T>> {
+        self.due.pop()
+    }
+
+    /// It happens later.
+    pub(super) fn put_off(&mut self, due: Due<T>, until: Monotonic) {
+        self.due.push(Due { at: until, ..due });
     }
 
     pub(super) fn retain(&mut self, mut stays: impl FnMut(&T) -> bool) {
@@ -39,8 +56,8 @@ impl<T> Agenda<T> {
     pub(super) fn bring(&mut self, at: Monotonic, now: Monotonic, these: impl Fn(&T) -> bool) {
         let mut all = std::mem::take(&mut self.due).into_vec();
         for due in &mut all {
-            if due.at.0 == at && these(&due.what) {
-                due.at.0 = now;
+            if due.at == at && these(&due.what) {
+                due.at = now;
             }
         }
         self.due = all.into();
@@ -51,13 +68,20 @@ impl<T> Default for Agenda<T> {
     fn default() -> Self {
         Self {
             due: BinaryHeap::new(),
+            scheduled: 0,
         }
+    }
+}
+
+impl<T> Due<T> {
+    fn turn(&self) -> Reverse<(Monotonic, u64)> {
+        Reverse((self.at, self.number))
     }
 }
 
 impl<T> Ord for Due<T> {
     fn cmp(&self, other: &Self) -> Ordering {
-        Reverse(self.at).cmp(&Reverse(other.at))
+        self.turn().cmp(&other.turn())
     }
 }
 
@@ -69,7 +93,7 @@ impl<T> PartialOrd for Due<T> {
 
 impl<T> PartialEq for Due<T> {
     fn eq(&self, other: &Self) -> bool {
-        self.at == other.at
+        self.turn() == other.turn()
     }
 }
 
@@ -81,16 +105,16 @@ mod tests {
 
     fn all(mut agenda: Agenda<char>) -> Vec<(u64, char)> {
         let mut all = Vec::new();
-        while let Some(((at, _), what)) = agenda.pop() {
-            all.push((at.0, *what));
+        while let Some(due) = agenda.pop() {
+            all.push((due.at.0, *due.what));
         }
         all
     }
 
     fn agenda(of: &[(u64, char)]) -> Agenda<char> {
         let mut agenda = Agenda::default();
-        for (number, (at, what)) in (0..).zip(of) {
-            agenda.insert((Monotonic(*at), number), Box::new(*what));
+        for (at, what) in of {
+            agenda.schedule(Monotonic(*at), *what);
         }
         agenda
     }
