@@ -115,6 +115,20 @@ fn two_nodes_do_not_give_each_other_a_group_for_ever() {
     assert!(report.handed_over < 50, "{report:?}");
 }
 
+/// An enqueue that nobody had answered was sent again a second after the last job was gone. Its jobs counted as
+/// lost, since only clients of the library were waited for.
+#[test]
+fn all_is_worked_off_only_when_every_enqueue_is_answered() {
+    let _ = Cluster::run(7_001_989, None);
+}
+
+/// A disk lost its node's vote while of the two others only one ran, which led by it and died. The third, down all
+/// the while, made that node the leader of the same term. Of that nobody can know, so it is no fault to inject.
+#[test]
+fn a_disk_loses_writes_only_where_others_can_tell_of_it() {
+    let _ = Cluster::run(7_001_320, None);
+}
+
 #[test]
 fn logs_that_are_damaged_everywhere_at_different_places_are_made_whole_again() {
     let from = number("RRQ_SIM_FROM", 1);

@@ -150,13 +150,22 @@ impl Cluster<'_> {
         }
     }
 
-    /// Whether in any majority to which a node belongs another runs that hears what its disk claims: from the
-    /// others nobody could learn that it was lost.
+    /// How many of the other nodes do not hear what the disk of this one claims.
+    fn deaf_to(&self, node: usize) -> usize {
+        let hears = |other: &usize| {
+            let place = &self.nodes[*other];
+            let is_cut = self.is_cut(node, *other) || self.is_cut(*other, node);
+            let has_heard = place.durable.contains_key(&self.nodes[node].me.node);
+            place.runs() && has_heard && place.paused_until <= self.now && !is_cut
+        };
+        let others = (0..self.options.nodes).filter(|other| *other != node);
+        others.filter(|other| !hears(other)).count()
+    }
+
+    /// Whether in any majority to which a node belongs another hears what its disk claims: from the others nobody
+    /// could learn that it was lost.
     fn is_heard_by_enough(&self, node: usize) -> bool {
-        let nodes = self.options.nodes;
-        let others = (0..nodes).filter(|other| *other != node);
-        let deaf = others.filter(|other| !self.nodes[*other].runs());
-        deaf.count() < nodes / 2
+        self.deaf_to(node) < self.options.nodes / 2
     }
 
     /// The next start of a node is for any number of shards.
@@ -229,15 +238,7 @@ impl Cluster<'_> {
             });
             return;
         };
-        let mut others = (0..self.options.nodes).filter(|other| *other != node);
-        let all_hear = others.all(|other| {
-            let place = &self.nodes[other];
-            let is_cut = self.is_cut(node, other) || self.is_cut(other, node);
-            let me = self.nodes[node].me;
-            let has_heard = place.durable.contains_key(&me.node);
-            place.runs() && has_heard && place.paused_until <= self.now && !is_cut
-        });
-        if !all_hear {
+        if self.deaf_to(node) > 0 {
             self.nodes[node].image = Some(image);
             return;
         }
