@@ -5,19 +5,22 @@
 //! own assertions stop some of the runs before is well, but proves nothing about the simulator; the
 //! hunt goes on then.
 //!
-//! `RRQ_BUG=Name` hunts one bug alone, `RRQ_BUG_SEEDS` sets another number of seeds for all.
-#![cfg(all(feature = "engine", feature = "bug-bank"))]
+//! `RRQ_BUG=Name` hunts one bug alone (with commas: several), `RRQ_BUG_SEEDS` sets another number of
+//! seeds for all.
 
 use rrq::base::bugs::{Bug, plant};
 use rrq::sim::cluster::{Cluster, Fault, Plan};
 use rrq::sim::world::World;
 use std::cell::RefCell;
 use std::panic;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, Once};
+use std::thread;
 use std::time::Instant;
 
 thread_local! {
-    /// Where the last panic of this thread was, and what it said.
-    static SAID: RefCell<(String, String)> = const { RefCell::new((String::new(), String::new())) };
+    /// Set where this thread hunts: where its last panic was, and what it said.
+    static SAID: RefCell<Option<(String, String)>> = const { RefCell::new(None) };
 }
 
 /// In which runs a bug is looked for.
@@ -117,7 +120,7 @@ impl Where {
                 groups: Some(8),
                 fault_gap_ms: Some(200),
                 helpless: Some(false),
-                ..on(&[OldImage, OldImage, Crash, Partition, OneWay])
+                ..on(&[OldImage, OldImage, Crash, Pause, Partition, OneWay])
             },
             Self::OtherShards => Plan {
                 nodes: Some(3),
@@ -189,7 +192,7 @@ const HUNTS: &[(Bug, Where, u64)] = &[
     (Bug::TimeOfEntriesForgotten, Where::Anywhere, 20),
     (Bug::RecoveringForgotten, Where::Harm, 100),
     (Bug::RecoveringVotes, Where::Harm, 100),
-    (Bug::RecoveringCounts, Where::Images, 400),
+    (Bug::RecoveringCounts, Where::Images, 100),
     (Bug::SoundByLeaderAlone, Where::Images, 100),
     (Bug::MarkBelievedInRecovery, Where::Images, 400),
     (Bug::CutByOneAnswer, Where::Helpless, 100),
@@ -233,19 +236,44 @@ const HUNTS: &[(Bug, Where, u64)] = &[
     (Bug::UnseenGrantsKept, Where::Library, 300),
 ];
 
+/// Runs one seed and takes its panic: the source file it was in, and what it said.
+fn run(place: Where, plan: &Plan, seed: u64) -> Option<(String, String)> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let others = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            let kept = SAID.with(|said| {
+                let mut said = said.borrow_mut();
+                let runs = said.is_some();
+                if runs {
+                    let file = info.location().map_or("", |at| at.file()).to_owned();
+                    *said = Some((file, info.to_string()));
+                }
+                runs
+            });
+            if !kept {
+                others(info);
+            }
+        }));
+    });
+    SAID.set(Some(Default::default()));
+    let ended = panic::catch_unwind(|| match place {
+        Where::Alone => drop(World::run(seed)),
+        _ => drop(Cluster::run_as(seed, plan, None)),
+    });
+    let said = SAID.take();
+    if ended.is_err() { said } else { None }
+}
+
 /// The first seed with which a judge finds the bug, and what it says; or what the product said.
 fn hunt(bug: Bug, place: Where, seeds: u64) -> Result<(u64, String), String> {
     let mut product = "nothing was noticed".to_owned();
     let plan = place.plan();
     for seed in 1..=seeds {
         plant(Some(bug));
-        let ended = panic::catch_unwind(|| match place {
-            Where::Alone => drop(World::run(seed)),
-            _ => drop(Cluster::run_as(seed, &plan, None)),
-        });
+        let ended = run(place, &plan, seed);
         plant(None);
-        if ended.is_err() {
-            let (file, said) = SAID.with(RefCell::take);
+        if let Some((file, said)) = ended {
             if file.contains("src/sim/") {
                 return Ok((seed, said));
             }
@@ -260,37 +288,39 @@ fn hunt(bug: Bug, place: Where, seeds: u64) -> Result<(u64, String), String> {
 #[test]
 fn each_planted_bug_is_found_by_a_judge() {
     let only = std::env::var("RRQ_BUG").ok();
+    let only: Option<Vec<&str>> = only.as_deref().map(|names| names.split(',').collect());
     let seeds = std::env::var("RRQ_BUG_SEEDS").ok();
     let seeds: Option<u64> = seeds.map(|text| text.parse().expect("a number"));
-    let hook = panic::take_hook();
-    panic::set_hook(Box::new(|info| {
-        let file = info.location().map_or("", |at| at.file()).to_owned();
-        SAID.with(|said| *said.borrow_mut() = (file, info.to_string()));
-    }));
-    let mut missed = Vec::new();
-    for &(bug, place, within) in HUNTS {
-        let name = format!("{bug:?}");
-        if only
-            .as_ref()
-            .is_some_and(|only| !only.split(',').any(|one| one == name))
-        {
-            continue;
-        }
-        let begun = Instant::now();
-        let found = hunt(bug, place, seeds.unwrap_or(within));
-        let took = begun.elapsed().as_secs_f64();
-        match found {
-            Ok((seed, said)) => {
-                let said: String = said.replace('\n', " ").chars().take(200).collect();
-                println!("{name}: seed {seed}, {took:.1} s: {said}");
+    let next = AtomicUsize::new(0);
+    let missed = Mutex::new(Vec::new());
+    let hunts = || {
+        while let Some(&(bug, place, within)) = HUNTS.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let name = format!("{bug:?}");
+            if only.as_ref().is_some_and(|only| !only.contains(&&*name)) {
+                continue;
             }
-            Err(why) => {
-                println!("{why} ({took:.1} s)");
-                missed.push(why);
+            let begun = Instant::now();
+            let found = hunt(bug, place, seeds.unwrap_or(within));
+            let took = begun.elapsed().as_secs_f64();
+            match found {
+                Ok((seed, said)) => {
+                    let said: String = said.replace('\n', " ").chars().take(200).collect();
+                    println!("{name}: seed {seed}, {took:.1} s: {said}");
+                }
+                Err(why) => {
+                    println!("{why} ({took:.1} s)");
+                    missed.lock().expect("no hunter panics").push(why);
+                }
             }
         }
-    }
-    panic::set_hook(hook);
+    };
+    // The other tests here are short.
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(hunts);
+        }
+    });
+    let missed = missed.into_inner().expect("no hunter panics");
     assert!(missed.is_empty(), "{missed:#?}");
 }
 
@@ -305,11 +335,9 @@ fn without_a_bug_the_same_runs_keep_their_promises() {
             continue;
         }
         for seed in 1..=6 {
-            let ended = panic::catch_unwind(|| match place {
-                Where::Alone => drop(World::run(seed)),
-                _ => drop(Cluster::run_as(seed, &place.plan(), None)),
-            });
-            assert!(ended.is_ok(), "{place:?}: seed {seed} fails without a bug");
+            if let Some((_, said)) = run(place, &place.plan(), seed) {
+                panic!("{place:?}: seed {seed} fails without a bug: {said}");
+            }
         }
     }
 }
