@@ -786,6 +786,42 @@ fn what_a_start_has_judged_is_told_by_no_recap() {
 }
 
 #[test]
+fn of_two_bases_at_one_index_the_newer_is_in_force() {
+    // A group without a leader is checkpointed where it was: its next base replaces the newest, whose files
+    // then go. What batches say again of those before them must not bring it back.
+    let mut log = Log::fresh(64 * BLOCK);
+    log.base(1, 0, 0);
+    log.hard(1, hard(1, 1, 0));
+    for index in 1..=3 {
+        log.entry(1, index, 1, 10);
+    }
+    log.base(1, 2, 1);
+    log.sync();
+    for (file, batches_more) in [(7, 1), (8, 1), (9, 6)] {
+        let mut base = wal_kit::base(1, 3, 1);
+        let root = base.root.as_mut().expect("it is above 0");
+        root.file = file;
+        log.append(Record::Base(base));
+        log.sync();
+        for batches in 0..batches_more {
+            let recovered = log.disk.recover();
+            let group = &recovered.groups[&GroupId(1)];
+            let bases = group.bases.iter();
+            let bases: Vec<_> = bases
+                .map(|base| (base.index.0, base.root.map(|root| root.file)))
+                .collect();
+            let before = wal_kit::base(1, 2, 1).root.map(|root| root.file);
+            let wanted = [(3, Some(file)), (2, before)];
+            assert_eq!(bases, wanted, "after {batches} more batches");
+            if batches + 1 < batches_more {
+                log.hard(1, hard(1, 1, batches));
+                log.sync();
+            }
+        }
+    }
+}
+
+#[test]
 fn corrupt_footer() {
     let (recovered, acked) = damaged(|log, disk| {
         corrupt(log, disk, |b| b.segment == 1 && b.header.flags == FOOTER);

@@ -684,6 +684,12 @@ impl ShardEngine {
                 continue;
             }
             let group = &mut self.groups[slot];
+            if group.bases[0].index == base.index {
+                // Nothing was applied since: as in the log, it takes the place of that one, so that the
+                // one before stays.
+                group.bases.remove(0);
+                group.base_files.drain(..1.min(group.base_files.len()));
+            }
             group.bases.insert(0, base);
             group.bases.truncate(BASES_KEPT);
             group.base_files.insert(0, files);

@@ -247,6 +247,12 @@ impl Ledger {
         track.is_none_or(|track| track.row.log_start_lsn != base.log_start_lsn)
     }
 
+    /// Whether this is a base that its group may start from.
+    pub(super) fn has_base(&self, base: &BaseRecord) -> bool {
+        let track = self.groups.get(&base.group);
+        track.is_some_and(|track| track.bases.contains(base))
+    }
+
     fn note_base(&mut self, base: BaseRecord, end: Lsn) {
         let (group, incarnation) = (base.group, base.incarnation);
         let Some(track) = self.track(group, incarnation) else {

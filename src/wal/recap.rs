@@ -2,7 +2,7 @@
 //! the entries that were in it.
 //!
 //! A batch ends with a [`Recap`] of the one before: of each group in it the row, as the head of a segment has
-//! it, and the lowest index of its entries; bases stand there once more as they were. Earlier batches are told
+//! it, and the lowest index of its entries; bases that are still in force stand there once more. Earlier batches are told
 //! of, too, as far as the last block has room that would be zeros otherwise: under little load a disk may so
 //! lose some batches in a row.
 //!
@@ -16,7 +16,7 @@ use crate::base::limits::BATCHES_IN_FLIGHT_MAX;
 use crate::wal::batch::{BATCH_HEADER_BYTES, batch_bytes};
 use crate::wal::codec::{GROUP_ROW_BYTES, record_bytes};
 use crate::wal::ledger::Ledger;
-use crate::wal::record::{Recap, RecapRow, Record};
+use crate::wal::record::{BaseRecord, Recap, RecapRow, Record};
 use std::collections::VecDeque;
 
 /// A batch tells of no more than may be under way to the disk at once.
@@ -118,9 +118,15 @@ impl Recaps {
         recap_bytes(groups).min(self.bytes_max)
     }
 
-    /// Says all this at the end of batch number `batch_seq`, whose records stand in `buffer` behind room for its
-    /// header; in how many records.
-    pub(super) fn encode(&self, ledger: &Ledger, batch_seq: u64, buffer: &mut Vec<u8>) -> u32 {
+    /// Says all this, of the bases those that are still in force, at the end of batch number `batch_seq`, whose
+    /// records stand in `buffer` behind room for its header; in how many records.
+    pub(super) fn encode(
+        &self,
+        ledger: &Ledger,
+        is_in_force: impl Fn(&BaseRecord) -> bool,
+        batch_seq: u64,
+        buffer: &mut Vec<u8>,
+    ) -> u32 {
         let due = self.bytes_due();
         let end = batch_bytes(buffer.len() - BATCH_HEADER_BYTES + due);
         let mut count = 0;
@@ -139,7 +145,10 @@ impl Recaps {
                 batch_seq: before,
                 rows: rows.collect(),
             });
-            for record in told.bases.iter().chain(std::iter::once(&recap)) {
+            let bases = told.bases.iter();
+            let bases =
+                bases.filter(|base| matches!(base, Record::Base(base) if is_in_force(base)));
+            for record in bases.chain(std::iter::once(&recap)) {
                 record.encode(buffer);
                 count += 1;
             }

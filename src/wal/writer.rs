@@ -38,7 +38,7 @@ use crate::wal::codec::{encode_entry, record_bytes};
 use crate::wal::ledger::{EntryMark, Ledger};
 use crate::wal::pieces::{Held, Pieces};
 use crate::wal::recap::Recaps;
-use crate::wal::record::Record;
+use crate::wal::record::{BaseRecord, Record};
 use crate::wal::segment::{Echo, RUN_BYTES, RUN_ENTRY_BYTES, SegmentEnd, SegmentHead, epoch};
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::RangeInclusive;
@@ -398,7 +398,7 @@ impl LogWriter {
         self.sealed_ticket = filling.ticket;
         let at = u32::try_from(self.offset).expect("a segment is smaller than 4 GiB");
         let start = self.end_lsn;
-        let write = self.seal_with_recaps(filling.buffer, 0, filling.records);
+        let write = self.seal_with_recaps(filling.buffer, 0, filling.records, &filling.marks);
         for mark in filling.marks.drain(..) {
             match mark {
                 Mark::Entry(mark) => {
@@ -477,13 +477,31 @@ impl LogWriter {
     }
 
     fn seal_empty(&mut self, flags: u8) -> WalWrite {
-        self.seal_with_recaps(vec![0; BATCH_HEADER_BYTES], flags, 0)
+        self.seal_with_recaps(vec![0; BATCH_HEADER_BYTES], flags, 0, &[])
     }
 
-    fn seal_with_recaps(&mut self, mut buffer: Vec<u8>, flags: u8, records: u32) -> WalWrite {
+    /// Seals a batch with these records and marks, which are not noted yet.
+    fn seal_with_recaps(
+        &mut self,
+        mut buffer: Vec<u8>,
+        flags: u8,
+        records: u32,
+        marks: &[Mark],
+    ) -> WalWrite {
+        // Of two bases at one index, what is read last is the newer.
+        let is_in_force = |base: &BaseRecord| {
+            let replaces = |mark: &Mark| match mark {
+                Mark::Entry(_) => false,
+                Mark::Other(record) => matches!(
+                    &**record,
+                    Record::Base(own) if (own.group, own.index) == (base.group, base.index)
+                ),
+            };
+            self.ledger.has_base(base) && !marks.iter().any(replaces)
+        };
         let more = self
             .recaps
-            .encode(&self.ledger, self.batch_seq, &mut buffer);
+            .encode(&self.ledger, is_in_force, self.batch_seq, &mut buffer);
         self.seal(buffer, flags, records + more)
     }
 
