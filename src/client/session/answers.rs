@@ -380,16 +380,22 @@ impl ClientCore {
         state.state = SessionState::None;
         // What waits for the session was never sent, whatever became of the opening.
         let error = Error::new(error.code(), error.message());
-        let for_session = |(id, pending): (&CallId, &Pending)| {
-            let here = pending.command().is_some_and(|(at, _)| at == group);
-            let stranded = pending.sent_on.is_none() && !pending.is_numbered();
-            let internal = matches!(pending.origin, Origin::OpenSession(_) | Origin::Attach(_));
-            (here && stranded && !internal).then_some(*id)
-        };
-        let stranded: Vec<CallId> = self.requests.iter().filter_map(for_session).collect();
+        let stranded: Vec<CallId> = self.waiting_for_session(group).map(|(id, _)| id).collect();
         for id in stranded {
             self.finish(now, id, Err(error.clone()));
         }
+    }
+
+    /// What waits for a session in this group.
+    pub(super) fn waiting_for_session(
+        &self,
+        group: GroupId,
+    ) -> impl Iterator<Item = (CallId, &Pending)> {
+        let all = self.requests.iter().map(|(id, pending)| (*id, pending));
+        all.filter(move |(_, pending)| {
+            let here = pending.command().is_some_and(|(at, _)| at == group);
+            here && pending.waits_for_session()
+        })
     }
 
     pub(super) fn attached(

@@ -91,6 +91,12 @@ impl Pending {
             .is_some_and(|(_, command)| command.session.is_some())
     }
 
+    /// Whether it cannot have a number before its group has a session. Without sessions nothing has one.
+    pub(super) fn waits_for_session(&self) -> bool {
+        let opens = matches!(self.origin, Origin::OpenSession(_) | Origin::Attach(_));
+        self.sent_on.is_none() && !self.is_numbered() && !opens
+    }
+
     /// Whether it may be sent again although an earlier send may have taken effect.
     pub(super) fn is_repeatable(&self) -> bool {
         let harmless = matches!(self.origin, Origin::OpenSession(_) | Origin::Attach(_));

@@ -409,6 +409,42 @@ fn session_expired_after_a_lost_answer_is_unknown_and_new_calls_get_a_new_sessio
 }
 
 #[test]
+fn a_session_is_asked_for_as_long_as_a_call_waits_for_it() {
+    let (mut client, conn) = Client::connected();
+    let patience = client.core.options.worker_timeout.saturating_mul(10);
+    let id = client.core.take_id();
+    client.input(Input::Call {
+        id,
+        route: Route::Group(GROUP),
+        body: enqueue(),
+        patience,
+    });
+    let until = client.now.plus(patience);
+    let mut asked = Vec::new();
+    while client.is_under_way(id) {
+        for sent in client.take_sent() {
+            match sent.body {
+                RequestBody::Heartbeat { .. } => {
+                    let unknown = Vec::new();
+                    client.reply(conn, sent.id, ReplyBody::HeartbeatTaken { unknown });
+                }
+                _ => {
+                    asked.push(client.now);
+                    client.refuse(conn, sent.id, Code::NotLeader, true);
+                }
+            }
+        }
+        client.wait();
+    }
+    assert!(client.now >= until, "the call ends when it says");
+    let last = asked.last().expect("it was asked for");
+    assert!(last.plus(Duration::from_secs(3)) > until, "{asked:?}");
+    let error = client.result(id).expect_err("there was never a session");
+    assert_eq!(error.code(), Code::NotLeader);
+    assert!(!error.maybe_applied(), "it was never sent");
+}
+
+#[test]
 fn superseded_is_told_as_it_is() {
     let (mut client, conn) = Client::with_session();
     let id = client.call(enqueue());

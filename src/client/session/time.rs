@@ -29,12 +29,36 @@ impl ClientCore {
         let late = |(id, pending): (&CallId, &Pending)| (pending.deadline <= now).then_some(*id);
         let late: Vec<CallId> = self.requests.iter().filter_map(late).collect();
         for id in late {
-            if let Some(pending) = self.requests.get(&id) {
+            let wanted = self.wanted_until(id).filter(|until| *until > now);
+            if let Some(until) = wanted
+                && let Some(opens) = self.requests.get_mut(&id)
+            {
+                opens.deadline = until;
+            } else if let Some(pending) = self.requests.get(&id) {
                 let error = self.given_up(pending);
                 self.finish(now, id, Err(error));
             }
         }
         self.earliest_deadline = self.requests.values().map(|pending| pending.deadline).min();
+    }
+
+    /// Until when somebody waits for what a request of this client itself is to bring: a session.
+    fn wanted_until(&self, id: CallId) -> Option<Monotonic> {
+        let Origin::OpenSession(group) = self.requests.get(&id)?.origin else {
+            return None;
+        };
+        let waiting = self.waiting_for_session(group);
+        waiting.map(|(_, pending)| pending.deadline).max()
+    }
+
+    /// Why the session that a request waits for is not open yet. The request itself was never sent, whatever
+    /// became of that.
+    fn why_no_session(&self, waits: &Pending) -> Option<Error> {
+        let (group, _) = waits.command().filter(|_| waits.waits_for_session())?;
+        let mut requests = self.requests.values();
+        let opens = requests.find(|pending| pending.origin == Origin::OpenSession(group))?;
+        let error = opens.last_error.as_ref()?;
+        Some(Error::new(error.code(), error.message()))
     }
 
     /// What may be said of a request without an answer.
@@ -47,8 +71,9 @@ impl ClientCore {
         }
         let link = self.links.up(self.links.target(pending.route));
         let unreachable = self.links.last_error().filter(|_| link.is_none());
-        last.or(unreachable)
-            .cloned()
+        last.cloned()
+            .or_else(|| self.why_no_session(pending))
+            .or_else(|| unreachable.cloned())
             .unwrap_or_else(|| Error::new(Code::Timeout, "no answer within the deadline"))
     }
 
