@@ -229,7 +229,10 @@ impl Node {
             }
             Effect::PrepareSegment { number } => self.tell(Input::SegmentReady { number }),
             // There is no other shard.
-            Effect::ClusterMembers(_) | Effect::VoterSets(_) | Effect::TellClock(_) => {}
+            Effect::ClusterMembers(_)
+            | Effect::VoterSets(_)
+            | Effect::TellClock(_)
+            | Effect::TellHeard { .. } => {}
             Effect::Reply { to, reply } => self.replies.push((to, reply)),
             Effect::WriteChunk {
                 round,

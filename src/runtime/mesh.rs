@@ -119,6 +119,12 @@ impl Mesh {
         }
     }
 
+    /// The first shard is told that a node which was lost has been heard here.
+    pub fn peer_heard(&self, peer: Voter) {
+        self.of(ShardId(0))
+            .send(Letter::Happened(Input::PeerHeard { peer }));
+    }
+
     /// Every shard is told that another node hands over whatever it leads, or does so no more.
     pub fn peer_drains(&self, peer: Voter, on: bool) {
         for mailbox in self.boxes.iter() {

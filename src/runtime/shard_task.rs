@@ -650,6 +650,7 @@ impl Driver {
                 self.mesh.voters_clock(clock);
             }
             Effect::TellSilent { peer } => self.mesh.peer_lost(peer, Loss::Silent),
+            Effect::TellHeard { peer } => self.mesh.peer_heard(peer),
             Effect::Discard(discarded) => self.order(Order::Free(discarded)),
             Effect::JobsRan { times_ms } => {
                 let durations = self.hub.durations.borrow();

@@ -189,6 +189,12 @@ pub enum Effect {
         /// The node.
         peer: Voter,
     },
+    /// Tell the first shard, which watches the nodes for all, that one which was lost has been heard:
+    /// [`Input::PeerHeard`](super::input::Input::PeerHeard).
+    TellHeard {
+        /// The node.
+        peer: Voter,
+    },
     /// Tell every shard of this node, this one too, what the clocks of the voters say:
     /// [`Input::VotersClock`](super::input::Input::VotersClock).
     TellClock(VotersClock),

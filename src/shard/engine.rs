@@ -319,6 +319,7 @@ impl ShardEngine {
             Input::VoterSets { shard, sets } => self.on_voter_sets(shard, sets),
             Input::HeardDurable(heard) => self.on_heard_durable(&heard),
             Input::PeerBeat { from, wall } => self.on_peer_beat(from, wall),
+            Input::PeerHeard { peer } => self.on_peer_heard(peer),
             Input::VotersClock(clock) => self.on_voters_clock(clock),
             Input::PeerDrains { peer, on } => self.on_peer_drains(peer, on),
             Input::PeerLost { peer, loss } => self.on_peer_lost(peer, loss),

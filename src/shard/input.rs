@@ -208,6 +208,11 @@ pub enum Input {
         /// Its wall clock, as it sent this.
         wall: WallTime,
     },
+    /// Another shard has heard a node that was lost. For shard 0, which watches the nodes for all.
+    PeerHeard {
+        /// The node.
+        peer: Voter,
+    },
     /// The clocks of the voters say this, as shard 0 has said
     /// ([`Effect::TellClock`](super::effect::Effect::TellClock)).
     VotersClock(VotersClock),

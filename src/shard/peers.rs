@@ -39,6 +39,7 @@ use super::placement::shard_of;
 use super::requests::Refusal;
 use super::wall::HeardClock;
 use crate::base::code::Code;
+use crate::base::ids::ShardId;
 use crate::base::limits::{BEAT_MS, HEIR_WAIT_MS, REST_AFTER_MS, SILENT_MS, TICK_MS};
 use crate::base::units::{Monotonic, WallTime};
 use crate::raft::message::{Body, Message, Voter};
@@ -217,7 +218,13 @@ impl ShardEngine {
     /// Another node sent messages.
     pub(super) fn on_peer_messages(&mut self, messages: Vec<Message>) {
         for message in messages {
-            self.peers.away.remove(&message.from);
+            if self.peers.away.remove(&message.from) {
+                // It may have put a group to rest, and is to be watched again.
+                match self.config.shard {
+                    ShardId(0) => self.on_peer_heard(message.from),
+                    _ => self.effects.push(Effect::TellHeard { peer: message.from }),
+                }
+            }
             let group = message.group;
             let is_here = u32::from(group.0) < self.config.groups
                 && shard_of(group, self.config.shards) == self.config.shard;
@@ -253,11 +260,17 @@ impl ShardEngine {
 
     /// Another node is there.
     pub(super) fn on_peer_beat(&mut self, from: Voter, wall: WallTime) {
-        let now = self.now.mono;
+        self.on_peer_heard(from);
         if let Some(node) = self.peers.nodes.get_mut(&from) {
-            node.heard = now;
+            node.clock.hear(self.now.mono, wall);
+        }
+    }
+
+    /// Another node was heard: if it falls silent from here on, all are told again.
+    pub(super) fn on_peer_heard(&mut self, peer: Voter) {
+        if let Some(node) = self.peers.nodes.get_mut(&peer) {
+            node.heard = self.now.mono;
             node.is_silent = false;
-            node.clock.hear(now, wall);
         }
     }
 
