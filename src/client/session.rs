@@ -353,9 +353,13 @@ impl ClientCore {
     /// Adds a request of the core's own and sends it when that is possible.
     fn ask(&mut self, now: Monotonic, route: Route, body: RequestBody, origin: Origin) {
         let id = self.take_id();
-        let patience = self.options.worker_timeout.saturating_mul(3);
-        self.add(now, id, route, body, patience, origin);
+        self.add(now, id, route, body, self.own_patience(), origin);
         self.dispatch(now, id);
+    }
+
+    /// How long a request of this client itself may take.
+    fn own_patience(&self) -> Duration {
+        self.options.worker_timeout.saturating_mul(3)
     }
 
     fn ask_command(&mut self, now: Monotonic, group: GroupId, op: Op, origin: Origin) {

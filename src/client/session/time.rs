@@ -29,7 +29,7 @@ impl ClientCore {
         let late = |(id, pending): (&CallId, &Pending)| (pending.deadline <= now).then_some(*id);
         let late: Vec<CallId> = self.requests.iter().filter_map(late).collect();
         for id in late {
-            let wanted = self.wanted_until(id).filter(|until| *until > now);
+            let wanted = self.wanted_until(now, id).filter(|until| *until > now);
             if let Some(until) = wanted
                 && let Some(opens) = self.requests.get_mut(&id)
             {
@@ -42,13 +42,21 @@ impl ClientCore {
         self.earliest_deadline = self.requests.values().map(|pending| pending.deadline).min();
     }
 
-    /// Until when somebody waits for what a request of this client itself is to bring: a session.
-    fn wanted_until(&self, id: CallId) -> Option<Monotonic> {
-        let Origin::OpenSession(group) = self.requests.get(&id)?.origin else {
-            return None;
-        };
-        let waiting = self.waiting_for_session(group);
-        waiting.map(|(_, pending)| pending.deadline).max()
+    /// Until when a request of this client itself is needed: a session as long as somebody waits for it, and what
+    /// the server holds for one as long as that is not known.
+    fn wanted_until(&self, now: Monotonic, id: CallId) -> Option<Monotonic> {
+        match self.requests.get(&id)?.origin {
+            Origin::OpenSession(group) => {
+                let waiting = self.waiting_for_session(group);
+                waiting.map(|(_, pending)| pending.deadline).max()
+            }
+            Origin::Attach(group) => {
+                let state = self.groups.get(&group);
+                let is_wanted = state.is_some_and(|state| state.must_attach());
+                is_wanted.then(|| now.plus(self.own_patience()))
+            }
+            _ => None,
+        }
     }
 
     /// Why the session that a request waits for is not open yet. The request itself was never sent, whatever
