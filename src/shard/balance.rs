@@ -118,6 +118,9 @@ impl Leads {
     }
 }
 
+/// A group that comes back within this, on whatever ways, came back soon: it may pass through all other nodes.
+const SOON: Duration = Duration::from_secs(60);
+
 /// How long a group stays with a node that has given it away, should it come back.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Stay {
@@ -127,10 +130,11 @@ pub(super) struct Stay {
 }
 
 impl Stay {
-    /// The group is given away. That it was given away before counts for as long again as it had to stay.
+    /// The group is given away. That it was given away before counts for as long again as it had to stay, and
+    /// for [`SOON`] at the least.
     fn gave_away(&mut self, now: Monotonic) {
         let time = |doublings| Duration::from_millis(BALANCE_AFTER_MS << doublings);
-        let is_again = now < self.until.plus(time(self.doublings));
+        let is_again = now < self.until.plus(time(self.doublings).max(SOON));
         let doublings = if is_again { self.doublings + 1 } else { 1 };
         self.doublings = doublings.min(BALANCE_DOUBLINGS_MAX);
         self.until = now.plus(time(self.doublings));
@@ -356,6 +360,18 @@ mod tests {
         // It was good to have given it away.
         now = now.plus(Duration::from_secs(4096));
         assert_eq!(give(now), 4);
+    }
+
+    #[test]
+    fn a_group_that_goes_round_stays_longer_each_time_however_long_its_way_is() {
+        let mut stay = Stay::default();
+        stay.gave_away(Monotonic(0));
+        let mut now = Monotonic(0);
+        for doublings in 2..=5 {
+            now = now.max(stay.until).plus(Duration::from_secs(30));
+            stay.gave_away(now);
+            assert_eq!(stay.doublings, doublings);
+        }
     }
 
     #[test]
