@@ -637,3 +637,43 @@ fn every_script_prints_what_it_says() {
     assert!(paths.len() > 1, "there are scripts");
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
+
+/// A trap that costs nothing but time, or that needs what no random run draws: with its bug planted the
+/// script must print something else.
+#[cfg(feature = "bug-bank")]
+mod planted {
+    use super::replay;
+    use rrq::base::bugs::{Bug, plant};
+
+    macro_rules! caught {
+        ($($bug:ident by $script:ident)*) => {$(
+            #[test]
+            #[allow(non_snake_case)]
+            fn $bug() {
+                let text = include_str!(concat!("scripts/raft/", stringify!($script), ".txt"));
+                assert_eq!(replay(text), text, "without the bug");
+                plant(Some(Bug::$bug));
+                let printed = std::panic::catch_unwind(|| replay(text));
+                plant(None);
+                assert!(printed.is_err() || printed.is_ok_and(|printed| printed != text));
+            }
+        )*};
+    }
+
+    caught! {
+        LeaderNotForgotten by r01_a_pre_candidate_forgets_its_leader
+        PastUnanswered by r02_terms_spread_through_refusals
+        LeaderItselfRefused by r04_an_old_leader_may_ask_again
+        PreVoteWithoutLog by r05_a_short_log_gets_no_pre_vote
+        StrangersRefused by r07_who_does_not_know_the_change_votes_too
+        CampaignOverChange by r08_nobody_campaigns_over_an_unapplied_change
+        NewVotersAlone by r09_old_voters_must_agree
+        OfferNotRepeated by r17_an_offer_is_made_once_and_again_if_it_is_lost
+        EarlierLifeCounts by r21_strange_messages_are_refused
+        VoterNotCaughtUp by r25_a_new_voter_must_have_the_log
+        VoteNotRepeated by r27_a_vote_is_granted_again
+        CampaignerDeaf by r28_a_candidate_follows_the_leader_of_its_term
+        ChangeMarkForgotten by r29_nobody_forgets_two_changes
+        ReplayPastChange by a_single_voter_replays_no_further_than_a_change
+    }
+}

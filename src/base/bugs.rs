@@ -3,7 +3,7 @@
 //! [`on`] is the constant `false` unless the feature `bug-bank` is built, so the product carries
 //! neither the branch nor the bug. With the feature, a test switches one bug on for its thread.
 //!
-//! R1 to R28 are traps that other implementations of Raft have fallen into; the code that avoids one
+//! R1 to R29 are traps that other implementations of Raft have fallen into; the code that avoids one
 //! names it.
 
 /// A bug that can be planted. Each says what is done wrong.
@@ -40,6 +40,36 @@ pub enum Bug {
     TransferNeverEnds,
     /// What waits to be applied is counted for ever once it was replaced (R19).
     ReplacedStillCounted,
+    /// Who campaigns goes on believing in the leader that it does not hear (R1).
+    LeaderNotForgotten,
+    /// A message of an earlier term is not answered (R2).
+    PastUnanswered,
+    /// A leader that asks for votes is refused by who believes in it (R4).
+    LeaderItselfRefused,
+    /// A candidate is promised votes whatever its log has (R5).
+    PreVoteWithoutLog,
+    /// Who is no voter by what it knows gives no vote, and gets none (R7).
+    StrangersRefused,
+    /// A member campaigns over a change of the members that is committed (R8).
+    CampaignOverChange,
+    /// While the members change, a majority of the new ones is enough (R9).
+    NewVotersAlone,
+    /// An offer of a checkpoint that was lost is not made again (R17).
+    OfferNotRepeated,
+    /// What belongs to an earlier life of the group counts (R21).
+    EarlierLifeCounts,
+    /// What a recycled file still holds is taken for the log (R23).
+    StaleTailRead,
+    /// A new voter counts before it has the log (R25).
+    VoterNotCaughtUp,
+    /// A vote whose answer was lost is not given again (R27).
+    VoteNotRepeated,
+    /// Who campaigns does not hear the leader of its own term (R28).
+    CampaignerDeaf,
+    /// That a change of the members is committed may be forgotten by a start (R29).
+    ChangeMarkForgotten,
+    /// The only voter replays what lies behind a change of the members.
+    ReplayPastChange,
     /// A start applies what its log holds, committed or not.
     ReplayPastCommit,
     /// A follower does not take over the time of what it gets, so that it starts over as a leader.
@@ -147,7 +177,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 61] = [
+    pub const ALL: [Self; 76] = [
         Self::AckBeforeSync,
         Self::AppendedBeforeSync,
         Self::VoteBeforeSync,
@@ -163,6 +193,21 @@ impl Bug {
         Self::RestNotWoken,
         Self::TransferNeverEnds,
         Self::ReplacedStillCounted,
+        Self::LeaderNotForgotten,
+        Self::PastUnanswered,
+        Self::LeaderItselfRefused,
+        Self::PreVoteWithoutLog,
+        Self::StrangersRefused,
+        Self::CampaignOverChange,
+        Self::NewVotersAlone,
+        Self::OfferNotRepeated,
+        Self::EarlierLifeCounts,
+        Self::StaleTailRead,
+        Self::VoterNotCaughtUp,
+        Self::VoteNotRepeated,
+        Self::CampaignerDeaf,
+        Self::ChangeMarkForgotten,
+        Self::ReplayPastChange,
         Self::ReplayPastCommit,
         Self::TimeOfEntriesForgotten,
         Self::RecoveringForgotten,

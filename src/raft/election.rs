@@ -22,6 +22,9 @@ impl RaftNode {
     /// A message of an earlier term is not heeded, but its sender learns of the present one: else a
     /// leader that was cut off, or a candidate with the longer log, would go on for ever (trap R2).
     pub(super) fn answer_the_past(&mut self, message: &Message) {
+        if bugs::on(Bug::PastUnanswered) {
+            return;
+        }
         match message.body {
             // To who asked for entries a ballot tells the term as well as anything.
             Body::Canvass { .. } | Body::EntryGet { .. } => {
@@ -79,7 +82,8 @@ impl RaftNode {
     /// Whether it has a leader that it heard lately, so that nobody needs another (thesis 4.2.3). Not
     /// if the candidate is that very leader: it must know (trap R4).
     fn believes_in_another_than(&self, candidate: Voter) -> bool {
-        let believes = self.leader.is_some_and(|leader| leader != candidate);
+        let is_another = |leader| leader != candidate || bugs::on(Bug::LeaderItselfRefused);
+        let believes = self.leader.is_some_and(is_another);
         believes && self.elapsed < self.config.election_ticks
     }
 
@@ -95,7 +99,7 @@ impl RaftNode {
             }
             return;
         }
-        if self.log.has_unapplied_change() {
+        if self.log.has_unapplied_change() && !bugs::on(Bug::CampaignOverChange) {
             self.stands_after_change = Some(why);
             return;
         }
@@ -125,7 +129,9 @@ impl RaftNode {
     /// A campaign begins without a leader and with one ballot (trap R1).
     fn start_campaign(&mut self, role: Role) {
         self.role = role;
-        self.leader = None;
+        if !bugs::on(Bug::LeaderNotForgotten) {
+            self.leader = None;
+        }
         self.heir = false;
         self.waits_for_heir = false;
         self.asks_on_proof = false;
@@ -220,11 +226,16 @@ impl RaftNode {
     ) {
         self.learn_commit(commit);
         let is_free = self.vote.is_none() && self.leader.is_none();
-        let may_vote = self.vote == Some(from) || is_free || (pre && term > self.term);
+        let repeats = self.vote == Some(from) && !bugs::on(Bug::VoteNotRepeated);
+        let may_vote = repeats || is_free || (pre && term > self.term);
         let may_vote = may_vote || bugs::on(Bug::VoteTwice);
-        let has_all = self.log.is_behind_or_at(last) || bugs::on(Bug::VoteWithoutLogCheck);
+        let has_all = self.log.is_behind_or_at(last)
+            || bugs::on(Bug::VoteWithoutLogCheck)
+            || (pre && bugs::on(Bug::PreVoteWithoutLog));
         let is_sound = self.recovery.is_none() || bugs::on(Bug::RecoveringVotes);
-        let granted = may_vote && has_all && is_sound && !self.is_blank();
+        let is_known = self.members.is_voter(self.config.me) && self.members.is_voter(from);
+        let is_known = is_known || !bugs::on(Bug::StrangersRefused);
+        let granted = may_vote && has_all && is_sound && is_known && !self.is_blank();
         let ballot = Body::Ballot {
             pre,
             granted,

@@ -192,6 +192,9 @@ impl RaftNode {
 
     fn has_caught_up(&self, progress: &Progress) -> bool {
         let missing = self.log.last_index().0 - progress.counted().0;
+        if bugs::on(Bug::VoterNotCaughtUp) {
+            return true;
+        }
         *progress.sending() == Sending::Replicate
             && !progress.is_lost()
             && missing <= CATCH_UP_ENTRIES_MAX
@@ -379,7 +382,9 @@ impl RaftNode {
         for (_, progress) in lead.followers.iter_mut() {
             progress.looked();
             // An offer that nobody takes up is made again (trap R17).
-            progress.gave_up();
+            if !bugs::on(Bug::OfferNotRepeated) {
+                progress.gave_up();
+            }
         }
         if !bugs::on(Bug::TransferNeverEnds) {
             lead.successor = None;

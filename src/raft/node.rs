@@ -214,7 +214,9 @@ impl RaftNode {
         };
         let last = node.log.last_index();
         let known = if node.members.is_only_voter(node.config.me) {
-            node.log.first_change().map_or(last, LogIndex::prev)
+            let change = node.log.first_change();
+            let change = change.filter(|_| !bugs::on(Bug::ReplayPastChange));
+            change.map_or(last, LogIndex::prev)
         } else if bugs::on(Bug::ReplayPastCommit) {
             last
         } else {
@@ -275,6 +277,8 @@ impl RaftNode {
                 granted,
                 commit,
             } => self.on_ballot(from, term, pre, granted, commit),
+            Body::Append { .. } | Body::Heartbeat { .. }
+                if bugs::on(Bug::CampaignerDeaf) && self.role != Role::Follower => {}
             Body::Append {
                 prev,
                 entries,
@@ -338,7 +342,9 @@ impl RaftNode {
         } else if self.elapsed >= self.patience() || self.members.is_only_voter(self.config.me) {
             self.elapsed = 0;
             // Nor must who may not campaign keep others from it for a leader that is gone (trap R7).
-            self.leader = None;
+            if !bugs::on(Bug::LeaderNotForgotten) {
+                self.leader = None;
+            }
             self.campaign(Why::Silence);
         }
     }
@@ -395,7 +401,7 @@ impl RaftNode {
     /// The pair matters, not the index: a completion for an entry that a later leader has replaced
     /// must not count for its replacement. Nor may one of an earlier life of the group (trap R21).
     pub fn synced(&mut self, life: Incarnation, index: LogIndex, term: Term) {
-        if life == self.config.incarnation {
+        if life == self.config.incarnation || bugs::on(Bug::EarlierLifeCounts) {
             self.log.synced(index, term);
             self.advance_commit();
             self.look_at_anchor();
@@ -437,7 +443,8 @@ impl RaftNode {
         self.send_what_is_due();
         // Whoever holds a change knows the one before it to be committed, and must not forget that: two
         // changes behind, its majority need not meet that of the present members (trap R29).
-        self.hard_state_dirty |= self.log.has_unwritten_change();
+        self.hard_state_dirty |=
+            self.log.has_unwritten_change() && !bugs::on(Bug::ChangeMarkForgotten);
         ready.hard_state = std::mem::take(&mut self.hard_state_dirty).then(|| self.hard_state());
         ready.entries.clear();
         self.log.take_unwritten(&mut ready.entries);
