@@ -129,6 +129,51 @@ fn a_disk_loses_writes_only_where_others_can_tell_of_it() {
     let _ = Cluster::run(7_001_320, None);
 }
 
+/// A group without a leader was checkpointed where it stood, and what batches say again of earlier ones brought
+/// the base before back, whose files were gone: see `wal::recap`.
+#[test]
+fn a_base_that_was_replaced_at_its_index_does_not_come_back() {
+    let _ = Cluster::run(20_008_712, None);
+}
+
+/// A late heartbeat put a group to rest under a leader that all had been told was silent; nobody was told again.
+#[test]
+fn a_group_that_rests_under_a_silent_leader_wakes() {
+    let _ = Cluster::run(20_014_818, None);
+}
+
+/// Calls of the library ended with the patience of the opening of their session, and not with their own.
+#[test]
+fn a_call_outlives_one_attempt_to_open_its_session() {
+    let _ = Cluster::run(20_023_831, None);
+    let _ = Cluster::run(20_024_100, None);
+}
+
+/// The library asked once what is held for it. Nobody answered in time, and it kept a job that it did not know of.
+#[test]
+fn what_is_held_is_asked_for_until_it_is_known() {
+    let _ = Cluster::run(30_011_473, None);
+}
+
+/// Nodes with other numbers of shards gave a group to each other every eight seconds, which no silence of a
+/// worker outlasts, since each leader waits anew.
+#[test]
+fn a_group_does_not_go_round_for_ever() {
+    let _ = Cluster::run(30_013_780, None);
+}
+
+/// A block of the end of a log was lost of which nobody else had heard: beyond what is promised.
+#[test]
+fn what_nobody_else_has_heard_of_stays_whole() {
+    let _ = Cluster::run(20_012_059, None);
+}
+
+/// Closing a client was given up, and the next one of its program was never closed.
+#[test]
+fn the_client_after_one_that_was_given_up_is_closed() {
+    let _ = Cluster::run(20_004_319, None);
+}
+
 #[test]
 fn logs_that_are_damaged_everywhere_at_different_places_are_made_whole_again() {
     let from = number("RRQ_SIM_FROM", 1);

@@ -307,7 +307,7 @@ pub(super) fn base_record(meta: &GroupMeta, root: &RootRef, log_start_lsn: Lsn) 
 }
 
 /// Where the root of a base lies; `None` for the empty base of formation.
-pub(super) fn root_ref(base: &BaseRecord) -> Option<RootRef> {
+pub(crate) fn root_ref(base: &BaseRecord) -> Option<RootRef> {
     base.root.map(|root| RootRef {
         file: root.file,
         offset: root.offset,

@@ -44,7 +44,7 @@ impl BaseFiles {
     }
 
     /// All of them.
-    pub(super) fn all(&self) -> impl Iterator<Item = CheckpointFile> {
+    pub(crate) fn all(&self) -> impl Iterator<Item = CheckpointFile> {
         let runs = self.runs.keys().map(|file| CheckpointFile::Run(*file));
         runs.chain(
             self.payloads
@@ -166,7 +166,7 @@ fn damaged_at_start<E: Display>(
 /// The files that a base names; `None` if its root cannot be read, or is damaged.
 ///
 /// `read` is that of [`load_group`].
-pub(super) fn files_of_base<E>(
+pub(crate) fn files_of_base<E>(
     root: &RootRef,
     read: &mut dyn FnMut(u64, u64, usize) -> Result<Bytes, E>,
 ) -> Option<BaseFiles> {

@@ -289,6 +289,13 @@ impl CoreClient {
         self.calls.is_empty() && self.held.is_empty() && self.in_doubt.is_empty()
     }
 
+    /// Nothing is left to be done, and it was not closed; its client may be a new one, since closing the
+    /// last was given up.
+    #[must_use]
+    pub fn is_to_close(&self) -> bool {
+        self.is_idle() && self.closing.is_none()
+    }
+
     /// It asks for new jobs, or is about to.
     #[must_use]
     pub fn produces(&self) -> bool {

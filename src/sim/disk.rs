@@ -95,8 +95,8 @@ pub struct SimDisk {
     late: Vec<(CheckpointFile, File)>,
     /// Log writes that it will report and not do.
     lies: u32,
-    /// It has done so since the last start.
-    has_lied: bool,
+    /// Those that it has not done since the last start.
+    lied: Vec<(u64, PendingWrite)>,
     /// Reads of checkpoint files fail.
     pub reads_fail: bool,
     /// What of the log is here for good.
@@ -118,7 +118,7 @@ impl SimDisk {
             files: BTreeMap::new(),
             late: Vec::new(),
             lies: 0,
-            has_lied: false,
+            lied: Vec::new(),
             reads_fail: false,
             kept: Kept::default(),
             manifest: None,
@@ -141,7 +141,7 @@ impl SimDisk {
     pub fn drop_segments(&mut self, numbers: &[u64]) {
         let head = self.kept.head();
         assert!(
-            self.has_lied || numbers.iter().all(|number| *number < head),
+            self.has_lied() || numbers.iter().all(|number| *number < head),
             "segments {numbers:?} are dropped, and the newest that is on disk is {head}"
         );
         self.spares.extend(
@@ -177,7 +177,7 @@ impl SimDisk {
         let write = self.take_write(batch_seq);
         if self.lies > 0 {
             self.lies -= 1;
-            self.has_lied = true;
+            self.lied.push((batch_seq, write));
             return;
         }
         self.land(batch_seq, &write);
@@ -192,7 +192,7 @@ impl SimDisk {
     fn must_have(&self, claimed: Lsn, who: &str) {
         let end = self.kept.end();
         assert!(
-            self.has_lied || claimed <= end,
+            self.has_lied() || claimed <= end,
             "{who} says that the log is durable up to {claimed}, and it is up to {end}"
         );
     }
@@ -200,7 +200,17 @@ impl SimDisk {
     /// Whether it has lost writes since the last start.
     #[must_use]
     pub fn has_lied(&self) -> bool {
-        self.has_lied
+        !self.lied.is_empty()
+    }
+
+    /// The writes that it has lost since the last start were late, and not lost.
+    pub fn own_up(&mut self) {
+        for (batch_seq, write) in std::mem::take(&mut self.lied) {
+            // The log may have let go of its segment since.
+            if self.segments.contains_key(&write.segment) {
+                self.land(batch_seq, &write);
+            }
+        }
     }
 
     fn take_write(&mut self, batch_seq: u64) -> PendingWrite {
@@ -454,7 +464,7 @@ impl SimDisk {
                 _ => self.land_some(&write, prng),
             }
         }
-        self.has_lied = false;
+        self.lied.clear();
         let unsynced = |file: &File| file.synced < file.bytes.len();
         let names: Vec<_> = self
             .files

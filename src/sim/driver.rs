@@ -13,9 +13,10 @@ use crate::base::members::ClusterMembers;
 use crate::base::prng::{Prng, mix};
 use crate::base::units::Lsn;
 use crate::raft::message::{Message, Voter};
+use crate::shard::bases::root_ref;
 use crate::shard::effect::{CheckpointFile, Effect, GroupReader, PageOrder};
 use crate::shard::input::{Input, Origin};
-use crate::shard::loading::{load_group, load_pages};
+use crate::shard::loading::{files_of_base, load_group, load_pages};
 use crate::shard::redistribution::{NewLog, damage_of, known_ends, moves};
 use crate::shard::scrub::Walk;
 use crate::shard::sparing::VoterSets;
@@ -77,6 +78,8 @@ pub enum Out {
     Beat(NodeId),
     /// Every shard of this node is told that another is silent.
     Silent(Voter),
+    /// Shard 0 is told that a node which was lost has been heard.
+    Heard(Voter),
     /// Every shard of this node is told what the voters' clocks say.
     Clock(VotersClock),
     /// Every other shard of this node is told who belongs to the cluster.
@@ -162,6 +165,7 @@ pub fn begin(disk: &mut SimDisk, effect: Effect) -> Begun {
         Effect::SendPeer { to, messages } => return Begun::Out(Out::Messages(to, messages)),
         Effect::SendBeat { to } => return Begun::Out(Out::Beat(to)),
         Effect::TellSilent { peer } => return Begun::Out(Out::Silent(peer)),
+        Effect::TellHeard { peer } => return Begun::Out(Out::Heard(peer)),
         Effect::TellClock(clock) => return Begun::Out(Out::Clock(clock)),
         Effect::ClusterMembers(members) => return Begun::Out(Out::Members(members)),
         Effect::VoterSets(sets) => return Begun::Out(Out::VoterSets(sets)),
@@ -331,6 +335,30 @@ pub fn start(
     }
     disk.kept.restart(&recovered);
     Ok(recovered)
+}
+
+/// The bases that a start finds in a log must be there, the newest and the one before, with the files that
+/// they name: nothing was done to the disk, and nothing of it was ever unreadable.
+///
+/// # Panics
+/// If a file is missing.
+pub fn must_have_bases(disk: &SimDisk, log: &Recovered) {
+    if disk.reads_fail {
+        return;
+    }
+    let files = disk.files();
+    let mut read = |file, offset, len| disk.read(file, offset, len);
+    for (group, log) in &log.groups {
+        for base in &log.bases {
+            let Some(root) = root_ref(base) else { continue };
+            let named = files_of_base(&root, &mut read);
+            assert!(
+                named.is_some_and(|named| named.all().all(|file| files.contains_key(&file))),
+                "the log says that group {group} has a base of entry {}, and its files are gone",
+                base.index
+            );
+        }
+    }
 }
 
 /// Gives the groups of a node's disks to other shards, as a start does that is for another number of them:

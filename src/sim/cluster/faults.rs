@@ -6,7 +6,9 @@ use super::node::Image;
 use super::options::Fault;
 use super::{Cluster, Event};
 use crate::base::prng::{Prng, mix};
+use crate::base::units::Monotonic;
 use crate::shard::input::Input;
+use crate::sim::disk::SimDisk;
 use std::time::Duration;
 
 /// A clock jumps by less than this, forth or back. Jobs that were to start later wait for it.
@@ -50,7 +52,10 @@ impl Cluster<'_> {
         } else {
             Some(place)
         };
-        let node = node.filter(|node| fault != Fault::LostWrite || self.is_heard_by_enough(*node));
+        let node = node.map(|node| match self.liar() {
+            Some(liar) if fault.ends_process() => liar,
+            _ => node,
+        });
         let happens = self.only.as_ref().is_none_or(|only| only.contains(&number));
         if let (Some(node), true) = (node, happens) {
             *self.report.faults.entry(fault).or_default() += 1;
@@ -131,7 +136,7 @@ impl Cluster<'_> {
                 let shard = prng.below(disks.len() as u64) as usize;
                 disks[shard].lie(writes);
                 self.nodes[node].is_harmed = true;
-                self.nodes[node].lies_until = self.now.plus(FOUND_WITHIN);
+                self.lies_from_now(node);
                 self.die_soon(node, prng.below(SOON_MS * 1_000));
                 if self.options.faults.contains(&Fault::OtherShards) && prng.chance(1, 2) {
                     self.want_other_shards(node, prng);
@@ -162,10 +167,52 @@ impl Cluster<'_> {
         others.filter(|other| !hears(other)).count()
     }
 
-    /// Whether in any majority to which a node belongs another hears what its disk claims: from the others nobody
-    /// could learn that it was lost.
-    fn is_heard_by_enough(&self, node: usize) -> bool {
-        self.deaf_to(node) < self.options.nodes / 2
+    /// All others hear how far the logs of a node go, as they soon would. False if one of them does not: of
+    /// what the disk loses then nobody could tell it that it is missing.
+    fn all_hear(&mut self, node: usize) -> bool {
+        if !self.nodes[node].runs() || self.deaf_to(node) > 0 {
+            return false;
+        }
+        let (me, durable) = (self.nodes[node].me.node, self.nodes[node].durable());
+        for other in (0..self.options.nodes).filter(|other| *other != node) {
+            let known = self.nodes[other].durable.get_mut(&me);
+            known.expect("it hears").hear(durable.clone());
+        }
+        true
+    }
+
+    /// The node whose disk has lost what it had called safe, and that may not have been told so. Who can tell it
+    /// must not forget that before.
+    pub(super) fn liar(&self) -> Option<usize> {
+        let mut nodes = 0..self.options.nodes;
+        nodes.find(|node| self.nodes[*node].lies_until > self.now)
+    }
+
+    fn lies_from_now(&mut self, node: usize) {
+        self.nodes
+            .iter_mut()
+            .for_each(|node| node.write_fails = false);
+        self.nodes[node].lies_until = self.now.plus(FOUND_WITHIN);
+    }
+
+    /// A process is about to be gone: what its disks have said to be written and did not write is lost, if all
+    /// others know how much that was.
+    pub(super) fn lose_lied(&mut self, node: usize) {
+        let has_lied = self.nodes[node].disks.iter().any(SimDisk::has_lied);
+        if has_lied && !self.all_hear(node) {
+            self.nodes[node].disks.iter_mut().for_each(SimDisk::own_up);
+        }
+        let place = &mut self.nodes[node];
+        if place.lies_until > self.now {
+            place.lies_until = Monotonic(u64::MAX);
+        }
+    }
+
+    /// A process has started, and will be told what its disks have lost.
+    pub(super) fn lies_again(&mut self, node: usize) {
+        if self.nodes[node].lies_until == Monotonic(u64::MAX) {
+            self.lies_from_now(node);
+        }
     }
 
     /// The next start of a node is for any number of shards.
@@ -176,14 +223,12 @@ impl Cluster<'_> {
 
     /// All nodes are gone at once.
     pub(super) fn lose_power(&mut self) {
-        let nodes = 0..self.options.nodes;
         // What a disk has lost and called safe is known to who has heard of it, and to nobody once
         // all have forgotten: the README does not promise that.
-        let lies = |node: &usize| self.nodes[*node].lies_until > self.now;
-        if let Some(liar) = nodes.clone().find(lies) {
+        if let Some(liar) = self.liar() {
             return self.die(liar);
         }
-        for node in nodes {
+        for node in 0..self.options.nodes {
             if self.nodes[node].loads() {
                 self.has_met(Fault::PowerLoss, Doing::Loads);
             }
@@ -193,20 +238,24 @@ impl Cluster<'_> {
 
     fn die_soon(&mut self, node: usize, micros: u64) {
         let start = self.nodes[node].start;
-        self.schedule(Duration::from_micros(micros), Event::Die(node, start));
+        self.schedule(Duration::from_micros(micros), Event::Crash(node, start));
     }
 
     /// Damages what is on a disk. Most of it is found at a start, which may follow.
     fn harm(&mut self, fault: Fault, node: usize, prng: &mut Prng) {
         let harm = fault.harm().expect("it is harm to a disk");
-        // Where a majority may be harmed, what nobody could prove to be missing stays whole.
-        let proved = self.options.is_helpless();
+        // Where a majority may be harmed, or nobody else has heard of it, what nobody could prove to be missing
+        // stays whole.
+        let proved = self.options.is_helpless() || !self.all_hear(node);
         let place = &mut self.nodes[node];
         let shard = prng.below(place.disks.len() as u64) as usize;
         let Some(harmed) = place.disks[shard].harm(harm, proved, prng) else {
             return;
         };
         place.is_harmed = true;
+        if !proved {
+            self.lies_from_now(node);
+        }
         self.say(|| format!("{harm:?} on shard {shard} of node {}: {harmed:?}", node + 1));
         if prng.chance(1, 2) {
             self.die_soon(node, prng.below(SOON_MS * 1_000));
@@ -226,8 +275,7 @@ impl Cluster<'_> {
         }
     }
 
-    /// The first time an image is taken; it is restored the next time, while all others run and can tell
-    /// that it is old. Nobody could if they had forgotten what they heard.
+    /// The first time an image is taken; it is restored the next time, while all others can tell that it is old.
     fn restore_image(&mut self, node: usize) {
         let Some(image) = self.nodes[node].image.take() else {
             let place = &mut self.nodes[node];
@@ -238,7 +286,7 @@ impl Cluster<'_> {
             });
             return;
         };
-        if self.deaf_to(node) > 0 {
+        if !self.all_hear(node) {
             self.nodes[node].image = Some(image);
             return;
         }

@@ -109,6 +109,8 @@ enum Event {
     Late(usize),
     /// A node dies, if it is still this process.
     Die(usize, u32),
+    /// The same, by a fault.
+    Crash(usize, u32),
     /// All nodes die.
     PowerLoss,
     Start(usize),
@@ -351,6 +353,7 @@ impl<'a> Cluster<'a> {
             self.report.redistributed += 1;
             self.say(|| format!("node {} has {shards} shards now, {before} before", node + 1));
         }
+        self.lies_again(node);
         let start = self.nodes[node].start;
         self.say(|| format!("node {} starts for the {start}. time", node + 1));
         self.connect_all(node);
@@ -370,6 +373,7 @@ impl<'a> Cluster<'a> {
             self.report.crashes_in_recovery += 1;
             self.has_met(Fault::Crash, Doing::Loads);
         }
+        self.lose_lied(node);
         self.nodes[node].die(&mut self.prng);
         let late = Duration::from_micros(self.prng.below(20_000));
         self.schedule(late, Event::Late(node));
@@ -492,6 +496,12 @@ impl<'a> Cluster<'a> {
             Event::PowerLoss => self.lose_power(),
             Event::Die(node, start) => {
                 if self.nodes[node].start == start {
+                    self.die(node);
+                }
+            }
+            Event::Crash(node, start) => {
+                let may_die = self.liar().is_none_or(|liar| liar == node);
+                if self.nodes[node].start == start && may_die {
                     self.die(node);
                 }
             }
@@ -652,6 +662,10 @@ impl<'a> Cluster<'a> {
                     let lost = Input::PeerLost { peer, loss };
                     self.schedule(soon, Event::Tell(at(ShardId(shard)), lost));
                 }
+            }
+            Out::Heard(peer) => {
+                let heard = Input::PeerHeard { peer };
+                self.schedule(soon, Event::Tell(at(ShardId(0)), heard));
             }
             Out::Clock(clock) => {
                 for shard in 0..self.nodes[node].shards() {

@@ -71,7 +71,8 @@ pub(super) struct Node {
     pub(super) wal_set: u32,
     /// A disk has lost what it had said was safe.
     pub(super) is_harmed: bool,
-    /// Until then nobody may have told it that a disk has lost what it had said was safe.
+    /// Until then nobody may have told it that a disk has lost what it had said was safe; `u64::MAX` while
+    /// its process is gone.
     pub(super) lies_until: Monotonic,
     /// The next log write fails.
     pub(super) write_fails: bool,
@@ -256,6 +257,9 @@ impl Node {
             let disk = &mut self.disks[usize::from(shard)];
             let recovered = driver::start(disk, identity, options.segment_bytes, self.is_harmed);
             let recovered = recovered.expect("the log is this node's own");
+            if !self.is_harmed && !self.was_unreadable {
+                driver::must_have_bases(disk, &recovered);
+            }
             has_damage |= !recovered.damage.is_empty();
             let config = ShardConfig {
                 zone: String::new(),

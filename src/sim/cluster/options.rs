@@ -88,6 +88,20 @@ impl Fault {
         self.harm().is_some() || is_other
     }
 
+    /// Whether a process ends by it, and forgets what it heard of the others.
+    pub(super) fn ends_process(self) -> bool {
+        matches!(
+            self,
+            Self::Crash
+                | Self::PowerLoss
+                | Self::Stop
+                | Self::LoseDisk
+                | Self::WriteError
+                | Self::OldImage
+                | Self::OtherShards
+        )
+    }
+
     pub(super) fn harm(self) -> Option<Harm> {
         match self {
             Self::Rot => Some(Harm::Rot),

@@ -230,7 +230,7 @@ impl Cluster<'_> {
         }
     }
 
-    /// Node, group, role, applied and last index of all that runs, for people.
+    /// The groups of all that runs, for people.
     pub(super) fn groups_of_running(&self) -> Vec<String> {
         let mut lines = Vec::new();
         for node in &self.nodes {
@@ -238,11 +238,22 @@ impl Cluster<'_> {
                 for group in judges::groups(node, &self.options, shard) {
                     let raft = engine.member(group);
                     let (role, log) = (raft.role(), raft.log());
+                    let leader = raft.leader().map(|leader| leader.node);
+                    let rests = if raft.is_quiet() { ", rests" } else { "" };
+                    let recovers = if raft.is_recovering() {
+                        ", recovers"
+                    } else {
+                        ""
+                    };
                     lines.push(format!(
-                        "node {} group {group} {role:?} {} of {}",
+                        "node {} group {group} {role:?} of term {} under {leader:?}{rests}{recovers}: {} of {} \
+                         applied, {} committed; {:?}",
                         node.me.node,
+                        raft.term(),
                         log.applied(),
-                        log.last_index()
+                        log.last_index(),
+                        log.committed(),
+                        raft.members().to_list(),
                     ));
                 }
             }

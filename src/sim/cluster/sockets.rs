@@ -279,8 +279,9 @@ impl Cluster<'_> {
         self.leaves = true;
         let end = self.now.plus(LEFT_WITHIN);
         let all = 0..self.library.len();
-        let run_until = |cluster: &mut Self, is_done: fn(&CoreClient) -> bool| {
-            while !cluster.library.iter().all(is_done) {
+        let step_unless = |cluster: &mut Self, is_done: fn(&CoreClient) -> bool| {
+            let goes_on = !cluster.library.iter().all(is_done);
+            if goes_on {
                 let kept = cluster.library.iter().map(CoreClient::kept);
                 assert!(
                     cluster.now < end,
@@ -289,21 +290,29 @@ impl Cluster<'_> {
                 );
                 cluster.step();
             }
+            goes_on
         };
-        run_until(self, |client| {
+        while step_unless(self, |client| {
             client.is_idle() && client.kept().requests == 0
-        });
+        }) {}
         for client in all.clone() {
             let kept = self.library[client].kept();
             assert!(
                 (kept.numbers, kept.grants) == (0, 0),
                 "what ended is kept: {kept:?}"
             );
-            self.tell_client(client, CoreClient::close);
         }
-        run_until(self, |client| {
-            client.is_closed() && client.kept().conns == 0
-        });
+        loop {
+            for client in all.clone() {
+                if self.library[client].is_to_close() {
+                    self.tell_client(client, CoreClient::close);
+                }
+            }
+            let is_closed = |client: &CoreClient| client.is_closed() && client.kept().conns == 0;
+            if !step_unless(self, is_closed) {
+                break;
+            }
+        }
         for client in all {
             let kept = self.library[client].kept();
             assert!(kept == Kept::default(), "a closed client keeps {kept:?}");
