@@ -8,6 +8,7 @@ use crate::base::ids::{GroupId, SessionId};
 use crate::base::limits::ITEMS_MAX;
 use crate::base::units::Monotonic;
 use crate::client::error::Error;
+use crate::client::group::GroupSession;
 use crate::client::links::{ConnNo, Target};
 use crate::wire::Outcome;
 use crate::wire::message::{Reply, ReplyBody, RequestBody, WorkerInfo};
@@ -52,7 +53,7 @@ impl ClientCore {
             }
             Origin::Attach(group) => {
                 let state = self.groups.get(&group);
-                let is_wanted = state.is_some_and(|state| state.must_attach());
+                let is_wanted = state.is_some_and(GroupSession::must_attach);
                 is_wanted.then(|| now.plus(self.own_patience()))
             }
             _ => None,
