@@ -201,7 +201,7 @@ const HUNTS: &[(Bug, Where, u64)] = &[
     (Bug::AbsenceWithoutPromise, Where::Helpless, 400),
     (Bug::EchoIgnored, Where::Images, 100),
     (Bug::EarlierLogsVoid, Where::OtherShards, 100),
-    (Bug::CutOnProof, Where::Harm, 100),
+    (Bug::CutOnProof, Where::Harm, 400),
     (Bug::DurableWithGap, Where::Anywhere, 20),
     (Bug::DurableClaimedEarly, Where::Storage, 100),
     (Bug::ManifestClaimsEarly, Where::Storage, 400),
