@@ -81,8 +81,8 @@ impl ClientCore {
         let link = self.links.up(self.links.target(pending.route));
         let unreachable = self.links.last_error().filter(|_| link.is_none());
         last.cloned()
-            .or_else(|| self.why_no_session(pending))
             .or_else(|| unreachable.cloned())
+            .or_else(|| self.why_no_session(pending))
             .unwrap_or_else(|| Error::new(Code::Timeout, "no answer within the deadline"))
     }
 
