@@ -2,9 +2,11 @@
 //! the entries that were in it.
 //!
 //! A batch ends with a [`Recap`] of the one before: of each group in it the row, as the head of a segment has
-//! it, and the lowest index of its entries; bases that are still in force stand there once more. Earlier batches are told
-//! of, too, as far as the last block has room that would be zeros otherwise: under little load a disk may so
-//! lose some batches in a row.
+//! it, and the lowest index of its entries; bases that are still in force stand there once more. Earlier
+//! batches are told of, too, as far as the last block has room that would be zeros otherwise: under little load
+//! a disk may so lose some batches in a row.
+//!
+//! A base that another replaced at its index is not told again: what is read last at an index is the newer.
 //!
 //! Entries are not said again: who has a copy is another member. Nor is what the first head of a process
 //! says, since a start judges in it what the log before it is worth, and whoever has not read that cannot

@@ -93,6 +93,8 @@ struct Filling {
     buffer: Vec<u8>,
     records: u32,
     marks: Vec<Mark>,
+    /// The bases in it.
+    bases: BTreeSet<(GroupId, LogIndex)>,
     /// Runs that the batch adds to the footer, at the most.
     runs: usize,
 }
@@ -282,6 +284,9 @@ impl LogWriter {
             }
             other => {
                 other.encode(&mut filling.buffer);
+                if let Record::Base(base) = &other {
+                    filling.bases.insert((base.group, base.index));
+                }
                 filling.marks.push(Mark::Other(Box::new(other)));
             }
         }
@@ -306,6 +311,7 @@ impl LogWriter {
                 buffer,
                 records: 0,
                 marks: std::mem::take(&mut self.spare_marks),
+                bases: BTreeSet::new(),
                 runs: 0,
             });
             self.next_ticket.0 += 1;
@@ -398,7 +404,7 @@ impl LogWriter {
         self.sealed_ticket = filling.ticket;
         let at = u32::try_from(self.offset).expect("a segment is smaller than 4 GiB");
         let start = self.end_lsn;
-        let write = self.seal_with_recaps(filling.buffer, 0, filling.records, &filling.marks);
+        let write = self.seal_with_recaps(filling.buffer, 0, filling.records, &filling.bases);
         for mark in filling.marks.drain(..) {
             match mark {
                 Mark::Entry(mark) => {
@@ -477,27 +483,20 @@ impl LogWriter {
     }
 
     fn seal_empty(&mut self, flags: u8) -> WalWrite {
-        self.seal_with_recaps(vec![0; BATCH_HEADER_BYTES], flags, 0, &[])
+        self.seal_with_recaps(vec![0; BATCH_HEADER_BYTES], flags, 0, &BTreeSet::new())
     }
 
-    /// Seals a batch with these records and marks, which are not noted yet.
+    /// Seals a batch with so many records, these bases among them, none of which is noted yet.
     fn seal_with_recaps(
         &mut self,
         mut buffer: Vec<u8>,
         flags: u8,
         records: u32,
-        marks: &[Mark],
+        bases: &BTreeSet<(GroupId, LogIndex)>,
     ) -> WalWrite {
         // Of two bases at one index, what is read last is the newer.
         let is_in_force = |base: &BaseRecord| {
-            let replaces = |mark: &Mark| match mark {
-                Mark::Entry(_) => false,
-                Mark::Other(record) => matches!(
-                    &**record,
-                    Record::Base(own) if (own.group, own.index) == (base.group, base.index)
-                ),
-            };
-            self.ledger.has_base(base) && !marks.iter().any(replaces)
+            self.ledger.has_base(base) && !bases.contains(&(base.group, base.index))
         };
         let more = self
             .recaps

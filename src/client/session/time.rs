@@ -32,9 +32,9 @@ impl ClientCore {
         for id in late {
             let wanted = self.wanted_until(now, id).filter(|until| *until > now);
             if let Some(until) = wanted
-                && let Some(opens) = self.requests.get_mut(&id)
+                && let Some(own) = self.requests.get_mut(&id)
             {
-                opens.deadline = until;
+                own.deadline = until;
             } else if let Some(pending) = self.requests.get(&id) {
                 let error = self.given_up(pending);
                 self.finish(now, id, Err(error));

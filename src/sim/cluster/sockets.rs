@@ -279,22 +279,27 @@ impl Cluster<'_> {
         self.leaves = true;
         let end = self.now.plus(LEFT_WITHIN);
         let all = 0..self.library.len();
-        let step_unless = |cluster: &mut Self, is_done: fn(&CoreClient) -> bool| {
-            let goes_on = !cluster.library.iter().all(is_done);
-            if goes_on {
-                let kept = cluster.library.iter().map(CoreClient::kept);
-                assert!(
-                    cluster.now < end,
-                    "a client never leaves: they keep {:?}",
-                    kept.collect::<Vec<Kept>>()
-                );
-                cluster.step();
-            }
-            goes_on
-        };
-        while step_unless(self, |client| {
-            client.is_idle() && client.kept().requests == 0
-        }) {}
+        let run_until =
+            |cluster: &mut Self, tell: fn(&mut Self), is_done: fn(&CoreClient) -> bool| {
+                loop {
+                    tell(cluster);
+                    if cluster.library.iter().all(is_done) {
+                        return;
+                    }
+                    let kept = cluster.library.iter().map(CoreClient::kept);
+                    assert!(
+                        cluster.now < end,
+                        "a client never leaves: they keep {:?}",
+                        kept.collect::<Vec<Kept>>()
+                    );
+                    cluster.step();
+                }
+            };
+        run_until(
+            self,
+            |_| {},
+            |client| client.is_idle() && client.kept().requests == 0,
+        );
         for client in all.clone() {
             let kept = self.library[client].kept();
             assert!(
@@ -302,17 +307,9 @@ impl Cluster<'_> {
                 "what ended is kept: {kept:?}"
             );
         }
-        loop {
-            for client in all.clone() {
-                if self.library[client].is_to_close() {
-                    self.tell_client(client, CoreClient::close);
-                }
-            }
-            let is_closed = |client: &CoreClient| client.is_closed() && client.kept().conns == 0;
-            if !step_unless(self, is_closed) {
-                break;
-            }
-        }
+        run_until(self, Self::close_idle, |client| {
+            client.is_closed() && client.kept().conns == 0
+        });
         for client in all {
             let kept = self.library[client].kept();
             assert!(kept == Kept::default(), "a closed client keeps {kept:?}");
@@ -322,6 +319,15 @@ impl Cluster<'_> {
             "nobody has these: {:?}",
             self.sockets
         );
+    }
+
+    /// Closes every client that has nothing left to do, also one that follows one whose closing was given up.
+    fn close_idle(&mut self) {
+        for client in 0..self.library.len() {
+            if self.library[client].is_to_close() {
+                self.tell_client(client, CoreClient::close);
+            }
+        }
     }
 }
 
