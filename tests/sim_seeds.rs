@@ -162,16 +162,14 @@ fn a_group_does_not_go_round_for_ever() {
     let _ = Cluster::run(30_013_780, None);
 }
 
-/// A block of the end of a log was lost of which nobody else had heard: beyond what is promised.
+/// Seeds that failed once by a fault of the simulator itself: the end of a log was damaged, or a write lost, of which
+/// not all others had heard, which is beyond what is promised; and a client that followed one whose closing was
+/// given up was never closed. With the mends they draw other things, and stay as runs like any other.
 #[test]
-fn what_nobody_else_has_heard_of_stays_whole() {
-    let _ = Cluster::run(20_012_059, None);
-}
-
-/// Closing a client was given up, and the next one of its program was never closed.
-#[test]
-fn the_client_after_one_that_was_given_up_is_closed() {
-    let _ = Cluster::run(20_004_319, None);
+fn what_failed_by_the_simulator_alone_passes() {
+    for seed in [20_004_319, 20_012_059, 20_017_575, 20_018_565, 20_047_474] {
+        let _ = Cluster::run(seed, None);
+    }
 }
 
 #[test]
