@@ -361,9 +361,16 @@ fn what_an_older_image_says_makes_nothing_forgotten() {
     assert_eq!(heard, of(5, 1, 9_000));
     heard.hear(of(4, 3, 5_000));
     assert_eq!(heard, of(5, 1, 9_000));
-    // Its second start was told by hello what it lacks.
+    // Its second start was told by hello what it lacks, and has not noted that yet.
+    heard.hear(of(0, 4, 4_400));
+    assert_eq!(heard, of(5, 1, 9_000), "the next start must be told, too");
     heard.hear(of(6, 4, 4_500));
     assert_eq!(heard, of(6, 4, 4_500));
     heard.hear(of(6, 4, 4_400));
     assert_eq!(heard, of(6, 4, 4_500), "what was durable stays so");
+    let mut heard = of(0, 4, 4_400);
+    assert!(heard.clone().told().is_empty(), "it is said again");
+    heard.hear(of(6, 4, 4_500));
+    assert_eq!(heard, of(6, 4, 4_500));
+    assert_eq!(heard.told(), [Lsn(4_500)]);
 }

@@ -92,6 +92,8 @@ pub enum Bug {
     AbsenceWithoutPromise,
     /// What others have heard of the end of a log is not looked at.
     EchoIgnored,
+    /// A process says how long its logs are before it has noted what it was told that they have lost.
+    LossNotNoted,
     /// What others have heard of logs from before a change of the number of shards counts for nothing.
     EarlierLogsVoid,
 
@@ -177,7 +179,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 76] = [
+    pub const ALL: [Self; 77] = [
         Self::AckBeforeSync,
         Self::AppendedBeforeSync,
         Self::VoteBeforeSync,
@@ -218,6 +220,7 @@ impl Bug {
         Self::CutByOneAnswer,
         Self::AbsenceWithoutPromise,
         Self::EchoIgnored,
+        Self::LossNotNoted,
         Self::EarlierLogsVoid,
         Self::CutOnProof,
         Self::DurableWithGap,

@@ -29,6 +29,8 @@ pub struct ShardMetrics {
     jobs_held_bytes: AtomicU64,
     /// Where its log is durable up to.
     pub durable_lsn: AtomicU64,
+    /// How often it was told how long its logs were, all that it has lost by that noted.
+    pub ends_noted: AtomicU64,
     /// Whether it serves.
     pub serving: AtomicBool,
     /// Whether it shall get leads of other nodes.
@@ -62,6 +64,7 @@ impl ShardMetrics {
             connections: AtomicU64::new(0),
             jobs_held_bytes: AtomicU64::new(0),
             durable_lsn: AtomicU64::new(0),
+            ends_noted: AtomicU64::new(0),
             serving: AtomicBool::new(false),
             takes_leads: AtomicBool::new(true),
             wal_fsync: histogram(

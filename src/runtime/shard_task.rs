@@ -482,6 +482,8 @@ impl Driver {
             // Before what relies on it leaves.
             let durable = self.engine.durable_lsn();
             self.hub.numbers().durable_lsn.store(durable.0, Relaxed);
+            let noted = self.engine.ends_noted();
+            self.hub.numbers().ends_noted.store(noted, Relaxed);
             self.perform();
             self.hub.numbers().publish(self.engine.counters());
             let takes_leads = self.engine.takes_leads();
@@ -733,9 +735,13 @@ impl Driver {
         let _ = self.scrubs.send(scrubber::Order { shard, walk });
     }
 
-    /// What this node tells the others of itself.
+    /// What this node tells the others of itself. Shard 0 was told how long the logs were when the others were, and
+    /// before it had a connection to beat on.
     fn beat(&self) -> NodeBeat {
         let mut shards = self.hub.metrics.shards.iter();
+        let heard = self.engine.ends_heard();
+        let has_noted = |shard: &ShardMetrics| shard.ends_noted.load(Relaxed) >= heard;
+        let have_noted = shards.clone().all(has_noted);
         let lsns = shards.clone();
         let lsns = lsns.map(|shard| Lsn(shard.durable_lsn.load(Relaxed)));
         NodeBeat {
@@ -746,7 +752,7 @@ impl Driver {
                 disk: self.disk,
                 wal_set: self.wal_set,
                 lsns: lsns.collect(),
-                start: self.start,
+                start: if have_noted { self.start } else { 0 },
                 process: self.process,
             },
         }

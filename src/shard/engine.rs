@@ -12,7 +12,7 @@ use super::input::{Input, Origin};
 use super::installs::Installs;
 use super::loading::Unread;
 use super::log_reads::LogReads;
-use super::lost_ends::KnownEnds;
+use super::lost_ends::{KnownEnds, Losses};
 use super::members::Cluster;
 use super::opening::{formation, log_hard_state, open_group, standing_row};
 use super::peers::Peers;
@@ -138,6 +138,8 @@ pub struct ShardEngine {
     /// What shard 0 told of that last.
     pub(super) clock_told: Option<VotersClock>,
     pub(super) ends: KnownEnds,
+    /// What it was told that its log has lost.
+    pub(super) losses: Losses,
     /// Groups were formed, which the log shall say before anybody is let in.
     forms: bool,
     pub(super) installs: Installs,
@@ -256,6 +258,7 @@ impl ShardEngine {
             voters_clock: None,
             clock_told: None,
             ends,
+            losses: Losses::default(),
             forms,
             installs: Installs::default(),
             log_reads: LogReads::default(),
@@ -663,6 +666,7 @@ impl ShardEngine {
         if let Some(standing) = ready.standing {
             let row = standing_row(group, standing);
             group.promise_ticket = self.wal.append(Record::GroupTable(vec![row]));
+            self.losses.wrote(slot, group.promise_ticket);
         }
         self.written.extend(last);
         self.groups[slot].reads.let_through(ready.reads.drain(..));

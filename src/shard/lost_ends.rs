@@ -11,6 +11,10 @@
 //! | one before it of which no end is known | the log that the group was in then held anything |
 //! | a later one | always: this is an image from before it |
 //!
+//! Who hears of a later process forgets what it heard of the one before. So what a process says of its logs is not
+//! believed before it has noted durably what it was told that they have lost ([`Losses`]): it may die before, and
+//! the next one must be told as well.
+//!
 //! The others hear of a new set as soon as the node speaks to them; so only who was cut off meanwhile tells of
 //! an earlier one. Nobody knows how long the logs of a set were if it was in force long ago, or if the next one
 //! came before anything was written: then nothing of it was ever durable.
@@ -21,9 +25,9 @@ use crate::base::bugs::{self, Bug};
 use crate::base::ids::{GroupId, ShardId};
 use crate::base::units::Lsn;
 use crate::wal::segment::Echo;
-use crate::wal::writer::LogIdentity;
+use crate::wal::writer::{LogIdentity, Ticket};
 use crate::wire::peer::Durable;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How long the logs of this disk were, and are.
 #[derive(Debug)]
@@ -83,10 +87,52 @@ impl KnownEnds {
     }
 }
 
+/// What this process was told that its log has lost, until that is durable in it.
+#[derive(Debug, Default)]
+pub(super) struct Losses {
+    /// How often it was told how long its logs were.
+    heard: u64,
+    /// Groups that have lost something, and do not say so in the log yet. One that stopped never does.
+    unwritten: BTreeSet<usize>,
+    /// With this all others do.
+    written: Option<Ticket>,
+}
+
+impl Losses {
+    /// What a group has lost stands in the log.
+    pub(super) fn wrote(&mut self, slot: usize, ticket: Ticket) {
+        if self.unwritten.remove(&slot) {
+            self.written = Some(ticket);
+        }
+    }
+
+    fn are_durable(&self, durable: Ticket) -> bool {
+        self.unwritten.is_empty() && self.written.is_none_or(|written| written <= durable)
+    }
+}
+
 impl ShardEngine {
+    /// How often this process was told how long its logs were.
+    #[must_use]
+    pub fn ends_heard(&self) -> u64 {
+        self.losses.heard
+    }
+
+    /// The same, if all that it has lost by that is noted durably; else 0.
+    #[must_use]
+    pub fn ends_noted(&self) -> u64 {
+        let are_noted = self.losses.are_durable(self.wal.durable_ticket());
+        if are_noted || bugs::on(Bug::LossNotNoted) {
+            self.losses.heard
+        } else {
+            0
+        }
+    }
+
     /// Another node has heard how long the logs of this one were. A group in which nobody else votes has
     /// nobody to ask, and stops if others have come since: they may have gone on.
     pub(super) fn on_heard_durable(&mut self, heard: &Durable) {
+        self.losses.heard += 1;
         if bugs::on(Bug::EchoIgnored) {
             return;
         }
@@ -99,9 +145,14 @@ impl ShardEngine {
         for slot in lost {
             let raft = &mut self.groups[slot].raft;
             if !raft.leads_alone() {
+                // Who recovers already has that in the log, or in what was just appended to it.
+                if !raft.is_recovering() {
+                    self.losses.unwritten.insert(slot);
+                }
                 raft.distrust();
                 self.mark(slot);
             } else if has_others {
+                self.losses.unwritten.insert(slot);
                 let what = "the end of its log is lost, and with it that other nodes have votes";
                 self.halt(slot, what);
             }

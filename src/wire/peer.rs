@@ -53,7 +53,9 @@ pub struct Durable {
     pub wal_set: u32,
     /// All below was durable, by shard.
     pub lsns: Vec<Lsn>,
-    /// The start of the node in which it was, below [`STARTS_END`].
+    /// The start of the node in which it was, below [`STARTS_END`]; 0 while the process was told that its logs have
+    /// lost something, and has not noted that durably. Nobody forgets by such a one what was heard before: the
+    /// next process would not be told.
     pub start: u32,
     /// Random bits of the process. An older image of a disk starts with a number that was used before.
     pub process: u64,
@@ -73,12 +75,24 @@ impl Durable {
         self.disk == disk && self.process != process
     }
 
+    /// What a hearer of this knows, so that it is not said again before the logs grow; nothing while the process
+    /// has not noted what it has lost.
+    #[must_use]
+    pub fn told(self) -> Vec<Lsn> {
+        if self.start == 0 {
+            Vec::new()
+        } else {
+            self.lsns
+        }
+    }
+
     /// The same node said more. What a later start of it says is believed, even if it is less: it was
-    /// told by hello what it has lost. A process with the number of a start that was is an older image of
+    /// told by hello what it has lost, and has noted that. A process with the number of a start that was is an older image of
     /// the disk: it is told so and ends, but what it says until then must not make forgotten what was
     /// heard, since its next start is the one that has to know.
     pub fn hear(&mut self, said: Self) {
         if self.is_of(&said) {
+            self.start = self.start.max(said.start);
             for (known, said) in self.lsns.iter_mut().zip(said.lsns) {
                 *known = said.max(*known);
             }

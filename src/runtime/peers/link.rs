@@ -72,7 +72,7 @@ impl Outgoing {
         self.beats.set(nr);
         let beat = NodeBeat { nr, ..beat };
         encode_node_beat(&beat, &mut self.outbox.borrow_mut());
-        *self.told.borrow_mut() = beat.durable.lsns;
+        *self.told.borrow_mut() = beat.durable.told();
     }
 }
 

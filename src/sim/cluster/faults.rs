@@ -17,8 +17,9 @@ const JUMP_MS: u64 = 30_000;
 const SOON_MS: u64 = 200;
 /// A node gets up to so many shards, each of which has a group.
 const SHARDS_MAX: u64 = 3;
-/// Until then others have told a node that its disk has lost what it had called safe.
-const FOUND_WITHIN: Duration = Duration::from_secs(3);
+/// A process soon ends after its disk has lost what it had called safe. What it says until then is heard again by
+/// others that start after this long.
+const ENDS_WITHIN: Duration = Duration::from_secs(3);
 
 /// Between one and 2^`below` - 1 milliseconds, short ones as often as long ones.
 fn up_to(below: u64, prng: &mut Prng) -> Duration {
@@ -174,6 +175,9 @@ impl Cluster<'_> {
             return false;
         }
         let (me, durable) = (self.nodes[node].me.node, self.nodes[node].durable());
+        if durable.start == 0 {
+            return false;
+        }
         for other in (0..self.options.nodes).filter(|other| *other != node) {
             let known = self.nodes[other].durable.get_mut(&me);
             known.expect("it hears").hear(durable.clone());
@@ -185,14 +189,35 @@ impl Cluster<'_> {
     /// must not forget that before.
     pub(super) fn liar(&self) -> Option<usize> {
         let mut nodes = 0..self.options.nodes;
-        nodes.find(|node| self.nodes[*node].lies_until > self.now)
+        nodes.find(|node| self.is_liar(*node))
+    }
+
+    fn is_liar(&self, node: usize) -> bool {
+        match self.nodes[node].lies_until {
+            Monotonic(u64::MAX) => !self.knows_its_loss(node),
+            until => until > self.now,
+        }
+    }
+
+    /// Whether the process of a node has noted what its disk has lost: somebody told it, or nobody is left that
+    /// could.
+    fn knows_its_loss(&self, node: usize) -> bool {
+        let place = &self.nodes[node];
+        let said = place.durable();
+        let could_tell = self.nodes.iter().any(|other| {
+            let heard = other.durable.get(&place.me.node);
+            heard.is_some_and(|heard| heard.is_of_the_past(said.disk, said.process))
+        });
+        place.runs() && said.start != 0 && (place.was_told() || !could_tell)
     }
 
     fn lies_from_now(&mut self, node: usize) {
         self.nodes
             .iter_mut()
             .for_each(|node| node.write_fails = false);
-        self.nodes[node].lies_until = self.now.plus(FOUND_WITHIN);
+        if self.nodes[node].lies_until != Monotonic(u64::MAX) || !self.is_liar(node) {
+            self.nodes[node].lies_until = self.now.plus(ENDS_WITHIN);
+        }
     }
 
     /// A process is about to be gone: what its disks have said to be written and did not write is lost, if all
@@ -202,17 +227,11 @@ impl Cluster<'_> {
         if has_lied && !self.all_hear(node) {
             self.nodes[node].disks.iter_mut().for_each(SimDisk::own_up);
         }
-        let place = &mut self.nodes[node];
-        if place.lies_until > self.now {
-            place.lies_until = Monotonic(u64::MAX);
-        }
-    }
-
-    /// A process has started, and will be told what its disks have lost.
-    pub(super) fn lies_again(&mut self, node: usize) {
-        if self.nodes[node].lies_until == Monotonic(u64::MAX) {
-            self.lies_from_now(node);
-        }
+        let lies_until = match self.is_liar(node) {
+            true => Monotonic(u64::MAX),
+            false => Monotonic(0),
+        };
+        self.nodes[node].lies_until = lies_until;
     }
 
     /// The next start of a node is for any number of shards.
@@ -293,6 +312,7 @@ impl Cluster<'_> {
         self.die(node);
         self.say(|| format!("node {} goes on with an older image", node + 1));
         self.nodes[node].restore(image, &mut self.prng);
+        self.nodes[node].lies_until = Monotonic(u64::MAX);
         self.start(node);
         self.connect_now(node);
         // Its number may have been another process's: it ended, and is started again.

@@ -353,7 +353,6 @@ impl<'a> Cluster<'a> {
             self.report.redistributed += 1;
             self.say(|| format!("node {} has {shards} shards now, {before} before", node + 1));
         }
-        self.lies_again(node);
         let start = self.nodes[node].start;
         self.say(|| format!("node {} starts for the {start}. time", node + 1));
         self.connect_all(node);
@@ -734,7 +733,7 @@ impl<'a> Cluster<'a> {
             durable: self.nodes[node].durable(),
         };
         encode_node_beat(&beat, frames);
-        way.told = beat.durable.lsns;
+        way.told = beat.durable.told();
     }
 }
 

@@ -226,7 +226,10 @@ impl Cluster<'_> {
         let now = self.nodes[at].durable();
         let heard = hello.heard.iter();
         let heard = heard.filter(|heard| heard.is_of_the_past(now.disk, now.process));
-        if let Some(heard) = heard.clone().find(|heard| heard.start >= now.start) {
+        if let Some(heard) = heard
+            .clone()
+            .find(|heard| heard.start >= self.nodes[at].number)
+        {
             // What it says would be taken for what an earlier process has said: it ends, and the next
             // start is numbered so that it is not.
             self.nodes[at].number = heard.start;

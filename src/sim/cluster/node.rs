@@ -71,8 +71,8 @@ pub(super) struct Node {
     pub(super) wal_set: u32,
     /// A disk has lost what it had said was safe.
     pub(super) is_harmed: bool,
-    /// Until then nobody may have told it that a disk has lost what it had said was safe; `u64::MAX` while
-    /// its process is gone.
+    /// Until then its process, which has said so, goes on on a disk that has lost what it had said was safe;
+    /// `u64::MAX` until the next process has noted that.
     pub(super) lies_until: Monotonic,
     /// The next log write fails.
     pub(super) write_fails: bool,
@@ -332,13 +332,27 @@ impl Node {
         }
     }
 
-    /// How far its logs are durable.
+    /// Whether the process was told how long its logs were.
+    pub(super) fn was_told(&self) -> bool {
+        self.ends_heard() > 0
+    }
+
+    fn ends_heard(&self) -> u64 {
+        self.engines.first().map_or(0, ShardEngine::ends_heard)
+    }
+
+    /// How far its logs are durable, as it says to the others.
     pub(super) fn durable(&self) -> Durable {
+        let heard = self.ends_heard();
+        let have_noted = self
+            .engines
+            .iter()
+            .all(|engine| engine.ends_noted() >= heard);
         Durable {
             disk: self.me.disk,
             wal_set: self.wal_set,
             lsns: self.engines.iter().map(ShardEngine::durable_lsn).collect(),
-            start: self.number,
+            start: if have_noted { self.number } else { 0 },
             process: self.start.into(),
         }
     }

@@ -40,6 +40,8 @@ enum Where {
     Helix,
     /// Data directories are replaced by older images.
     Images,
+    /// The same, and who starts on one dies again before it has written much.
+    BriefImages,
     /// The same, and nodes have other numbers of shards.
     OtherShards,
     /// Processes die, and there are many checkpoints.
@@ -122,6 +124,13 @@ impl Where {
                 helpless: Some(false),
                 ..on(&[OldImage, OldImage, Crash, Pause, Partition, OneWay])
             },
+            Self::BriefImages => Plan {
+                nodes: Some(3),
+                groups: Some(8),
+                fault_gap_ms: Some(50),
+                helpless: Some(false),
+                ..on(&[OldImage, OldImage, Crash, Crash, SlowDisk, SlowDisk])
+            },
             Self::OtherShards => Plan {
                 nodes: Some(3),
                 groups: Some(8),
@@ -200,6 +209,7 @@ const HUNTS: &[(Bug, Where, u64)] = &[
     (Bug::CutByOneAnswer, Where::Helpless, 100),
     (Bug::AbsenceWithoutPromise, Where::Helpless, 400),
     (Bug::EchoIgnored, Where::Images, 100),
+    (Bug::LossNotNoted, Where::BriefImages, 400),
     (Bug::EarlierLogsVoid, Where::OtherShards, 100),
     (Bug::CutOnProof, Where::Harm, 400),
     (Bug::DurableWithGap, Where::Anywhere, 20),
