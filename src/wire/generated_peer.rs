@@ -97,7 +97,8 @@ pub struct Durable {
     /// By shard.
     #[prost(uint64, repeated, tag = "3")]
     pub lsns: ::prost::alloc::vec::Vec<u64>,
-    /// The start of the node that they are of.
+    /// The start of the node that they are of; 0 while that was told that its logs have lost something and has not
+    /// noted it durably: then what was heard of an earlier one stays.
     #[prost(uint32, tag = "4")]
     pub start: u32,
     /// Random bits of the process: an older image of a disk starts with a number that was used before.
