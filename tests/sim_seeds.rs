@@ -181,6 +181,13 @@ fn who_dies_before_its_losses_are_noted_is_told_of_them_again() {
     }
 }
 
+/// Of the voters that a member with a hole knew, the others had other disks since: it asked only those that were
+/// gone, and without it there was no majority.
+#[test]
+fn who_recovers_asks_who_came_beyond_the_hole() {
+    let _ = Cluster::run(50_069_698, None);
+}
+
 /// Seeds that failed once by a fault of the simulator itself: the end of a log was damaged, or a write lost, of which
 /// not all others had heard, which is beyond what is promised; and a client that followed one whose closing was
 /// given up was never closed. With the mends they draw other things, and stay as runs like any other.

@@ -40,7 +40,8 @@ impl RaftNode {
                 | Body::Checkpoint(Checkpoint::Get { .. })
                 | Body::QueueChange(_)
         );
-        if answers && !self.leads(message.from) && !self.members.contains(message.from) {
+        let is_known = |of| self.members.contains(of) || self.asks_stranger(of);
+        if answers && !self.leads(message.from) && !is_known(message.from) {
             return Err(StepError::NotAMember(message.from.node));
         }
         let leads = matches!(

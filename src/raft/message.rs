@@ -11,7 +11,7 @@
 //! | [`Body::Checkpoint`] | who was offered one; who offered it | [`Checkpoint`] |
 //! | [`Body::QueueChange`] | who leads the home of a queue; who leads this group | [`QueueChange`] |
 //! | [`Body::AnchorGet`] | who recovers, to its leader | [`Body::Anchor`] |
-//! | [`Body::EntryGet`] | who recovers, to the voters | [`Body::EntryGot`], [`Body::EntryBase`] |
+//! | [`Body::EntryGet`] | who recovers, to whom it knows | [`Body::EntryGot`], [`Body::EntryBase`] |
 
 use crate::base::entry::Entry;
 use crate::base::ids::{GroupId, Incarnation, LogIndex, NodeId, Partition, QueueUid, Term};

@@ -238,6 +238,7 @@ impl RaftNode {
     /// [`StepError`] if it does not belong here or makes no sense; the state is untouched.
     pub fn step(&mut self, message: Message) -> Result<(), StepError> {
         self.check(&message)?;
+        self.hear_stranger(message.from);
         // A change is committed in its home group and will be in this one, whatever either of them lives
         // through: a group at rest goes on resting.
         if let Body::QueueChange(change) = message.body {

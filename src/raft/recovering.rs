@@ -18,11 +18,11 @@
 //!
 //! # The way out while nobody leads: entry repair
 //!
-//! It asks the voters what they hold from its first missing index on, in a term above all that it
+//! It asks the members what they hold from its first missing index on, in a term above all that it
 //! knows. Who answers has taken that term durably before, and so acknowledges nothing of an earlier
 //! one any more. An answer is *definite* about an index if it gives the entry or says that the log
 //! ends before it; a log that is itself in doubt there is not. With definite answers of a majority, its
-//! own not counted, about an index:
+//! own not counted, about an index (learners, and who is no member here, count for nothing):
 //!
 //! - An entry was committed with its help only if one of them holds it, and then it is the one with
 //!   the highest term (thesis 3.6.3). It is taken, if it follows what is here.
@@ -32,7 +32,9 @@
 //! What the member's own disk holds beyond the hole is in doubt for nobody: it is taken when it follows.
 //! What leads to it in any one answer is what was in the hole (log matching), and likewise what leads to
 //! the entry that was the last, where the log still says which that was: the member then has what it had,
-//! and nobody else need be asked. So logs are made whole that are damaged on all nodes, each elsewhere.
+//! and nobody else need be asked. That answer, like a checkpoint, may be anybody's, be it of a learner: the members
+//! may have changed beyond the hole, until none of those that are voters here is left. Whoever sends something
+//! meanwhile is asked as well. So logs are made whole that are damaged on all nodes, each elsewhere.
 //! A vote that may be lost is beyond doubt once *all* voters have taken the term of the repair, since
 //! no candidate of an earlier one is left.
 //!
@@ -53,7 +55,7 @@ use crate::raft::quorum::Tally;
 use crate::raft::ready::Standing;
 use crate::raft::role::Role;
 use bytes::Bytes;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// What a start knows of a log that is in doubt behind its last entry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -77,6 +79,8 @@ pub(super) struct Recovery {
     /// The term of the repair under way, or of the last one.
     repair_term: Term,
     answers: BTreeMap<Voter, Answer>,
+    /// Others that sent something, and are no members here: they may be beyond the hole.
+    strangers: BTreeSet<Voter>,
     /// Up to here the log is that of the leader of this term.
     followed: (Term, LogIndex),
 }
@@ -145,6 +149,7 @@ impl Recovery {
             vote_is_known: doubt.vote_is_known,
             repair_term: Term(0),
             answers: BTreeMap::new(),
+            strangers: BTreeSet::new(),
             followed: (Term(0), LogIndex(0)),
         }
     }
@@ -380,7 +385,21 @@ impl RaftNode {
 
     // While nobody leads.
 
-    /// Nobody was heard for an election timeout: asks the voters.
+    /// Somebody sent a message.
+    pub(super) fn hear_stranger(&mut self, from: Voter) {
+        let is_stranger = !self.members.contains(from);
+        if let (Some(recovery), true) = (&mut self.recovery, is_stranger) {
+            recovery.strangers.insert(from);
+        }
+    }
+
+    /// Whether it is asked although it is no member here.
+    pub(super) fn asks_stranger(&self, voter: Voter) -> bool {
+        let recovery = self.recovery.as_ref();
+        recovery.is_some_and(|recovery| recovery.strangers.contains(&voter))
+    }
+
+    /// Nobody was heard for an election timeout: asks all that may know.
     pub(super) fn start_repair(&mut self) {
         self.leader = None;
         self.quiet = false;
@@ -395,8 +414,10 @@ impl RaftNode {
         recovery.answers.clear();
         let term = recovery.repair_term;
         let first = self.log.last_index().next();
-        let others: Vec<Voter> = self.other_voters().collect();
-        for to in others {
+        let strangers = recovery.strangers.iter().copied();
+        let others: BTreeSet<Voter> = self.members.members().chain(strangers).collect();
+        let me = self.config.me;
+        for to in others.into_iter().filter(|other| *other != me) {
             let message = self.message(to, term, Body::EntryGet { first });
             self.messages.push(message);
         }
@@ -425,7 +446,7 @@ impl RaftNode {
         let Some(recovery) = &mut self.recovery else {
             return;
         };
-        if recovery.repair_term == term && self.members.is_voter(from) {
+        if recovery.repair_term == term {
             recovery.answers.insert(from, answer);
             self.go_on_with_repair();
         }
@@ -486,7 +507,9 @@ impl RaftNode {
         if !is_answered {
             return Next::Wait;
         }
-        let held = recovery.answers.values().map(|answer| answer.at(index));
+        let voters = recovery.answers.iter();
+        let voters = voters.filter(|(from, _)| self.members.is_voter(**from));
+        let held = voters.map(|(_, answer)| answer.at(index));
         let entries = held.filter_map(|held| match held {
             Held::Entry(entry, before) => Some((entry, before)),
             _ => None,
