@@ -181,6 +181,12 @@ fn who_dies_before_its_losses_are_noted_is_told_of_them_again() {
     }
 }
 
+/// The library could not give back in time what nobody waited for any more, and went on saying that it holds it.
+#[test]
+fn what_could_not_be_given_back_is_not_held() {
+    let _ = Cluster::run(50_088_898, None);
+}
+
 /// Of the voters that a member with a hole knew, the others had other disks since: it asked only those that were
 /// gone, and without it there was no majority.
 #[test]

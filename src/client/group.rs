@@ -84,7 +84,8 @@ pub(super) struct GroupSession {
     unseen: Vec<Token>,
     /// Polls below this were under way when `unseen` was learnt.
     unseen_polls: u64,
-    /// A lease was given up that may have been granted: its connection brings the answer, or an attach tells.
+    /// A lease was given up that may have been granted, or the giving back of jobs: its connection brings the answer,
+    /// or an attach tells.
     has_unheard: bool,
 }
 
@@ -150,8 +151,8 @@ impl GroupSession {
         self.id().is_some() && self.has_unheard
     }
 
-    /// A lease was given up before its answer came.
-    pub(super) fn gave_up_lease(&mut self) {
+    /// A lease, or the giving back of jobs, was given up before its answer came.
+    pub(super) fn may_hold_unheard(&mut self) {
         self.has_unheard = true;
     }
 

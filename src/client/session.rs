@@ -386,7 +386,7 @@ impl ClientCore {
         let harmless = pending.is_lease() || !pending.is_numbered();
         if pending.sent_on.is_none() && harmless {
             let group = pending.command().map(|(group, _)| group);
-            let is_unheard = self.give_up_lease(id);
+            let is_unheard = self.give_up(id);
             self.forget(id);
             if let Some(group) = group.filter(|_| is_unheard) {
                 self.attach(now, group);
@@ -649,7 +649,7 @@ impl ClientCore {
         };
         if nobody_asks {
             // Its session is attached where a connection is made next.
-            let _ = self.give_up_lease(id);
+            let _ = self.give_up(id);
             self.forget(id);
         } else if pending.is_repeatable() && !closing {
             tracing::debug!(request = id.0, "no answer; to be sent again");

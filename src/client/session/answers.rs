@@ -279,7 +279,7 @@ impl ClientCore {
                 self.note_grants(now, id, &reply.body);
                 false
             }
-            Err(_) => self.give_up_lease(id),
+            Err(_) => self.give_up(id),
         };
         match origin {
             Origin::OpenSession(group) => self.session_opened(now, group, &result),
@@ -436,22 +436,33 @@ impl ClientCore {
     }
 
     /// A request is about to be taken out without its answer. If it is a lease, jobs may have been granted
-    /// of which nobody will hear if its connection is lost, too. Whether no answer can come any more, so
-    /// that the server must be asked now: the last one left it open.
-    pub(super) fn give_up_lease(&mut self, id: CallId) -> bool {
-        if let Some(pending) = self.requests.get(&id)
-            && (pending.sent_on.is_some() || pending.unanswered)
-            && pending.is_lease()
-            && let Some((group, command)) = pending.command()
-            && let Some(state) = self.groups.get_mut(&group)
-            && command
-                .session
-                .is_some_and(|call| state.id() == Some(call.id))
-        {
-            state.gave_up_lease();
-            return pending.sent_on.is_none();
+    /// of which nobody will hear if its connection is lost, too; if it gives jobs back, nobody has them who would
+    /// end them, and the server must not be told that they are worked on. Whether it must be asked now what it
+    /// holds: of a lease, because the last answer left it open and no other can come.
+    pub(super) fn give_up(&mut self, id: CallId) -> bool {
+        let Some(pending) = self.requests.get(&id) else {
+            return false;
+        };
+        let Some((group, command)) = pending.command() else {
+            return false;
+        };
+        let state = self.groups.entry(group).or_default();
+        let session = command.session.map(|call| call.id);
+        if session.is_none() || session != state.id() {
+            return false;
         }
-        false
+        match &command.op {
+            Op::Release { items } if pending.origin == Origin::GiveBack => {
+                items.iter().for_each(|token| state.ended(*token));
+                state.may_hold_unheard();
+                true
+            }
+            _ if pending.is_lease() && (pending.sent_on.is_some() || pending.unanswered) => {
+                state.may_hold_unheard();
+                pending.sent_on.is_none()
+            }
+            _ => false,
+        }
     }
 
     /// Takes a request out and settles its number.

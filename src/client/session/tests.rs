@@ -725,6 +725,31 @@ fn jobs_of_an_abandoned_lease_go_back() {
     assert!(client.end(id).is_none());
 }
 
+/// Nobody worked on them, and the session that beat kept them from everybody else.
+#[test]
+fn jobs_that_could_not_be_given_back_are_not_held() {
+    let (mut client, conn) = Client::with_session();
+    let id = client.call(lease(5_000));
+    let poll = client.only_sent();
+    client.input(Input::Abandoned { id, answer: None });
+    client.reply(conn, poll.id, leased(1));
+    let release = client.only_sent();
+    client.refuse(conn, release.id, Code::NotLeader, false);
+    client.pass(PATIENCE);
+    let sent = client.take_sent();
+    let attach = sent
+        .iter()
+        .find(|request| matches!(op(request), Op::Attach { .. }));
+    let attach = attach.expect("what is held is asked for").id;
+    let outcome = Outcome::Attached {
+        epoch: 2,
+        tokens: vec![token(1)],
+    };
+    client.reply(conn, attach, ReplyBody::Outcome(outcome));
+    let items = vec![token(1)];
+    assert_eq!(*op(&client.only_sent()), Op::Release { items });
+}
+
 #[test]
 fn a_session_with_jobs_is_kept_alive_until_they_are_done() {
     let (mut client, conn) = Client::with_session();
