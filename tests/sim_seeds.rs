@@ -192,6 +192,7 @@ fn what_could_not_be_given_back_is_not_held() {
 #[test]
 fn who_recovers_asks_who_came_beyond_the_hole() {
     let _ = Cluster::run(50_069_698, None);
+    let _ = Cluster::run(50_097_183, None);
 }
 
 /// Seeds that failed once by a fault of the simulator itself: the end of a log was damaged, or a write lost, of which
