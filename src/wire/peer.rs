@@ -87,9 +87,9 @@ impl Durable {
     }
 
     /// The same node said more. What a later start of it says is believed, even if it is less: it was
-    /// told by hello what it has lost, and has noted that. A process with the number of a start that was is an older image of
-    /// the disk: it is told so and ends, but what it says until then must not make forgotten what was
-    /// heard, since its next start is the one that has to know.
+    /// told by hello what it has lost, and has noted that. A process with the number of a start that was is an
+    /// older image of the disk: it is told so and ends, but what it says until then must not make forgotten
+    /// what was heard, since its next start is the one that has to know.
     pub fn hear(&mut self, said: Self) {
         if self.is_of(&said) {
             self.start = self.start.max(said.start);

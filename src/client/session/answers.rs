@@ -446,11 +446,11 @@ impl ClientCore {
         let Some((group, command)) = pending.command() else {
             return false;
         };
-        let state = self.groups.entry(group).or_default();
         let session = command.session.map(|call| call.id);
-        if session.is_none() || session != state.id() {
+        let state = self.groups.get_mut(&group);
+        let Some(state) = state.filter(|state| session.is_some() && session == state.id()) else {
             return false;
-        }
+        };
         match &command.op {
             Op::Release { items } if pending.origin == Origin::GiveBack => {
                 items.iter().for_each(|token| state.ended(*token));

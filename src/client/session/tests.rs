@@ -708,14 +708,20 @@ fn reattach_attaches_and_polls_again_with_another_number() {
     assert!(client.result(id).is_ok());
 }
 
-#[test]
-fn jobs_of_an_abandoned_lease_go_back() {
+/// A lease is answered after its caller is gone; what the client sends then.
+fn abandoned_lease() -> (Client, ConnNo, CallId, Request) {
     let (mut client, conn) = Client::with_session();
     let id = client.call(lease(5_000));
     let poll = client.only_sent();
     client.input(Input::Abandoned { id, answer: None });
     client.reply(conn, poll.id, leased(1));
-    let release = client.only_sent();
+    let sent = client.only_sent();
+    (client, conn, id, sent)
+}
+
+#[test]
+fn jobs_of_an_abandoned_lease_go_back() {
+    let (mut client, _, id, release) = abandoned_lease();
     assert_eq!(
         *op(&release),
         Op::Release {
@@ -728,12 +734,7 @@ fn jobs_of_an_abandoned_lease_go_back() {
 /// Nobody worked on them, and the session that beat kept them from everybody else.
 #[test]
 fn jobs_that_could_not_be_given_back_are_not_held() {
-    let (mut client, conn) = Client::with_session();
-    let id = client.call(lease(5_000));
-    let poll = client.only_sent();
-    client.input(Input::Abandoned { id, answer: None });
-    client.reply(conn, poll.id, leased(1));
-    let release = client.only_sent();
+    let (mut client, conn, _, release) = abandoned_lease();
     client.refuse(conn, release.id, Code::NotLeader, false);
     client.pass(PATIENCE);
     let sent = client.take_sent();

@@ -227,11 +227,8 @@ impl Cluster<'_> {
         if has_lied && !self.all_hear(node) {
             self.nodes[node].disks.iter_mut().for_each(SimDisk::own_up);
         }
-        let lies_until = match self.is_liar(node) {
-            true => Monotonic(u64::MAX),
-            false => Monotonic(0),
-        };
-        self.nodes[node].lies_until = lies_until;
+        let lies_until = if self.is_liar(node) { u64::MAX } else { 0 };
+        self.nodes[node].lies_until = Monotonic(lies_until);
     }
 
     /// The next start of a node is for any number of shards.
